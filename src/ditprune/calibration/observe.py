@@ -1,0 +1,77 @@
+"""Hooks that watch what enters each target; removed whatever happens.
+
+Query, key and value receive one and the same tensor, cross-attention keys and values of all
+blocks too. States are values, so an update is remembered by (state, tensor): layers that have
+always seen the same tensors end up holding the same state object, computed once, and part ways
+by themselves the first time they do not.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.statistics import column_norm
+from ditprune.statistics.column_norm import ColumnNorm
+
+
+class Observation:
+    """The state of every watched layer, updated at each call."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, ColumnNorm] = {}
+        self._empty: dict[tuple[int, torch.device], ColumnNorm] = {}
+        self._memo: dict[tuple[int, int], tuple[Any, int, ColumnNorm, ColumnNorm]] = {}
+
+    def see(self, name: str, inputs: Tensor) -> None:
+        """Add one input of one layer."""
+        state = self.states.get(name)
+        if state is None:
+            key = (inputs.shape[-1], inputs.device)
+            state = self._empty.setdefault(key, column_norm.start(*key))
+        self.states[name] = self._update(state, inputs)
+
+    def forget_inputs(self) -> None:
+        """Start of a denoiser call: no tensor of the last one can come again."""
+        self._memo.clear()
+
+    def _update(self, state: ColumnNorm, inputs: Tensor) -> ColumnNorm:
+        key = (id(state), id(inputs))
+        version = 0 if inputs.is_inference() else inputs._version
+        known = self._memo.get(key)
+        # An id may be reused after its object died, a tensor may be written in place: both show.
+        if known and known[0]() is inputs and known[1] == version and known[2] is state:
+            return known[3]
+        updated = column_norm.update(state, inputs)
+        self._memo[key] = (weakref.ref(inputs), version, state, updated)
+        return updated
+
+
+@contextmanager
+def observing(denoiser: nn.Module, names: Iterable[str]) -> Iterator[Observation]:
+    """Watch the inputs of these layers while the block runs; no hook stays behind."""
+    observation = Observation()
+    handles = [denoiser.register_forward_pre_hook(lambda *_: observation.forget_inputs())]
+    try:
+        for name in names:
+            handles.append(
+                denoiser.get_submodule(name).register_forward_pre_hook(
+                    _hook(observation, name), with_kwargs=True
+                )
+            )
+        yield observation
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(observation: Observation, name: str) -> Any:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        observation.see(name, args[0] if args else kwargs["input"])
+
+    return hook

@@ -1,0 +1,51 @@
+"""Runs a denoiser over recorded calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.calls import Call
+
+
+@contextmanager
+def evaluating(denoiser: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients, each module's own mode restored afterwards."""
+    modes = [(module, module.training) for module in denoiser.modules()]
+    denoiser.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def replay(denoiser: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    """The denoiser's output for each batch, in eval mode, without gradients."""
+    batches = iter(batches)
+    while True:
+        with evaluating(denoiser):
+            try:
+                call = Call.of(next(batches))
+            except StopIteration:
+                return
+            output = denoiser(*call.args, **call.kwargs)
+        yield output
+
+
+def predicted_noise(output: Any, num_channels: int | None = None) -> Tensor:
+    """The noise in a denoiser's output: its `sample`, its first item, or the tensor itself.
+
+    A model that also predicts a variance returns twice the channels [N, 2C, …]; the noise is the
+    first `num_channels`.
+    """
+    sample = getattr(output, "sample", None)
+    noise = sample if sample is not None else output[0] if isinstance(output, tuple) else output
+    if num_channels and noise.ndim > 1 and noise.shape[1] == 2 * num_channels:
+        return noise[:, :num_channels]
+    return noise

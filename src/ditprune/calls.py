@@ -1,0 +1,60 @@
+"""One recorded call of a denoiser, and the tree of values that its arguments are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ditprune.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Call:
+    """`denoiser(*args, **kwargs)`."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: Any) -> Call:
+        """From what users write: a Call, a dict of keyword arguments, or (args, kwargs)."""
+        if isinstance(batch, Call):
+            return batch
+        if isinstance(batch, Mapping):
+            return cls((), batch)
+        if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[1], Mapping):
+            args = batch[0]
+            return cls(tuple(args) if isinstance(args, (tuple, list)) else (args,), batch[1])
+        raise ModelError(
+            f"batches: an item is {type(batch).__name__}, expected a dict of keyword arguments "
+            "for the denoiser's forward, or a pair (args, kwargs)"
+        )
+
+    def map(self, change: Callable[[Any], Any]) -> Call:
+        """The call with every leaf changed."""
+        return Call(map_leaves(change, self.args), map_leaves(change, dict(self.kwargs)))
+
+    def leaves(self) -> list[Any]:
+        """Every value that is not a dict, list or tuple, in a fixed order."""
+        found: list[Any] = []
+        self.map(found.append)
+        return found
+
+    def sample(self) -> Tensor:
+        """The tensor being denoised: the first tensor among the arguments."""
+        for leaf in self.leaves():
+            if isinstance(leaf, Tensor):
+                return leaf
+        raise ModelError("a denoiser call without any tensor; expected its noisy sample")
+
+
+def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
+    """Rebuild nested dicts, lists and tuples with every other value changed."""
+    if isinstance(tree, Mapping):
+        return {key: map_leaves(change, value) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(map_leaves(change, value) for value in tree)
+    return change(tree)

@@ -1,0 +1,102 @@
+"""What the user called MODEL: a pipeline folder, a bare denoiser folder, a hub id, or `bundled`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ditprune import bundled
+from ditprune.errors import ModelError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md", "LICENSE*"]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Where a model lies.
+
+    Args:
+        name: as the user wrote it.
+        root: the folder that a pruned copy mirrors.
+        denoiser: the folder with the denoiser's config.json and weights; `root` itself when
+            there is no pipeline around it.
+    """
+
+    name: str
+    root: Path
+    denoiser: Path
+
+    @property
+    def is_pipeline(self) -> bool:
+        return self.root != self.denoiser
+
+
+def locate(model: str) -> ModelFolder:
+    """Find MODEL. Raises ModelError, saying what was looked for."""
+    root = _root(model)
+    if (root / "model_index.json").is_file():
+        return ModelFolder(model, root, root / _denoiser_component(model, root))
+    if (root / "config.json").is_file():
+        return ModelFolder(model, root, root)
+    raise ModelError(
+        f"{model}: neither model_index.json (a pipeline) nor config.json (a denoiser) in the "
+        "folder; pass a folder written by save_pretrained"
+    )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError with the file's name."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error}); expected a JSON object") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _root(model: str) -> Path:
+    if model == "bundled":
+        return bundled.PIPELINE
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{model}: is a file; expected a folder written by save_pretrained")
+    if _HUB_ID.fullmatch(model) and not model.startswith("."):
+        return _download(model)
+    raise ModelError(f"{model}: no such folder; expected a model folder, a hub id or 'bundled'")
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{hub_id}: no such folder here, and the hub did not give it ({reason}); "
+            "check the name, the connection, or download it first"
+        ) from None
+
+
+def _denoiser_component(model: str, root: Path) -> str:
+    index = read_json(root / "model_index.json")
+    if "transformer_2" in index:
+        raise ModelError(
+            f"{model}: the pipeline has two denoisers (transformer, transformer_2); "
+            "pass the folder of one of them"
+        )
+    if isinstance(index.get("transformer"), list) and (root / "transformer").is_dir():
+        return "transformer"
+    components = ", ".join(k for k in index if not k.startswith("_")) or "none"
+    raise ModelError(
+        f"{model}: the pipeline has no 'transformer' folder (components: {components}); "
+        "pass the denoiser's own folder"
+    )

@@ -1,0 +1,86 @@
+"""Writes beside and renames at the end, so that a killed run leaves no result at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ditprune.errors import OutputError
+
+MANIFEST = "ditprune.json"
+
+
+@contextmanager
+def write_beside(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write; renamed to it when the block ends well, else removed."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        yield part
+        os.replace(part, file)
+    except OSError as error:
+        raise OutputError(_why(file, error)) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_folder(out: Path, source: Path, needs_bytes: int, overwrite: bool) -> None:
+    """Refuse a folder that must not, or cannot, be written. Raises OutputError."""
+    resolved, origin = out.resolve(), source.resolve()
+    if resolved == origin or resolved in origin.parents or origin in resolved.parents:
+        raise OutputError(f"{out}: is, holds or lies in the model {source}; choose another place")
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            raise OutputError(f"{out}: exists; choose another place or pass --overwrite")
+        if not out.is_dir() or not (any(out.glob(f"**/{MANIFEST}")) or not any(out.iterdir())):
+            raise OutputError(f"{out}: is not a folder that ditprune wrote; remove it by hand")
+    parent = _existing_parent(resolved)
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{out}: no permission to write in {parent}; choose another place")
+    free = shutil.disk_usage(parent).free
+    if free < needs_bytes:
+        raise OutputError(
+            f"{out}: needs {needs_bytes / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; "
+            "make room or choose another disk"
+        )
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` that takes its place when the block ends well.
+
+    On any failure the folder is removed and `out` is what it was. Raises OutputError.
+    """
+    part = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            old = out.with_name(f".{out.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+            part.rename(out)
+            shutil.rmtree(old)
+        else:
+            part.rename(out)
+    except OSError as error:
+        raise OutputError(_why(out, error)) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _existing_parent(path: Path) -> Path:
+    for parent in path.parents:
+        if parent.is_dir():
+            return parent
+    raise OutputError(f"{path}: no folder above it exists")
+
+
+def _why(path: Path, error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"{path}: no space left on the disk; make room or choose another place"
+    return f"{path}: cannot be written ({error.strerror or error}); choose another place"

@@ -1,0 +1,38 @@
+"""The module tree of a denoiser folder, on the meta device: shapes and names, no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ditprune.checkpoints.locate import read_json
+from ditprune.errors import ModelError, did_you_mean
+
+
+def skeleton(folder: Path) -> nn.Module:
+    """Build the class that config.json names, from the installed diffusers only.
+
+    Nothing in the folder is executed: an unknown class is refused. Raises ModelError.
+    """
+    import diffusers
+
+    config = read_json(folder / "config.json")
+    name = config.get("_class_name")
+    known = [n for n in dir(diffusers) if "Transformer" in n or n.endswith("Model")]
+    if not isinstance(name, str) or name not in known:
+        raise ModelError(
+            f"{folder / 'config.json'}: class {name!r} is not in diffusers "
+            f"{diffusers.__version__}; {did_you_mean(str(name), known)}"
+        )
+    if "quantization_config" in config:
+        raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")
+    try:
+        with torch.device("meta"):
+            return getattr(diffusers, name).from_config(config)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'}: {name} cannot be built from it ({error}); "
+            "expected the config that save_pretrained wrote"
+        ) from None

@@ -1,0 +1,194 @@
+"""Reads a denoiser's safetensors shards tensor by tensor; the model is never instantiated."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ditprune.checkpoints.locate import read_json
+from ditprune.errors import ModelError
+
+_STEM = "diffusion_pytorch_model"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a shard: `offset` and `size_bytes` are in the file."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+
+class Weights:
+    """The tensors of one denoiser on disk, in the order in which its shards hold them.
+
+    Opening reads and checks the headers only. Raises ModelError for anything that is not a
+    complete, consistent set of safetensors files inside the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.index, self.shards = _find_shards(folder)
+        self.entries: dict[str, Entry] = {}
+        for shard in self.shards:
+            for entry in read_header(shard):
+                if entry.name in self.entries:
+                    raise ModelError(
+                        f"{shard}: tensor '{entry.name}' is also in "
+                        f"{self.entries[entry.name].file.name}; expected each tensor once"
+                    )
+                self.entries[entry.name] = entry
+        if self.index is not None:
+            _check_index(self.index, self.entries)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(shard.stat().st_size for shard in self.shards)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(entry.shape) for entry in self.entries.values())
+
+    def in_shard(self, shard: Path) -> list[Entry]:
+        """The entries of one shard by offset."""
+        return sorted(
+            (e for e in self.entries.values() if e.file == shard), key=lambda e: e.offset
+        )
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in its stored dtype."""
+        entry = self.entries[name]
+        return as_tensor(read_range(entry.file, entry.offset, entry.size_bytes), entry)
+
+    def read_slice(self, name: str, start: int, count: int) -> Tensor:
+        """`count` elements from flat position `start` of one tensor, [count]."""
+        entry = self.entries[name]
+        item = entry.size_bytes // max(1, math.prod(entry.shape))
+        raw = read_range(entry.file, entry.offset + start * item, count * item)
+        return torch.frombuffer(raw, dtype=DTYPES[entry.dtype])
+
+
+def as_tensor(raw: bytearray, entry: Entry) -> Tensor:
+    """The tensor over these bytes (no copy). Raises ModelError for a dtype without arithmetic."""
+    if entry.dtype not in DTYPES:
+        raise ModelError(
+            f"{entry.file.name}: {entry.name} is stored as {entry.dtype}, expected one of "
+            f"{', '.join(DTYPES)}; convert the checkpoint first"
+        )
+    return torch.frombuffer(raw, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def read_range(file: Path, offset: int, size_bytes: int) -> bytearray:
+    """`size_bytes` bytes of a file. Raises ModelError where the file ends before."""
+    raw = bytearray(size_bytes)
+    with file.open("rb", buffering=0) as stream:
+        stream.seek(offset)
+        view, done = memoryview(raw), 0
+        while done < size_bytes:
+            count = stream.readinto(view[done:])
+            if not count:
+                raise ModelError(f"{file}: ends {size_bytes - done} bytes early; fetch it again")
+            done += count
+    return raw
+
+
+def read_header(file: Path) -> Iterator[Entry]:
+    """The entries of a safetensors file, after the library has checked its header."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+        with file.open("rb") as stream:
+            header_size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(header_size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(
+            f"{file}: not a complete safetensors file ({error}); fetch it again"
+        ) from None
+    for name, record in header.items():
+        if name != "__metadata__":
+            begin, end = record["data_offsets"]
+            shape = tuple(record["shape"])
+            yield Entry(name, file, record["dtype"], shape, 8 + header_size + begin, end - begin)
+
+
+def _find_shards(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The index file, if there is one, and the shards in the order of the index."""
+    indices = _with_variant(folder, ".safetensors.index.json", ".safetensors.index.*.json")
+    if indices:
+        weight_map = read_json(indices).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{indices}: no 'weight_map'; expected tensor names with their shards")
+        names = list(dict.fromkeys(weight_map.values()))
+        return indices, [_inside(folder, indices, name) for name in names]
+    single = _with_variant(folder, ".safetensors", ".*.safetensors")
+    if single:
+        return None, [_inside(folder, single, single.name)]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        raise ModelError(
+            f"{folder}: weights only as pickle ({pickles[0]}), which can run code and is never "
+            "loaded; save the model with safe_serialization=True"
+        )
+    raise ModelError(f"{folder}: no {_STEM}.safetensors (or its index); expected safetensors weights")
+
+
+def _with_variant(folder: Path, plain: str, variant: str) -> Path | None:
+    """The plain file, else the only one with a variant such as fp16 in its name."""
+    if (folder / f"{_STEM}{plain}").exists():
+        return folder / f"{_STEM}{plain}"
+    others = sorted(p for p in folder.glob(f"{_STEM}{variant}") if "-of-" not in p.name)
+    if len(others) > 1:
+        names = ", ".join(p.name for p in others)
+        raise ModelError(f"{folder}: several variants ({names}) and no plain one; keep one")
+    return others[0] if others else None
+
+
+def _inside(folder: Path, source: Path, name: object) -> Path:
+    """The shard `name` of `folder`; refused where it would lead out of the model.
+
+    In the hub's cache a snapshot's files are links into the `blobs` folder of the same model.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        raise ModelError(f"{source}: names the shard {name!r}; expected a plain file name")
+    file = folder / name
+    if not file.is_file():
+        raise ModelError(f"{source}: shard {name} is missing; fetch the model again")
+    real, allowed = file.resolve(), [folder.resolve()]
+    for parent in folder.resolve().parents:
+        if parent.name == "snapshots":
+            allowed.append(parent.parent / "blobs")
+    if not any(real.is_relative_to(place) for place in allowed):
+        raise ModelError(f"{source}: shard {name} links to {real}, outside the model; copy it in")
+    return file
+
+
+def _check_index(index: Path, entries: dict[str, Entry]) -> None:
+    weight_map = read_json(index)["weight_map"]
+    for name, shard in weight_map.items():
+        if name not in entries:
+            raise ModelError(f"{index}: tensor '{name}' is not in {shard}; fetch the model again")
+        if entries[name].file.name != shard:
+            raise ModelError(
+                f"{index}: tensor '{name}' is in {entries[name].file.name}, not in {shard}; "
+                "fetch the model again"
+            )
+    for name, entry in entries.items():
+        if name not in weight_map:
+            raise ModelError(f"{index}: tensor '{name}' of {entry.file.name} is not listed in it")

@@ -1,0 +1,54 @@
+"""What can go wrong because of what was given, as one small tree.
+
+    DitpruneError              anything this package refuses; the message is one line for a person
+    ├── RecipeError            an option, a name or a combination of options
+    ├── ModelError             a model folder, its weights, or a module without blocks
+    ├── TargetError            a target, or a pattern that should match one
+    ├── StatisticsError        statistics that are missing, malformed or of another model
+    ├── OutputError            a place that cannot be written
+    └── VerificationError      a claim in a manifest that the files do not keep
+
+Every message says where, what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DitpruneError(Exception):
+    """Base of every refusal; the command line prints it as one line and exits with 2."""
+
+
+class RecipeError(DitpruneError):
+    """An option, a name or a combination of options cannot be used."""
+
+
+class ModelError(DitpruneError):
+    """A model folder, a weight file or a module is not what pruning needs."""
+
+
+class TargetError(DitpruneError):
+    """A layer cannot be pruned as asked, or a pattern matches none."""
+
+
+class StatisticsError(DitpruneError):
+    """Statistics are missing, malformed, or belong to another model."""
+
+
+class OutputError(DitpruneError):
+    """The result cannot be written where it was asked for."""
+
+
+class VerificationError(DitpruneError):
+    """Files on disk do not keep what their manifest says."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A clause naming the nearest known name, or all of them when none is near."""
+    choices = sorted(known)
+    near = get_close_matches(given, choices, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return "choose from " + ", ".join(choices[:12]) + (" …" if len(choices) > 12 else "")

@@ -1,0 +1,88 @@
+"""The one rule that selects: in each group keep the k best, exactly k, ties by position.
+
+"Best" is by score; among equal scores the later position stays, as if each group had been put in
+ascending order by a stable sort and its first entries removed. Cost is linear in the scores.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32
+from torch import Tensor
+
+from ditprune.errors import TargetError
+
+# G groups, K weights in each.
+_SMALL_GROUP = 16  # up to here all pairs are compared, K² vector operations on [G]
+_CHUNK_WEIGHTS = 1 << 24  # weights looked at together when there are many groups: 64 MiB
+
+
+def keep_best(scores_GK: Float32[Tensor, "groups weights"], num_keep: int) -> Bool[Tensor, "groups weights"]:
+    """Which weights stay: True for exactly `num_keep` in each row of scores.
+
+    Args:
+        scores_GK: one row per group, higher is better; any device.
+        num_keep: 0 … K.
+
+    Raises:
+        TargetError: a score is NaN.
+    """
+    num_groups, group_size = scores_GK.shape
+    if not 0 <= num_keep <= group_size:
+        raise ValueError(f"num_keep {num_keep} outside 0…{group_size}")
+    if scores_GK.numel() and scores_GK.amax().isnan():
+        count = int(scores_GK.isnan().sum())
+        raise TargetError(
+            f"{count} of {scores_GK.numel()} scores are NaN, expected numbers; "
+            "look for NaN or Inf in the weights and in the statistics"
+        )
+    keep_GK = torch.empty(scores_GK.shape, dtype=torch.bool, device=scores_GK.device)
+    if num_keep in (0, group_size):
+        return keep_GK.fill_(num_keep > 0)
+    select = _keep_by_pairs if group_size <= _SMALL_GROUP else _keep_by_threshold
+    rows = max(1, _CHUNK_WEIGHTS // group_size)
+    for first in range(0, num_groups, rows):
+        keep_GK[first : first + rows] = select(scores_GK[first : first + rows], num_keep)
+    return keep_GK
+
+
+def _keep_by_pairs(scores_GK: Tensor, num_keep: int) -> Tensor:
+    """Keep where fewer than `num_keep` others of the group are better (later wins a tie)."""
+    scores_KG = scores_GK.T.contiguous()
+    group_size = len(scores_KG)
+    num_better_KG = torch.zeros(scores_KG.shape, dtype=torch.uint8, device=scores_KG.device)
+    for a in range(group_size):
+        for b in range(a + 1, group_size):
+            a_is_better = scores_KG[a] > scores_KG[b]
+            num_better_KG[b] += a_is_better
+            num_better_KG[a] += a_is_better.logical_not_()
+    return (num_better_KG < num_keep).T
+
+
+def _keep_by_threshold(scores_GK: Tensor, num_keep: int) -> Tensor:
+    """Keep what lies above each group's k-th score, then settle the ties at that score."""
+    threshold_G1 = _smallest_of_order(scores_GK, scores_GK.shape[1] - num_keep)
+    keep_GK = scores_GK > threshold_G1
+    missing_G = num_keep - torch.count_nonzero(keep_GK, dim=1)
+    tied_rows = missing_G.nonzero()[:, 0]
+    if len(tied_rows) == 0:
+        return keep_GK
+    row, column = (scores_GK[tied_rows] == threshold_G1[tied_rows]).nonzero(as_tuple=True)
+    # Ties come in order of position; the last `missing` of each group stay.
+    num_ties = torch.bincount(row, minlength=len(tied_rows))
+    place = torch.arange(len(row), device=row.device) - (num_ties.cumsum(0) - num_ties)[row]
+    stays = place >= (num_ties - missing_G[tied_rows])[row]
+    keep_GK[tied_rows[row[stays]], column[stays]] = True
+    return keep_GK
+
+
+def _smallest_of_order(scores_GK: Tensor, order: int) -> Tensor:
+    """The `order`-th smallest score (from 1) of each group, [G, 1], in linear time.
+
+    On the CPU numpy's vectorised partition is several times faster than `torch.kthvalue`.
+    """
+    if scores_GK.device.type != "cpu":
+        return torch.kthvalue(scores_GK, order, dim=1, keepdim=True).values
+    partitioned = np.partition(scores_GK.numpy(), order - 1, axis=1)
+    return torch.from_numpy(partitioned[:, order - 1 : order].copy())

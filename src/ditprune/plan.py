@@ -1,0 +1,218 @@
+"""What a run would do, before any weight changes: targets, heterogeneity, comparison groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ditprune.checkpoints import fingerprint
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.weights import Weights
+from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.granularity.cag import CAG, heterogeneity
+from ditprune.recipe import Recipe, build
+from ditprune.statistics.collected import Statistics
+from ditprune.targets.discover import Target, discover
+from ditprune.targets.match import select
+
+Read = Callable[[Target], Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run works on: targets by name, what stays dense and why, and whose weights."""
+
+    targets: Mapping[str, Target]
+    skipped: Mapping[str, str]
+    fingerprint: str
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class PlannedTarget(Target):
+    """A target and what is known of its pruning.
+
+    Args:
+        g_out: heterogeneity of its output channels (paper, Eq. 10); None without statistics.
+        granularity: the comparison group it will have, `layer`, `channel` or N:M; None where
+            that takes statistics which were not given.
+        num_prune: weights to remove; None where the granularity is not known.
+    """
+
+    g_out: float | None = None
+    granularity: str | None = None
+    num_prune: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The planned targets by name, what stays dense and why, and the whole they are part of."""
+
+    targets: Mapping[str, PlannedTarget]
+    skipped: Mapping[str, str]
+    num_parameters: int
+    recipe: Recipe
+    cag_threshold: float | None
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of all targets together."""
+        return sum(target.num_weights for target in self.targets.values())
+
+
+def inspect(
+    denoiser: nn.Module,
+    stats: Statistics | None = None,
+    *,
+    sparsity: float | None = None,
+    saliency: Any = None,
+    granularity: Any = None,
+    pattern: Any = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Plan:
+    """What `prune_` with the same arguments would do to a denoiser; nothing is changed.
+
+    Raises ModelError, RecipeError, TargetError, StatisticsError.
+    """
+    recipe = build(saliency, granularity, sparsity, pattern, include=include, exclude=exclude)
+    selection = select_in_module(denoiser, recipe, stats)
+    return make_plan(selection, read_module(denoiser), stats, recipe)
+
+
+def inspect_checkpoint(model: ModelFolder, stats: Statistics | None, recipe: Recipe) -> Plan:
+    """The same for a folder, reading one weight at a time (and none without statistics)."""
+    weights = Weights(model.denoiser)
+    selection = select_in_checkpoint(model, weights, recipe, stats)
+    return make_plan(selection, read_weights(weights), stats, recipe)
+
+
+def read_module(denoiser: nn.Module) -> Read:
+    """Reads a target's weight from a loaded module."""
+    return lambda target: denoiser.get_parameter(f"{target.name}.weight").detach()
+
+
+def read_weights(weights: Weights) -> Read:
+    """Reads a target's weight from disk."""
+    return lambda target: weights.read(f"{target.name}.weight")
+
+
+def select_in_module(
+    denoiser: nn.Module, recipe: Recipe, stats: Statistics | None
+) -> Selection:
+    """The targets of a loaded module under a recipe; every check before work."""
+    targets = discover(denoiser)
+    num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    whose = fingerprint.of_module(denoiser, targets.values())
+    return _select(targets, whose, num_parameters, recipe, stats)
+
+
+def select_in_checkpoint(
+    model: ModelFolder, weights: Weights, recipe: Recipe, stats: Statistics | None
+) -> Selection:
+    """The targets of a folder, each present in its shards with the shape the config gives."""
+    targets = discover(skeleton(model.denoiser))
+    for target in targets.values():
+        entry = weights.entries.get(f"{target.name}.weight")
+        if entry is None:
+            raise ModelError(
+                f"{model.denoiser}: tensor '{target.name}.weight' is in config.json's model and "
+                "not in the weights; fetch the model again"
+            )
+        if entry.shape != target.shape:
+            raise ModelError(
+                f"{model.denoiser}: {entry.name} has shape {list(entry.shape)}, config.json "
+                f"gives {list(target.shape)}; fetch the model again"
+            )
+    whose = fingerprint.of_weights(weights, targets.values())
+    return _select(targets, whose, weights.num_parameters, recipe, stats)
+
+
+def _select(
+    targets: dict[str, Target],
+    whose: str,
+    num_parameters: int,
+    recipe: Recipe,
+    stats: Statistics | None,
+) -> Selection:
+    chosen = select(targets, recipe.include, recipe.exclude)
+    skipped: dict[str, str] = {}
+    if stats is not None and stats.fingerprint != whose:
+        raise StatisticsError(
+            f"statistics: made from other weights (fingerprint {stats.fingerprint[:12]}, the "
+            f"model has {whose[:12]}); calibrate this model"
+        )
+    if stats is not None and recipe.saliency.needs:
+        skipped = {n: "never called in calibration" for n in chosen if n in stats.never_called}
+        chosen = {name: target for name, target in chosen.items() if name not in skipped}
+        for target in chosen.values():
+            _check_norm(target, stats)
+    for target in chosen.values():
+        _check_groups(target, recipe)
+    return Selection(chosen, skipped, whose, num_parameters)
+
+
+def _check_norm(target: Target, stats: Statistics) -> None:
+    length = len(stats.column_norm(target.name))
+    if length != target.shape[1]:
+        raise StatisticsError(
+            f"statistics: {target.name} has {length} input channels, the model has "
+            f"{target.shape[1]}; calibrate this model"
+        )
+
+
+def _check_groups(target: Target, recipe: Recipe) -> None:
+    if isinstance(recipe.granularity, CAG):
+        return
+    try:
+        recipe.granularity.group_shape(*target.shape)
+    except RecipeError as error:
+        leaf = target.name.removeprefix(f"{target.block}.")
+        raise RecipeError(f"{target.name}: {error}; exclude it with --exclude '*.{leaf}'") from None
+
+
+def can_score(recipe: Recipe, stats: Statistics | None) -> bool:
+    """Whether the recipe's saliency has what it needs."""
+    return stats is not None or not recipe.saliency.needs
+
+
+def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
+    """The saliency of every weight of a target, float32 [C_out, C_in]."""
+    norm = stats.column_norm(target.name) if stats is not None and recipe.saliency.needs else None
+    return recipe.saliency(weight, norm)
+
+
+def measure_heterogeneity(
+    selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe
+) -> dict[str, float]:
+    """G_out of every target; one pass over the weights."""
+    return {
+        name: heterogeneity(scores_of(target, read(target), stats, recipe))
+        for name, target in selection.targets.items()
+    }
+
+
+def make_plan(
+    selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe
+) -> Plan:
+    """Measure what can be measured with these statistics, and choose every group."""
+    measurable = can_score(recipe, stats)
+    g_out = measure_heterogeneity(selection, read, stats, recipe) if measurable else {}
+    cag = recipe.granularity if isinstance(recipe.granularity, CAG) else None
+    threshold = cag.threshold(g_out) if cag and measurable else None
+    planned = {}
+    for name, target in selection.targets.items():
+        heterogeneous = g_out.get(name)
+        planned[name] = PlannedTarget(**asdict(target), g_out=heterogeneous)
+        if cag is None or (heterogeneous is not None and threshold is not None):
+            groups = cag.choose(heterogeneous, threshold) if cag else recipe.granularity
+            num_groups, size = groups.group_shape(*target.shape)
+            num_prune = num_groups * (size - groups.num_keep(size, recipe.sparsity))
+            planned[name] = PlannedTarget(
+                **asdict(target), g_out=heterogeneous, granularity=groups.name, num_prune=num_prune
+            )
+    return Plan(planned, selection.skipped, selection.num_parameters, recipe, threshold)

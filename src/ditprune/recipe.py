@@ -1,0 +1,179 @@
+"""What a run is: every choice in one frozen value that prints, compares and goes to JSON and back.
+
+The command line's flags, the fields of `build` and the keys of the JSON are the same words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ditprune.errors import RecipeError, did_you_mean
+from ditprune.granularity import GRANULARITIES
+from ditprune.granularity.cag import CAG
+from ditprune.granularity.nm import NM
+from ditprune.saliency import SALIENCIES, Saliency
+from ditprune.saliency.stw import STW
+
+DEFAULT_SPARSITY = 0.5
+# The words of a recipe that are constants of its saliency.
+_CONSTANTS = ("weight_power", "activation_power")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The default is the paper's method at 50 %.
+
+    Args:
+        saliency: scores weights.
+        granularity: who competes; an `NM` fixes the count and leaves `sparsity` None.
+        sparsity: share of each group to remove, 0 ≤ sparsity < 1.
+        include, exclude: globs over target names.
+    """
+
+    saliency: Saliency = STW()
+    granularity: Any = CAG()
+    sparsity: float | None = DEFAULT_SPARSITY
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under the names that `build` takes."""
+        is_pattern = isinstance(self.granularity, NM)
+        return {
+            "saliency": self.saliency.name,
+            **_constants_of(self.saliency),
+            "granularity": None if is_pattern else self.granularity.name,
+            **({} if is_pattern else _constants_of(self.granularity)),
+            "sparsity": self.sparsity,
+            "pattern": self.granularity.name if is_pattern else None,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+        }
+
+
+def build(
+    saliency: str | Saliency | None = None,
+    granularity: Any = None,
+    sparsity: float | None = None,
+    pattern: str | NM | None = None,
+    weight_power: float | None = None,
+    activation_power: float | None = None,
+    cag_threshold: float | str | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> Recipe:
+    """A checked recipe from words or objects; None means the default.
+
+    Raises RecipeError for unknown names, impossible values and options that exclude each other.
+    """
+    constants = {"weight_power": weight_power, "activation_power": activation_power}
+    chosen = _choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
+    if pattern is not None:
+        for option, value in (
+            ("sparsity", sparsity), ("granularity", granularity), ("cag_threshold", cag_threshold),
+        ):  # fmt: skip
+            if value is not None:
+                raise RecipeError(
+                    f"{_flag(option)} and --pattern exclude each other: N:M fixes the groups and "
+                    "the count; pass one of them"
+                )
+        groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
+        return Recipe(chosen, groups, None, _globs("include", include), _globs("exclude", exclude))
+    sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise RecipeError(
+            f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
+        )
+    groups = _choose(
+        "granularity", GRANULARITIES, "cag" if granularity is None else granularity,
+        {"cag_threshold": _threshold(cag_threshold)},
+    )  # fmt: skip
+    return Recipe(
+        chosen, groups, float(sparsity), _globs("include", include), _globs("exclude", exclude)
+    )
+
+
+def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
+    """The recipe that `to_json` wrote, with some words replaced (an override of None is none).
+
+    Raises RecipeError naming `source`.
+    """
+    if not isinstance(content, Mapping):
+        raise RecipeError(f"{source}: holds {type(content).__name__}, expected a JSON object")
+    known = list(build.__annotations__)[:-1]
+    for key in content:
+        if key not in known:
+            raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), known)}")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    # Another way of grouping on the command line replaces the one in the file.
+    ways = ({"pattern"}, {"sparsity", "granularity", "cag_threshold"})
+    for way, other in (ways, ways[::-1]):
+        if way & given.keys() and not other & given.keys():
+            content = {k: v for k, v in content.items() if k not in other}
+    try:
+        return build(**{**content, **given})
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def _choose(
+    option: str, choices: Mapping[str, Any], given: Any, constants: Mapping[str, Any]
+) -> Any:
+    """The choice by name with its constants, or the object itself."""
+    wanted = {name: value for name, value in constants.items() if value is not None}
+    if not isinstance(given, str):
+        if isinstance(given, type) or not hasattr(given, "name"):
+            raise RecipeError(
+                f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) or an object such as "
+                f"{next(iter(choices.values())).__name__}()"
+            )
+        if wanted:
+            raise RecipeError(
+                f"{_flag(next(iter(wanted)))}: {given!r} already has its constants; set them there"
+            )
+        return given
+    if given not in choices:
+        raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
+    fields = {field.name: field for field in dataclasses.fields(choices[given])}
+    for name, value in wanted.items():
+        if name not in fields:
+            raise RecipeError(f"{_flag(name)} does not apply to --{option} {given}; leave it out")
+        if name in _CONSTANTS and (
+            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 16
+        ):
+            raise RecipeError(f"{_flag(name)} {value}: expected a power from 0 to 16")
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in wanted:
+            raise RecipeError(f"--{option} {given} needs {_flag(name)}")
+    return choices[given](**wanted)
+
+
+def _threshold(given: float | str | None) -> float | str | None:
+    if given is None or given == "auto":
+        return given
+    try:
+        threshold = float(given)
+    except (TypeError, ValueError):
+        threshold = float("nan")
+    if not threshold >= 0:
+        raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up, or 'auto'")
+    return threshold
+
+
+def _globs(option: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else tuple(given or ())
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise RecipeError(f"--{option} {pattern!r}: expected a glob such as '*.attn1.to_q'")
+    return patterns
+
+
+def _constants_of(choice: Any) -> dict[str, Any]:
+    return dataclasses.asdict(choice) if dataclasses.is_dataclass(choice) else {}
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

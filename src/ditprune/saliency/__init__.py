@@ -1,0 +1,39 @@
+"""HOW MUCH IT MATTERS: a score for every weight, one formula and its source per file.
+
+A saliency is a frozen dataclass of its constants with a `name`, the statistics it `needs`, and
+`__call__(weight [C_out, C_in], norm [C_in] or None) → scores [C_out, C_in]`, higher is kept.
+Adding one touches its own file and the dict below.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ditprune.saliency.magnitude import Magnitude
+from ditprune.saliency.power import Power
+from ditprune.saliency.ria import RIA
+from ditprune.saliency.stw import STW
+from ditprune.saliency.wanda import Wanda
+
+
+class Saliency(Protocol):
+    """What the pruning loop asks of a saliency."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[type]: ...
+
+    def __call__(self, weight: Tensor, norm: Tensor | None) -> Tensor: ...
+
+
+SALIENCIES: dict[str, Any] = {
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "stw": STW,
+    "power": Power,
+    "ria": RIA,
+}

@@ -1,0 +1,65 @@
+"""The family of products of powers that magnitude, Wanda and STW belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ditprune.statistics.column_norm import ColumnNorm
+
+
+@dataclass(frozen=True)
+class Power:
+    """I_ij = |W_ij|^m · ‖X_j‖₂^n with m = weight_power and n = activation_power.
+
+    Source: arXiv 2607.00927, Eq. 6. Within one group only the ratio n / m changes the order.
+    """
+
+    weight_power: float
+    activation_power: float
+    name: ClassVar[str] = "power"
+
+    @property
+    def needs(self) -> frozenset[type]:
+        return frozenset({ColumnNorm}) if self.activation_power else frozenset()
+
+    def __call__(
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+    ) -> Float32[Tensor, "out in"]:
+        return power_score(weight, norm, self.weight_power, self.activation_power)
+
+
+def power_score(
+    weight_OI: Float[Tensor, "out in"],
+    norm_I: Float[Tensor, " in"] | None,
+    weight_power: float,
+    activation_power: float,
+) -> Float32[Tensor, "out in"]:
+    """Scores [C_out, C_in] in float32; higher is kept. `norm_I` may be None where n = 0."""
+    scores_OI = power_(weight_OI.detach().abs().to(torch.float32, copy=True), weight_power)
+    if activation_power:
+        assert norm_I is not None
+        scores_OI *= power_(norm_I.to(scores_OI.device, torch.float32, copy=True), activation_power)
+    return scores_OI
+
+
+def power_(values: Float32[Tensor, "..."], exponent: float) -> Float32[Tensor, "..."]:
+    """`values ** exponent` in place, with the same bits whatever the number of threads.
+
+    Vector and scalar `pow` may differ in the last bit, and which elements take which depends on
+    how threads split the tensor; so common exponents use correctly rounded operations, and all
+    others go through float64, where such a difference vanishes in the rounding.
+    """
+    if exponent == 1:
+        return values
+    if exponent == 2:
+        return values.square_()
+    if exponent == 0.5:
+        return values.sqrt_()
+    if exponent == 0:
+        return values.fill_(1)
+    return values.copy_(values.double().pow_(exponent))

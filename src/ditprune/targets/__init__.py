@@ -1,0 +1,1 @@
+"""WHERE: which Linears of a denoiser are pruned."""

@@ -1,0 +1,35 @@
+"""What the structural rule of `discover.py` cannot see by itself, as data.
+
+Patterns are regular expressions on class names or on leaf names; figures and families are in
+docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import re
+
+# A submodule of such a class, or a Linear of such a name, is evidence of attention in a block.
+ATTENTION_CLASS = re.compile(r"attn|attention|qknorm", re.IGNORECASE)
+ATTENTION_LINEAR = re.compile(
+    r"^(to_|w|linear_)?(q|k|v|qk|kv|qkv)(_linear|_proj|kv)?$|^(to_)?(query|key|value)(_proj)?$|^to_qkv_mlp_proj$"
+)
+# One wide Linear that holds query, key, value and more (FLUX single blocks in the original code).
+FUSED_LINEAR = re.compile(r"^(linear1|to_qkv_mlp_proj)$")
+FUSED_RATIO = 3
+
+# Inside a block, Linears below such a class embed the timestep or the label; the original models
+# keep them outside the blocks (DiTTransformer2DModel copies them into every `norm1.emb`).
+EMBEDDER_CLASS = re.compile(r"embed", re.IGNORECASE)
+
+# One output per head or per expert: too few rows to compare, too important to lose.
+FEW_OUTPUTS = 128
+FEW_OUTPUTS_RATIO = 16
+GATE_LINEAR = re.compile(r"^(gate|router|to_gate_logits|beta_proj)$")
+GATE_RATIO = 4
+
+# What a layer does, by its path below its block; the first match names the role.
+ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("modulation", re.compile(r"adaln|ada_ln|modulation|(^|[._])mod([._]|$)|(^|\.)norm\w*\.lin")),
+    ("mlp", re.compile(r"(^|[._])(mlp|ff|ffn|feed_forward|experts?)([._]|$)|ff_context|fc[12]$")),
+    ("attention", re.compile(r"attn|attention|(^|[._])(to_)?(q|k|v|qkv|out|proj)([._\d]|$)")),
+)

@@ -1,0 +1,120 @@
+"""Reads a pruned folder back from disk and lists every claim of its manifest that is false."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from ditprune.checkpoints import manifest
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.output import MANIFEST
+from ditprune.checkpoints.rewrite import sha256, tensors_of
+from ditprune.checkpoints.weights import Entry, Weights, as_tensor
+from ditprune.errors import DitpruneError, ModelError
+from ditprune.granularity import GRANULARITIES
+from ditprune.granularity.nm import NM
+from ditprune.recipe import Recipe, from_json
+
+
+def verify(model: ModelFolder) -> Iterator[str]:
+    """One line for every false claim; none where all hold.
+
+    Checked: the recipe can be read; config.json is the dense model's; every untouched tensor is
+    byte-identical to the dense model's; every pruned tensor has the bytes that were written, the
+    zeros that are claimed, and in every group at least those the recipe asks for (N:M included);
+    the totals are the sums.
+
+    Raises ModelError where there is no manifest, or the weights cannot be read.
+    """
+    if not (model.denoiser / MANIFEST).is_file():
+        raise ModelError(
+            f"{model.denoiser}: no {MANIFEST}; expected a folder that `ditprune prune` wrote"
+        )
+    weights = Weights(model.denoiser)
+    try:
+        claims = manifest.read(model.denoiser)
+        recipe = from_json(claims["recipe"], "recipe")
+        targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
+        untouched = dict(claims["untouched"])
+        yield from _false_totals(claims)
+        config_sha256 = claims["base"]["config_sha256"]
+    except (DitpruneError, KeyError, TypeError, ValueError, AttributeError) as error:
+        yield f"{MANIFEST}: cannot be read ({error!r}); expected the manifest that prune wrote"
+        return
+    if sha256((model.denoiser / "config.json").read_bytes()) != config_sha256:
+        yield "config.json: is not the dense model's"
+    for name in sorted((targets.keys() | untouched.keys()) - weights.entries.keys()):
+        yield f"{name}: missing from the weights"
+    for entry, raw in tensors_of(weights):
+        if entry.name in untouched:
+            if sha256(raw) != untouched[entry.name]:
+                yield f"{entry.name}: differs from the dense model, expected the same bytes"
+        elif entry.name in targets:
+            name, target = targets[entry.name]
+            try:
+                yield from _false_target(name, target, entry, raw, recipe)
+            except (DitpruneError, KeyError, TypeError, ValueError, AttributeError) as error:
+                yield f"{name}: its record in {MANIFEST} cannot be read ({error!r})"
+        else:
+            yield f"{entry.name}: is in the weights and not in {MANIFEST}"
+
+
+def _false_target(
+    name: str, target: Mapping[str, Any], entry: Entry, raw: bytearray, recipe: Recipe
+) -> Iterator[str]:
+    if list(entry.shape) != list(target["shape"]):
+        yield f"{name}: shape {list(entry.shape)} on disk, {target['shape']} claimed"
+        return
+    is_zero = as_tensor(raw, entry) == 0
+    num_zero = int(torch.count_nonzero(is_zero))
+    if num_zero != target["num_zero"]:
+        yield f"{name}: {num_zero} zeros on disk, {target['num_zero']} claimed"
+    groups = _groups(target["granularity"], recipe)
+    num_groups, size = groups.group_shape(*entry.shape)
+    asked = size - groups.num_keep(size, recipe.sparsity)
+    if (num_groups, num_groups * asked) != (target["num_groups"], target["num_asked"]):
+        yield (
+            f"{name}: the recipe asks for {num_groups * asked} weights in {num_groups} groups, "
+            f"{target['num_asked']} in {target['num_groups']} claimed"
+        )
+    if target["num_pruned"] != target["num_asked"]:
+        yield f"{name}: {target['num_pruned']} weights removed, {target['num_asked']} asked"
+    short = torch.count_nonzero(is_zero.view(num_groups, size), dim=1) < asked
+    if short.any():
+        yield (
+            f"{name}: {int(short.sum())} of {num_groups} groups ({groups.name}) have fewer than "
+            f"{asked} zeros, first group {int(short.nonzero()[0])}"
+        )
+    if sha256(raw) != target["sha256"]:
+        yield f"{name}: its bytes are not those that were written"
+
+
+def _groups(granularity: str, recipe: Recipe) -> Any:
+    """The groups a manifest names, which must be ones its recipe can lead to."""
+    if isinstance(recipe.granularity, NM):
+        if granularity != recipe.granularity.name:
+            raise ValueError(f"granularity {granularity}, the recipe says {recipe.granularity.name}")
+        return recipe.granularity
+    if recipe.granularity.name not in ("cag", granularity) or granularity not in ("layer", "channel"):
+        raise ValueError(f"granularity {granularity}, the recipe says {recipe.granularity.name}")
+    return GRANULARITIES[granularity]()
+
+
+def _false_totals(claims: Mapping[str, Any]) -> Iterator[str]:
+    totals, targets = claims["totals"], claims["targets"].values()
+    num_weights = sum(math.prod(target["shape"]) for target in targets)
+    num_pruned = sum(target["num_pruned"] for target in targets)
+    actual = {
+        "num_targets": len(targets),
+        "num_weights": num_weights,
+        "num_pruned": num_pruned,
+        "sparsity": num_pruned / num_weights,
+        "model_sparsity": num_pruned / totals["num_parameters"],
+    }
+    for key, value in actual.items():
+        if totals[key] != value:
+            yield f"totals: {key} is {totals[key]}, the targets add up to {value}"
+
