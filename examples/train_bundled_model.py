@@ -20,14 +20,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditprune.bundled.classifier import IMAGE_SIZE, DigitClassifier, predict
+from ditprune.bundled.classifier import (
+    IMAGE_SIZE,
+    NUM_CLASSES,
+    NUM_FEATURES,
+    DigitClassifier,
+    predict,
+)
+from ditprune.metrics.frechet import moments
 
 NULL_CLASS = 1000  # DiTPipeline hard-codes this label for classifier-free guidance
 LABEL_DROPOUT = 0.1
@@ -251,9 +258,7 @@ def train_transformer(
             group["lr"] = max(rate, 1e-6)
         generator = step_generator(2, step)
         index = torch.randint(len(mean), (batch_size,), generator=generator)
-        clean = mean[index] + deviation[index] * torch.randn(
-            mean[index].shape, generator=generator
-        )
+        clean = mean[index] + deviation[index] * torch.randn(mean[index].shape, generator=generator)
         noise = torch.randn(clean.shape, generator=generator)
         timestep = torch.randint(1000, (batch_size,), generator=generator)
         dropped = torch.rand(batch_size, generator=generator) < LABEL_DROPOUT
@@ -268,7 +273,9 @@ def train_transformer(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - min(0.9995, 1 - 1 / (step + 1)))
+        torch._foreach_lerp_(
+            ema, [p.detach() for p in parameters], 1 - min(0.9995, 1 - 1 / (step + 1))
+        )
         losses.append(loss.item())
         now = time.monotonic()
         state["seconds"] += min(now - clock, 10.0)  # a suspended process does not age
@@ -314,7 +321,9 @@ def judge(pipeline: DiTPipeline, classifier: DigitClassifier, num_images: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=100, help="time for the DiT")
@@ -328,14 +337,16 @@ def main() -> None:
 
     data = load_images(args.data)
     classifier = train_classifier(args.out, data, args.classifier_epochs)
+    reference = moments(classifier.features, NUM_FEATURES, data[2])
+    save_file(reference, args.out / "reference.safetensors")
     vae = train_autoencoder(args.out, data[0], args.vae_steps)
     latents = cached_latents(args.out, vae, data[0])
     transformer, state = train_transformer(
         args.out, latents, data[1], args.num_steps, args.batch_size, args.minutes
     )
     pipeline = DiTPipeline(transformer, vae, DDIMScheduler(clip_sample=False))
-    pipeline = pipeline.to(torch.float16)
-    pipeline.save_pretrained(args.out / "pipeline")
+    pipeline.register_to_config(id2label={str(i): str(i) for i in range(NUM_CLASSES)})
+    pipeline.to(torch.float16).save_pretrained(args.out / "pipeline")
     pipeline = DiTPipeline.from_pretrained(args.out / "pipeline")
     accuracy = judge(pipeline, classifier, args.num_images)
     reached = {**state, "samples": args.num_images, "read_as_asked": accuracy}

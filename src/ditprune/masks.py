@@ -18,7 +18,9 @@ _SMALL_GROUP = 16  # up to here all pairs are compared, K² vector operations on
 _CHUNK_WEIGHTS = 1 << 24  # weights looked at together when there are many groups: 64 MiB
 
 
-def keep_best(scores_GK: Float32[Tensor, "groups weights"], num_keep: int) -> Bool[Tensor, "groups weights"]:
+def keep_best(
+    scores_GK: Float32[Tensor, "groups weights"], num_keep: int
+) -> Bool[Tensor, "groups weights"]:
     """Which weights stay: True for exactly `num_keep` in each row of scores.
 
     Args:

@@ -101,9 +101,7 @@ def read_weights(weights: Weights) -> Read:
     return lambda target: weights.read(f"{target.name}.weight")
 
 
-def select_in_module(
-    denoiser: nn.Module, recipe: Recipe, stats: Statistics | None
-) -> Selection:
+def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
     """The targets of a loaded module under a recipe; every check before work."""
     targets = discover(denoiser)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
@@ -196,23 +194,29 @@ def measure_heterogeneity(
     }
 
 
-def make_plan(
-    selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe
-) -> Plan:
+def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe) -> Plan:
     """Measure what can be measured with these statistics, and choose every group."""
     measurable = can_score(recipe, stats)
     g_out = measure_heterogeneity(selection, read, stats, recipe) if measurable else {}
     cag = recipe.granularity if isinstance(recipe.granularity, CAG) else None
     threshold = cag.threshold(g_out) if cag and measurable else None
-    planned = {}
-    for name, target in selection.targets.items():
-        heterogeneous = g_out.get(name)
-        planned[name] = PlannedTarget(**asdict(target), g_out=heterogeneous)
-        if cag is None or (heterogeneous is not None and threshold is not None):
-            groups = cag.choose(heterogeneous, threshold) if cag else recipe.granularity
-            num_groups, size = groups.group_shape(*target.shape)
-            num_prune = num_groups * (size - groups.num_keep(size, recipe.sparsity))
-            planned[name] = PlannedTarget(
-                **asdict(target), g_out=heterogeneous, granularity=groups.name, num_prune=num_prune
-            )
+    planned = {
+        name: _plan_target(target, g_out.get(name), threshold, recipe)
+        for name, target in selection.targets.items()
+    }
     return Plan(planned, selection.skipped, selection.num_parameters, recipe, threshold)
+
+
+def _plan_target(
+    target: Target, g_out: float | None, threshold: float | None, recipe: Recipe
+) -> PlannedTarget:
+    groups = recipe.granularity
+    if isinstance(groups, CAG):
+        if g_out is None or threshold is None:
+            return PlannedTarget(**asdict(target))
+        groups = groups.choose(g_out, threshold)
+    num_groups, group_size = groups.group_shape(*target.shape)
+    num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
+    return PlannedTarget(
+        **asdict(target), g_out=g_out, granularity=groups.name, num_prune=num_prune
+    )

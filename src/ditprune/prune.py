@@ -1,4 +1,4 @@
-"""The one loop: score → group → keep → write, for a module in place or a folder tensor by tensor."""
+"""The one loop: score → group → keep → write, for a module or a folder tensor by tensor."""
 
 from __future__ import annotations
 
@@ -178,9 +178,7 @@ def prune_checkpoint(
                 hashes[entry.name] = sha256(raw)
                 writer.write(entry, raw)
         in_order = {name: outcomes[name] for name in selection.targets}
-        whole = Outcome(
-            in_order, selection.skipped, selection.num_parameters, recipe, threshold
-        )
+        whole = Outcome(in_order, selection.skipped, selection.num_parameters, recipe, threshold)
         manifest.write(folder, _manifest(model, selection, whole, hashes, stats))
     return whole
 
@@ -241,7 +239,9 @@ def prune_weight_(
 
 def _check_finite(target: Target, weight: Tensor) -> None:
     if not weight.isfinite().all():
-        raise TargetError(f"{target.name}: its weight holds NaN or Inf; repair the model or exclude it")
+        raise TargetError(
+            f"{target.name}: its weight holds NaN or Inf; repair the model or exclude it"
+        )
 
 
 def _manifest(
@@ -261,8 +261,7 @@ def _manifest(
             "fingerprint": selection.fingerprint,
             "config_sha256": sha256((model.denoiser / "config.json").read_bytes()),
         },
-        "statistics": stats
-        and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
+        "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
         "totals": {
             "num_targets": len(outcome.targets),
             "num_weights": outcome.num_weights,

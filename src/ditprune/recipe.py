@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
@@ -33,8 +33,8 @@ class Recipe:
         include, exclude: globs over target names.
     """
 
-    saliency: Saliency = STW()
-    granularity: Any = CAG()
+    saliency: Saliency = field(default_factory=STW)
+    granularity: Any = field(default_factory=CAG)
     sparsity: float | None = DEFAULT_SPARSITY
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -83,7 +83,11 @@ def build(
         groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
         return Recipe(chosen, groups, None, _globs("include", include), _globs("exclude", exclude))
     sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+    if (
+        isinstance(sparsity, bool)
+        or not isinstance(sparsity, (int, float))
+        or not 0 <= sparsity < 1
+    ):
         raise RecipeError(
             f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
         )
@@ -127,8 +131,8 @@ def _choose(
     if not isinstance(given, str):
         if isinstance(given, type) or not hasattr(given, "name"):
             raise RecipeError(
-                f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) or an object such as "
-                f"{next(iter(choices.values())).__name__}()"
+                f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) "
+                f"or an object such as {next(iter(choices.values())).__name__}()"
             )
         if wanted:
             raise RecipeError(
@@ -137,7 +141,7 @@ def _choose(
         return given
     if given not in choices:
         raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
-    fields = {field.name: field for field in dataclasses.fields(choices[given])}
+    fields = {one.name: one for one in dataclasses.fields(choices[given])}
     for name, value in wanted.items():
         if name not in fields:
             raise RecipeError(f"{_flag(name)} does not apply to --{option} {given}; leave it out")
@@ -145,8 +149,8 @@ def _choose(
             isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 16
         ):
             raise RecipeError(f"{_flag(name)} {value}: expected a power from 0 to 16")
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in wanted:
+    for name, constant in fields.items():
+        if constant.default is dataclasses.MISSING and name not in wanted:
             raise RecipeError(f"--{option} {given} needs {_flag(name)}")
     return choices[given](**wanted)
 
@@ -172,7 +176,8 @@ def _globs(option: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _constants_of(choice: Any) -> dict[str, Any]:
-    return dataclasses.asdict(choice) if dataclasses.is_dataclass(choice) else {}
+    is_instance = dataclasses.is_dataclass(choice) and not isinstance(choice, type)
+    return dataclasses.asdict(choice) if is_instance else {}
 
 
 def _flag(option: str) -> str:

@@ -96,9 +96,14 @@ def _groups(granularity: str, recipe: Recipe) -> Any:
     """The groups a manifest names, which must be ones its recipe can lead to."""
     if isinstance(recipe.granularity, NM):
         if granularity != recipe.granularity.name:
-            raise ValueError(f"granularity {granularity}, the recipe says {recipe.granularity.name}")
+            raise ValueError(
+                f"granularity {granularity}, the recipe says {recipe.granularity.name}"
+            )
         return recipe.granularity
-    if recipe.granularity.name not in ("cag", granularity) or granularity not in ("layer", "channel"):
+    if recipe.granularity.name not in ("cag", granularity) or granularity not in (
+        "layer",
+        "channel",
+    ):
         raise ValueError(f"granularity {granularity}, the recipe says {recipe.granularity.name}")
     return GRANULARITIES[granularity]()
 
@@ -117,4 +122,3 @@ def _false_totals(claims: Mapping[str, Any]) -> Iterator[str]:
     for key, value in actual.items():
         if totals[key] != value:
             yield f"totals: {key} is {totals[key]}, the targets add up to {value}"
-

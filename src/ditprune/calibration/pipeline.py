@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from ditprune.checkpoints.locate import ModelFolder, read_json
+from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError
 
 _LIBRARIES = ("diffusers", "transformers")
@@ -19,22 +22,46 @@ def load_pipeline(model: ModelFolder) -> Any:
     import diffusers
 
     _check_components(model)
-    # At load diffusers takes a denoiser with quiet gaps for whole; the silence ends after it.
-    verbosity = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    try:
+    Weights(model.denoiser)  # refuses what is not whole, with a better message
+    with _loading(model):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             model.root, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"{model.name}: diffusers cannot load the pipeline ({reason})") from None
-    finally:
-        diffusers.utils.logging.set_verbosity(verbosity)
-        diffusers.utils.logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def load_denoiser(model: ModelFolder, expected: type[nn.Module]) -> nn.Module:
+    """A folder's denoiser in float32, in eval mode; it must be of the class expected."""
+    given = read_json(model.denoiser / "config.json").get("_class_name")
+    if given != expected.__name__:
+        raise ModelError(
+            f"{model.name}: holds a {given}, expected a {expected.__name__} as in the dense model"
+        )
+    Weights(model.denoiser)  # refuses what is not whole, with a better message
+    with _loading(model):
+        denoiser = expected.from_pretrained(  # type: ignore[attr-defined]
+            model.denoiser, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        )
+    return denoiser.eval()
+
+
+@contextmanager
+def _loading(model: ModelFolder) -> Iterator[None]:
+    """diffusers, silent for as long as the block runs; its refusals become ours."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(f"{model.name}: diffusers cannot load it ({reason})") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def _check_components(model: ModelFolder) -> None:
@@ -82,12 +109,16 @@ def conditions(
     argument = condition_argument(pipeline)
     if argument == "class_labels":
         if prompts:
-            raise RecipeError(f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts")
+            raise RecipeError(
+                f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
+            )
         num_classes = pipeline.transformer.config.num_embeds_ada_norm
         known = sorted(pipeline.labels.values()) or list(range(num_classes))
         for label in labels or ():
             if not 0 <= label < num_classes:
-                raise RecipeError(f"--labels {label}: expected class ids from 0 to {num_classes - 1}")
+                raise RecipeError(
+                    f"--labels {label}: expected class ids from 0 to {num_classes - 1}"
+                )
         return list(labels or known)
     if labels:
         raise RecipeError(f"{type(pipeline).__name__} draws prompts; pass --prompts, not --labels")

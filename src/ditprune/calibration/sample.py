@@ -50,7 +50,9 @@ class Sampling:
         if self.num_samples < 1:
             raise RecipeError(f"--num-samples {self.num_samples}: expected at least 1")
         if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise RecipeError(f"--num-inference-steps {self.num_inference_steps}: expected at least 1")
+            raise RecipeError(
+                f"--num-inference-steps {self.num_inference_steps}: expected at least 1"
+            )
         if self.timesteps not in TIMESTEPS:
             raise RecipeError(
                 f"--timesteps '{self.timesteps}': {did_you_mean(self.timesteps, TIMESTEPS)}"

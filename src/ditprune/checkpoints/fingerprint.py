@@ -18,9 +18,7 @@ from ditprune.targets.discover import Target
 _RUN = 1024
 
 
-def _fingerprint(
-    targets: Iterable[Target], read_slice: Callable[[str, int, int], Tensor]
-) -> str:
+def _fingerprint(targets: Iterable[Target], read_slice: Callable[[str, int, int], Tensor]) -> str:
     digest = hashlib.sha256()
     for target in sorted(targets, key=lambda t: t.name):
         digest.update(f"{target.name} {target.shape}\n".encode())
@@ -34,7 +32,7 @@ def of_module(denoiser: nn.Module, targets: Iterable[Target]) -> str:
     """The fingerprint of a loaded denoiser's targets."""
 
     def read_slice(name: str, start: int, count: int) -> Tensor:
-        flat = denoiser.get_submodule(name).weight.detach().reshape(-1)  # type: ignore[union-attr, operator]
+        flat = denoiser.get_parameter(f"{name}.weight").detach().reshape(-1)
         return flat[start : start + count].cpu()
 
     return _fingerprint(targets, read_slice)

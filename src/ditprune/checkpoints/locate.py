@@ -54,7 +54,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error}); expected a JSON object") from None
+        raise ModelError(
+            f"{file}: cannot be read as JSON ({error}); expected a JSON object"
+        ) from None
     if not isinstance(content, dict):
         raise ModelError(f"{file}: holds {type(content).__name__}, expected a JSON object")
     return content

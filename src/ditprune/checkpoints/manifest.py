@@ -18,7 +18,9 @@ _PACKAGES = ("ditprune", "torch", "numpy", "safetensors", "diffusers")
 
 def versions() -> dict[str, str]:
     """The versions a result depends on."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in _PACKAGES
+    }
 
 
 def write(folder: Path, claims: Mapping[str, Any]) -> None:

@@ -20,11 +20,23 @@ def write_beside(file: Path) -> Iterator[Path]:
     part = file.with_name(f".{file.name}.part")
     try:
         yield part
-        os.replace(part, file)
+        part.replace(file)
     except OSError as error:
         raise OutputError(_why(file, error)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_file(file: Path, overwrite: bool) -> None:
+    """Refuse a file that must not, or cannot, be written. Raises OutputError."""
+    if file.is_dir():
+        raise OutputError(f"{file}: is a folder; expected a file name")
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file}: exists; choose another name or pass --overwrite")
+    if not file.absolute().parent.is_dir():
+        raise OutputError(f"{file}: its folder does not exist; make it first")
+    if not os.access(file.absolute().parent, os.W_OK):
+        raise OutputError(f"{file}: no permission to write in its folder; choose another place")
 
 
 def check_folder(out: Path, source: Path, needs_bytes: int, overwrite: bool) -> None:

@@ -26,9 +26,8 @@ def other_files(model: ModelFolder, weights: Weights) -> Iterator[Path]:
     for file in sorted(model.root.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(model.root).parts)
         if file.is_file() and not hidden:
-            if file.parent != model.denoiser or file.name in ("config.json", "README.md"):
-                yield file
-            elif file == weights.index:
+            kept = file.name in ("config.json", "README.md") or file == weights.index
+            if file.parent != model.denoiser or kept:
                 yield file
 
 

@@ -31,7 +31,14 @@ def skeleton(folder: Path) -> nn.Module:
     try:
         with torch.device("meta"):
             return getattr(diffusers, name).from_config(config)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ZeroDivisionError,
+    ) as error:
         raise ModelError(
             f"{folder / 'config.json'}: {name} cannot be built from it ({error}); "
             "expected the config that save_pretrained wrote"

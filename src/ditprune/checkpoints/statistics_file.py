@@ -41,7 +41,9 @@ def save(statistics: Statistics, file: Path) -> None:
 def load(file: Path) -> Statistics:
     """Read statistics. Raises StatisticsError for a file that is not one, whole and sane."""
     if not file.is_file():
-        raise StatisticsError(f"{file}: no such statistics file; make one with `ditprune calibrate`")
+        raise StatisticsError(
+            f"{file}: no such statistics file; make one with `ditprune calibrate`"
+        )
     try:
         with safe_open(file, framework="pt") as stream:
             metadata = (stream.metadata() or {}).get(_KEY)
@@ -73,4 +75,6 @@ def load(file: Path) -> Statistics:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-        raise StatisticsError(f"{file}: not statistics of ditprune ({reason}); calibrate again") from None
+        raise StatisticsError(
+            f"{file}: not statistics of ditprune ({reason}); calibrate again"
+        ) from None

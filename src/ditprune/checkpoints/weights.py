@@ -68,9 +68,7 @@ class Weights:
 
     def in_shard(self, shard: Path) -> list[Entry]:
         """The entries of one shard by offset."""
-        return sorted(
-            (e for e in self.entries.values() if e.file == shard), key=lambda e: e.offset
-        )
+        return sorted((e for e in self.entries.values() if e.file == shard), key=lambda e: e.offset)
 
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""
@@ -146,7 +144,9 @@ def _find_shards(folder: Path) -> tuple[Path | None, list[Path]]:
             f"{folder}: weights only as pickle ({pickles[0]}), which can run code and is never "
             "loaded; save the model with safe_serialization=True"
         )
-    raise ModelError(f"{folder}: no {_STEM}.safetensors (or its index); expected safetensors weights")
+    raise ModelError(
+        f"{folder}: no {_STEM}.safetensors (or its index); expected safetensors weights"
+    )
 
 
 def _with_variant(folder: Path, plain: str, variant: str) -> Path | None:

@@ -42,6 +42,6 @@ class NM:
             )
         return num_out * num_in // self.of, self.of
 
-    def num_keep(self, group_size: int, sparsity: float) -> int:
+    def num_keep(self, group_size: int, sparsity: float | None) -> int:
         """How many weights of a group stay; the pattern alone says."""
         return self.keep

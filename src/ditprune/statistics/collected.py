@@ -57,7 +57,10 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         )
     merged: dict[tuple[int, int], ColumnNorm] = {}
     norms: dict[str, ColumnNorm] = {}
-    for name in [*first.column_norms, *(n for n in second.column_norms if n not in first.column_norms)]:
+    for name in [
+        *first.column_norms,
+        *(n for n in second.column_norms if n not in first.column_norms),
+    ]:
         a, b = first.column_norms.get(name), second.column_norms.get(name)
         if a is None or b is None:
             norms[name] = a or b  # type: ignore[assignment]

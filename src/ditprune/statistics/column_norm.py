@@ -42,9 +42,7 @@ def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"]) -> ColumnNorm
 
 def merge(first: ColumnNorm, second: ColumnNorm) -> ColumnNorm:
     """The statistic of both sets of tokens together."""
-    return ColumnNorm(
-        first.sum_squares + second.sum_squares, first.num_tokens + second.num_tokens
-    )
+    return ColumnNorm(first.sum_squares + second.sum_squares, first.num_tokens + second.num_tokens)
 
 
 def finish(state: ColumnNorm) -> Float32[Tensor, " in"]:

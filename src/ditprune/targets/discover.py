@@ -53,7 +53,8 @@ class _BlockList:
 
     @property
     def num_weights(self) -> int:
-        return sum(m.weight.numel() for _, b in self.blocks for m in b.modules() if _is_linear(m))
+        linears = (linear for _, block in self.blocks for _, linear in _linears(block))
+        return sum(linear.weight.numel() for linear in linears)
 
 
 def discover(denoiser: nn.Module) -> dict[str, Target]:
@@ -95,8 +96,8 @@ def role_of(name: str) -> str:
     return "other"
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
+def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
 
 
 def _block_lists(module: nn.Module, path: str, owner: str) -> Iterator[_BlockList]:
@@ -104,7 +105,9 @@ def _block_lists(module: nn.Module, path: str, owner: str) -> Iterator[_BlockLis
     if isinstance(module, _CONTAINERS):
         children = list(module.named_children())
         if children and all(_is_block(child) for _, child in children):
-            yield _BlockList(path, owner, tuple((f"{path}.{n}" if path else n, c) for n, c in children))
+            yield _BlockList(
+                path, owner, tuple((f"{path}.{n}" if path else n, c) for n, c in children)
+            )
             return
     else:
         owner = path
@@ -116,24 +119,25 @@ def _is_block(module: nn.Module) -> bool:
     if isinstance(module, _CONTAINERS) and not isinstance(module, nn.Sequential):
         return False
     name = type(module).__name__
-    if exceptions.ATTENTION_CLASS.search(name) and not re.search("block|layer", name, re.IGNORECASE):
+    if exceptions.ATTENTION_CLASS.search(name) and not re.search(
+        "block|layer", name, re.IGNORECASE
+    ):
         return False
-    linears = [(n, m) for n, m in module.named_modules() if _is_linear(m)]
-    return len(linears) >= 2 and _has_attention(module, linears)
+    return len(_linears(module)) >= 2 and _has_attention(module)
 
 
-def _has_attention(block: nn.Module, linears: list[tuple[str, nn.Module]]) -> bool:
+def _has_attention(block: nn.Module) -> bool:
     for child in block.modules():
-        if child is not block and exceptions.ATTENTION_CLASS.search(type(child).__name__):
-            if isinstance(child, nn.MultiheadAttention) or any(True for _ in child.parameters()):
-                return True
-    for name, linear in linears:
+        named = child is not block and exceptions.ATTENTION_CLASS.search(type(child).__name__)
+        if named and any(True for _ in child.parameters()):
+            return True
+    for name, linear in _linears(block):
         leaf = name.rsplit(".", 1)[-1]
         if exceptions.ATTENTION_LINEAR.match(leaf):
             return True
-        if exceptions.FUSED_LINEAR.match(leaf):
-            if linear.out_features >= exceptions.FUSED_RATIO * linear.in_features:
-                return True
+        is_wide = linear.out_features >= exceptions.FUSED_RATIO * linear.in_features
+        if is_wide and exceptions.FUSED_LINEAR.match(leaf):
+            return True
     return False
 
 
@@ -165,16 +169,17 @@ def _prunable(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
         for name, module in block.named_modules()
         if name and exceptions.EMBEDDER_CLASS.search(type(module).__name__)
     ]
-    for name, module in block.named_modules():
-        if not isinstance(module, nn.Linear) or _is_per_head(name, module):
-            continue
-        if not any(name.startswith(f"{embedder}.") for embedder in embedders):
-            yield name, module
+    for name, linear in _linears(block):
+        is_embedder = any(name.startswith(f"{embedder}.") for embedder in embedders)
+        if not is_embedder and not _is_per_head(name, linear):
+            yield name, linear
 
 
 def _is_per_head(name: str, linear: nn.Linear) -> bool:
     num_out, num_in = linear.out_features, linear.in_features
     few = num_out <= exceptions.FEW_OUTPUTS and num_out * exceptions.FEW_OUTPUTS_RATIO <= num_in
     leaf = name.rsplit(".", 1)[-1]
-    gate = exceptions.GATE_LINEAR.match(leaf) is not None and num_out * exceptions.GATE_RATIO <= num_in
+    gate = (
+        exceptions.GATE_LINEAR.match(leaf) is not None and num_out * exceptions.GATE_RATIO <= num_in
+    )
     return few or gate

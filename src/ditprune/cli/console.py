@@ -1,0 +1,51 @@
+"""How the command line speaks: results to stdout, progress and messages to stderr."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line of progress that is worth keeping."""
+    err.print(line, markup=False)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A function (what, done, total) that draws one bar per thing done, with the time left."""
+    bars: dict[str, Any] = {}
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
+    ) as live:  # fmt: skip
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in bars:
+                bars[what] = live.add_task(what, total=total)
+            live.update(bars[what], completed=done)
+
+        yield report
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without source lines."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+        yield

@@ -1,0 +1,61 @@
+"""ditprune demo: the paper's comparison on the bundled model, from nothing to a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ditprune.calibration.sample import Sampling
+from ditprune.checkpoints import statistics_file
+from ditprune.checkpoints.locate import locate
+from ditprune.cli import console
+from ditprune.cli.calibrate import collect
+from ditprune.cli.evaluate import show_results
+from ditprune.cli.prune import prune_folder
+from ditprune.evaluation.evaluate import Protocol, evaluate
+from ditprune.recipe import build
+
+# What the names in the paper's tables mean here.
+METHODS: dict[str, dict[str, Any]] = {
+    "magnitude": {"saliency": "magnitude", "granularity": "layer"},
+    "Wanda": {"saliency": "wanda", "granularity": "channel"},
+    "DiT-Pruning": {"saliency": "stw", "granularity": "cag"},
+}
+NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
+
+
+@click.command()
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
+)
+@click.option("--num-images", type=int, default=500, show_default=True)
+@click.option("--sparsity", type=float, default=0.5, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
+    """Prune the bundled DiT with magnitude, Wanda and DiT-Pruning, and compare."""
+    recipes = {name: build(sparsity=sparsity, **words) for name, words in METHODS.items()}
+    protocol = Protocol(num_images, seed, NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
+    model, statistics = locate("bundled"), out / "statistics.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    console.say(f"1/3 calibrate the bundled DiT → {statistics}")
+    sampling = Sampling(
+        num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, seed=seed
+    )
+    collect(model, statistics, sampling)
+    stats = statistics_file.load(statistics)
+    console.say(f"2/3 prune it at {sparsity:.0%} with {', '.join(recipes)}")
+    for name, recipe in recipes.items():
+        prune_folder(model, out / name, stats, recipe, overwrite=True)
+    console.say("3/3 draw the same seeds with every model, and measure")
+    with console.progress() as report:
+        folders = [(name, locate(str(out / name))) for name in recipes]
+        results = evaluate(model, folders, out, protocol, report)
+    show_results(results)
+    console.out.print(
+        f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"
+        f"pruned models: {', '.join(str(out / name) for name in recipes)}\n"
+        f"statistics:    {statistics}",
+        markup=False,
+    )

@@ -1,0 +1,76 @@
+"""ditprune inspect: the plan."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from ditprune.checkpoints.locate import locate
+from ditprune.cli import console
+from ditprune.cli.options import read_recipe, read_statistics, statistics_option, target_options
+from ditprune.plan import Plan, inspect_checkpoint
+
+
+@click.command()
+@click.argument("model")
+@statistics_option
+@target_options
+@click.option("--json", "as_json", is_flag=True, help="machine-readable, everything")
+def inspect(
+    model: str,
+    statistics: Path | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Show what would be pruned, and in which groups; changes nothing."""
+    recipe = read_recipe(None, include=include, exclude=exclude)
+    plan = inspect_checkpoint(locate(model), read_statistics(statistics), recipe)
+    if as_json:
+        click.echo(json.dumps(_as_json(plan), indent=1))
+    else:
+        show_plan(plan)
+
+
+def show_plan(plan: Plan) -> None:
+    """Every target in a table, then the sums."""
+    table = Table("target", "out", "in", "role", "group", "G_out", box=None, pad_edge=False)
+    for column in (1, 2, 5):
+        table.columns[column].justify = "right"
+    for name, target in plan.targets.items():
+        num_out, num_in = target.shape
+        g_out = "–" if target.g_out is None else f"{target.g_out:.3g}"
+        table.add_row(
+            name, str(num_out), str(num_in), target.role, target.granularity or "by G_out", g_out
+        )
+    console.out.print(table)
+    for name, reason in plan.skipped.items():
+        console.out.print(f"stays dense: {name} ({reason})", markup=False)
+    share = plan.num_weights / plan.num_parameters
+    console.out.print(
+        f"\n{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
+        f"parameters ({share:.1%}); 50 % of the targets is {share / 2:.1%} of the whole model"
+    )
+    if plan.cag_threshold is not None:
+        console.out.print(f"CAG: per channel from G_out {plan.cag_threshold:.3g}, else per layer")
+    elif any(target.granularity is None for target in plan.targets.values()):
+        console.out.print("CAG chooses the group by G_out: pass --statistics to see it")
+
+
+def _as_json(plan: Plan) -> dict[str, object]:
+    return {
+        "num_targets": len(plan.targets),
+        "num_weights": plan.num_weights,
+        "num_parameters": plan.num_parameters,
+        "model_share_at_50": plan.num_weights / plan.num_parameters / 2,
+        "cag_threshold": plan.cag_threshold,
+        "skipped": dict(plan.skipped),
+        "targets": {
+            name: {k: v for k, v in asdict(target).items() if k != "name"}
+            for name, target in plan.targets.items()
+        },
+    }

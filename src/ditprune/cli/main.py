@@ -1,0 +1,73 @@
+"""The entry point: finds the verb, and turns every refusal into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import ditprune
+from ditprune.cli import console
+from ditprune.cli.calibrate import calibrate
+from ditprune.cli.demo import demo
+from ditprune.cli.evaluate import evaluate
+from ditprune.cli.inspect import inspect
+from ditprune.cli.prune import prune
+from ditprune.cli.verify import verify
+from ditprune.errors import DitpruneError, did_you_mean
+
+
+class _Verbs(click.Group):
+    """The verbs in the order of use, with a suggestion for an unknown one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            raise click.UsageError(
+                f"unknown command '{args[0]}'; {did_you_mean(args[0], self.commands)}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(ditprune.__version__, prog_name="ditprune")
+def app() -> None:
+    """Prune a diffusion transformer after training.
+
+    MODEL is a diffusers pipeline folder, a denoiser folder, a hub id, or 'bundled'.
+    """
+
+
+for verb in (inspect, calibrate, prune, verify, evaluate, demo):
+    app.add_command(verb)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, with 1 for a false claim, with 2 for bad input."""
+    with console.plain_warnings():
+        sys.exit(run(args))
+
+
+def run(args: list[str] | None = None) -> int:
+    """The exit code of one command line."""
+    try:
+        result = app.main(args, prog_name="ditprune", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        console.out.print(error.ctx.get_help(), markup=False)
+        return 0
+    except click.ClickException as error:
+        console.say(f"error: {error.format_message()}")
+        return 2
+    except DitpruneError as error:
+        console.say(f"error: {error}")
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        console.say("stopped; nothing was written")
+        return 130

@@ -1,0 +1,60 @@
+"""ditprune prune: MODEL and statistics in, a pruned folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.cli import console
+from ditprune.cli.inspect import show_plan
+from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
+from ditprune.plan import inspect_checkpoint
+from ditprune.prune import Outcome, check_scorable, prune_checkpoint
+from ditprune.recipe import Recipe
+from ditprune.statistics.collected import Statistics
+
+
+@click.command()
+@click.argument("model")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")
+@statistics_option
+@recipe_options
+@click.option("--dry-run", is_flag=True, help="show the plan, write nothing")
+@click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
+def prune(
+    model: str, out: Path, statistics: Path | None, dry_run: bool, overwrite: bool, **fields: Any
+) -> None:
+    """Prune MODEL into the folder OUT. The default is the paper's method at 50 %."""
+    recipe = read_recipe(**fields)
+    stats = read_statistics(statistics)
+    check_scorable(recipe, stats)
+    folder = locate(model)
+    if dry_run:
+        show_plan(inspect_checkpoint(folder, stats, recipe))
+        return
+    outcome = prune_folder(folder, out, stats, recipe, overwrite)
+    console.out.print(
+        f"removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
+        f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser\n"
+        f"pruned model: {out}",
+        markup=False,
+    )
+
+
+def prune_folder(
+    model: ModelFolder, out: Path, stats: Statistics | None, recipe: Recipe, overwrite: bool
+) -> Outcome:
+    """`prune_checkpoint` with a progress bar."""
+    run = prune_checkpoint(model, out, stats, recipe, overwrite)
+    with console.progress() as report:
+        done = 0
+        while True:
+            try:
+                next(run)
+            except StopIteration as finished:
+                return finished.value
+            done += 1
+            report("pruning targets", done, None)

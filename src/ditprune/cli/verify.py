@@ -1,0 +1,25 @@
+"""ditprune verify: does a pruned folder keep what its manifest says?"""
+
+from __future__ import annotations
+
+import click
+
+from ditprune.checkpoints.locate import locate
+from ditprune.cli import console
+from ditprune.verify import verify as false_claims
+
+
+@click.command()
+@click.argument("out")
+@click.pass_context
+def verify(ctx: click.Context, out: str) -> int:
+    """Read the folder OUT back from disk; exit 1 when any claim of its manifest is false."""
+    count = 0
+    for claim in false_claims(locate(out)):
+        console.out.print(f"false: {claim}", markup=False)
+        count += 1
+    if count:
+        console.out.print(f"{out}: {count} false claims", markup=False)
+        return 1
+    console.out.print(f"{out}: every claim holds", markup=False)
+    return 0
