@@ -12,7 +12,7 @@ from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
-from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.recipe import Recipe, build
 from ditprune.statistics.collected import Statistics
@@ -74,12 +74,25 @@ def inspect(
     pattern: Any = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    weight_power: float | None = None,
+    activation_power: float | None = None,
+    cag_threshold: float | str | None = None,
 ) -> Plan:
     """What `prune_` with the same arguments would do to a denoiser; nothing is changed.
 
     Raises ModelError, RecipeError, TargetError, StatisticsError.
     """
-    recipe = build(saliency, granularity, sparsity, pattern, include=include, exclude=exclude)
+    recipe = build(
+        saliency,
+        granularity,
+        sparsity,
+        pattern,
+        weight_power,
+        activation_power,
+        cag_threshold,
+        include,
+        exclude,
+    )
     selection = select_in_module(denoiser, recipe, stats)
     return make_plan(selection, read_module(denoiser), stats, recipe)
 
@@ -105,8 +118,8 @@ def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | No
     """The targets of a loaded module under a recipe; every check before work."""
     targets = discover(denoiser)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    whose = fingerprint.of_module(denoiser, targets.values())
-    return _select(targets, whose, num_parameters, recipe, stats)
+    own = fingerprint.of_module(denoiser, targets.values())
+    return _select(targets, own, num_parameters, recipe, stats)
 
 
 def select_in_checkpoint(
@@ -126,24 +139,26 @@ def select_in_checkpoint(
                 f"{model.denoiser}: {entry.name} has shape {list(entry.shape)}, config.json "
                 f"gives {list(target.shape)}; fetch the model again"
             )
-    whose = fingerprint.of_weights(weights, targets.values())
-    return _select(targets, whose, weights.num_parameters, recipe, stats)
+    own = fingerprint.of_weights(weights, targets.values())
+    return _select(targets, own, weights.num_parameters, recipe, stats)
 
 
 def _select(
     targets: dict[str, Target],
-    whose: str,
+    own: Mapping[str, str],
     num_parameters: int,
     recipe: Recipe,
     stats: Statistics | None,
 ) -> Selection:
     chosen = select(targets, recipe.include, recipe.exclude)
     skipped: dict[str, str] = {}
-    if stats is not None and stats.fingerprint != whose:
-        raise StatisticsError(
-            f"statistics: made from other weights (fingerprint {stats.fingerprint[:12]}, the "
-            f"model has {whose[:12]}); calibrate this model"
-        )
+    if stats is not None:
+        others = [name for name in chosen if stats.fingerprints.get(name) != own[name]]
+        if others:
+            raise StatisticsError(
+                f"statistics: made from other weights ({len(others)} of {len(chosen)} targets "
+                f"differ, first {others[0]}); calibrate this model"
+            )
     if stats is not None and recipe.saliency.needs:
         skipped = {n: "never called in calibration" for n in chosen if n in stats.never_called}
         chosen = {name: target for name, target in chosen.items() if name not in skipped}
@@ -151,15 +166,19 @@ def _select(
             _check_norm(target, stats)
     for target in chosen.values():
         _check_groups(target, recipe)
-    return Selection(chosen, skipped, whose, num_parameters)
+    return Selection(chosen, skipped, fingerprint.combined(own), num_parameters)
 
 
 def _check_norm(target: Target, stats: Statistics) -> None:
-    length = len(stats.column_norm(target.name))
-    if length != target.shape[1]:
+    norm = stats.column_norm(target.name)
+    if len(norm) != target.shape[1]:
         raise StatisticsError(
-            f"statistics: {target.name} has {length} input channels, the model has "
+            f"statistics: {target.name} has {len(norm)} input channels, the model has "
             f"{target.shape[1]}; calibrate this model"
+        )
+    if not norm.isfinite().all():
+        raise StatisticsError(
+            f"statistics: {target.name} has a norm that is NaN or Inf; calibrate this model"
         )
 
 
@@ -179,9 +198,19 @@ def can_score(recipe: Recipe, stats: Statistics | None) -> bool:
 
 
 def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
-    """The saliency of every weight of a target, float32 [C_out, C_in]."""
+    """The saliency of every weight of a target, float32 [C_out, C_in].
+
+    Raises TargetError where a score is NaN or Inf.
+    """
     norm = stats.column_norm(target.name) if stats is not None and recipe.saliency.needs else None
-    return recipe.saliency(weight, norm)
+    scores = recipe.saliency(weight, norm)
+    if not scores.amax().isfinite():
+        if weight.isfinite().all():
+            reason = f"its {recipe.saliency.name} scores exceed float32; use smaller powers"
+        else:
+            reason = "its weight holds NaN or Inf; repair the model or exclude it"
+        raise TargetError(f"{target.name}: {reason}")
+    return scores
 
 
 def measure_heterogeneity(

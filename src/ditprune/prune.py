@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from ditprune.checkpoints.rewrite import (
     tensors_of,
 )
 from ditprune.checkpoints.weights import Weights, as_tensor
-from ditprune.errors import RecipeError, TargetError
+from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.masks import keep_best
 from ditprune.plan import (
     Read,
     Selection,
     can_score,
+    make_plan,
     measure_heterogeneity,
     read_module,
     read_weights,
@@ -35,6 +36,7 @@ from ditprune.plan import (
     select_in_checkpoint,
     select_in_module,
 )
+from ditprune.progress import Report, silent
 from ditprune.recipe import Recipe, build
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
@@ -131,9 +133,8 @@ def prune_(
     check_scorable(recipe, stats)
     selection = select_in_module(denoiser, recipe, stats)
     read = read_module(denoiser)
-    for target in selection.targets.values():
-        _check_finite(target, read(target))
-    threshold = resolve_threshold(selection, read, stats, recipe)
+    # Scores everything once before anything changes, so that a refusal leaves the module whole.
+    threshold = make_plan(selection, read, stats, recipe).cag_threshold
     outcomes = {
         name: prune_weight_(target, read(target), stats, recipe, threshold)
         for name, target in selection.targets.items()
@@ -147,8 +148,9 @@ def prune_checkpoint(
     stats: Statistics | None,
     recipe: Recipe,
     overwrite: bool = False,
-) -> Generator[TargetOutcome, None, Outcome]:
-    """Prune a folder into another with one tensor in memory at a time; yields each outcome.
+    report: Report = silent,
+) -> Outcome:
+    """Prune a folder into another with one tensor in memory at a time.
 
     `out` appears whole at the end or not at all. Everything but the removed weights is copied
     byte for byte.
@@ -172,9 +174,8 @@ def prune_checkpoint(
                 target = by_tensor.get(entry.name)
                 if target is not None:
                     weight = as_tensor(raw, entry)
-                    outcome = prune_weight_(target, weight, stats, recipe, threshold)
-                    outcomes[target.name] = outcome
-                    yield outcome
+                    outcomes[target.name] = prune_weight_(target, weight, stats, recipe, threshold)
+                    report("pruning targets", len(outcomes), len(by_tensor))
                 hashes[entry.name] = sha256(raw)
                 writer.write(entry, raw)
         in_order = {name: outcomes[name] for name in selection.targets}
@@ -212,7 +213,6 @@ def prune_weight_(
     threshold: float | None,
 ) -> TargetOutcome:
     """Zero the least important entries of one weight [C_out, C_in], in place."""
-    _check_finite(target, weight)
     scores = scores_of(target, weight, stats, recipe)
     g_out = heterogeneity(scores)
     groups = recipe.granularity
@@ -221,10 +221,7 @@ def prune_weight_(
         groups = groups.choose(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_keep = groups.num_keep(group_size, recipe.sparsity)
-    try:
-        keep = keep_best(scores.reshape(num_groups, group_size), num_keep)
-    except TargetError as error:
-        raise TargetError(f"{target.name}: {error}") from None
+    keep = keep_best(scores.reshape(num_groups, group_size), num_keep)
     weight.masked_fill_(~keep.view(weight.shape), 0)
     return TargetOutcome(
         **asdict(target),
@@ -235,13 +232,6 @@ def prune_weight_(
         num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
         num_zero=weight.numel() - int(torch.count_nonzero(weight)),
     )
-
-
-def _check_finite(target: Target, weight: Tensor) -> None:
-    if not weight.isfinite().all():
-        raise TargetError(
-            f"{target.name}: its weight holds NaN or Inf; repair the model or exclude it"
-        )
 
 
 def _manifest(

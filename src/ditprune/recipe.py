@@ -18,8 +18,18 @@ from ditprune.saliency import SALIENCIES, Saliency
 from ditprune.saliency.stw import STW
 
 DEFAULT_SPARSITY = 0.5
-# The words of a recipe that are constants of its saliency.
-_CONSTANTS = ("weight_power", "activation_power")
+# Words that belong to a choice made by another word, and are void when that one changes.
+_CONSTANTS = {
+    "saliency": {"weight_power", "activation_power"},
+    "granularity": {"cag_threshold"},
+}
+# The words of grouping by share; a pattern stands in their place.
+_BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
+# What an object must have to stand for a name, one of these sets.
+_PROTOCOLS = {
+    "saliency": [("name", "needs", "__call__")],
+    "granularity": [("name", "group_shape", "num_keep"), ("name", "threshold", "choose")],
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ def build(
     """
     constants = {"weight_power": weight_power, "activation_power": activation_power}
     chosen = _choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
+    if isinstance(granularity, NM) and pattern is None:
+        granularity, pattern = None, granularity
     if pattern is not None:
         for option, value in (
             ("sparsity", sparsity), ("granularity", granularity), ("cag_threshold", cag_threshold),
@@ -93,7 +105,7 @@ def build(
         )
     groups = _choose(
         "granularity", GRANULARITIES, "cag" if granularity is None else granularity,
-        {"cag_threshold": _threshold(cag_threshold)},
+{"cag_threshold": _threshold(cag_threshold)},
     )  # fmt: skip
     return Recipe(
         chosen, groups, float(sparsity), _globs("include", include), _globs("exclude", exclude)
@@ -112,11 +124,16 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
         if key not in known:
             raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), known)}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    # Another way of grouping on the command line replaces the one in the file.
-    ways = ({"pattern"}, {"sparsity", "granularity", "cag_threshold"})
-    for way, other in (ways, ways[::-1]):
-        if way & given.keys() and not other & given.keys():
-            content = {k: v for k, v in content.items() if k not in other}
+    void: set[str] = set()
+    for word, constants in _CONSTANTS.items():
+        if word in given:
+            void |= constants
+    # Another way of grouping replaces the one in the file.
+    if "pattern" in given:
+        void |= _BY_SHARE
+    elif given.keys() & _BY_SHARE:
+        void |= {"pattern"}
+    content = {key: value for key, value in content.items() if key not in void}
     try:
         return build(**{**content, **given})
     except RecipeError as error:
@@ -129,7 +146,9 @@ def _choose(
     """The choice by name with its constants, or the object itself."""
     wanted = {name: value for name, value in constants.items() if value is not None}
     if not isinstance(given, str):
-        if isinstance(given, type) or not hasattr(given, "name"):
+        if isinstance(given, type) or not any(
+            all(hasattr(given, attribute) for attribute in one) for one in _PROTOCOLS[option]
+        ):
             raise RecipeError(
                 f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) "
                 f"or an object such as {next(iter(choices.values())).__name__}()"
@@ -142,13 +161,9 @@ def _choose(
     if given not in choices:
         raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
     fields = {one.name: one for one in dataclasses.fields(choices[given])}
-    for name, value in wanted.items():
+    for name in wanted:
         if name not in fields:
             raise RecipeError(f"{_flag(name)} does not apply to --{option} {given}; leave it out")
-        if name in _CONSTANTS and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 16
-        ):
-            raise RecipeError(f"{_flag(name)} {value}: expected a power from 0 to 16")
     for name, constant in fields.items():
         if constant.default is dataclasses.MISSING and name not in wanted:
             raise RecipeError(f"--{option} {given} needs {_flag(name)}")
@@ -156,23 +171,18 @@ def _choose(
 
 
 def _threshold(given: float | str | None) -> float | str | None:
-    if given is None or given == "auto":
-        return given
+    """A threshold from the command line, where numbers are text."""
     try:
-        threshold = float(given)
-    except (TypeError, ValueError):
-        threshold = float("nan")
-    if not threshold >= 0:
-        raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up, or 'auto'")
-    return threshold
+        return float(given) if isinstance(given, str) and given != "auto" else given
+    except ValueError:
+        return given
 
 
 def _globs(option: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
-    patterns = (given,) if isinstance(given, str) else tuple(given or ())
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise RecipeError(f"--{option} {pattern!r}: expected a glob such as '*.attn1.to_q'")
-    return patterns
+    patterns = (given,) if isinstance(given, str) else () if given is None else given
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise RecipeError(f"--{option} {given!r}: expected globs such as '*.attn1.to_q'")
+    return tuple(patterns)
 
 
 def _constants_of(choice: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.calibration.observe import observing
-from ditprune.calibration.replay import replay
+from ditprune.calibration.observe import observing, watching
+from ditprune.calibration.replay import run_call
 from ditprune.checkpoints import fingerprint
 from ditprune.errors import StatisticsError
 from ditprune.statistics.collected import Statistics
@@ -36,7 +36,9 @@ def calibrate(
     targets = discover(denoiser)
     num_calls = 0
     with observing(denoiser, targets) as observation:
-        for _ in replay(denoiser, batches):
+        for batch in batches:
+            with watching(observation):
+                run_call(denoiser, batch)
             num_calls += 1
     if num_calls == 0:
         raise StatisticsError("calibrate: no batches given; at least one denoiser call is needed")

@@ -21,10 +21,11 @@ from ditprune.statistics.column_norm import ColumnNorm
 
 
 class Observation:
-    """The state of every watched layer, updated at each call."""
+    """The state of every watched layer, updated at each call while `is_watching`."""
 
     def __init__(self) -> None:
         self.states: dict[str, ColumnNorm] = {}
+        self.is_watching = False
         self._empty: dict[tuple[int, torch.device], ColumnNorm] = {}
         self._memo: dict[tuple[int, int], tuple[Any, int, ColumnNorm, ColumnNorm]] = {}
 
@@ -41,8 +42,9 @@ class Observation:
         self._memo.clear()
 
     def _update(self, state: ColumnNorm, inputs: Tensor) -> ColumnNorm:
-        key = (id(state), id(inputs))
-        version = 0 if inputs.is_inference() else inputs._version
+        if inputs.is_inference():  # has no version, so a change in place would go unseen
+            return column_norm.update(state, inputs)
+        key, version = (id(state), id(inputs)), inputs._version
         known = self._memo.get(key)
         # An id may be reused after its object died, a tensor may be written in place: both show.
         if known and known[0]() is inputs and known[1] == version and known[2] is state:
@@ -54,7 +56,7 @@ class Observation:
 
 @contextmanager
 def observing(denoiser: nn.Module, names: Iterable[str]) -> Iterator[Observation]:
-    """Watch the inputs of these layers while the block runs; no hook stays behind."""
+    """Hooks on these layers while the block runs; none stays behind."""
     observation = Observation()
     handles = [denoiser.register_forward_pre_hook(lambda *_: observation.forget_inputs())]
     try:
@@ -70,8 +72,19 @@ def observing(denoiser: nn.Module, names: Iterable[str]) -> Iterator[Observation
             handle.remove()
 
 
+@contextmanager
+def watching(observation: Observation) -> Iterator[None]:
+    """Count the calls of this block; batches may themselves be drawn with the same denoiser."""
+    observation.is_watching = True
+    try:
+        yield
+    finally:
+        observation.is_watching = False
+
+
 def _hook(observation: Observation, name: str) -> Any:
     def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        observation.see(name, args[0] if args else kwargs["input"])
+        if observation.is_watching:
+            observation.see(name, args[0] if args else kwargs["input"])
 
     return hook

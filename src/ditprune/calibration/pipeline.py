@@ -25,7 +25,7 @@ def load_pipeline(model: ModelFolder) -> Any:
     Weights(model.denoiser)  # refuses what is not whole, with a better message
     with _loading(model):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            model.root, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+            model.root, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -41,7 +41,7 @@ def load_denoiser(model: ModelFolder, expected: type[nn.Module]) -> nn.Module:
     Weights(model.denoiser)  # refuses what is not whole, with a better message
     with _loading(model):
         denoiser = expected.from_pretrained(  # type: ignore[attr-defined]
-            model.denoiser, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+            model.denoiser, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     return denoiser.eval()
 

@@ -25,17 +25,17 @@ def evaluating(denoiser: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def run_call(denoiser: nn.Module, batch: Any) -> Any:
+    """The denoiser's output for one batch, in eval mode, without gradients."""
+    call = Call.of(batch)
+    with evaluating(denoiser):
+        return denoiser(*call.args, **call.kwargs)
+
+
 def replay(denoiser: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
-    """The denoiser's output for each batch, in eval mode, without gradients."""
-    batches = iter(batches)
-    while True:
-        with evaluating(denoiser):
-            try:
-                call = Call.of(next(batches))
-            except StopIteration:
-                return
-            output = denoiser(*call.args, **call.kwargs)
-        yield output
+    """The denoiser's output for each batch."""
+    for batch in batches:
+        yield run_call(denoiser, batch)
 
 
 def predicted_noise(output: Any, num_channels: int | None = None) -> Tensor:

@@ -27,7 +27,7 @@ def save(statistics: Statistics, file: Path) -> None:
         layers[name] = {"state": key, "num_tokens": state.num_tokens}
     record = {
         "format": _FORMAT,
-        "fingerprint": statistics.fingerprint,
+        "fingerprints": dict(statistics.fingerprints),
         "num_calls": statistics.num_calls,
         "never_called": list(statistics.never_called),
         "protocol": dict(statistics.protocol),
@@ -68,7 +68,7 @@ def load(file: Path) -> Statistics:
             norms[name] = states.setdefault(key, ColumnNorm(tensors[key], int(layer["num_tokens"])))
         return Statistics(
             norms,
-            str(record["fingerprint"]),
+            {str(name): str(value) for name, value in record["fingerprints"].items()},
             int(record["num_calls"]),
             tuple(record["never_called"]),
             dict(record["protocol"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ditprune.progress import Report
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -27,7 +29,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Callable[[str, int, int | None], None]]:
+def progress() -> Iterator[Report]:
     """A function (what, done, total) that draws one bar per thing done, with the time left."""
     bars: dict[str, Any] = {}
     with Progress(
@@ -35,7 +37,7 @@ def progress() -> Iterator[Callable[[str, int, int | None], None]]:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
     ) as live:  # fmt: skip
 
-        def report(what: str, done: int, total: int | None) -> None:
+        def report(what: str, done: int, total: int) -> None:
             if what not in bars:
                 bars[what] = live.add_task(what, total=total)
             live.update(bars[what], completed=done)

@@ -13,8 +13,8 @@ from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.calibrate import collect
 from ditprune.cli.evaluate import show_results
-from ditprune.cli.prune import prune_folder
 from ditprune.evaluation.evaluate import Protocol, evaluate
+from ditprune.prune import prune_checkpoint
 from ditprune.recipe import build
 
 # What the names in the paper's tables mean here.
@@ -47,7 +47,7 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     stats = statistics_file.load(statistics)
     console.say(f"2/3 prune it at {sparsity:.0%} with {', '.join(recipes)}")
     for name, recipe in recipes.items():
-        prune_folder(model, out / name, stats, recipe, overwrite=True)
+        prune_checkpoint(model, out / name, stats, recipe, overwrite=True)
     console.say("3/3 draw the same seeds with every model, and measure")
     with console.progress() as report:
         folders = [(name, locate(str(out / name))) for name in recipes]

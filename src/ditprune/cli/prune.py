@@ -7,14 +7,12 @@ from typing import Any
 
 import click
 
-from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.inspect import show_plan
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
 from ditprune.plan import inspect_checkpoint
-from ditprune.prune import Outcome, check_scorable, prune_checkpoint
-from ditprune.recipe import Recipe
-from ditprune.statistics.collected import Statistics
+from ditprune.prune import check_scorable, prune_checkpoint
 
 
 @click.command()
@@ -35,26 +33,11 @@ def prune(
     if dry_run:
         show_plan(inspect_checkpoint(folder, stats, recipe))
         return
-    outcome = prune_folder(folder, out, stats, recipe, overwrite)
+    with console.progress() as report:
+        outcome = prune_checkpoint(folder, out, stats, recipe, overwrite, report)
     console.out.print(
         f"removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
         f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser\n"
         f"pruned model: {out}",
         markup=False,
     )
-
-
-def prune_folder(
-    model: ModelFolder, out: Path, stats: Statistics | None, recipe: Recipe, overwrite: bool
-) -> Outcome:
-    """`prune_checkpoint` with a progress bar."""
-    run = prune_checkpoint(model, out, stats, recipe, overwrite)
-    with console.progress() as report:
-        done = 0
-        while True:
-            try:
-                next(run)
-            except StopIteration as finished:
-                return finished.value
-            done += 1
-            report("pruning targets", done, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from ditprune.errors import ModelError, RecipeError
 from ditprune.evaluation import judge
 from ditprune.evaluation.grid import save_grid
 from ditprune.metrics import relative_error, similarity
+from ditprune.progress import Report, silent
 from ditprune.targets.discover import discover
 
 FORMAT = 1
-# Called with what is being done, how much of it is done, and how much there is.
-Report = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def evaluate(
     pruned: Sequence[tuple[str, ModelFolder]],
     out: Path,
     protocol: Protocol,
-    report: Report = lambda *_: None,
+    report: Report = silent,
 ) -> dict[str, Any]:
     """Measure pruned models against their dense one; one denoiser in memory at a time.
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from ditprune.errors import RecipeError
 from ditprune.granularity.channel import PerChannel
 from ditprune.granularity.layer import PerLayer
 
@@ -28,7 +29,7 @@ def heterogeneity(scores: Float[Tensor, "out in"]) -> float:
     """
     mean_O = scores.mean(dim=1).cpu().double()
     centre = mean_O.mean()
-    return (mean_O.var(correction=0) / centre.square()).item() if centre > 0 else 0.0
+    return (mean_O.var(correction=0) / centre.square()).item() if centre != 0 else 0.0
 
 
 def automatic_threshold(g_out: Mapping[str, float]) -> float:
@@ -49,6 +50,12 @@ class CAG:
 
     cag_threshold: float | str = DEFAULT_THRESHOLD
     name: ClassVar[str] = "cag"
+
+    def __post_init__(self) -> None:
+        given = self.cag_threshold
+        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not self.is_automatic and not (is_number and float(given) >= 0):
+            raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up, or 'auto'")
 
     @property
     def is_automatic(self) -> bool:

@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from ditprune.errors import RecipeError
 from ditprune.statistics.column_norm import ColumnNorm
+
+_LARGEST_POWER = 16
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class Power:
     activation_power: float
     name: ClassVar[str] = "power"
 
+    def __post_init__(self) -> None:
+        check_powers(weight_power=self.weight_power, activation_power=self.activation_power)
+
     @property
     def needs(self) -> frozenset[type]:
         return frozenset({ColumnNorm}) if self.activation_power else frozenset()
@@ -31,6 +37,15 @@ class Power:
         self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
     ) -> Float32[Tensor, "out in"]:
         return power_score(weight, norm, self.weight_power, self.activation_power)
+
+
+def check_powers(**powers: float) -> None:
+    """Refuse exponents that are no numbers from 0 to 16. Raises RecipeError."""
+    for name, value in powers.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and 0 <= value <= _LARGEST_POWER):
+            flag = "--" + name.replace("_", "-")
+            raise RecipeError(f"{flag} {value}: expected a power from 0 to {_LARGEST_POWER}")
 
 
 def power_score(

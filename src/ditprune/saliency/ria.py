@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from ditprune.saliency.power import power_, power_score
+from ditprune.saliency.power import check_powers, power_, power_score
 from ditprune.statistics.column_norm import ColumnNorm
 
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -25,6 +25,9 @@ class RIA:
     activation_power: float = 0.5
     name: ClassVar[str] = "ria"
     needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
+
+    def __post_init__(self) -> None:
+        check_powers(activation_power=self.activation_power)
 
     def __call__(
         self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None

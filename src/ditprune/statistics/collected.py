@@ -20,14 +20,14 @@ class Statistics:
     Args:
         column_norms: the state of every layer that was called; layers that always received the
             same tensor (query, key and value) hold the same object.
-        fingerprint: of the weights that the calibration saw.
+        fingerprints: of every target's weight as the calibration saw it.
         num_calls: denoiser calls seen.
         never_called: targets that no call reached; they cannot be scored by activations.
         protocol: how the calls were made, for the reader (seed, timesteps, guidance …).
     """
 
     column_norms: Mapping[str, ColumnNorm]
-    fingerprint: str
+    fingerprints: Mapping[str, str]
     num_calls: int
     never_called: tuple[str, ...] = ()
     protocol: Mapping[str, object] = field(default_factory=dict)
@@ -50,10 +50,9 @@ class Statistics:
 
 def merge(first: Statistics, second: Statistics) -> Statistics:
     """The statistics of both calibrations of one model, as if they had been one."""
-    if first.fingerprint != second.fingerprint:
+    if first.fingerprints != second.fingerprints:
         raise StatisticsError(
-            "statistics: cannot merge calibrations of different weights "
-            f"({first.fingerprint[:12]} and {second.fingerprint[:12]}); calibrate the same model"
+            "statistics: cannot merge calibrations of different weights; calibrate the same model"
         )
     merged: dict[tuple[int, int], ColumnNorm] = {}
     norms: dict[str, ColumnNorm] = {}
@@ -69,5 +68,5 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         norms[name] = merged.setdefault(key, column_norm.merge(a, b))
     missing = tuple(n for n in first.never_called if n in second.never_called)
     return Statistics(
-        norms, first.fingerprint, first.num_calls + second.num_calls, missing, first.protocol
+        norms, first.fingerprints, first.num_calls + second.num_calls, missing, first.protocol
     )

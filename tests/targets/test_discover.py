@@ -1,0 +1,137 @@
+"""Which Linears are targets: the published counts, and modules of the user's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ditprune.errors import ModelError
+from ditprune.targets.discover import discover, role_of
+
+
+def dit_xl_2() -> nn.Module:
+    from diffusers import DiTTransformer2DModel
+
+    return DiTTransformer2DModel(
+        num_attention_heads=16,
+        attention_head_dim=72,
+        num_layers=28,
+        sample_size=32,
+        out_channels=8,
+        num_embeds_ada_norm=1000,
+    )
+
+
+def flux_1_dev() -> nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(guidance_embeds=True)
+
+
+def pixart_sigma() -> nn.Module:
+    from diffusers import PixArtTransformer2DModel
+
+    return PixArtTransformer2DModel(sample_size=128, caption_channels=4096)
+
+
+@pytest.mark.parametrize(
+    ("make", "num_targets", "num_weights"),
+    [
+        (dit_xl_2, 28 * 7, 668_860_416),
+        (flux_1_dev, 19 * 14 + 38 * 6, 11_834_228_736),
+        (pixart_sigma, 28 * 10, 594_542_592),
+    ],
+)
+def test_published_models_have_the_published_counts(make, num_targets, num_weights) -> None:
+    with torch.device("meta"):
+        denoiser = make()
+    targets = discover(denoiser)
+    assert len(targets) == num_targets
+    assert sum(target.num_weights for target in targets.values()) == num_weights
+
+
+def test_targets_are_the_linears_of_the_blocks_without_their_embedders(tiny_dit) -> None:
+    denoiser = tiny_dit()
+    names = list(discover(denoiser))
+    assert names == [
+        f"transformer_blocks.{i}.{leaf}"
+        for i in range(3)
+        for leaf in (
+            "norm1.linear", "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
+            "ff.net.0.proj", "ff.net.2",
+        )
+    ]  # fmt: skip
+    embedders = [n for n, _ in denoiser.named_modules() if n.endswith("timestep_embedder.linear_1")]
+    assert embedders[0].startswith("transformer_blocks.0.")  # diffusers keeps them in the blocks
+
+
+def test_a_target_knows_its_shape_role_and_place(tiny_dit) -> None:
+    targets = discover(tiny_dit())
+    modulation = targets["transformer_blocks.2.norm1.linear"]
+    assert modulation.shape == (192, 32)
+    assert modulation.num_weights == 192 * 32
+    assert (modulation.block, modulation.depth) == ("transformer_blocks.2", 2)
+    roles = {name.removeprefix("transformer_blocks.1."): t.role for name, t in targets.items()}
+    assert roles["norm1.linear"] == "modulation"
+    assert roles["attn1.to_q"] == roles["attn1.to_out.0"] == "attention"
+    assert roles["ff.net.0.proj"] == roles["ff.net.2"] == "mlp"
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("adaLN_modulation.1", "modulation"),
+        ("norm1_context.linear", "modulation"),
+        ("img_mod.1", "modulation"),
+        ("attn.qkv", "attention"),
+        ("attn.add_k_proj", "attention"),
+        ("attn2.to_out.0", "attention"),
+        ("attn.proj", "attention"),
+        ("mlp.fc1", "mlp"),
+        ("ff_context.net.2", "mlp"),
+        ("something", "other"),
+    ],
+)
+def test_roles_follow_from_names(name: str, role: str) -> None:
+    assert role_of(name) == role
+
+
+def test_a_dit_written_like_the_original_needs_no_diffusers(original_dit) -> None:
+    targets = discover(original_dit())
+    assert {name: target.role for name, target in targets.items()} == {
+        f"blocks.{i}.{leaf}": role
+        for i in range(2)
+        for leaf, role in (
+            ("attn.qkv", "attention"), ("attn.proj", "attention"), ("mlp.fc1", "mlp"),
+            ("mlp.fc2", "mlp"), ("adaLN_modulation.1", "modulation"),
+        )
+    }  # fmt: skip
+
+
+def test_a_wrapped_denoiser_is_found_below_its_path(tiny_dit) -> None:
+    wrapper = nn.Module()
+    wrapper.model = tiny_dit()
+    assert list(discover(wrapper)) == [f"model.{name}" for name in discover(wrapper.model)]
+
+
+def test_a_weight_that_two_layers_share_is_one_target(tiny_dit) -> None:
+    denoiser = tiny_dit()
+    first, second, _ = denoiser.transformer_blocks
+    second.attn1.to_k.weight = first.attn1.to_k.weight
+    targets = discover(denoiser)
+    assert "transformer_blocks.0.attn1.to_k" in targets
+    assert "transformer_blocks.1.attn1.to_k" not in targets
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [
+        nn.Linear(4, 4),
+        nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)),
+        nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(3)]),
+    ],
+)
+def test_a_module_without_transformer_blocks_is_refused(denoiser: nn.Module) -> None:
+    with pytest.raises(ModelError, match=f"{type(denoiser).__name__}: no transformer blocks found"):
+        discover(denoiser)
