@@ -94,22 +94,24 @@ def evaluate(
     pipeline = load_pipeline(dense)
     asked = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = [asked[i % len(asked)] for i in range(protocol.num_images)]
-    calls = list(_held_out_calls(pipeline, protocol, report))
-    noise = _predictions(pipeline.transformer, calls)
-    images = {"dense": _images(pipeline, asked, protocol, "dense", report)}
-    rows = [{"name": "dense", "sparsity_asked": 0.0, "sparsity": 0.0, "relative_error": 0.0,
-             "ssim": None, "psnr": None, **judge.read(_unit(images["dense"]), asked)}]  # fmt: skip
+    calls = list(held_out_calls(pipeline, protocol, report))
+    noise = predictions(pipeline.transformer, calls)
+    images = {"dense": draw_images(pipeline, asked, protocol, "dense", report)}
+    rows: list[dict[str, Any]] = [{
+        "name": "dense", "sparsity_asked": 0.0, "sparsity": 0.0, "relative_error": 0.0,
+        "ssim": None, "psnr": None, **judge.read(as_unit(images["dense"]), asked),
+    }]  # fmt: skip
     for name, model in pruned:
         pipeline.transformer = load_denoiser(model, type(pipeline.transformer))
-        own, whole = _predictions(pipeline.transformer, calls), images["dense"]
-        images[name] = _images(pipeline, asked, protocol, name, report)
+        own, whole = predictions(pipeline.transformer, calls), images["dense"]
+        images[name] = draw_images(pipeline, asked, protocol, name, report)
         rows.append({
             "name": name,
             **_sparsity(model, pipeline.transformer),
-            "relative_error": _relative_error(own, noise),
-            "ssim": similarity.ssim(_unit(images[name]), _unit(whole)).mean().item(),
-            "psnr": similarity.psnr(_unit(images[name]), _unit(whole)).mean().item(),
-            **judge.read(_unit(images[name]), asked),
+            "relative_error": relative_error_between(own, noise),
+            "ssim": similarity.ssim(as_unit(images[name]), as_unit(whole)).mean().item(),
+            "psnr": similarity.psnr(as_unit(images[name]), as_unit(whole)).mean().item(),
+            **judge.read(as_unit(images[name]), asked),
         })  # fmt: skip
     results = {
         "format": FORMAT,
@@ -123,7 +125,7 @@ def evaluate(
     return results
 
 
-def _held_out_calls(pipeline: Any, protocol: Protocol, report: Report) -> Iterator[Call]:
+def held_out_calls(pipeline: Any, protocol: Protocol, report: Report) -> Iterator[Call]:
     done = 0
     for batch in sample_calls(pipeline, protocol.held_out()):
         done = min(done + protocol.held_out().batch_size, protocol.num_held_out)
@@ -131,7 +133,7 @@ def _held_out_calls(pipeline: Any, protocol: Protocol, report: Report) -> Iterat
         yield from batch
 
 
-def _predictions(denoiser: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
+def predictions(denoiser: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     """The predicted noise of every call."""
     return [
         predicted_noise(output, call.sample().shape[1])
@@ -139,14 +141,14 @@ def _predictions(denoiser: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
     ]
 
 
-def _relative_error(pruned: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
+def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
     state = relative_error.RelativeError()
     for own, reference in zip(pruned, dense, strict=True):
         state = relative_error.update(state, own, reference)
     return relative_error.compute(state)
 
 
-def _images(
+def draw_images(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, name: str, report: Report
 ) -> Tensor:
     """uint8 [N, C, H, W]: what a viewer would see."""
@@ -164,7 +166,7 @@ def _images(
     return torch.cat(batches)
 
 
-def _unit(images: Tensor) -> Tensor:
+def as_unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
