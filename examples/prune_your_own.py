@@ -64,10 +64,10 @@ def main() -> None:
     batches = [{"tokens": torch.randn(8, 32, 16), "timestep": torch.rand(8)} for _ in range(16)]
 
     stats = ditprune.calibrate(denoiser, batches)
-    for name, target in ditprune.inspect(denoiser, stats, include="blocks.0.*").targets.items():
-        print(
-            f"{name:28} {target.shape!s:12} {target.role:11} G_out {target.g_out:.3f} → {target.granularity}"
-        )
+    plan = ditprune.inspect(denoiser, stats, include="blocks.0.*")
+    for name, target in plan.targets.items():
+        group = f"G_out {target.g_out:.3f} → {target.granularity}"
+        print(f"{name:28} {target.shape!s:12} {target.role:11} {group}")
 
     held_out = {"tokens": torch.randn(8, 32, 16), "timestep": torch.rand(8)}
     with torch.no_grad():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from folders import save_pipeline
 from original_dit import OriginalDiT
 
 hypothesis.settings.register_profile("ditprune", deadline=None, derandomize=True, database=None)
@@ -114,3 +117,17 @@ def same_bits() -> Callable[[Tensor, Tensor], None]:
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(
+    tiny_dit: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a pipeline around `tiny_dit()`; never changed by a test."""
+    return save_pipeline(tiny_dit(), tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def own_pipeline(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to spoil."""
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))

@@ -21,6 +21,7 @@ ROWS: list[set[str]] = [
     {"plan"},
     {"prune", "verify"},
     {"cli"},
+    {"__main__"},
 ]
 # Pure tensor maths: torch only, and no modules.
 PURE = {"errors", "statistics", "granularity", "calls", "saliency", "masks"}

@@ -264,7 +264,12 @@ def test_scores_that_overflow_are_refused_before_anything_changes(
     changed = {**tiny_stats.column_norms, name: ColumnNorm(sums, state.num_tokens)}
     stats = dataclasses.replace(tiny_stats, column_norms=changed)
     assert_refused_untouched(
-        denoiser, TargetError, rf"{name}: .*scores exceed float32", same_bits, stats, granularity="channel"
+        denoiser,
+        TargetError,
+        rf"{name}: .*scores exceed float32",
+        same_bits,
+        stats,
+        granularity="channel",
     )
 
 

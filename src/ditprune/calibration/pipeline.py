@@ -25,8 +25,11 @@ def load_pipeline(model: ModelFolder) -> Any:
     Weights(model.denoiser)  # refuses what is not whole, with a better message
     with _loading(model):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            model.root, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            model.root, use_safetensors=True, local_files_only=True
         )
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.float()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -41,9 +44,9 @@ def load_denoiser(model: ModelFolder, expected: type[nn.Module]) -> nn.Module:
     Weights(model.denoiser)  # refuses what is not whole, with a better message
     with _loading(model):
         denoiser = expected.from_pretrained(  # type: ignore[attr-defined]
-            model.denoiser, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            model.denoiser, use_safetensors=True, local_files_only=True
         )
-    return denoiser.eval()
+    return denoiser.float().eval()
 
 
 @contextmanager

@@ -145,7 +145,8 @@ def _find_shards(folder: Path) -> tuple[Path | None, list[Path]]:
             "loaded; save the model with safe_serialization=True"
         )
     raise ModelError(
-        f"{folder}: no {_STEM}.safetensors (or its index); expected safetensors weights"
+        f"{folder}: no {_STEM}.safetensors (or its index); expected safetensors weights (pickled "
+        "ones are never loaded: save the model with safe_serialization=True)"
     )
 
 

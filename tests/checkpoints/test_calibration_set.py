@@ -1,0 +1,164 @@
+"""Calls on disk: the same trees and bits back, and a refusal of everything else."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ditprune.calls import Call
+from ditprune.checkpoints import calibration_set
+from ditprune.errors import ModelError, OutputError
+from folders import edit_json
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
+    torch.uint8, torch.bool,
+]  # fmt: skip
+
+
+def nested() -> Call:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        str(dtype): torch.randint(0, 2, (3, 2), generator=generator).to(dtype) for dtype in DTYPES
+    }
+    return Call(
+        (torch.randn(2, 3, generator=generator), None, (1, [2.5, "text", (True,)]), []),
+        {
+            "timestep": torch.tensor(7),
+            "nothing": None,
+            "return_dict": False,
+            "added": {"inner": {"tensors": tensors}, "empty": {}, "pair": ()},
+            "text": "é\n",
+            "number": -0.1,
+            "not_contiguous": torch.arange(6).reshape(2, 3).T,
+        },
+    )
+
+
+def shape_of(tree: Any) -> Any:
+    """The tree with every leaf in a form that compares by value and type."""
+    if isinstance(tree, dict):
+        return {key: shape_of(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree), [shape_of(value) for value in tree]
+    if isinstance(tree, Tensor):
+        return tree.dtype, tree.shape, tree.tolist()
+    return type(tree), tree
+
+
+def test_calls_come_back_as_they_were(tmp_path) -> None:
+    calls = [nested(), Call((), {"x": torch.zeros(1)}), Call((torch.ones(2),))]
+    calibration_set.save(calls, {"seed": 3, "labels": [1, 2]}, tmp_path / "set")
+    loaded, protocol = calibration_set.load(tmp_path / "set")
+    assert protocol == {"seed": 3, "labels": [1, 2]}
+    assert len(loaded) == 3
+    for one, two in zip(loaded, calls, strict=True):
+        assert isinstance(one, Call)
+        assert shape_of(one.args) == shape_of(two.args)
+        assert shape_of(one.kwargs) == shape_of(two.kwargs)
+
+
+def test_the_bits_of_floats_come_back(tmp_path, same_bits) -> None:
+    odd = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45])
+    calibration_set.save([Call((odd, odd.bfloat16()))], {}, tmp_path / "set")
+    (call,), _ = calibration_set.load(tmp_path / "set")
+    same_bits(call.args[0], odd)
+    same_bits(call.args[1], odd.bfloat16())
+
+
+def test_tensors_that_share_memory_are_stored_whole(tmp_path, same_bits) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    calibration_set.save([Call((whole[0], whole[1:], whole))], {}, tmp_path / "set")
+    (call,), _ = calibration_set.load(tmp_path / "set")
+    for one, two in zip(call.args, (whole[0], whole[1:], whole), strict=True):
+        same_bits(one, two)
+
+
+def test_the_same_calls_are_the_same_bytes(tmp_path) -> None:
+    for name in ("a", "b"):
+        calibration_set.save([nested()], {"seed": 0}, tmp_path / name)
+    for file in ("calls.json", "calls.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("value", [object(), torch.float16, {1, 2}, b"bytes", 1j, len])
+def test_what_cannot_be_stored_is_refused_and_leaves_nothing(value, tmp_path) -> None:
+    call = Call((torch.zeros(1),), {"deep": [{"down": value}]})
+    with pytest.raises(OutputError, match=f"is {type(value).__name__}, which cannot be stored"):
+        calibration_set.save([call], {}, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_is_stored_as_a_tuple_or_refused(tmp_path) -> None:
+    """torch.Size is a tuple; what is written must be read again."""
+    calls = [Call((torch.zeros(1),), {"size": torch.zeros(2, 3).shape})]
+    try:
+        calibration_set.save(calls, {}, tmp_path / "set")
+    except OutputError:
+        return
+    (call,), _ = calibration_set.load(tmp_path / "set")
+    assert tuple(call.kwargs["size"]) == (2, 3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    calibration_set.save([nested()], {"seed": 0}, tmp_path / "set")
+    return tmp_path / "set"
+
+
+def refused(folder, match: str) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        calibration_set.load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["calls.json", "calls.safetensors"])
+@pytest.mark.parametrize("spoil", ["missing", "empty", "truncated", "garbage"])
+def test_a_broken_file_is_refused(file, spoil, folder) -> None:
+    path = folder / file
+    content = path.read_bytes()
+    path.unlink()
+    if spoil != "missing":
+        path.write_bytes({"empty": b"", "truncated": content[:-3], "garbage": b"\x80\x02."}[spoil])
+    refused(folder, "not a calibration set|cannot be read as JSON")
+
+
+def test_a_folder_of_something_else_is_refused(folder, tmp_path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    refused(folder, "cannot be read as JSON")
+    (tmp_path / "file").write_bytes(b"")
+    refused(tmp_path / "file", "cannot be read as JSON")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"calls": None},
+        {"calls": [{}]},
+        {"calls": [{"args": {"tuple": []}}]},
+        {"calls": [{"args": {"value": 1, "dict": {}}, "kwargs": {"dict": {}}}]},
+        {"calls": [{"args": {"tuple": [{"tensor": "999999"}]}, "kwargs": {"dict": {}}}]},
+        {"calls": [{"args": {"pickle": "x"}, "kwargs": {"dict": {}}}]},
+        {"calls": [{"args": {"tuple": [3]}, "kwargs": {"dict": {}}}]},
+        {"protocol": 3},
+    ],
+    ids=str,
+)
+def test_an_edited_record_is_refused(changes, folder) -> None:
+    edit_json(folder / "calls.json", lambda content: content.update(changes))
+    refused(folder, "not a calibration set")
+
+
+def test_missing_tensors_are_refused(folder) -> None:
+    tensors = load_file(folder / "calls.safetensors")
+    del tensors["000001"]
+    save_file(tensors, folder / "calls.safetensors")
+    refused(folder, "not a calibration set")

@@ -1,0 +1,203 @@
+"""Statistics on disk: the same bits back, and a refusal of every other file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import ditprune
+from ditprune.checkpoints import statistics_file
+from ditprune.errors import OutputError, StatisticsError
+
+KEY = "ditprune.statistics"
+
+
+@pytest.fixture
+def file(tiny_stats, tmp_path):
+    statistics_file.save(tiny_stats, tmp_path / "s.safetensors")
+    return tmp_path / "s.safetensors"
+
+
+def refused(file, match: str) -> None:
+    with pytest.raises(StatisticsError, match=match) as caught:
+        statistics_file.load(file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert "calibrate" in str(caught.value)
+
+
+def rewrite(file, change_tensors=None, change_record=None) -> None:
+    """The file with its tensors and its record changed."""
+    with safe_open(file, framework="pt") as stream:
+        record = json.loads(stream.metadata()[KEY])
+    tensors = load_file(file)
+    if change_tensors:
+        change_tensors(tensors)
+    if change_record:
+        change_record(record)
+    save_file(tensors, file, metadata={KEY: json.dumps(record)})
+
+
+def test_every_bit_comes_back(tiny_dit, tiny_stats, file, same_bits) -> None:
+    loaded = statistics_file.load(file)
+    assert list(loaded.column_norms) == list(tiny_stats.column_norms)
+    for name, state in tiny_stats.column_norms.items():
+        same_bits(loaded.column_norms[name].sum_squares, state.sum_squares)
+        same_bits(loaded.column_norm(name), tiny_stats.column_norm(name))
+        assert loaded.num_tokens(name) == tiny_stats.num_tokens(name)
+    assert dict(loaded.fingerprints) == dict(tiny_stats.fingerprints)
+    assert loaded.num_calls == tiny_stats.num_calls == 3
+    one, two = tiny_dit(), tiny_dit()
+    ditprune.prune_(one, tiny_stats)
+    ditprune.prune_(two, loaded)
+    for name, tensor in one.state_dict().items():
+        same_bits(two.state_dict()[name], tensor)
+
+
+def test_shared_states_are_stored_once_and_stay_shared(tiny_stats, file) -> None:
+    loaded = statistics_file.load(file)
+
+    def sharing(stats) -> set[frozenset[str]]:
+        groups: dict[int, set[str]] = {}
+        for name, state in stats.column_norms.items():
+            groups.setdefault(id(state), set()).add(name)
+        return {frozenset(names) for names in groups.values()}
+
+    assert sharing(loaded) == sharing(tiny_stats)
+    assert any(len(names) == 3 for names in sharing(loaded))
+    assert len(load_file(file)) == len(sharing(tiny_stats)) < len(tiny_stats.column_norms)
+
+
+def test_protocol_and_never_called_come_back(tiny_dit, batches, tmp_path) -> None:
+    denoiser = tiny_dit()
+    protocol = {"seed": 7, "timesteps": "uniform", "labels": [0, 1], "guidance_scale": None}
+    stats = ditprune.calibrate(denoiser, batches(denoiser), protocol)
+    one_less = dict(list(stats.column_norms.items())[1:])
+    missing = tuple(stats.column_norms.keys() - one_less.keys())
+    stats = ditprune.Statistics(one_less, stats.fingerprints, 3, missing, protocol)
+    statistics_file.save(stats, tmp_path / "s.safetensors")
+    loaded = statistics_file.load(tmp_path / "s.safetensors")
+    assert dict(loaded.protocol) == protocol
+    assert loaded.never_called == missing == ("transformer_blocks.0.norm1.linear",)
+
+
+def test_the_same_statistics_are_the_same_bytes(tiny_stats, file, tmp_path) -> None:
+    statistics_file.save(statistics_file.load(file), tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+
+
+def test_saving_replaces_and_leaves_nothing_else(tiny_stats, file) -> None:
+    before = file.read_bytes()
+    file.write_bytes(b"old")
+    statistics_file.save(tiny_stats, file)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_place_that_cannot_be_written_is_refused(tiny_stats, tmp_path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        statistics_file.save(tiny_stats, tmp_path / "nowhere" / "s.safetensors")
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tiny_stats, file, monkeypatch) -> None:
+    def save_half(_tensors, part, metadata) -> None:
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = file.read_bytes()
+    monkeypatch.setattr(statistics_file, "save_file", save_half)
+    with pytest.raises(OutputError, match="no space left"):
+        statistics_file.save(tiny_stats, file)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_nothing_there_is_refused(tmp_path) -> None:
+    refused(tmp_path / "s.safetensors", "no such statistics file; make one")
+    refused(tmp_path, "no such statistics file")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04.", b"\x00" * 99, b"\xff" * 8])
+def test_what_is_not_safetensors_is_refused(content, file) -> None:
+    file.write_bytes(content)
+    refused(file, "not a complete safetensors file")
+
+
+@pytest.mark.parametrize("num_bytes", [7, 100, -1])
+def test_a_truncated_file_is_refused(num_bytes, file) -> None:
+    file.write_bytes(file.read_bytes()[:num_bytes])
+    refused(file, "not a complete safetensors file")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {KEY: ""}, {KEY: "[]"}, {KEY: "{}"},
+                                      {KEY: "3"}, {KEY: "{"}, {KEY: '{"format": 1}'},
+                                      {KEY: "[" * 100_000}], ids=lambda m: str(m)[:40])  # fmt: skip
+def test_other_safetensors_are_refused(metadata, file) -> None:
+    save_file({"weight": torch.ones(3, dtype=torch.float64)}, file, metadata=metadata)
+    refused(file, "not statistics of ditprune")
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), -0.5e-300])
+def test_sums_that_cannot_be_are_refused(value, file) -> None:
+    def spoil(tensors) -> None:
+        next(iter(tensors.values()))[3] = value
+
+    rewrite(file, spoil)
+    refused(file, "negative, NaN or Inf")
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.float, torch.Tensor.half, lambda t: t[None]])
+def test_another_dtype_or_rank_is_refused(change, file) -> None:
+    def spoil(tensors) -> None:
+        first = next(iter(tensors))
+        tensors[first] = change(tensors[first]).contiguous()
+
+    rewrite(file, spoil)
+    refused(file, "not float64")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"format": None},
+        {"layers": None},
+        {"layers": {"a": {}}},
+        {"layers": {"a": {"state": "nowhere", "num_tokens": 1}}},
+        {"layers": {"a": 1}},
+        {"fingerprints": None},
+        {"fingerprints": [1]},
+        {"num_calls": "many"},
+        {"never_called": 1},
+        {"protocol": 3},
+    ],
+    ids=str,
+)
+def test_an_edited_record_is_refused(changes, file) -> None:
+    rewrite(file, None, lambda record: record.update(changes))
+    refused(file, "not statistics of ditprune")
+
+
+@pytest.mark.parametrize("key", ["fingerprints", "num_calls", "never_called", "protocol", "layers"])
+def test_a_record_without_one_of_its_parts_is_refused(key, file) -> None:
+    rewrite(file, None, lambda record: record.pop(key))
+    refused(file, f"missing '{key}'")
+
+
+def test_an_edited_fingerprint_makes_it_another_models(tiny_dit, file) -> None:
+    def change(record) -> None:
+        record["fingerprints"]["transformer_blocks.0.attn1.to_q"] = "0" * 32
+
+    rewrite(file, None, change)
+    with pytest.raises(StatisticsError, match=r"1 of 21 targets differ, first .*0\.attn1\.to_q"):
+        ditprune.prune_(tiny_dit(), statistics_file.load(file))
+
+
+def test_a_layer_taken_out_is_noticed_when_pruning(tiny_dit, file) -> None:
+    rewrite(file, None, lambda record: record["layers"].pop("transformer_blocks.0.attn1.to_q"))
+    with pytest.raises(StatisticsError, match=r"no layer 'transformer_blocks\.0\.attn1\.to_q'"):
+        ditprune.prune_(tiny_dit(), statistics_file.load(file))

@@ -1,0 +1,360 @@
+"""Every verb from end to end: what it prints, what it writes, and that it runs nothing foreign."""
+
+from __future__ import annotations
+
+import inspect as signatures
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ditprune import bundled
+from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.cli import demo as demo_verb
+from ditprune.cli.main import app
+from ditprune.recipe import build
+from folders import edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
+
+SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
+OPTIONS = {
+    "inspect": "--statistics --include --exclude --json",
+    "calibrate": "-o --num-samples --timesteps --num-inference-steps --guidance-scale --labels "
+    "--prompts --seed --calibration-set",
+    "prune": "-o --statistics --saliency --granularity --sparsity --pattern --weight-power "
+    "--activation-power --cag-threshold --include --exclude --dry-run --recipe --overwrite",
+    "verify": "OUT",
+    "evaluate": "DENSE PRUNED -o --num-images --seed",
+    "demo": "-o",
+}
+
+
+def ok(result: tuple[int, str, str]) -> str:
+    """The stdout of a run that ended well."""
+    code, out, err = result
+    assert code == 0, err
+    assert "error" not in err
+    return out
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_help_of_a_verb_names_every_option(verb, ditprune) -> None:
+    out = ok(ditprune(verb, "--help"))
+    for option in OPTIONS[verb].split():
+        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", out), option
+    assert ok(ditprune(verb, "-h")) == out
+
+
+def test_the_help_names_every_verb_and_the_version_is_told(ditprune) -> None:
+    for args in ([], ["--help"]):
+        out = ok(ditprune(*args))
+        for verb in OPTIONS:
+            assert re.search(rf"^  {verb} ", out, re.MULTILINE)
+    assert re.search(r"\d+\.\d+", ok(ditprune("--version")))
+
+
+def test_the_help_of_prune_names_every_choice(ditprune) -> None:
+    out = ok(ditprune("prune", "--help"))
+    for name in ("magnitude", "wanda", "stw", "power", "ria", "cag", "layer", "channel", "N:M"):
+        assert name in out
+
+
+def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
+    flags = {parameter.name for parameter in app.commands["prune"].params}
+    run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite"}
+    fields = set(signatures.signature(build).parameters)
+    keys = set(build().to_json()) | set(build("power", weight_power=1, activation_power=1).to_json())
+    assert flags - run == fields == keys
+    for parameter in app.commands["prune"].params:
+        if parameter.name in fields:
+            assert parameter.opts == ["--" + parameter.name.replace("_", "-")]
+
+
+def test_inspect_prints_a_plan_whose_sums_are_right(ditprune, tiny_pipeline) -> None:
+    plan = json.loads(ok(ditprune("inspect", tiny_pipeline, "--json")))
+    tensors = tensors_on_disk(tiny_pipeline / "transformer")
+    shapes = {name: tuple(tensors[f"{name}.weight"].shape) for name in plan["targets"]}
+    assert {name: tuple(t["shape"]) for name, t in plan["targets"].items()} == shapes
+    assert plan["num_targets"] == len(plan["targets"]) == 21
+    assert plan["num_weights"] == sum(a * b for a, b in shapes.values())
+    assert plan["num_parameters"] == sum(t.numel() for t in tensors.values())
+    assert plan["model_share_at_50"] == plan["num_weights"] / 2 / plan["num_parameters"]
+    assert {t["role"] for t in plan["targets"].values()} == {"modulation", "attention", "mlp"}
+    assert {(t["g_out"], t["granularity"]) for t in plan["targets"].values()} == {(None, None)}
+    assert plan["cag_threshold"] is None
+
+
+def test_inspect_with_statistics_says_what_prune_does(
+    ditprune, tiny_pipeline, statistics, pruned
+) -> None:
+    plan = json.loads(ok(ditprune("inspect", tiny_pipeline, "--statistics", statistics, "--json")))
+    claims = json.loads((pruned / "transformer" / "ditprune.json").read_text(encoding="utf-8"))
+    assert list(plan["targets"]) == list(claims["targets"])
+    for name, target in claims["targets"].items():
+        planned = plan["targets"][name]
+        assert planned["num_prune"] == target["num_pruned"]
+        for key in ("g_out", "granularity", "shape", "role", "block", "depth"):
+            assert planned[key] == target[key]
+    assert plan["cag_threshold"] == claims["cag_threshold"]
+    assert {t["granularity"] for t in plan["targets"].values()} <= {"layer", "channel"}
+
+
+def test_the_table_of_inspect_holds_what_its_json_holds(ditprune, tiny_pipeline) -> None:
+    one = ["inspect", tiny_pipeline, "--include", "*.1.attn1.*", "--exclude", "*.to_v"]
+    plan = json.loads(ok(ditprune(*one, "--json")))
+    out = ok(ditprune(*one))
+    assert plan["num_targets"] == 3
+    for name, target in plan["targets"].items():
+        (line,) = (line for line in out.splitlines() if line.startswith(name))
+        assert line.split()[1:4] == [*map(str, target["shape"]), target["role"]]
+    assert f"3 targets, {plan['num_weights']:,} of {plan['num_parameters']:,} parameters" in out
+    assert f"50 % of the targets is {plan['model_share_at_50']:.1%} of the whole model" in out
+
+
+def test_two_calibrations_are_the_same_bytes(ditprune, tiny_pipeline, statistics, tmp_path) -> None:
+    command = ["calibrate", tiny_pipeline, "--num-samples", 4, *SAMPLING]
+    ok(ditprune(*command, "-o", tmp_path / "again"))
+    assert (tmp_path / "again").read_bytes() == statistics.read_bytes()
+    ok(ditprune(*command, "-o", tmp_path / "seed", "--seed", 1))
+    assert (tmp_path / "seed").read_bytes() != statistics.read_bytes()
+    protocol = statistics_file.load(tmp_path / "seed").protocol
+    assert (protocol["seed"], protocol["num_samples"], protocol["timesteps"]) == (1, 4, "uniform")
+    assert (protocol["num_inference_steps"], protocol["guidance_scale"]) == (2, 1.5)
+
+
+@pytest.mark.parametrize(
+    "options", [["--timesteps", "late"], ["--labels", "3"], ["--guidance-scale", 1]], ids=str
+)
+def test_every_option_of_calibrate_acts(
+    options, ditprune, tiny_pipeline, statistics, tmp_path
+) -> None:
+    command = ["calibrate", tiny_pipeline, "--num-samples", 4, *SAMPLING, *options]
+    ok(ditprune(*command, "-o", tmp_path / "s"))
+    one, two = load_file(tmp_path / "s"), load_file(statistics)
+    assert one.keys() == two.keys()
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_calibration_set_gives_the_same_statistics_without_the_pipeline(
+    ditprune, tiny_pipeline, statistics, tmp_path
+) -> None:
+    kept = tmp_path / "set"
+    first = ["calibrate", tiny_pipeline, "--num-samples", 4, *SAMPLING, "--calibration-set", kept]
+    ok(ditprune(*first, "-o", tmp_path / "a"))
+    assert (tmp_path / "a").read_bytes() == statistics.read_bytes()
+    before = files_of(kept)
+    second = ["calibrate", tiny_pipeline / "transformer", "--calibration-set", kept]
+    ok(ditprune(*second, "-o", tmp_path / "b"))
+    assert (tmp_path / "b").read_bytes() == statistics.read_bytes()
+    assert files_of(kept) == before
+    calls, protocol = calibration_set.load(kept)
+    assert protocol == dict(statistics_file.load(statistics).protocol)
+    assert statistics_file.load(statistics).num_calls == len(calls)
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    ditprune, tiny_pipeline, statistics, tmp_path
+) -> None:
+    command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--statistics", statistics]
+    out = ok(ditprune(*command, "--dry-run", "--include", "*.to_q"))
+    assert "3 targets" in out
+    assert "transformer_blocks.2.attn1.to_q" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--sparsity", 0.3, "--saliency", "wanda", "--granularity", "channel"],
+        ["--saliency", "power", "--weight-power", 3, "--activation-power", 0.5],
+        ["--pattern", "2:4", "--saliency", "ria", "--exclude", "*.ff.*", "--exclude", "*.to_q"],
+        ["--cag-threshold", "auto", "--include", "*.attn1.*", "--include", "*.norm1.linear"],
+        ["--cag-threshold", 0.5],
+    ],
+    ids=str,
+)
+def test_the_recipe_of_a_manifest_makes_the_same_bytes(
+    options, ditprune, tiny_pipeline, statistics, tmp_path
+) -> None:
+    command = ["prune", tiny_pipeline, "--statistics", statistics]
+    ok(ditprune(*command, "-o", tmp_path / "a", *options))
+    recipe = tmp_path / "a" / "transformer" / "ditprune.json"
+    ok(ditprune(*command, "-o", tmp_path / "b", "--recipe", recipe))
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    alone = tmp_path / "recipe.json"
+    alone.write_text(json.dumps(json.loads(recipe.read_text())["recipe"]), encoding="utf-8")
+    ok(ditprune(*command, "-o", tmp_path / "c", "--recipe", alone))
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "c")
+    assert ok(ditprune("verify", tmp_path / "c")).endswith("every claim holds\n")
+
+
+def test_flags_override_the_recipe_file(ditprune, tiny_pipeline, statistics, pruned, tmp_path) -> None:
+    command = ["prune", tiny_pipeline, "--statistics", statistics, "-o", tmp_path / "out"]
+    recipe = pruned / "transformer" / "ditprune.json"
+    ok(ditprune(*command, "--recipe", recipe, "--sparsity", 0.25))
+    claims = json.loads((tmp_path / "out" / "transformer" / "ditprune.json").read_text())
+    assert claims["recipe"] == json.loads(recipe.read_text())["recipe"] | {"sparsity": 0.25}
+    assert claims["totals"]["sparsity"] == 0.25
+
+
+def test_overwrite_replaces_what_ditprune_wrote(
+    ditprune, tiny_pipeline, statistics, pruned, tmp_path
+) -> None:
+    out = shutil.copytree(pruned, tmp_path / "out")
+    (out / "rest").touch()
+    command = ["prune", tiny_pipeline, "-o", out, "--statistics", statistics, "--overwrite"]
+    ok(ditprune(*command))
+    assert files_of(out) == files_of(pruned)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_prune_says_what_it_removed(ditprune, tiny_pipeline, pruned, statistics, tmp_path) -> None:
+    command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--statistics", statistics]
+    out = ok(ditprune(*command))
+    totals = json.loads((pruned / "transformer" / "ditprune.json").read_text())["totals"]
+    assert f"removed {totals['num_pruned']:,} of {totals['num_weights']:,}" in out
+    assert "(50.00%)" in out
+    assert f"{totals['model_sparsity']:.2%} of the whole denoiser" in out
+
+
+def test_verify_tells_a_good_folder_from_a_spoilt_one(ditprune, pruned, tmp_path) -> None:
+    for folder in (pruned, pruned / "transformer"):
+        assert ditprune("verify", folder) == (0, f"{folder}: every claim holds\n", "")
+    out = shutil.copytree(pruned, tmp_path / "out")
+    name = "transformer_blocks.1.attn1.to_q"
+    edit_tensors(
+        shards_of(out / "transformer")[0],
+        lambda tensors: tensors[f"{name}.weight"].masked_fill_(tensors[f"{name}.weight"] == 0, 1),
+    )
+    code, text, err = ditprune("verify", out)
+    assert code == 1
+    assert err == ""
+    lines = text.splitlines()
+    assert all(line.startswith(f"false: {name}: ") for line in lines[:-1])
+    assert lines[-1] == f"{out}: {len(lines) - 1} false claims"
+    assert f"false: {name}: 0 zeros on disk, 512 claimed" in lines
+
+
+def test_code_in_a_model_folder_is_never_run(ditprune, refused, own_pipeline, tmp_path) -> None:
+    mark = tmp_path / "executed"
+    code = f"open({str(mark)!r}, 'w')\nclass Mine: pass\nclass DiTPipeline: pass\n"
+    for folder in (own_pipeline, *(p for p in own_pipeline.iterdir() if p.is_dir())):
+        for name in ("pipeline.py", "mine.py", "__init__.py", f"{folder.name}.py"):
+            (folder / name).write_text(code, encoding="utf-8")
+        (folder / "extra.pkl").write_bytes(pickle.dumps(print))
+    command = ["calibrate", own_pipeline, "--num-samples", 1, "--num-inference-steps", 1]
+    ok(ditprune(*command, "-o", tmp_path / "s"))
+    ok(ditprune("prune", own_pipeline, "-o", tmp_path / "out", "--statistics", tmp_path / "s"))
+    index = own_pipeline / "model_index.json"
+    good = index.read_bytes()
+    for changes in (
+        {"scheduler": ["mine", "Mine"]},
+        {"transformer": ["transformer", "Mine"]},
+        {"extra": ["mine", "Mine"]},
+        {"_class_name": "Mine"},
+        {"_class_name": ["pipeline", "Mine"]},
+        {"_class_name": "pipeline"},
+        {"scheduler": []},
+        {"scheduler": [["mine"], "Mine"]},
+    ):
+        index.write_bytes(good)
+        edit_json(index, lambda content, changes=changes: content.update(changes))
+        refused(*command, "-o", tmp_path / "t")
+    assert not mark.exists()
+
+
+def test_a_pipeline_part_that_is_not_installed_is_refused(
+    refused, own_pipeline, tmp_path, monkeypatch
+) -> None:
+    import diffusers
+
+    def missing(*_args: object, **_kwargs: object) -> None:
+        raise ImportError("DiTPipeline requires the transformers library\nbut it was not found")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", missing)
+    line = refused("calibrate", own_pipeline, "-o", tmp_path / "s")
+    assert "requires the transformers library" in line
+
+
+def test_an_interrupt_ends_in_one_line_and_nothing_written(
+    ditprune, tiny_pipeline, tmp_path, monkeypatch
+) -> None:
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ditprune.checkpoints.rewrite.ShardWriter.write", interrupt)
+    command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
+    code, out, err = ditprune(*command)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "stopped; nothing was written"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_verb_on_the_bundled_model(ditprune, tmp_path) -> None:
+    dense, stats, out = files_of(bundled.PIPELINE), tmp_path / "s", tmp_path / "half"
+    assert "48 targets" in ok(ditprune("inspect", "bundled", "--include", "*.attn1.*",
+                                       "--include", "*.ff.*"))  # fmt: skip
+    ok(ditprune("calibrate", "bundled", "-o", stats, "--num-samples", 4, *SAMPLING))
+    assert "by G_out" not in ok(ditprune("inspect", "bundled", "--statistics", stats))
+    ok(ditprune("prune", "bundled", "-o", out, "--statistics", stats))
+    ok(ditprune("verify", out))
+    place = tmp_path / "e"
+    command = ["evaluate", "bundled", out, "-o", place, "--num-images", 10, "--num-held-out", 4]
+    printed = ok(ditprune(*command, *SAMPLING))
+    assert "half" in printed
+    assert "not InceptionV3's" in printed
+    results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in results["models"]] == ["dense", "half"]
+    assert results["models"][1]["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    with Image.open(place / "grid.png") as grid:
+        assert grid.size[0] > 1000
+    assert files_of(bundled.PIPELINE) == dense
+
+
+def test_the_demo_compares_three_methods_and_says_where_everything_lies(
+    ditprune, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(demo_verb, "NUM_INFERENCE_STEPS", 1)
+    out = tmp_path / "demo"
+    for _ in range(2):
+        printed = ok(ditprune("demo", "-o", out, "--num-images", 4))
+        (out / "grid.png").stat()
+        monkeypatch.setattr(demo_verb, "collect", lambda *_: None)  # once is enough
+    names = ["dense", "magnitude", "Wanda", "DiT-Pruning"]
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in results["models"]] == names
+    for name in names[1:]:
+        assert re.search(rf"^{name} +0\.5 +0\.50", printed, re.MULTILINE)
+        ok(ditprune("verify", out / name))
+    for place in ("grid.png", "results.json", "statistics.safetensors", *names[1:]):
+        assert str(out / place) in printed
+
+
+def test_the_installed_command(own_pipeline, tmp_path) -> None:
+    script = shutil.which("ditprune", path=str(Path(sys.executable).parent))
+    assert script is not None
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
+
+    def call(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [script, *map(str, args)], capture_output=True, text=True, env=environment,
+            cwd=own_pipeline, check=False,
+        )  # fmt: skip
+
+    out = tmp_path / "out"
+    (own_pipeline / "diffusers.py").write_text("raise SystemExit(9)", encoding="utf-8")
+    good = call("prune", ".", "-o", out, "--saliency", "magnitude")
+    assert good.returncode == 0, good.stderr
+    assert str(out) in good.stdout
+    bad = call("verify", own_pipeline)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.startswith("error: ")
+    assert bad.stderr.count("\n") == 1
