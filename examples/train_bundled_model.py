@@ -364,6 +364,14 @@ never trained. The FID is in the features of the bundled classifier, not of Ince
 """
 
 
+def forget_paths(folder: Path) -> None:
+    """diffusers writes into a config where its model was loaded from; nobody needs to know."""
+    for file in folder.rglob("config.json"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def write_card(folder: Path, facts: dict[str, object]) -> None:
     """The model card, beside the weights."""
     (folder / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
@@ -398,6 +406,7 @@ def main() -> None:
     )
     pipeline.register_to_config(id2label={str(i): str(i) for i in range(NUM_CLASSES)})
     pipeline.to(torch.float16).save_pretrained(args.out / "pipeline")
+    forget_paths(args.out / "pipeline")
     pipeline = DiTPipeline.from_pretrained(args.out / "pipeline")
     right = predict(classifier, data[2]) == data[3]
     facts = {

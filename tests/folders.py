@@ -42,9 +42,10 @@ def save_pipeline(
             layers_per_block=1,
             sample_size=16,
         )
-    labels = {i: str(i) for i in range(4)}
-    pipeline = DiTPipeline(denoiser, vae, DDIMScheduler(clip_sample=False), id2label=labels)
+    pipeline = DiTPipeline(denoiser, vae, DDIMScheduler(clip_sample=False))
     pipeline.to(dtype=dtype).save_pretrained(folder, **options)
+    labels = {str(i): str(i) for i in range(4)}
+    edit_json(folder / "model_index.json", lambda index: index.update(id2label=labels))
     return folder
 
 

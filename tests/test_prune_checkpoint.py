@@ -20,7 +20,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError, RecipeError
 from ditprune.prune import prune_checkpoint
 from ditprune.recipe import build
-from folders import STEM, files_of, save_denoiser, save_pipeline, shards_of, tensors_on_disk
+from folders import STEM, files_of, save_denoiser, save_pipeline, tensors_on_disk
 
 RUNS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "default": (torch.float32, {}),
@@ -54,9 +54,7 @@ def manifest_of(out: Path) -> dict[str, Any]:
     return json.loads((inside(out) / "ditprune.json").read_text(encoding="utf-8"))
 
 
-def test_the_bits_and_the_outcome_are_those_of_pruning_in_memory(
-    made, tiny_dit, same_bits
-) -> None:
+def test_the_bits_and_the_outcome_are_those_of_pruning_in_memory(made, tiny_dit, same_bits) -> None:
     words, _, stats, out, outcome = made
     on_disk = tensors_on_disk(inside(out))
     denoiser = tiny_dit().to(next(iter(on_disk.values())).dtype)
@@ -89,7 +87,7 @@ def test_only_targets_and_the_manifest_differ(made, same_bits) -> None:
 
 
 def test_the_manifest_tells_what_was_done(made) -> None:
-    words, folder, stats, out, outcome = made
+    words, folder, _, out, outcome = made
     claims = manifest_of(out)
     assert claims["recipe"] == build(**words).to_json()
     assert claims["versions"].keys() >= {"ditprune", "torch", "diffusers", "safetensors", "python"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.weights import Weights
+from ditprune.checkpoints.weights import Weights, dtype_of
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.recipe import Recipe, build
@@ -139,6 +139,7 @@ def select_in_checkpoint(
                 f"{model.denoiser}: {entry.name} has shape {list(entry.shape)}, config.json "
                 f"gives {list(target.shape)}; fetch the model again"
             )
+        dtype_of(entry)
     own = fingerprint.of_weights(weights, targets.values())
     return _select(targets, own, weights.num_parameters, recipe, stats)
 

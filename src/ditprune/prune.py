@@ -17,6 +17,7 @@ from ditprune.checkpoints.rewrite import (
     ShardWriter,
     copied_bytes,
     copy_other_files,
+    header_hashes,
     sha256,
     tensors_of,
 )
@@ -250,6 +251,7 @@ def _manifest(
             "model": model.root.resolve().name,
             "fingerprint": selection.fingerprint,
             "config_sha256": sha256((model.denoiser / "config.json").read_bytes()),
+            "headers_sha256": header_hashes(Weights(model.denoiser)),
         },
         "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
         "totals": {

@@ -11,12 +11,18 @@ import torch
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import MANIFEST
-from ditprune.checkpoints.rewrite import sha256, tensors_of
+from ditprune.checkpoints.rewrite import header_hashes, sha256, tensors_of
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.granularity import GRANULARITIES
+from ditprune.granularity.cag import CAG
 from ditprune.granularity.nm import NM
 from ditprune.recipe import Recipe, from_json
+
+# What reading a manifest raises when someone has changed its form.
+_MALFORMED = (
+    DitpruneError, KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError,
+)  # fmt: skip
 
 
 def verify(model: ModelFolder) -> Iterator[str]:
@@ -33,19 +39,22 @@ def verify(model: ModelFolder) -> Iterator[str]:
         raise ModelError(
             f"{model.denoiser}: no {MANIFEST}; expected a folder that `ditprune prune` wrote"
         )
-    weights = Weights(model.denoiser)
+    try:
+        weights = Weights(model.denoiser)
+    except ModelError as error:
+        yield f"the weights are not those that were written: {error}"
+        return
     try:
         claims = manifest.read(model.denoiser)
         recipe = from_json(claims["recipe"], "recipe")
         targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
         untouched = dict(claims["untouched"])
-        yield from _false_totals(claims)
-        config_sha256 = claims["base"]["config_sha256"]
-    except (DitpruneError, KeyError, TypeError, ValueError, AttributeError) as error:
+        threshold = claims["cag_threshold"]
+        yield from _false_totals(claims, weights)
+        yield from _false_base(claims["base"], model, weights)
+    except _MALFORMED as error:
         yield f"{MANIFEST}: cannot be read ({error!r}); expected the manifest that prune wrote"
         return
-    if sha256((model.denoiser / "config.json").read_bytes()) != config_sha256:
-        yield "config.json: is not the dense model's"
     for name in sorted((targets.keys() | untouched.keys()) - weights.entries.keys()):
         yield f"{name}: missing from the weights"
     for entry, raw in tensors_of(weights):
@@ -55,15 +64,20 @@ def verify(model: ModelFolder) -> Iterator[str]:
         elif entry.name in targets:
             name, target = targets[entry.name]
             try:
-                yield from _false_target(name, target, entry, raw, recipe)
-            except (DitpruneError, KeyError, TypeError, ValueError, AttributeError) as error:
+                yield from _false_target(name, target, entry, raw, recipe, threshold)
+            except _MALFORMED as error:
                 yield f"{name}: its record in {MANIFEST} cannot be read ({error!r})"
         else:
             yield f"{entry.name}: is in the weights and not in {MANIFEST}"
 
 
 def _false_target(
-    name: str, target: Mapping[str, Any], entry: Entry, raw: bytearray, recipe: Recipe
+    name: str,
+    target: Mapping[str, Any],
+    entry: Entry,
+    raw: bytearray,
+    recipe: Recipe,
+    threshold: float | None,
 ) -> Iterator[str]:
     if list(entry.shape) != list(target["shape"]):
         yield f"{name}: shape {list(entry.shape)} on disk, {target['shape']} claimed"
@@ -73,6 +87,10 @@ def _false_target(
     if num_zero != target["num_zero"]:
         yield f"{name}: {num_zero} zeros on disk, {target['num_zero']} claimed"
     groups = _groups(target["granularity"], recipe)
+    if isinstance(recipe.granularity, CAG):
+        chosen = recipe.granularity.choose(target["g_out"], threshold or 0.0).name
+        if chosen != groups.name:
+            yield f"{name}: {groups.name} claimed, its G_out {target['g_out']} leads to {chosen}"
     num_groups, size = groups.group_shape(*entry.shape)
     asked = size - groups.num_keep(size, recipe.sparsity)
     if (num_groups, num_groups * asked) != (target["num_groups"], target["num_asked"]):
@@ -108,11 +126,24 @@ def _groups(granularity: str, recipe: Recipe) -> Any:
     return GRANULARITIES[granularity]()
 
 
-def _false_totals(claims: Mapping[str, Any]) -> Iterator[str]:
+def _false_base(base: Mapping[str, Any], model: ModelFolder, weights: Weights) -> Iterator[str]:
+    config = model.denoiser / "config.json"
+    if not config.is_file():
+        yield "config.json: missing"
+    elif sha256(config.read_bytes()) != base["config_sha256"]:
+        yield "config.json: is not the dense model's"
+    if header_hashes(weights) != base["headers_sha256"]:
+        yield "the headers of the shards (names, dtypes, shapes) are not the dense model's"
+
+
+def _false_totals(claims: Mapping[str, Any], weights: Weights) -> Iterator[str]:
+    if claims["format"] != manifest.FORMAT:
+        yield f"{MANIFEST}: format {claims['format']}, this version reads {manifest.FORMAT}"
     totals, targets = claims["totals"], claims["targets"].values()
     num_weights = sum(math.prod(target["shape"]) for target in targets)
     num_pruned = sum(target["num_pruned"] for target in targets)
     actual = {
+        "num_parameters": weights.num_parameters,
         "num_targets": len(targets),
         "num_weights": num_weights,
         "num_pruned": num_pruned,

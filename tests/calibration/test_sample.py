@@ -124,6 +124,15 @@ def test_labels_and_timesteps_are_not_in_step(pipeline) -> None:
     assert len({item[:2] for item in items}) > 8
 
 
+def test_timesteps_come_in_no_order(pipeline) -> None:
+    """So that a part of the samples, and any label of a sorted list, meets all of them."""
+    timesteps = [item[0] for item in items_of(pipeline, num_inference_steps=12)]
+    assert timesteps not in (sorted(timesteps), sorted(timesteps, reverse=True))
+    other = [item[0] for item in items_of(pipeline, num_inference_steps=12, seed=1)]
+    assert timesteps != other
+    assert sorted(timesteps) == sorted(other)
+
+
 def test_guidance_keeps_both_rows_of_an_item(pipeline) -> None:
     items = items_of(pipeline, guidance_scale=3.0)
     assert len(items) == 12
@@ -171,7 +180,8 @@ def test_the_protocol_is_json_and_says_it_all(pipeline) -> None:
 def stacked() -> Call:
     """Guidance over three images: rows 0–2 with the condition, 3–5 without."""
     rows = torch.arange(6.0)[:, None].expand(6, 4)
-    return Call((rows,), {"t": torch.tensor(7), "y": torch.arange(6), "flag": None, "n": {"r": rows}})
+    kwargs = {"t": torch.tensor(7), "y": torch.arange(6), "flag": None, "n": {"r": rows}}
+    return Call((rows,), kwargs)
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,12 @@ def ours(tmp_path):
 
 def raised_by(failure: BaseException) -> type[BaseException]:
     return OutputError if isinstance(failure, OSError) else type(failure)
+
+
+def fail_inside(out: Path, failure: BaseException) -> None:
+    with staged_folder(out) as part:
+        (part / "file").write_text("half", encoding="utf-8")
+        raise failure
 
 
 def test_a_staged_folder_appears_at_the_end_only(tmp_path) -> None:
@@ -73,17 +80,15 @@ def test_what_a_killed_run_left_is_swept(tmp_path) -> None:
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 def test_a_failure_inside_leaves_nothing(failure, tmp_path) -> None:
-    with pytest.raises(raised_by(failure)), staged_folder(tmp_path / "out") as part:
-        (part / "file").write_text("half", encoding="utf-8")
-        raise failure
+    with pytest.raises(raised_by(failure)):
+        fail_inside(tmp_path / "out", failure)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=repr)
 def test_a_failure_inside_keeps_the_old_folder(failure, ours) -> None:
-    with pytest.raises(raised_by(failure)), staged_folder(ours) as part:
-        (part / "file").write_text("half", encoding="utf-8")
-        raise failure
+    with pytest.raises(raised_by(failure)):
+        fail_inside(ours, failure)
     assert files_of(ours.parent) == {f"ours/{MANIFEST}": b"{}"}
 
 
@@ -98,8 +103,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path) -> None:
 
 def test_a_full_disk_says_so(tmp_path) -> None:
     with pytest.raises(OutputError, match=r"out: no space left on the disk; make room"):
-        with staged_folder(tmp_path / "out"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+        fail_inside(tmp_path / "out", OSError(errno.ENOSPC, "No space left on device"))
 
 
 @pytest.mark.parametrize("failure", [None, *FAILURES], ids=repr)

@@ -1,4 +1,4 @@
-"""Reading safetensors shards: what the library reads, and a refusal of everything half or foreign."""
+"""Reading safetensors shards: what the library reads, and no half or foreign file."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_file_that_shrinks_after_opening_is_refused(single) -> None:
     weights = Weights(single)
     file = single / f"{STEM}.safetensors"
     file.write_bytes(file.read_bytes()[: weights.entries[NAME].offset + 5])
-    with pytest.raises(ModelError, match="ends .* bytes early"):
+    with pytest.raises(ModelError, match=r"ends .* bytes early"):
         weights.read(NAME)
 
 

@@ -71,7 +71,8 @@ def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
     flags = {parameter.name for parameter in app.commands["prune"].params}
     run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite"}
     fields = set(signatures.signature(build).parameters)
-    keys = set(build().to_json()) | set(build("power", weight_power=1, activation_power=1).to_json())
+    power = build("power", weight_power=1, activation_power=1)
+    keys = set(build().to_json()) | set(power.to_json())
     assert flags - run == fields == keys
     for parameter in app.commands["prune"].params:
         if parameter.name in fields:
@@ -196,7 +197,9 @@ def test_the_recipe_of_a_manifest_makes_the_same_bytes(
     assert ok(ditprune("verify", tmp_path / "c")).endswith("every claim holds\n")
 
 
-def test_flags_override_the_recipe_file(ditprune, tiny_pipeline, statistics, pruned, tmp_path) -> None:
+def test_flags_override_the_recipe_file(
+    ditprune, tiny_pipeline, statistics, pruned, tmp_path
+) -> None:
     command = ["prune", tiny_pipeline, "--statistics", statistics, "-o", tmp_path / "out"]
     recipe = pruned / "transformer" / "ditprune.json"
     ok(ditprune(*command, "--recipe", recipe, "--sparsity", 0.25))

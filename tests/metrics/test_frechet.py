@@ -29,9 +29,7 @@ def naive(real: Tensor, fake: Tensor) -> float:
     one, two = (features(batch).double().numpy() for batch in (real, fake))
     cov_1, cov_2 = np.cov(one, rowvar=False), np.cov(two, rowvar=False)
     root = sqrtm(cov_1 @ cov_2).real
-    return float(
-        ((one.mean(0) - two.mean(0)) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root)
-    )
+    return float(((one.mean(0) - two.mean(0)) ** 2).sum() + np.trace(cov_1 + cov_2 - 2 * root))
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.2, 1.0])

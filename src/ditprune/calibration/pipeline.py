@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ditprune.checkpoints.locate import ModelFolder, read_json
+from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError
 
@@ -22,7 +23,7 @@ def load_pipeline(model: ModelFolder) -> Any:
     import diffusers
 
     _check_components(model)
-    Weights(model.denoiser)  # refuses what is not whole, with a better message
+    check_denoiser(model)
     with _loading(model):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             model.root, use_safetensors=True, local_files_only=True
@@ -41,12 +42,18 @@ def load_denoiser(model: ModelFolder, expected: type[nn.Module]) -> nn.Module:
         raise ModelError(
             f"{model.name}: holds a {given}, expected a {expected.__name__} as in the dense model"
         )
-    Weights(model.denoiser)  # refuses what is not whole, with a better message
+    check_denoiser(model)
     with _loading(model):
         denoiser = expected.from_pretrained(  # type: ignore[attr-defined]
             model.denoiser, use_safetensors=True, local_files_only=True
         )
     return denoiser.float().eval()
+
+
+def check_denoiser(model: ModelFolder) -> nn.Module:
+    """Refuse what is not whole before diffusers sees it; returns the module tree, on meta."""
+    Weights(model.denoiser)
+    return skeleton(model.denoiser)
 
 
 @contextmanager
@@ -59,7 +66,7 @@ def _loading(model: ModelFolder) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # diffusers raises a dozen unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ModelError(f"{model.name}: diffusers cannot load it ({reason})") from None
     finally:
@@ -115,12 +122,13 @@ def conditions(
             raise RecipeError(
                 f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
             )
-        num_classes = pipeline.transformer.config.num_embeds_ada_norm
-        known = sorted(pipeline.labels.values()) or list(range(num_classes))
+        known = sorted(pipeline.labels.values()) or list(
+            range(pipeline.transformer.config.num_embeds_ada_norm)
+        )
         for label in labels or ():
-            if not 0 <= label < num_classes:
+            if label not in known:
                 raise RecipeError(
-                    f"--labels {label}: expected class ids from 0 to {num_classes - 1}"
+                    f"--labels {label}: expected class ids from {known[0]} to {known[-1]}"
                 )
         return list(labels or known)
     if labels:

@@ -31,7 +31,8 @@ def save(calls: Sequence[Call], protocol: Mapping[str, object], folder: Path) ->
         if isinstance(tree, Mapping):
             return {"dict": {str(key): encode(value) for key, value in tree.items()}}
         if isinstance(tree, (list, tuple)):
-            return {type(tree).__name__: [encode(value) for value in tree]}
+            kind = "list" if isinstance(tree, list) else "tuple"
+            return {kind: [encode(value) for value in tree]}
         if tree is None or isinstance(tree, (bool, int, float, str)):
             return {"value": tree}
         raise OutputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,11 @@ from ditprune.errors import ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md", "LICENSE*"]
+# No weights at the root either, where a pipeline's repository keeps other formats of the same.
+_HUB_FILES = [
+    "*.json", "*/*.safetensors", "diffusion_pytorch_model*.safetensors", "*.txt", "*.model",
+    "*.md", "LICENSE*",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def _root(model: str) -> Path:
     if model == "bundled":
         return bundled.PIPELINE
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # noqa: PTH111  (leaves an unknown ~user as it is)
     if path.is_dir():
         return path
     if path.exists():

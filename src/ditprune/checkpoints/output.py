@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from ditprune.errors import OutputError
 
 MANIFEST = "ditprune.json"
@@ -21,7 +23,7 @@ def write_beside(file: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(file)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(_why(file, error)) from None
     finally:
         part.unlink(missing_ok=True)
@@ -41,13 +43,17 @@ def check_file(file: Path, overwrite: bool) -> None:
 
 def check_folder(out: Path, source: Path, needs_bytes: int, overwrite: bool) -> None:
     """Refuse a folder that must not, or cannot, be written. Raises OutputError."""
+    if not out.name:
+        raise OutputError(f"'{out}': names no new folder; give OUT a name of its own")
+    if out.is_symlink():
+        raise OutputError(f"{out}: is a link; name the folder itself")
     resolved, origin = out.resolve(), source.resolve()
     if resolved == origin or resolved in origin.parents or origin in resolved.parents:
         raise OutputError(f"{out}: is, holds or lies in the model {source}; choose another place")
-    if out.exists() or out.is_symlink():
+    if out.exists():
         if not overwrite:
             raise OutputError(f"{out}: exists; choose another place or pass --overwrite")
-        if not out.is_dir() or not (any(out.glob(f"**/{MANIFEST}")) or not any(out.iterdir())):
+        if not _is_ours(out):
             raise OutputError(f"{out}: is not a folder that ditprune wrote; remove it by hand")
     parent = _existing_parent(resolved)
     if not os.access(parent, os.W_OK):
@@ -58,6 +64,22 @@ def check_folder(out: Path, source: Path, needs_bytes: int, overwrite: bool) -> 
             f"{out}: needs {needs_bytes / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; "
             "make room or choose another disk"
         )
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make a folder that results are put into, if it is not there. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(_why(folder, error)) from None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Empty, or with a manifest where `prune` puts it."""
+    if not folder.is_dir():
+        return False
+    places = (folder / MANIFEST, *folder.glob(f"*/{MANIFEST}"))
+    return any(place.is_file() for place in places) or not any(folder.iterdir())
 
 
 @contextmanager
@@ -79,7 +101,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             part.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError(_why(out, error)) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -92,7 +114,9 @@ def _existing_parent(path: Path) -> Path:
     raise OutputError(f"{path}: no folder above it exists")
 
 
-def _why(path: Path, error: OSError) -> str:
-    if error.errno == errno.ENOSPC:
+def _why(path: Path, error: OSError | SafetensorError) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.ENOSPC or "No space left" in str(error):
         return f"{path}: no space left on the disk; make room or choose another place"
-    return f"{path}: cannot be written ({error.strerror or error}); choose another place"
+    reason = getattr(error, "strerror", None) or error
+    return f"{path}: cannot be written ({reason}); choose another place"

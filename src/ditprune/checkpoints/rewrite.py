@@ -14,21 +14,43 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.weights import Entry, Weights, read_range
+from ditprune.checkpoints.weights import PICKLES, Entry, Weights, read_range
+
+_WEIGHTS = (".safetensors", *PICKLES)
 
 
 def other_files(model: ModelFolder, weights: Weights) -> Iterator[Path]:
     """All files of the model but the denoiser's weights: pipeline parts, configs, the card.
 
-    Of the denoiser's own folder only config.json and the index are taken: other weight variants
-    there would be dense copies under the pruned model's name.
+    Of the denoiser's own folder only the config, the index and the card are taken: other weights
+    there, or at the root of a pipeline, would be dense copies under the pruned model's name.
     """
     for file in sorted(model.root.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(model.root).parts)
-        if file.is_file() and not hidden:
-            kept = file.name in ("config.json", "README.md") or file == weights.index
-            if file.parent != model.denoiser or kept:
+        relative = file.relative_to(model.root)
+        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if file.is_relative_to(model.denoiser):
+            if file.parent == model.denoiser and (file == weights.index or _is_card(file)):
                 yield file
+        elif file.parent != model.root or file.suffix not in _WEIGHTS:
+            yield file
+
+
+def _is_card(file: Path) -> bool:
+    return file.name in ("config.json", "README.md") or file.name.startswith("LICENSE")
+
+
+def header_hashes(weights: Weights) -> dict[str, str]:
+    """The sha256 of each shard's header: names, dtypes, shapes and places of its tensors."""
+    return {
+        shard.name: sha256(read_range(shard, 0, _header_bytes(weights, shard)))
+        for shard in weights.shards
+    }
+
+
+def _header_bytes(weights: Weights, shard: Path) -> int:
+    entries = weights.in_shard(shard)
+    return entries[0].offset if entries else shard.stat().st_size
 
 
 def copied_bytes(model: ModelFolder, weights: Weights) -> int:
@@ -60,12 +82,9 @@ class ShardWriter:
         self._folder = folder
         self._stream: BinaryIO | None = None
         for shard in weights.shards:
-            entries = weights.in_shard(shard)
-            size_bytes = shard.stat().st_size
-            header_bytes = entries[0].offset if entries else size_bytes
             with (folder / shard.name).open("wb") as stream:
-                stream.write(read_range(shard, 0, header_bytes))
-                stream.truncate(size_bytes)
+                stream.write(read_range(shard, 0, _header_bytes(weights, shard)))
+                stream.truncate(shard.stat().st_size)
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -16,7 +16,7 @@ from ditprune.checkpoints.locate import read_json
 from ditprune.errors import ModelError
 
 _STEM = "diffusion_pytorch_model"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -80,17 +80,22 @@ class Weights:
         entry = self.entries[name]
         item = entry.size_bytes // max(1, math.prod(entry.shape))
         raw = read_range(entry.file, entry.offset + start * item, count * item)
-        return torch.frombuffer(raw, dtype=DTYPES[entry.dtype])
+        return torch.frombuffer(raw, dtype=dtype_of(entry))
 
 
 def as_tensor(raw: bytearray, entry: Entry) -> Tensor:
-    """The tensor over these bytes (no copy). Raises ModelError for a dtype without arithmetic."""
+    """The tensor over these bytes, without a copy. Raises ModelError as `dtype_of` does."""
+    return torch.frombuffer(raw, dtype=dtype_of(entry)).reshape(entry.shape)
+
+
+def dtype_of(entry: Entry) -> torch.dtype:
+    """The torch dtype of an entry. Raises ModelError for one that is not pruned."""
     if entry.dtype not in DTYPES:
         raise ModelError(
             f"{entry.file.name}: {entry.name} is stored as {entry.dtype}, expected one of "
             f"{', '.join(DTYPES)}; convert the checkpoint first"
         )
-    return torch.frombuffer(raw, dtype=DTYPES[entry.dtype]).reshape(entry.shape)
+    return DTYPES[entry.dtype]
 
 
 def read_range(file: Path, offset: int, size_bytes: int) -> bytearray:
@@ -133,12 +138,12 @@ def _find_shards(folder: Path) -> tuple[Path | None, list[Path]]:
         weight_map = read_json(indices).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{indices}: no 'weight_map'; expected tensor names with their shards")
-        names = list(dict.fromkeys(weight_map.values()))
-        return indices, [_inside(folder, indices, name) for name in names]
+        shards = {str(name): _inside(folder, indices, name) for name in weight_map.values()}
+        return indices, list(shards.values())
     single = _with_variant(folder, ".safetensors", ".*.safetensors")
     if single:
         return None, [_inside(folder, single, single.name)]
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise ModelError(
             f"{folder}: weights only as pickle ({pickles[0]}), which can run code and is never "

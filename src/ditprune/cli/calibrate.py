@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ditprune.calibration.calibrate import calibrate as observe
-from ditprune.calibration.pipeline import load_denoiser, load_pipeline
+from ditprune.calibration.pipeline import conditions, load_denoiser, load_pipeline
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.output import check_file
+from ditprune.checkpoints.output import check_file, check_folder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.cli import console
 from ditprune.cli.options import read_labels, read_prompts, sampling_options
+from ditprune.errors import ModelError
 
 
 @click.command()
@@ -53,6 +55,8 @@ def collect(
         denoiser = load_denoiser(model, type(skeleton(model.denoiser)))
         console.say(f"calibration set: {len(calls)} calls from {set_folder}")
     else:
+        if set_folder is not None:
+            check_folder(set_folder, model.root, needs_bytes=0, overwrite=False)
         pipeline = load_pipeline(model)
         calls, protocol = _sample(pipeline, sampling), sampling.protocol(pipeline)
         denoiser = pipeline.transformer
@@ -61,17 +65,25 @@ def collect(
             console.say(f"calibration set: {set_folder}")
     with console.progress() as report:
 
-        def counted() -> Any:
+        def counted() -> Iterator[Call]:
             for done, call in enumerate(calls, start=1):
                 yield call
                 report("observing calls", done, len(calls))
 
-        statistics = observe(denoiser, counted(), protocol)
+        try:
+            statistics = observe(denoiser, counted(), protocol)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ModelError(
+                f"{model.name}: the denoiser cannot run the calibration calls ({reason}); "
+                "sample them from this model"
+            ) from None
     statistics_file.save(statistics, out)
 
 
 def _sample(pipeline: Any, sampling: Sampling) -> list[Call]:
     calls: list[Call] = []
+    conditions(pipeline, sampling.labels, sampling.prompts)  # refuses before the first bar
     with console.progress() as report:
         report("sampling", 0, sampling.num_samples)
         for number, batch in enumerate(sample_calls(pipeline, sampling), start=1):

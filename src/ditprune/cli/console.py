@@ -30,19 +30,24 @@ def say(line: str) -> None:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A function (what, done, total) that draws one bar per thing done, with the time left."""
+    """Draws one bar per thing done, with the time left; nothing before the first report."""
     bars: dict[str, Any] = {}
-    with Progress(
+    live = Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
-    ) as live:  # fmt: skip
+    )  # fmt: skip
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in bars:
-                bars[what] = live.add_task(what, total=total)
-            live.update(bars[what], completed=done)
+    def report(what: str, done: int, total: int) -> None:
+        if what not in bars:
+            live.start()
+            bars[what] = live.add_task(what, total=total)
+        live.update(bars[what], completed=done)
 
+    try:
         yield report
+    finally:
+        if bars:
+            live.stop()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import click
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.output import ensure_folder
 from ditprune.cli import console
 from ditprune.cli.calibrate import collect
 from ditprune.cli.evaluate import show_results
@@ -38,7 +39,7 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     recipes = {name: build(sparsity=sparsity, **words) for name, words in METHODS.items()}
     protocol = Protocol(num_images, seed, NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
     model, statistics = locate("bundled"), out / "statistics.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
+    ensure_folder(out)
     console.say(f"1/3 calibrate the bundled DiT → {statistics}")
     sampling = Sampling(
         num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, seed=seed

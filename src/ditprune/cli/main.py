@@ -6,7 +6,6 @@ import sys
 
 import click
 
-import ditprune
 from ditprune.cli import console
 from ditprune.cli.calibrate import calibrate
 from ditprune.cli.demo import demo
@@ -36,7 +35,7 @@ class _Verbs(click.Group):
 @click.group(
     cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(ditprune.__version__, prog_name="ditprune")
+@click.version_option(package_name="ditprune", prog_name="ditprune")
 def app() -> None:
     """Prune a diffusion transformer after training.
 

@@ -8,6 +8,9 @@ from typing import Any
 import click
 
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.output import check_folder
+from ditprune.checkpoints.rewrite import copied_bytes
+from ditprune.checkpoints.weights import Weights
 from ditprune.cli import console
 from ditprune.cli.inspect import show_plan
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
@@ -31,6 +34,7 @@ def prune(
     check_scorable(recipe, stats)
     folder = locate(model)
     if dry_run:
+        check_folder(out, folder.root, copied_bytes(folder, Weights(folder.denoiser)), overwrite)
         show_plan(inspect_checkpoint(folder, stats, recipe))
         return
     with console.progress() as report:

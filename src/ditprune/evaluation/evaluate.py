@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.pipeline import conditions, draw, load_denoiser, load_pipeline
+from ditprune.calibration.pipeline import (
+    check_denoiser,
+    conditions,
+    draw,
+    load_denoiser,
+    load_pipeline,
+)
 from ditprune.calibration.replay import predicted_noise, replay
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.calibration.seeds import item_seed
 from ditprune.calls import Call
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import MANIFEST, write_beside
+from ditprune.checkpoints.output import MANIFEST, ensure_folder, write_beside
 from ditprune.errors import ModelError, RecipeError
 from ditprune.evaluation import judge
 from ditprune.evaluation.grid import save_grid
@@ -92,6 +98,8 @@ def evaluate(
             f"evaluate: two models would be called the same ({', '.join(names)}); rename a folder"
         )
     pipeline = load_pipeline(dense)
+    ensure_folder(out)
+    sparsities = [_claimed_sparsity(model, pipeline.transformer) for _, model in pruned]
     asked = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = [asked[i % len(asked)] for i in range(protocol.num_images)]
     calls = list(held_out_calls(pipeline, protocol, report))
@@ -101,13 +109,14 @@ def evaluate(
         "name": "dense", "sparsity_asked": 0.0, "sparsity": 0.0, "relative_error": 0.0,
         "ssim": None, "psnr": None, **judge.read(as_unit(images["dense"]), asked),
     }]  # fmt: skip
-    for name, model in pruned:
+    for (name, model), (sparsity_asked, targets) in zip(pruned, sparsities, strict=True):
         pipeline.transformer = load_denoiser(model, type(pipeline.transformer))
         own, whole = predictions(pipeline.transformer, calls), images["dense"]
         images[name] = draw_images(pipeline, asked, protocol, name, report)
         rows.append({
             "name": name,
-            **_sparsity(model, pipeline.transformer),
+            "sparsity_asked": sparsity_asked,
+            "sparsity": _zero_share(pipeline.transformer, targets),
             "relative_error": relative_error_between(own, noise),
             "ssim": similarity.ssim(as_unit(images[name]), as_unit(whole)).mean().item(),
             "psnr": similarity.psnr(as_unit(images[name]), as_unit(whole)).mean().item(),
@@ -118,7 +127,6 @@ def evaluate(
         "protocol": _protocol(protocol, pipeline, dense, images["dense"], asked),
         "models": rows,
     }
-    out.mkdir(parents=True, exist_ok=True)
     save_grid(images, 10, out / "grid.png")
     with write_beside(out / "results.json") as part:
         part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -170,21 +178,38 @@ def as_unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def _sparsity(model: ModelFolder, denoiser: nn.Module) -> dict[str, Any]:
-    """The share asked for by the manifest, and the zeros counted in the loaded targets."""
-    targets, asked = list(discover(denoiser)), None
-    if (model.denoiser / MANIFEST).is_file():
-        claims = manifest.read(model.denoiser)
-        try:
-            recipe = claims["recipe"]
-            targets, asked = list(claims["targets"]), recipe["pattern"] or recipe["sparsity"]
-        except (KeyError, TypeError) as error:
-            raise ModelError(
-                f"{model.name}: {MANIFEST} lacks {error}; run `ditprune verify`"
-            ) from None
+def _claimed_sparsity(model: ModelFolder, dense: nn.Module) -> tuple[Any, list[str]]:
+    """What the manifest asked for, and the targets; refuses a model that is not the dense one's."""
+    tree = check_denoiser(model)
+    shapes, expected = (
+        {name: tuple(parameter.shape) for name, parameter in one.named_parameters()}
+        for one in (tree, dense)
+    )
+    if shapes != expected:
+        raise ModelError(
+            f"{model.name}: its parameters have other names or shapes than the dense model's; "
+            "expected a pruned copy of it"
+        )
+    if not (model.denoiser / MANIFEST).is_file():
+        return None, list(discover(tree))
+    claims = manifest.read(model.denoiser)
+    try:
+        recipe, targets = claims["recipe"], list(claims["targets"])
+        asked = recipe["pattern"] or recipe["sparsity"]
+        for name in targets:
+            tree.get_parameter(f"{name}.weight")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
+        ) from None
+    return asked, targets
+
+
+def _zero_share(denoiser: nn.Module, targets: Sequence[str]) -> float:
+    """The share of zeros counted in the loaded targets."""
     weights = [denoiser.get_parameter(f"{name}.weight") for name in targets]
     num_zero = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
-    return {"sparsity_asked": asked, "sparsity": num_zero / sum(w.numel() for w in weights)}
+    return num_zero / sum(weight.numel() for weight in weights)
 
 
 def _protocol(
