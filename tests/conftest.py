@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import shape_checks
 from folders import save_pipeline
 from original_dit import OriginalDiT
 
+shape_checks.install()
 hypothesis.settings.register_profile("ditprune", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("ditprune")
 

@@ -1,8 +1,13 @@
-"""The type checker that holds the jaxtyping shapes of the pure rows while tests run."""
+"""Holds the shapes and types that the pure functions promise, for as long as tests run."""
 
 from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
 
+# An int may stand for a float.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-PACKAGES = [
-    f"ditprune.{name}" for name in ("saliency", "masks", "granularity", "statistics", "metrics")
-]
+PACKAGES = ("saliency", "masks", "granularity", "statistics", "metrics")
+
+
+def install() -> None:
+    """Check every call of these packages from their import on."""
+    install_import_hook([f"ditprune.{name}" for name in PACKAGES], "shape_checks.checked")

@@ -376,3 +376,18 @@ def test_one_calibration_serves_pruning_in_steps(tiny_dit, tiny_stats, same_bits
     assert (stepwise.transformer_blocks[0].norm1.linear.weight == 0).float().mean() > 0.29
     with pytest.raises(StatisticsError, match="other weights"):
         ditprune.prune_(stepwise, tiny_stats, 0.7, include="*.ff.*")
+
+
+def test_a_layer_whose_inputs_were_all_zero_stays_dense(tiny_dit, tiny_stats, same_bits) -> None:
+    """All its scores are zero: only their position could choose."""
+    name = "transformer_blocks.1.ff.net.2"
+    state = tiny_stats.column_norms[name]
+    silent = ColumnNorm(torch.zeros_like(state.sum_squares), state.num_tokens)
+    stats = dataclasses.replace(tiny_stats, column_norms={**tiny_stats.column_norms, name: silent})
+    denoiser = tiny_dit()
+    outcome = ditprune.prune_(denoiser, stats)
+    assert dict(outcome.skipped) == {name: "its calibration inputs are all zero"}
+    assert name not in outcome.targets
+    same_bits(denoiser.get_parameter(f"{name}.weight"), tiny_dit().get_parameter(f"{name}.weight"))
+    with pytest.raises(TargetError, match="none of the targets can be scored"):
+        ditprune.prune_(tiny_dit(), stats, include=name)

@@ -158,7 +158,7 @@ def test_a_zero_moved_to_another_group(words, width, group, own) -> None:
 def test_missing_extra_and_renamed_tensors(own) -> None:
     folder = own()
     weights(folder, lambda tensors: tensors.pop(BIAS))
-    assert claims_of(folder) == [f"{BIAS}: missing from the weights"]
+    caught(folder, rf"^{BIAS}: missing from the weights")
     weights(folder, lambda tensors: tensors.update({"ghost.bias": torch.zeros(3)}))
     caught(folder, r"^ghost\.bias: is in the weights and not in ditprune\.json")
     weights(folder, lambda tensors: tensors.pop(f"{NAME}.weight"))
@@ -181,13 +181,13 @@ def test_the_same_bytes_read_as_another_dtype(name, own) -> None:
     """The header is part of what must be the dense model's: F32 read as I32 is another tensor."""
     folder = own()
     change_header(folder, name, dtype="I32")
-    caught(folder, f"^{NAME}")
+    caught(folder, "^the headers of the shards")
 
 
 def test_the_same_bytes_read_in_another_shape(own) -> None:
     folder = own()
     change_header(folder, BIAS, shape=[4, 8])
-    caught(folder, f"^{BIAS}")
+    caught(folder, "^the headers of the shards")
 
 
 def test_another_config(own) -> None:
@@ -199,8 +199,7 @@ def test_another_config(own) -> None:
 def test_a_missing_config(make, tmp_path) -> None:
     folder = Path(shutil.copytree(make(), tmp_path / "out"))
     (folder / "transformer" / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"config\.json"):
-        claims_of(folder)
+    assert claims_of(folder) == ["config.json: missing"]
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -297,8 +296,7 @@ def test_two_shards_swapped(words, own) -> None:
     first.rename(folder / "x")
     second.rename(first)
     (folder / "x").rename(second)
-    with pytest.raises(ModelError, match="fetch the model again"):
-        claims_of(folder)
+    caught(folder, "^the weights are not those that were written: .*fetch the model again")
 
 
 def test_the_weights_of_another_pruning(own, make) -> None:
@@ -326,5 +324,4 @@ def test_truncated_weights_are_refused(own) -> None:
     folder = own()
     file = folder / f"{STEM}.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ModelError, match="not a complete safetensors file"):
-        claims_of(folder)
+    caught(folder, "^the weights are not those that were written: .*not a complete safetensors")

@@ -165,6 +165,15 @@ def _select(
         chosen = {name: target for name, target in chosen.items() if name not in skipped}
         for target in chosen.values():
             _check_norm(target, stats)
+        # Without any input every score is zero, and only the position would choose.
+        silent = [name for name in chosen if not stats.column_norm(name).any()]
+        skipped |= dict.fromkeys(silent, "its calibration inputs are all zero")
+        chosen = {name: target for name, target in chosen.items() if name not in skipped}
+        if not chosen:
+            raise TargetError(
+                f"none of the targets can be scored ({next(iter(skipped.values()))}); "
+                "look at the calibration calls"
+            )
     for target in chosen.values():
         _check_groups(target, recipe)
     return Selection(chosen, skipped, fingerprint.combined(own), num_parameters)

@@ -15,6 +15,7 @@ from ditprune.granularity import GRANULARITIES
 from ditprune.granularity.cag import CAG
 from ditprune.granularity.nm import NM
 from ditprune.saliency import SALIENCIES, Saliency
+from ditprune.saliency.power import check_powers
 from ditprune.saliency.stw import STW
 
 DEFAULT_SPARSITY = 0.5
@@ -161,6 +162,7 @@ def _choose(
     if given not in choices:
         raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
     fields = {one.name: one for one in dataclasses.fields(choices[given])}
+    check_powers(**{n: v for n, v in wanted.items() if n in _CONSTANTS["saliency"]})
     for name in wanted:
         if name not in fields:
             raise RecipeError(f"{_flag(name)} does not apply to --{option} {given}; leave it out")

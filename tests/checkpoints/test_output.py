@@ -155,12 +155,14 @@ def test_a_new_folder_may_be_written(path, model, tmp_path) -> None:
 @pytest.mark.parametrize("place", [".", "inner", "inner/out", "new", "..", "../../x/..", "/"])
 def test_the_model_its_inside_and_what_holds_it_are_refused(place, overwrite, model) -> None:
     (model / MANIFEST).touch()
-    refused("is, holds or lies in the model", check_folder, model / place, model, 0, overwrite)
+    refused(
+        "lies in the model|names no new folder", check_folder, model / place, model, 0, overwrite
+    )
 
 
 def test_a_link_to_the_model_is_the_model(model, tmp_path) -> None:
     (tmp_path / "link").symlink_to(model)
-    refused("in the model", check_folder, tmp_path / "link", model, 0, True)
+    refused("is a link", check_folder, tmp_path / "link", model, 0, True)
     refused("in the model", check_folder, model / "out", tmp_path / "link", 0, True)
 
 
@@ -194,7 +196,7 @@ def test_what_ditprune_did_not_write_is_never_replaced(kind, model, tmp_path) ->
         out.touch()
     else:
         out.symlink_to("nowhere")
-    refused("not a folder that ditprune wrote", check_folder, out, model, 0, True)
+    refused("not a folder that ditprune wrote|is a link", check_folder, out, model, 0, True)
 
 
 def test_a_folder_that_holds_pruned_models_among_others_is_never_replaced(model, tmp_path) -> None:
@@ -203,7 +205,7 @@ def test_a_folder_that_holds_pruned_models_among_others_is_never_replaced(model,
     (out / "pruned" / "transformer").mkdir(parents=True)
     (out / "pruned" / "transformer" / MANIFEST).touch()
     (out / "letters.txt").touch()
-    refused("not a folder that ditprune wrote", check_folder, out, model, 0, True)
+    refused("not a folder that ditprune wrote|is a link", check_folder, out, model, 0, True)
 
 
 def test_a_link_to_a_pruned_folder_is_refused_or_replaced(ours, model, tmp_path) -> None:

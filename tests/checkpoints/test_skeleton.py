@@ -39,18 +39,18 @@ def test_it_has_the_names_and_shapes_of_the_model_and_no_weights(folder, tiny_di
 
 def test_an_unknown_class_is_refused_with_the_nearest(folder) -> None:
     set_config(folder, _class_name="DiTTransformer2DModle")
-    refused(folder, "'DiTTransformer2DModle' is not in diffusers.*'DiTTransformer2DModel'")
+    refused(folder, "'DiTTransformer2DModle' is no denoiser of diffusers.*'DiTTransformer2DModel'")
 
 
 @pytest.mark.parametrize("name", ["os.system", "nn.Linear", "DiTPipeline", "DDIMScheduler", "", 3])
 def test_what_is_no_model_of_diffusers_is_refused(name, folder) -> None:
     set_config(folder, _class_name=name)
-    refused(folder, "is not in diffusers")
+    refused(folder, "is no denoiser of diffusers")
 
 
 def test_a_config_without_class_is_refused(folder) -> None:
     edit_json(folder / "config.json", lambda config: config.pop("_class_name"))
-    refused(folder, "class None is not in diffusers")
+    refused(folder, "class None is no denoiser of diffusers")
 
 
 def test_code_beside_the_config_is_never_run(folder) -> None:
@@ -59,7 +59,7 @@ def test_code_beside_the_config_is_never_run(folder) -> None:
     for name in ("model.py", "__init__.py", "transformer.py"):
         (folder / name).write_text(code, encoding="utf-8")
     set_config(folder, _class_name="Model", auto_map={"AutoModel": "model.Model"})
-    refused(folder, "'Model' is not in diffusers")
+    refused(folder, "'Model' is no denoiser of diffusers")
     set_config(folder, _class_name="DiTTransformer2DModel", auto_map={"AutoModel": "model.Model"})
     skeleton(folder)
     assert not mark.exists()

@@ -213,7 +213,9 @@ def test_an_out_that_cannot_be(
         assert code == 0, err
     else:
         before = files_of(tmp_path)
-        assert re.search("exists|in the model|did not write|not a folder", refused(*command))
+        assert re.search(
+            "exists|in the model|did not write|not a folder|names no", refused(*command)
+        )
         assert files_of(tmp_path) == before
 
 
@@ -373,7 +375,7 @@ def test_an_evaluation_against_another_kind_of_model(refused, tiny_pipeline, tmp
     from diffusers import DiTTransformer2DModel
 
     command = ["evaluate", tiny_pipeline, tiny_pipeline / "vae", "-o", tmp_path / "e", *SMALL]
-    assert "holds a AutoencoderKL, expected a DiTTransformer2DModel" in refused(*command)
+    assert "class 'AutoencoderKL' is no denoiser of diffusers" in refused(*command)
     wide = DiTTransformer2DModel(
         num_attention_heads=1, attention_head_dim=16, num_layers=1, in_channels=6, out_channels=6,
         sample_size=8, patch_size=2, num_embeds_ada_norm=1000,
@@ -388,7 +390,7 @@ def test_an_evaluation_of_a_broken_manifest(refused, tiny_pipeline, pruned, tmp_
     file = folder / "transformer" / "ditprune.json"
     edit_json(file, lambda claims: claims.pop("recipe"))
     command = ["evaluate", tiny_pipeline, folder, "-o", tmp_path / "e", *SMALL]
-    assert "lacks 'recipe'; run `ditprune verify`" in refused(*command)
+    assert "cannot be read" in refused(*command)
     shutil.copy(pruned / "transformer" / "ditprune.json", file)
     edit_json(file, lambda claims: claims["targets"].update(ghost={}))
     assert "ghost" in refused(*command)

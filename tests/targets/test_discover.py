@@ -135,3 +135,28 @@ def test_a_weight_that_two_layers_share_is_one_target(tiny_dit) -> None:
 def test_a_module_without_transformer_blocks_is_refused(denoiser: nn.Module) -> None:
     with pytest.raises(ModelError, match=f"{type(denoiser).__name__}: no transformer blocks found"):
         discover(denoiser)
+
+
+class _NarrowAttention(nn.Module):
+    """Multi-query attention: one narrow head of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(256, 256)
+        self.to_k, self.to_v = nn.Linear(256, 16), nn.Linear(256, 16)
+        self.to_gate = nn.Linear(256, 16)
+
+
+def test_narrow_keys_and_values_are_targets_and_a_gate_per_head_is_not() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = _NarrowAttention()
+
+    class Denoiser(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    leaves = {name.rsplit(".", 1)[-1] for name in discover(Denoiser())}
+    assert leaves == {"to_q", "to_k", "to_v"}

@@ -122,13 +122,12 @@ def conditions(
             raise RecipeError(
                 f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
             )
-        known = sorted(pipeline.labels.values()) or list(
-            range(pipeline.transformer.config.num_embeds_ada_norm)
-        )
+        num_classes = pipeline.transformer.config.num_embeds_ada_norm
+        known = sorted(pipeline.labels.values()) or list(range(num_classes))
         for label in labels or ():
-            if label not in known:
+            if not 0 <= label < num_classes:
                 raise RecipeError(
-                    f"--labels {label}: expected class ids from {known[0]} to {known[-1]}"
+                    f"--labels {label}: expected class ids from 0 to {num_classes - 1}"
                 )
         return list(labels or known)
     if labels:

@@ -23,7 +23,7 @@ def skeleton(folder: Path) -> nn.Module:
     known = [n for n in dir(diffusers) if "Transformer" in n or n.endswith("Model")]
     if not isinstance(name, str) or name not in known:
         raise ModelError(
-            f"{folder / 'config.json'}: class {name!r} is not in diffusers "
+            f"{folder / 'config.json'}: class {name!r} is no denoiser of diffusers "
             f"{diffusers.__version__}; {did_you_mean(str(name), known)}"
         )
     if "quantization_config" in config:

@@ -43,6 +43,8 @@ def calibrate(
     sampling = Sampling(labels=read_labels(labels), prompts=read_prompts(prompts), **options)
     check_file(out, overwrite)
     collect(locate(model), out, sampling, set_folder)
+    if set_folder is not None:
+        console.out.print(f"calibration set: {set_folder}", markup=False)
     console.out.print(f"statistics: {out}", markup=False)
 
 
@@ -53,7 +55,6 @@ def collect(
     if set_folder is not None and set_folder.exists():
         calls, protocol = calibration_set.load(set_folder)
         denoiser = load_denoiser(model, type(skeleton(model.denoiser)))
-        console.say(f"calibration set: {len(calls)} calls from {set_folder}")
     else:
         if set_folder is not None:
             check_folder(set_folder, model.root, needs_bytes=0, overwrite=False)
@@ -62,7 +63,6 @@ def collect(
         denoiser = pipeline.transformer
         if set_folder is not None:
             calibration_set.save(calls, protocol, set_folder)
-            console.say(f"calibration set: {set_folder}")
     with console.progress() as report:
 
         def counted() -> Iterator[Call]:

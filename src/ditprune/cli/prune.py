@@ -39,6 +39,8 @@ def prune(
         return
     with console.progress() as report:
         outcome = prune_checkpoint(folder, out, stats, recipe, overwrite, report)
+    for name, reason in outcome.skipped.items():
+        console.out.print(f"stays dense: {name} ({reason})", markup=False)
     console.out.print(
         f"removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
         f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser\n"

@@ -62,6 +62,7 @@ class Protocol:
             if getattr(self, option) < 1:
                 flag = "--" + option.replace("_", "-")
                 raise RecipeError(f"{flag} {getattr(self, option)}: expected at least 1")
+        self.held_out()  # refuses what sampling would
 
     def held_out(self) -> Sampling:
         """Where the held-out calls come from."""
@@ -98,10 +99,10 @@ def evaluate(
             f"evaluate: two models would be called the same ({', '.join(names)}); rename a folder"
         )
     pipeline = load_pipeline(dense)
-    ensure_folder(out)
     sparsities = [_claimed_sparsity(model, pipeline.transformer) for _, model in pruned]
     asked = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = [asked[i % len(asked)] for i in range(protocol.num_images)]
+    ensure_folder(out)
     calls = list(held_out_calls(pipeline, protocol, report))
     noise = predictions(pipeline.transformer, calls)
     images = {"dense": draw_images(pipeline, asked, protocol, "dense", report)}

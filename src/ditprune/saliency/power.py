@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float32
@@ -39,7 +39,7 @@ class Power:
         return power_score(weight, norm, self.weight_power, self.activation_power)
 
 
-def check_powers(**powers: float) -> None:
+def check_powers(**powers: Any) -> None:
     """Refuse exponents that are no numbers from 0 to 16. Raises RecipeError."""
     for name, value in powers.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)

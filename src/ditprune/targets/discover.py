@@ -159,7 +159,11 @@ def _lone_blocks(
     return [
         (name, 0, module)
         for name, module in denoiser.named_modules()
-        if type(module) in classes and id(module) not in inside and name not in listed and name
+        if type(module) in classes
+        and id(module) not in inside
+        and name not in listed
+        and name
+        and not any(path.startswith(f"{name}.") for path in listed)
     ]
 
 
@@ -171,7 +175,7 @@ def _prunable(block: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     ]
     for name, linear in _linears(block):
         is_embedder = any(name.startswith(f"{embedder}.") for embedder in embedders)
-        if not is_embedder and not _is_per_head(name, linear):
+        if linear.weight.numel() and not is_embedder and not _is_per_head(name, linear):
             yield name, linear
 
 
@@ -179,6 +183,8 @@ def _is_per_head(name: str, linear: nn.Linear) -> bool:
     num_out, num_in = linear.out_features, linear.in_features
     few = num_out <= exceptions.FEW_OUTPUTS and num_out * exceptions.FEW_OUTPUTS_RATIO <= num_in
     leaf = name.rsplit(".", 1)[-1]
+    if exceptions.ATTENTION_LINEAR.match(leaf):  # keys and values of few heads are narrow too
+        return False
     gate = (
         exceptions.GATE_LINEAR.match(leaf) is not None and num_out * exceptions.GATE_RATIO <= num_in
     )

@@ -29,7 +29,18 @@ GATE_RATIO = 4
 
 # What a layer does, by its path below its block; the first match names the role.
 ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (
-    ("modulation", re.compile(r"adaln|ada_ln|modulation|(^|[._])mod([._]|$)|(^|\.)norm\w*\.lin")),
-    ("mlp", re.compile(r"(^|[._])(mlp|ff|ffn|feed_forward|experts?)([._]|$)|ff_context|fc[12]$")),
+    (
+        "modulation",
+        re.compile(
+            r"adaln|ada_ln|modulation|film|scale_output|(^|[._])mod([._]|$)|(^|\.)norm\w*\.lin"
+        ),
+    ),
+    (
+        "mlp",
+        re.compile(
+            r"(^|[._])(mlp|ff|ffn|feed_forward|experts?|densereludense|transition)([._]|$)"
+            r"|ff_context|fc[12]$|(gate|up|down)_proj$"
+        ),
+    ),
     ("attention", re.compile(r"attn|attention|(^|[._])(to_)?(q|k|v|qkv|out|proj)([._\d]|$)")),
 )
