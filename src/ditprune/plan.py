@@ -251,7 +251,7 @@ def _plan_target(
 ) -> PlannedTarget:
     groups = recipe.granularity
     if isinstance(groups, CAG):
-        if g_out is None or threshold is None:
+        if g_out is None:
             return PlannedTarget(**asdict(target))
         groups = groups.choose(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)

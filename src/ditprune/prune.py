@@ -218,7 +218,6 @@ def prune_weight_(
     g_out = heterogeneity(scores)
     groups = recipe.granularity
     if isinstance(groups, CAG):
-        assert threshold is not None
         groups = groups.choose(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_keep = groups.num_keep(group_size, recipe.sparsity)

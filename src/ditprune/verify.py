@@ -88,7 +88,7 @@ def _false_target(
         yield f"{name}: {num_zero} zeros on disk, {target['num_zero']} claimed"
     groups = _groups(target["granularity"], recipe)
     if isinstance(recipe.granularity, CAG):
-        chosen = recipe.granularity.choose(target["g_out"], threshold or 0.0).name
+        chosen = recipe.granularity.choose(target["g_out"], threshold).name
         if chosen != groups.name:
             yield f"{name}: {groups.name} claimed, its G_out {target['g_out']} leads to {chosen}"
     num_groups, size = groups.group_shape(*entry.shape)

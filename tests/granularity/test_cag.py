@@ -69,7 +69,7 @@ def test_the_automatic_threshold_sets_zeros_aside() -> None:
 )
 def test_without_a_gap_of_two_everything_goes_per_layer(values: tuple[float, ...]) -> None:
     g_out = {str(i): value for i, value in enumerate(values)}
-    assert automatic_threshold(g_out) == math.inf
+    assert automatic_threshold(g_out) is None
 
 
 def test_a_gap_of_two_is_enough() -> None:

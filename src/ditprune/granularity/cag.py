@@ -32,11 +32,11 @@ def heterogeneity(scores: Float[Tensor, "out in"]) -> float:
     return (mean_O.var(correction=0) / centre.square()).item() if centre != 0 else 0.0
 
 
-def automatic_threshold(g_out: Mapping[str, float]) -> float:
-    """The middle of the largest gap in log G_out; infinite (all per layer) where there is none."""
+def automatic_threshold(g_out: Mapping[str, float]) -> float | None:
+    """The middle of the largest gap in log G_out; None (all per layer) where there is none."""
     logs = sorted(math.log(g) for g in g_out.values() if g > 0)
     gap, middle = max(((b - a, (a + b) / 2) for a, b in pairwise(logs)), default=(0.0, 0.0))
-    return math.exp(middle) if gap >= math.log(_SMALLEST_GAP) else math.inf
+    return math.exp(middle) if gap >= math.log(_SMALLEST_GAP) else None
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class CAG:
     def __post_init__(self) -> None:
         given = self.cag_threshold
         is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not self.is_automatic and not (is_number and float(given) >= 0):
+        if not self.is_automatic and not (is_number and 0 <= float(given) < math.inf):
             raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up, or 'auto'")
 
     @property
     def is_automatic(self) -> bool:
         return self.cag_threshold == "auto"
 
-    def threshold(self, g_out: Mapping[str, float]) -> float:
+    def threshold(self, g_out: Mapping[str, float]) -> float | None:
         """The number to compare with; an automatic one follows from every target's G_out."""
         if self.is_automatic:
             return automatic_threshold(g_out)
         return float(self.cag_threshold)
 
-    def choose(self, g_out: float, threshold: float) -> PerLayer | PerChannel:
-        """The comparison group of one target."""
-        return PerChannel() if g_out >= threshold else PerLayer()
+    def choose(self, g_out: float, threshold: float | None) -> PerLayer | PerChannel:
+        """The comparison group of one target; without a threshold all are per layer."""
+        return PerChannel() if threshold is not None and g_out >= threshold else PerLayer()
