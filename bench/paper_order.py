@@ -1,6 +1,6 @@
 """Claim (the paper's): DiT-Pruning < STW per channel < Wanda, in error and in FID, at 50 %.
 
-    python bench/paper_order.py [--num-images 1000] [--sparsity 0.5] [--model bundled]
+    python bench/paper_order.py [--num-images 1000] [--sparsity 0.5] [--tables main …]
 
 Prints, for one model: the main comparison, the ablation (paper, Tables 5 and 11), the exponents
 (Table 13), N:M (Table 6), and the thresholds of CAG. Everything is calibrated on 128 samples; the
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=1000)
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tables", nargs="+", help="only these, as in --tables main ablation")
     args = parser.parse_args()
     protocol = Protocol(args.num_images, args.seed, 25, 1.5, batch_size=100)
     sampling = Sampling(num_inference_steps=25, guidance_scale=1.5, seed=args.seed)
@@ -85,8 +86,10 @@ def main() -> None:
     console = Console(highlight=False, soft_wrap=True, width=120)
     table = Table("table", "recipe", "relative error", "SSIM", "FID*", "accuracy", box=None)
     read = judge.read(reference, asked)
-    table.add_row("", "dense", "0", "–", f"{read['fid']:.2f}", f"{read['accuracy']:.3f}")
+    table.add_row("", "dense", "0", "–", f"{read['fid']:.3f}", f"{read['accuracy']:.3f}")
     for name, row, recipe in recipes(args.sparsity):
+        if args.tables and name.split(",")[0] not in args.tables:
+            continue
         pipeline.transformer = copy.deepcopy(dense)
         outcome = ditprune.prune_(pipeline.transformer, stats, **recipe)
         error = relative_error_between(predictions(pipeline.transformer, held_out), noise)
@@ -101,7 +104,7 @@ def main() -> None:
             row,
             f"{error:.5f}",
             f"{ssim:.4f}",
-            f"{read['fid']:.2f}",
+            f"{read['fid']:.3f}",
             f"{read['accuracy']:.3f}",
         )
     console.print(table)

@@ -31,7 +31,7 @@ NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
 )
-@click.option("--num-images", type=int, default=500, show_default=True)
+@click.option("--num-images", type=int, default=1000, show_default=True)
 @click.option("--sparsity", type=float, default=0.5, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:

@@ -20,7 +20,7 @@ _COLUMNS = (
     ("relative_error", "relative error", "{:.5f}"),
     ("ssim", "SSIM", "{:.4f}"),
     ("psnr", "PSNR dB", "{:.2f}"),
-    ("fid", "FID*", "{:.2f}"),
+    ("fid", "FID*", "{:.3f}"),
     ("accuracy", "accuracy", "{:.3f}"),
 )
 
