@@ -22,7 +22,7 @@ from ditprune.saliency.stw import STW
 from ditprune.saliency.wanda import Wanda
 
 SALIENCIES = [Magnitude(), Wanda(), STW(), STW(3, 0.5), Power(0.5, 1), RIA(), RIA(0.7)]
-GRANULARITIES = [PerLayer(), PerChannel(), CAG(), CAG(0.05), CAG("auto"), CAG(math.inf)]
+GRANULARITIES = [PerLayer(), PerChannel(), CAG(), CAG(0.05), CAG("auto")]
 
 
 def through_json(recipe: Recipe) -> Recipe:

@@ -16,7 +16,7 @@ from ditprune.granularity.channel import PerChannel
 from ditprune.granularity.layer import PerLayer
 
 # The paper leaves the threshold open; chosen by measured error in log/2026-11-22-cag-threshold.md.
-DEFAULT_THRESHOLD = 0.3
+DEFAULT_THRESHOLD = 0.1
 # "auto" needs a gap: below this ratio between neighbouring values nothing is split.
 _SMALLEST_GAP = 2.0
 

@@ -36,7 +36,8 @@ def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"]) -> ColumnNorm
     in_blocks = num_tokens - num_tokens % _BLOCK_TOKENS
     blocks = tokens[:in_blocks].reshape(-1, _BLOCK_TOKENS, tokens.shape[1])
     total = blocks.float().square().sum(1).sum(0, dtype=torch.float64)
-    total += tokens[in_blocks:].float().square().sum(0)
+    if in_blocks < num_tokens:
+        total += tokens[in_blocks:].float().square().sum(0)
     return ColumnNorm(state.sum_squares + total, state.num_tokens + num_tokens)
 
 

@@ -1,0 +1,78 @@
+"""The paper's claims at 50 %, measured on the bundled trained model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+import ditprune
+from ditprune.calibration.pipeline import load_pipeline
+from ditprune.calibration.sample import Sampling, sample_calls
+from ditprune.checkpoints.locate import locate
+from ditprune.evaluation.evaluate import predictions, relative_error_between
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The bundled denoiser, its statistics, and the relative error of any recipe on it."""
+    pipeline = load_pipeline(locate("bundled"))
+    calibration, held_out = (
+        [
+            call
+            for batch in sample_calls(pipeline, Sampling(128, "uniform", 25, 1.5, purpose=purpose))
+            for call in batch
+        ]
+        for purpose in ("calibration", "held-out")
+    )
+    dense = pipeline.transformer
+    stats = ditprune.calibrate(dense, calibration)
+    noise = predictions(dense, held_out)
+
+    def error(**recipe: object) -> float:
+        pruned = copy.deepcopy(dense)
+        ditprune.prune_(pruned, stats, **recipe)
+        return relative_error_between(predictions(pruned, held_out), noise)
+
+    return dense, stats, error
+
+
+def test_each_step_of_the_ablation_lowers_the_error(trained) -> None:
+    *_, error = trained
+    errors = [
+        error(saliency="stw", granularity="cag"),
+        error(saliency="stw", granularity="channel"),
+        error(saliency="wanda", granularity="channel"),
+        error(saliency="magnitude", granularity="layer"),
+    ]
+    assert errors == sorted(errors), errors
+    assert errors[0] < 0.03
+
+
+def test_the_papers_exponents_are_the_best_of_its_row(trained) -> None:
+    *_, error = trained
+    errors = {
+        (m, n): error(saliency="power", weight_power=m, activation_power=n)
+        for m, n in ((0.5, 1), (1, 1), (2, 1), (3, 1))
+    }
+    assert min(errors, key=errors.get) == (2, 1), errors
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_stw_is_best_on_patterns(pattern, trained) -> None:
+    *_, error = trained
+    errors = [error(saliency=s, pattern=pattern) for s in ("stw", "wanda", "magnitude")]
+    assert errors == sorted(errors), errors
+
+
+def test_the_automatic_threshold_sets_modulation_apart(trained) -> None:
+    dense, stats, _ = trained
+    plan = ditprune.inspect(dense, stats, cag_threshold="auto")
+    per_channel = {n for n, t in plan.targets.items() if t.granularity == "channel"}
+    assert per_channel == {n for n, t in plan.targets.items() if t.role == "modulation"}
+    assert 0.2 < plan.cag_threshold < 0.6
+
+
+def test_the_default_threshold_is_no_worse_than_either_uniform_choice(trained) -> None:
+    *_, error = trained
+    assert error() < min(error(granularity="layer"), error(granularity="channel"))
