@@ -24,7 +24,7 @@ def test_on_disk_and_loaded_in_float32_agree(dtype, max_shard_size, tiny_dit, tm
 
     folder = save_denoiser(tiny_dit(), tmp_path / "m", dtype, max_shard_size=max_shard_size)
     on_disk = fingerprint.of_weights(Weights(folder), discover(tiny_dit()).values())
-    loaded = DiTTransformer2DModel.from_pretrained(folder, dtype=torch.float32)
+    loaded = DiTTransformer2DModel.from_pretrained(folder).float()
     assert on_disk == of(loaded)
     assert on_disk == of(tiny_dit().to(dtype))
     assert on_disk.keys() == discover(tiny_dit()).keys()

@@ -93,11 +93,7 @@ def evaluate(
     Raises:
         DitpruneError: before sampling where it can be known.
     """
-    names = ["dense", *(name for name, _ in pruned)]
-    if len(set(names)) < len(names):
-        raise RecipeError(
-            f"evaluate: two models would be called the same ({', '.join(names)}); rename a folder"
-        )
+    _check_names(pruned)
     pipeline = load_pipeline(dense)
     sparsities = [_claimed_sparsity(model, pipeline.transformer) for _, model in pruned]
     asked = conditions(pipeline, protocol.labels, protocol.prompts)
@@ -112,15 +108,14 @@ def evaluate(
     }]  # fmt: skip
     for (name, model), (sparsity_asked, targets) in zip(pruned, sparsities, strict=True):
         pipeline.transformer = load_denoiser(model, type(pipeline.transformer))
-        own, whole = predictions(pipeline.transformer, calls), images["dense"]
+        own = predictions(pipeline.transformer, calls)
         images[name] = draw_images(pipeline, asked, protocol, name, report)
         rows.append({
             "name": name,
             "sparsity_asked": sparsity_asked,
             "sparsity": _zero_share(pipeline.transformer, targets),
             "relative_error": relative_error_between(own, noise),
-            "ssim": similarity.ssim(as_unit(images[name]), as_unit(whole)).mean().item(),
-            "psnr": similarity.psnr(as_unit(images[name]), as_unit(whole)).mean().item(),
+            **_similarity(as_unit(images[name]), as_unit(images["dense"])),
             **judge.read(as_unit(images[name]), asked),
         })  # fmt: skip
     results = {
@@ -134,7 +129,23 @@ def evaluate(
     return results
 
 
+def _check_names(pruned: Sequence[tuple[str, ModelFolder]]) -> None:
+    names = ["dense", *(name for name, _ in pruned)]
+    if len(set(names)) < len(names):
+        raise RecipeError(
+            f"evaluate: two models would be called the same ({', '.join(names)}); rename a folder"
+        )
+
+
+def _similarity(pruned: Tensor, dense: Tensor) -> dict[str, float]:
+    return {
+        "ssim": similarity.ssim(pruned, dense).mean().item(),
+        "psnr": similarity.psnr(pruned, dense).mean().item(),
+    }
+
+
 def held_out_calls(pipeline: Any, protocol: Protocol, report: Report) -> Iterator[Call]:
+    """Denoiser calls from seeds that no calibration uses."""
     done = 0
     for batch in sample_calls(pipeline, protocol.held_out()):
         done = min(done + protocol.held_out().batch_size, protocol.num_held_out)
