@@ -297,7 +297,7 @@ def test_an_interrupt_ends_in_one_line_and_nothing_written(
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     code, out, err = ditprune(*command)
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "stopped; nothing was written"
+    assert err.splitlines()[-1] == "stopped"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -68,5 +68,5 @@ def run(args: list[str] | None = None) -> int:
         console.say(f"error: {error}")
         return 2
     except (KeyboardInterrupt, click.Abort):
-        console.say("stopped; nothing was written")
+        console.say("stopped")
         return 130
