@@ -5,8 +5,7 @@
     ├── ModelError             a model folder, its weights, or a module without blocks
     ├── TargetError            a target, or a pattern that should match one
     ├── StatisticsError        statistics that are missing, malformed or of another model
-    ├── OutputError            a place that cannot be written
-    └── VerificationError      a claim in a manifest that the files do not keep
+    └── OutputError            a place that cannot be written
 
 Every message says where, what was given, what was expected and what to do.
 """
@@ -39,10 +38,6 @@ class StatisticsError(DitpruneError):
 
 class OutputError(DitpruneError):
     """The result cannot be written where it was asked for."""
-
-
-class VerificationError(DitpruneError):
-    """Files on disk do not keep what their manifest says."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -10,8 +10,5 @@ from typing import Any
 from ditprune.granularity.cag import CAG
 from ditprune.granularity.channel import PerChannel
 from ditprune.granularity.layer import PerLayer
-from ditprune.granularity.nm import NM
-
-Groups = PerLayer | PerChannel | NM
 
 GRANULARITIES: dict[str, Any] = {"layer": PerLayer, "channel": PerChannel, "cag": CAG}
