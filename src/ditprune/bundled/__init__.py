@@ -16,6 +16,7 @@ _HERE = Path(__file__).parent
 PIPELINE = _HERE / "pipeline"
 CLASSIFIER = _HERE / "classifier.safetensors"
 REFERENCE = _HERE / "reference.safetensors"
+PROMPTS = _HERE / "prompts.txt"
 
 
 def load_classifier() -> DigitClassifier:
@@ -31,3 +32,8 @@ def load_reference() -> dict[str, Tensor]:
     Keys `sum` [64], `sum_outer` [64, 64] (float64) and `num_images` (int64).
     """
     return load_file(REFERENCE)
+
+
+def load_prompts() -> list[str]:
+    """128 prompts of many kinds, for calibrating a pipeline that draws prompts."""
+    return PROMPTS.read_text(encoding="utf-8").splitlines()

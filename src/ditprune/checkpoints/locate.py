@@ -37,6 +37,10 @@ class ModelFolder:
     denoiser: Path
 
     @property
+    def denoisers(self) -> dict[str, Path]:
+        return {"transformer": self.denoiser}
+
+    @property
     def is_pipeline(self) -> bool:
         return self.root != self.denoiser
 
