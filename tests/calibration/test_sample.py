@@ -318,7 +318,7 @@ def test_an_image_is_of_its_seed_alone(pipeline) -> None:
 
 
 def test_an_option_that_the_pipeline_does_not_take_is_refused(pipeline) -> None:
-    with pytest.raises(RecipeError, match="--height: DiTPipeline takes no height"):
+    with pytest.raises(RecipeError, match="height: DiTPipeline takes no such option"):
         draw(pipeline, [1], [0], height=64)
 
 

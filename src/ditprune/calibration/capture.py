@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.rows import take_item
+from ditprune.calibration.rows import num_rows, take_item
 from ditprune.calls import DENOISER, Call
 from ditprune.errors import ModelError
 
@@ -91,6 +91,7 @@ class StepRecorder:
         self._calls_in_step: list[int] = []
         self._first: tuple[Call, nn.Module] | None = None
         self._timesteps: list[float] = []
+        self._num_rows = 0
 
     def record(self, run: Callable[[], Any]) -> None:
         """Run the pipeline. Raises ModelError where it did not pass the steps that were wanted."""
@@ -120,7 +121,7 @@ class StepRecorder:
         name, _ = _timestep(denoiser, call)
         largest = max(self._timesteps, default=0.0)
         return Style(
-            call.sample().shape[0] // self._batch_size,
+            self._num_rows // self._batch_size,
             self._calls_in_step[0],
             any("guidance" in n and v is not None for n, v in call.kwargs.items()),
             name,
@@ -139,6 +140,7 @@ class StepRecorder:
         if self._step < 0:
             self.num_steps = _num_steps(self._pipeline)
             self._wanted = dict(self._choose(self.num_steps))
+            self._num_rows = num_rows(call)
             self._first = (Call(call.args, call.kwargs).map(_without_values), module)
         _, timestep = _timestep(module, call)
         moment = None if timestep is None else _extremes(timestep)

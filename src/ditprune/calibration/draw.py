@@ -64,13 +64,16 @@ def check_options(pipeline: Any, **options: Any) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if name not in parameters:
-            flag = "--" + name.replace("_", "-")
-            raise RecipeError(f"{flag}: {type(pipeline).__name__} takes no {name}; leave it out")
+            raise RecipeError(
+                f"{name}: {type(pipeline).__name__} takes no such option; leave it out"
+            )
     return given
 
 
 def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
     """The pipeline's output for these conditions, each item from the noise of its own seed."""
+    if isinstance(options.get("negative_prompt"), str):
+        options["negative_prompt"] = [options["negative_prompt"]] * len(batch)
     return pipeline(
         **{condition_argument(pipeline): list(batch)},
         **check_options(pipeline, **options),

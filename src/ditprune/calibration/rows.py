@@ -16,64 +16,101 @@ from ditprune.errors import ModelError
 _POSITIONS = re.compile(r"(^|_)(ids|rotary|rope|freqs)(_|$)", re.IGNORECASE)
 
 
+def num_rows(call: Call) -> int:
+    """How many rows the sample has: of a tensor, or of a list with a tensor for each row."""
+    arguments = [*call.args, *call.kwargs.values()]
+    first = next((value for value in arguments if _is_tensor(value) or _is_list(value)), None)
+    return len(first) if _is_list(first) else call.sample().shape[0]
+
+
 def take_item(call: Call, row: int, batch_size: int) -> Call:
     """One item of a batched call: its row, or its rows where guidance stacks several batches."""
-    num_rows = call.sample().shape[0]
-    if num_rows % batch_size:
+    count = num_rows(call)
+    if count % batch_size:
         raise ModelError(
-            f"the denoiser was called with {num_rows} rows for {batch_size} images; "
+            f"the denoiser was called with {count} rows for {batch_size} images; "
             "expected a multiple; sample with --batch-size 1"
         )
-    rows = torch.arange(row, num_rows, batch_size)
+    rows = list(range(row, count, batch_size))
 
     def take(leaf: Any) -> Any:
-        return leaf[rows.to(leaf.device)] if has_rows(leaf, num_rows) else leaf
+        return leaf[torch.tensor(rows, device=leaf.device)] if has_rows(leaf, count) else leaf
+
+    def take_from(value: Any) -> Any:
+        if _is_list(value) and len(value) == count:
+            return [value[row] for row in rows]
+        return map_leaves(take, value)
 
     kwargs = {
-        name: value if _POSITIONS.search(name) else map_leaves(take, value)
+        name: value if _POSITIONS.search(name) else take_from(value)
         for name, value in call.kwargs.items()
     }
-    return Call(map_leaves(take, call.args), kwargs, call.place, call.denoiser)
+    args = tuple(take_from(value) for value in call.args)
+    return Call(args, kwargs, call.place, call.denoiser)
 
 
-def has_rows(leaf: Any, num_rows: int) -> bool:
+def has_rows(leaf: Any, count: int) -> bool:
     """Whether an argument has one row for each row of the sample."""
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == num_rows
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_list(value: Any) -> bool:
+    """A list with a tensor for each row, as some denoisers take for rows of unlike lengths."""
+    return isinstance(value, list) and bool(value) and all(_is_tensor(one) for one in value)
 
 
 def merge_calls(calls: Sequence[Call]) -> list[Call]:
     """One call of all rows where everything else agrees, else the calls as they are."""
-    if len({len(call.leaves()) for call in calls}) > 1:
+    first = calls[0]
+    counts = {num_rows(call) for call in calls}
+    shapes = {(len(call.args), tuple(call.kwargs)) for call in calls}
+    if len(counts) > 1 or len(shapes) > 1:
         return list(calls)
-    columns = list(zip(*(call.leaves() for call in calls), strict=True))
-    num_rows = calls[0].sample().shape[0]
-    positions = _position_leaves(calls[0])
-    merged = []
-    for number, leaves in enumerate(columns):
-        first = leaves[0]
-        is_rows = number not in positions and all(
-            has_rows(leaf, num_rows) and leaf.shape[1:] == first.shape[1:] for leaf in leaves
+    try:
+        args = tuple(
+            _merge(values, num_rows(first)) for values in zip(*(c.args for c in calls), strict=True)
         )
-        if is_rows:
-            merged.append(torch.cat(leaves))
-        elif all(_same(leaf, first) for leaf in leaves):
-            merged.append(first)
-        else:
-            return list(calls)
-    values = iter(merged)
-    return [calls[0].map(lambda _: next(values))]
+        kwargs = {
+            name: _merge(
+                [call.kwargs[name] for call in calls],
+                None if _POSITIONS.search(name) else num_rows(first),
+            )
+            for name in first.kwargs
+        }
+    except _DifferError:
+        return list(calls)
+    return [Call(args, kwargs, first.place, first.denoiser)]
 
 
-def _position_leaves(call: Call) -> set[int]:
-    """The numbers, in the order of `Call.leaves`, of the leaves below an argument of positions."""
-    found: set[int] = set()
-    number = len(Call(call.args).leaves())
-    for name, value in call.kwargs.items():
-        count = len(Call((), {name: value}).leaves())
-        if _POSITIONS.search(name):
-            found |= set(range(number, number + count))
-        number += count
-    return found
+class _DifferError(Exception):
+    """Values that neither have rows nor are the same."""
+
+
+def _merge(values: Sequence[Any], count: int | None) -> Any:
+    """One value for all: rows below each other, anything else only if it is the same."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        if count is not None and all(
+            has_rows(one, count) and one.shape[1:] == first.shape[1:] for one in values
+        ):
+            return torch.cat(list(values))
+    elif all(_is_list(one) and len(one) == count for one in values):
+        return [row for one in values for row in one]
+    elif isinstance(first, (list, tuple)) and all(
+        type(one) is type(first) and len(one) == len(first) for one in values
+    ):
+        return type(first)(_merge(column, count) for column in zip(*values, strict=True))
+    elif isinstance(first, dict) and all(
+        isinstance(one, dict) and one.keys() == first.keys() for one in values
+    ):
+        return {key: _merge([one[key] for one in values], count) for key in first}
+    if all(_same(one, first) for one in values):
+        return first
+    raise _DifferError
 
 
 def _same(a: Any, b: Any) -> bool:

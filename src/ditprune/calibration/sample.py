@@ -8,8 +8,8 @@ and the run ends after the last of them: half the steps of a full run, on averag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -35,12 +35,13 @@ class Sampling:
         num_samples: how many items, each at one timestep.
         timesteps: `uniform`, `early` (the noisy third) or `late`.
         num_inference_steps, guidance_scale: of the sampling runs; None is the pipeline's default.
-        height, width, num_frames: of what is drawn; None is the pipeline's default.
+        height, width: of what is drawn; None is the pipeline's default.
         labels, prompts: what to draw, in turn; None is every label the pipeline knows, or our
             own prompts.
         seed: of the noise and the order of conditions.
         purpose: draws of different purposes are independent (`calibration`, `held-out`).
         batch_size: items drawn together; changes speed and rounding, not which items.
+        pipeline_options: further arguments of the pipeline, such as `num_frames`.
     """
 
     num_samples: int = 128
@@ -54,12 +55,10 @@ class Sampling:
     batch_size: int = 16
     height: int | None = None
     width: int | None = None
-    num_frames: int | None = None
+    pipeline_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for option in (
-            "num_samples", "num_inference_steps", "batch_size", "height", "width", "num_frames",
-        ):  # fmt: skip
+        for option in ("num_samples", "num_inference_steps", "batch_size", "height", "width"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise RecipeError(f"--{option.replace('_', '-')} {value}: expected at least 1")
@@ -85,8 +84,8 @@ class Sampling:
 
     def run_options(self) -> dict[str, Any]:
         """What the pipeline is told."""
-        words = ("num_inference_steps", "guidance_scale", "height", "width", "num_frames")
-        return {word: getattr(self, word) for word in words}
+        words = ("num_inference_steps", "guidance_scale", "height", "width")
+        return {word: getattr(self, word) for word in words} | dict(self.pipeline_options)
 
     def protocol(self, pipeline: str, scheduler: str) -> dict[str, object]:
         """What a reader needs to repeat it, with the names of these classes."""

@@ -24,6 +24,7 @@ from ditprune.cli import console
 from ditprune.cli.options import (
     placement_options,
     read_labels,
+    read_pipeline_options,
     read_prompts,
     sampling_options,
 )
@@ -37,7 +38,6 @@ from ditprune.errors import OutputError, RecipeError
 @click.option("--timesteps", default="uniform", show_default=True, help="uniform, early or late")
 @sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="drawn together")
-@click.option("--num-frames", type=int, help="[default: the pipeline's] of videos")
 @placement_options
 @click.option(
     "--calibration-set",
@@ -53,14 +53,17 @@ from ditprune.errors import OutputError, RecipeError
 def calibrate(
     model: str, out: Path, set_folder: Path | None, dry_run: bool,
     overwrite: bool, device: str | None, dtype: str | None, max_memory: str | None,
-    labels: str | None, prompts: Path | None, **options: Any,
+    labels: str | None, prompts: Path | None, pipeline_options: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Observe the inputs of every target over samples of MODEL.
 
     A run that is stopped goes on when the same command is given again. Under `torchrun` or
     `accelerate launch` the processes share the work.
     """
-    sampling = Sampling(labels=read_labels(labels), prompts=read_prompts(prompts), **options)
+    sampling = Sampling(
+        labels=read_labels(labels), prompts=read_prompts(prompts),
+        pipeline_options=read_pipeline_options(pipeline_options), **options,
+    )  # fmt: skip
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)
         found = locate(model)

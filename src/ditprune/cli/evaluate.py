@@ -15,6 +15,7 @@ from ditprune.cli import console
 from ditprune.cli.options import (
     placement_options,
     read_labels,
+    read_pipeline_options,
     read_prompts,
     sampling_options,
 )
@@ -45,13 +46,16 @@ _COLUMNS = (
 def evaluate(
     dense: str, pruned: tuple[str, ...], out: Path, labels: str | None, prompts: Path | None,
     device: str | None, dtype: str | None, max_memory: str | None,
-    **options: Any,
+    pipeline_options: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Draw the same seeds with DENSE and each PRUNED model, and measure the difference.
 
     Under `torchrun` or `accelerate launch` the processes share the images.
     """
-    protocol = Protocol(labels=read_labels(labels), prompts=read_prompts(prompts), **options)
+    protocol = Protocol(
+        labels=read_labels(labels), prompts=read_prompts(prompts),
+        pipeline_options=read_pipeline_options(pipeline_options), **options,
+    )  # fmt: skip
     models = [(Path(folder).name, locate(folder)) for folder in pruned]
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)

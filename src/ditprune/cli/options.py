@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ _SAMPLING: tuple[Decorator, ...] = (
     ),
     click.option("--height", type=int, help="[default: the pipeline's]"),
     click.option("--width", type=int, help="[default: the pipeline's]"),
+    click.option(
+        "--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
+        help="a further argument of the pipeline, as in num_frames=17; repeatable",
+    ),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
@@ -125,6 +130,29 @@ def read_labels(text: str | None) -> tuple[int, ...] | None:
         raise RecipeError(
             f"--labels '{text}': expected class ids with commas, as in 0,1,2"
         ) from None
+
+
+# Arguments of a pipeline that have an option of their own, or that sampling sets itself.
+_RESERVED = {
+    "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
+    "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
+}  # fmt: skip
+
+
+def read_pipeline_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`("num_frames=17",)` → {"num_frames": 17}; values are JSON, or text where they are not."""
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RecipeError(f"--pipeline-option '{text}': expected NAME=VALUE")
+        if name in _RESERVED:
+            raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def read_prompts(file: Path | None) -> tuple[str, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Protocol:
         num_held_out: denoiser calls for the relative error, from seeds no calibration uses.
         batch_size: images drawn together; changes speed, not which noise an item gets.
         height, width: of the images; None is the pipeline's default.
+        pipeline_options: further arguments of the pipeline.
     """
 
     num_images: int = 500
@@ -59,6 +60,7 @@ class Protocol:
     batch_size: int = 50
     height: int | None = None
     width: int | None = None
+    pipeline_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for option in ("num_images", "num_held_out", "batch_size"):
@@ -72,7 +74,7 @@ class Protocol:
         return Sampling(
             self.num_held_out, "uniform", self.num_inference_steps, self.guidance_scale,
             self.labels, self.prompts, self.seed, purpose="held-out", height=self.height,
-            width=self.width,
+            width=self.width, pipeline_options=self.pipeline_options,
         )  # fmt: skip
 
 
@@ -225,10 +227,7 @@ def draw_images(
             pipeline,
             [asked[i] for i in items],
             [item_seed("evaluation", protocol.seed, i) for i in items],
-            num_inference_steps=protocol.num_inference_steps,
-            guidance_scale=protocol.guidance_scale,
-            height=protocol.height,
-            width=protocol.width,
+            **protocol.held_out().run_options(),
         )
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
         batches[number] = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
