@@ -236,7 +236,7 @@ def test_statistics_with_nan_are_refused_before_anything_changes(
     tiny_dit, tiny_stats, same_bits
 ) -> None:
     name = "transformer_blocks.2.ff.net.2"
-    broken = ColumnNorm(torch.full((128,), math.nan, dtype=torch.float64), 1)
+    broken = ColumnNorm(torch.full((1, 128), math.nan, dtype=torch.float64), (1,))
     stats = dataclasses.replace(tiny_stats, column_norms={**tiny_stats.column_norms, name: broken})
     for granularity in ("channel", "cag"):
         assert_refused_untouched(
@@ -261,7 +261,7 @@ def test_scores_that_overflow_are_refused_before_anything_changes(
     state = tiny_stats.column_norms[name]
     sums = state.sum_squares.clone()
     sums[1200 % 128] = 0
-    changed = {**tiny_stats.column_norms, name: ColumnNorm(sums, state.num_tokens)}
+    changed = {**tiny_stats.column_norms, name: ColumnNorm(sums, state.tokens_in_bin)}
     stats = dataclasses.replace(tiny_stats, column_norms=changed)
     assert_refused_untouched(
         denoiser,
@@ -382,7 +382,7 @@ def test_a_layer_whose_inputs_were_all_zero_stays_dense(tiny_dit, tiny_stats, sa
     """All its scores are zero: only their position could choose."""
     name = "transformer_blocks.1.ff.net.2"
     state = tiny_stats.column_norms[name]
-    silent = ColumnNorm(torch.zeros_like(state.sum_squares), state.num_tokens)
+    silent = ColumnNorm(torch.zeros_like(state.sum_squares), state.tokens_in_bin)
     stats = dataclasses.replace(tiny_stats, column_norms={**tiny_stats.column_norms, name: silent})
     denoiser = tiny_dit()
     outcome = ditprune.prune_(denoiser, stats)

@@ -12,6 +12,7 @@ work; docs/architecture.md is the map.
 from importlib.metadata import version as _version
 
 from ditprune.calibration.calibrate import calibrate
+from ditprune.calls import Call
 from ditprune.errors import DitpruneError
 from ditprune.granularity.cag import CAG
 from ditprune.granularity.channel import PerChannel
@@ -33,6 +34,7 @@ __all__ = [
     "NM",
     "RIA",
     "STW",
+    "Call",
     "DitpruneError",
     "Magnitude",
     "Outcome",

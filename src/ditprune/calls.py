@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from ditprune.errors import ModelError
 
+DENOISER = "transformer"
+
 
 @dataclass(frozen=True)
 class Call:
-    """`denoiser(*args, **kwargs)`."""
+    """`denoiser(*args, **kwargs)`, and where in denoising it was made.
+
+    Args:
+        place: how far from noise (0) to image (1); None where that is not known.
+        denoiser: which component of the pipeline was called.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    place: float | None = None
+    denoiser: str = DENOISER
 
     @classmethod
     def of(cls, batch: Any) -> Call:
@@ -35,7 +44,9 @@ class Call:
 
     def map(self, change: Callable[[Any], Any]) -> Call:
         """The call with every leaf changed."""
-        return Call(map_leaves(change, self.args), map_leaves(change, dict(self.kwargs)))
+        return replace(
+            self, args=map_leaves(change, self.args), kwargs=map_leaves(change, dict(self.kwargs))
+        )
 
     def leaves(self) -> list[Any]:
         """Every value that is not a dict, list or tuple, in a fixed order."""

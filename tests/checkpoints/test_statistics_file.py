@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 
 import pytest
@@ -18,7 +20,7 @@ KEY = "ditprune.statistics"
 
 @pytest.fixture
 def file(tiny_stats, tmp_path):
-    statistics_file.save(tiny_stats, tmp_path / "s.safetensors")
+    statistics_file.save({"transformer": tiny_stats}, tmp_path / "s.safetensors")
     return tmp_path / "s.safetensors"
 
 
@@ -43,7 +45,7 @@ def rewrite(file, change_tensors=None, change_record=None) -> None:
 
 
 def test_every_bit_comes_back(tiny_dit, tiny_stats, file, same_bits) -> None:
-    loaded = statistics_file.load(file)
+    (loaded,) = statistics_file.load(file).values()
     assert list(loaded.column_norms) == list(tiny_stats.column_norms)
     for name, state in tiny_stats.column_norms.items():
         same_bits(loaded.column_norms[name].sum_squares, state.sum_squares)
@@ -59,7 +61,7 @@ def test_every_bit_comes_back(tiny_dit, tiny_stats, file, same_bits) -> None:
 
 
 def test_shared_states_are_stored_once_and_stay_shared(tiny_stats, file) -> None:
-    loaded = statistics_file.load(file)
+    (loaded,) = statistics_file.load(file).values()
 
     def sharing(stats) -> set[frozenset[str]]:
         groups: dict[int, set[str]] = {}
@@ -79,8 +81,8 @@ def test_protocol_and_never_called_come_back(tiny_dit, batches, tmp_path) -> Non
     one_less = dict(list(stats.column_norms.items())[1:])
     missing = tuple(stats.column_norms.keys() - one_less.keys())
     stats = ditprune.Statistics(one_less, stats.fingerprints, 3, missing, protocol)
-    statistics_file.save(stats, tmp_path / "s.safetensors")
-    loaded = statistics_file.load(tmp_path / "s.safetensors")
+    statistics_file.save({"transformer": stats}, tmp_path / "s.safetensors")
+    (loaded,) = statistics_file.load(tmp_path / "s.safetensors").values()
     assert dict(loaded.protocol) == protocol
     assert loaded.never_called == missing == ("transformer_blocks.0.norm1.linear",)
 
@@ -93,14 +95,14 @@ def test_the_same_statistics_are_the_same_bytes(tiny_stats, file, tmp_path) -> N
 def test_saving_replaces_and_leaves_nothing_else(tiny_stats, file) -> None:
     before = file.read_bytes()
     file.write_bytes(b"old")
-    statistics_file.save(tiny_stats, file)
+    statistics_file.save({"transformer": tiny_stats}, file)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_place_that_cannot_be_written_is_refused(tiny_stats, tmp_path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
-        statistics_file.save(tiny_stats, tmp_path / "nowhere" / "s.safetensors")
+        statistics_file.save({"transformer": tiny_stats}, tmp_path / "nowhere" / "s.safetensors")
 
 
 def test_a_failure_while_writing_leaves_the_old_file(tiny_stats, file, monkeypatch) -> None:
@@ -111,7 +113,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tiny_stats, file, monkeypat
     before = file.read_bytes()
     monkeypatch.setattr(statistics_file, "save_file", save_half)
     with pytest.raises(OutputError, match="no space left"):
-        statistics_file.save(tiny_stats, file)
+        statistics_file.save({"transformer": tiny_stats}, file)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 
@@ -144,7 +146,7 @@ def test_other_safetensors_are_refused(metadata, file) -> None:
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), -0.5e-300])
 def test_sums_that_cannot_be_are_refused(value, file) -> None:
     def spoil(tensors) -> None:
-        next(iter(tensors.values()))[3] = value
+        next(iter(tensors.values()))[2, 3] = value
 
     rewrite(file, spoil)
     refused(file, "negative, NaN or Inf")
@@ -163,41 +165,85 @@ def test_another_dtype_or_rank_is_refused(change, file) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
-        {"format": None},
         {"layers": None},
         {"layers": {"a": {}}},
-        {"layers": {"a": {"state": "nowhere", "num_tokens": 1}}},
+        {"layers": {"a": {"state": "nowhere", "tokens_in_bin": [1]}}},
         {"layers": {"a": 1}},
         {"fingerprints": None},
         {"fingerprints": [1]},
         {"num_calls": "many"},
         {"never_called": 1},
         {"protocol": 3},
+        {"num_inputs": {"a": "x"}},
+        {"unused": 4},
+        {"padding": {"mask": [1]}},
+        {"padding": [[1, 2]]},
     ],
     ids=str,
 )
 def test_an_edited_record_is_refused(changes, file) -> None:
+    rewrite(file, None, lambda record: record["denoisers"]["transformer"].update(changes))
+    refused(file, "not statistics of ditprune")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"format": 1}, {"format": None}, {"denoisers": None}, {"denoisers": {"a": 3}}],
+    ids=str,
+)
+def test_another_format_is_refused(changes, file) -> None:
     rewrite(file, None, lambda record: record.update(changes))
     refused(file, "not statistics of ditprune")
 
 
+def test_tokens_are_counted_in_every_bin(file) -> None:
+    def change(record) -> None:
+        layers = record["denoisers"]["transformer"]["layers"]
+        layers["transformer_blocks.0.attn1.to_q"]["tokens_in_bin"].pop()
+
+    rewrite(file, None, change)
+    refused(file, "counts tokens in 10 bins of 11")
+
+
+def test_the_denoisers_of_one_pipeline_are_kept_apart(tiny_stats, tmp_path, same_bits) -> None:
+    other = dataclasses.replace(
+        tiny_stats, column_norms=copy.deepcopy(tiny_stats.column_norms), num_calls=9,
+        padding={"mask": (3, 8)}, unused=("a",),
+    )  # fmt: skip
+    both = {"transformer": tiny_stats, "transformer_2": other}
+    statistics_file.save(both, tmp_path / "s.safetensors")
+    loaded = statistics_file.load(tmp_path / "s.safetensors")
+    assert list(loaded) == ["transformer", "transformer_2"]
+    assert [one.num_calls for one in loaded.values()] == [3, 9]
+    assert loaded["transformer_2"].padding == {"mask": (3, 8)}
+    assert loaded["transformer_2"].unused == ("a",)
+    for name in tiny_stats.column_norms:
+        for one in loaded.values():
+            same_bits(one.column_norm(name), tiny_stats.column_norm(name))
+        assert loaded["transformer"].num_inputs[name] == 3
+
+
 @pytest.mark.parametrize("key", ["fingerprints", "num_calls", "never_called", "protocol", "layers"])
 def test_a_record_without_one_of_its_parts_is_refused(key, file) -> None:
-    rewrite(file, None, lambda record: record.pop(key))
+    rewrite(file, None, lambda record: record["denoisers"]["transformer"].pop(key))
     refused(file, f"missing '{key}'")
 
 
 def test_an_edited_fingerprint_makes_it_another_models(tiny_dit, file) -> None:
     def change(record) -> None:
-        record["fingerprints"]["transformer_blocks.0.attn1.to_q"] = "0" * 32
+        record["denoisers"]["transformer"]["fingerprints"]["transformer_blocks.0.attn1.to_q"] = (
+            "0" * 32
+        )
 
     rewrite(file, None, change)
     with pytest.raises(StatisticsError, match=r"1 of 21 targets differ, first .*0\.attn1\.to_q"):
-        ditprune.prune_(tiny_dit(), statistics_file.load(file))
+        ditprune.prune_(tiny_dit(), statistics_file.load(file)["transformer"])
 
 
 def test_a_layer_taken_out_is_noticed_when_pruning(tiny_dit, file) -> None:
-    rewrite(file, None, lambda record: record["layers"].pop("transformer_blocks.0.attn1.to_q"))
+    def change(record) -> None:
+        del record["denoisers"]["transformer"]["layers"]["transformer_blocks.0.attn1.to_q"]
+
+    rewrite(file, None, change)
     with pytest.raises(StatisticsError, match=r"no layer 'transformer_blocks\.0\.attn1\.to_q'"):
-        ditprune.prune_(tiny_dit(), statistics_file.load(file))
+        ditprune.prune_(tiny_dit(), statistics_file.load(file)["transformer"])

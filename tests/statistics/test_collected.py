@@ -11,7 +11,7 @@ from ditprune.statistics.column_norm import ColumnNorm
 
 
 def state(*squares: float, num_tokens: int = 5) -> ColumnNorm:
-    return ColumnNorm(torch.tensor(squares, dtype=torch.float64), num_tokens)
+    return ColumnNorm(torch.tensor([squares], dtype=torch.float64), (num_tokens,))
 
 
 def test_a_layers_norm_is_the_root_of_its_sums() -> None:

@@ -31,7 +31,7 @@ def check(state: ColumnNorm, inputs: Tensor) -> None:
     assert state.num_tokens == len(tokens)
     assert state.sum_squares.dtype == torch.float64
     expected = tokens.square().sum(0).sqrt()
-    torch.testing.assert_close(state.sum_squares.sqrt(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(state.sum_squares.sum(0).sqrt(), expected, rtol=1e-6, atol=0)
     norm = column_norm.finish(state)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm.double(), expected, rtol=1e-6, atol=0)
@@ -78,7 +78,7 @@ def test_equals_float64_where_memory_is_not_contiguous(change: str) -> None:
 def test_updates_one_after_another_equal_one_update() -> None:
     inputs = draw(128 * 7, 9)
     parts = observe(*inputs.split(128))
-    torch.testing.assert_close(parts.sum_squares, observe(inputs).sum_squares, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.sum_squares, observe(inputs).sum_squares, rtol=2e-7, atol=0)
     check(observe(*inputs.split(50)), inputs)
 
 
@@ -87,7 +87,7 @@ def test_merge_equals_all_at_once() -> None:
     first, second = observe(inputs[:256]), observe(inputs[256:])
     merged, whole = column_norm.merge(first, second), observe(inputs)
     assert merged.num_tokens == whole.num_tokens == 640
-    torch.testing.assert_close(merged.sum_squares, whole.sum_squares, rtol=1e-12, atol=0)
+    torch.testing.assert_close(merged.sum_squares, whole.sum_squares, rtol=2e-7, atol=0)
 
 
 def test_merge_with_nothing_changes_nothing(same_bits) -> None:
@@ -123,4 +123,39 @@ def test_inputs_with_a_graph_are_detached() -> None:
 def test_a_nan_or_inf_shows_in_the_sums(value: float, row: int) -> None:
     inputs = draw(70, 3)
     inputs[row, 1] = value
-    assert observe(inputs).sum_squares.isfinite().tolist() == [True, False, True]
+    assert observe(inputs).sum_squares[0].isfinite().tolist() == [True, False, True]
+
+
+def test_the_order_of_updates_does_not_change_a_bit(same_bits) -> None:
+    """So that several processes, and a run that was stopped, give the same masks."""
+    parts = draw(128 * 40, 9).split(128)
+    forward, backward = observe(*parts), observe(*parts[::-1])
+    same_bits(forward.sum_squares, backward.sum_squares)
+    some = column_norm.merge(observe(*parts[1::2]), observe(*parts[::2]))
+    same_bits(some.sum_squares, forward.sum_squares)
+
+
+def test_bins_are_kept_apart_and_add_up(same_bits) -> None:
+    inputs = draw(30, 4)
+    state = column_norm.start(4, num_bins=3)
+    for place, part in ((2, inputs[:10]), (0, inputs[10:15]), (2, inputs[15:])):
+        state = column_norm.update(state, part, place)
+    assert state.tokens_in_bin == (5, 0, 25)
+    assert state.num_tokens == 30
+    same_bits(state.sum_squares[1], torch.zeros(4, dtype=torch.float64))
+    for place, tokens in ((0, inputs[10:15]), (2, torch.cat([inputs[:10], inputs[15:]]))):
+        expected = tokens.double().square().sum(0)
+        torch.testing.assert_close(state.sum_squares[place], expected, rtol=1e-6, atol=0)
+    expected = inputs.double().square().sum(0).sqrt().float()
+    torch.testing.assert_close(column_norm.finish(state), expected, rtol=1e-6, atol=0)
+
+
+def test_weights_of_bins_weight_their_squares() -> None:
+    inputs = draw(30, 4)
+    state = column_norm.update(column_norm.start(4, 2), inputs[:10], 0)
+    state = column_norm.update(state, inputs[10:], 1)
+    weighted = torch.cat([inputs[:10] * 2, inputs[10:] * 0.5]).double()
+    torch.testing.assert_close(
+        column_norm.finish(state, [4.0, 0.25]),
+        weighted.square().sum(0).sqrt().float(), rtol=1e-6, atol=0,
+    )  # fmt: skip

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ditprune.calibration.observe import observing, watching
 from ditprune.calibration.replay import run_call
+from ditprune.calls import Call
 from ditprune.checkpoints import fingerprint
 from ditprune.errors import StatisticsError
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import discover
+
+_MASK = re.compile(r"mask", re.IGNORECASE)
 
 
 def calibrate(
@@ -23,7 +29,8 @@ def calibrate(
 
     Args:
         denoiser: any module with transformer blocks; left as it was, hooks and modes included.
-        batches: dicts of keyword arguments for its forward, or pairs (args, kwargs).
+        batches: `ditprune.Call`s, dicts of keyword arguments for its forward, or pairs
+            (args, kwargs).
         protocol: how the batches were made, kept with the statistics.
 
     Returns:
@@ -34,12 +41,27 @@ def calibrate(
         StatisticsError: no batches, or an input with NaN or Inf.
     """
     targets = discover(denoiser)
+    own = fingerprint.of_module(denoiser, targets.values())
+    statistics = observe_calls(denoiser, batches, own)
+    warn_of_silence(statistics)
+    return replace(statistics, protocol=dict(protocol or {}))
+
+
+def observe_calls(
+    denoiser: nn.Module, batches: Iterable[Any], fingerprints: Mapping[str, str]
+) -> Statistics:
+    """The statistics of the targets that `fingerprints` names, over these calls."""
     num_calls = 0
-    with observing(denoiser, targets) as observation:
+    padding: dict[str, tuple[int, int]] = {}
+    with observing(denoiser, fingerprints) as observation:
         for batch in batches:
-            with watching(observation):
-                run_call(denoiser, batch)
+            call = Call.of(batch)
+            with watching(observation, call.place):
+                run_call(denoiser, call)
             num_calls += 1
+            for name, (masked, total) in _padding(call).items():
+                before = padding.get(name, (0, 0))
+                padding[name] = (before[0] + masked, before[1] + total)
     if num_calls == 0:
         raise StatisticsError("calibrate: no batches given; at least one denoiser call is needed")
     for name, state in observation.states.items():
@@ -48,17 +70,35 @@ def calibrate(
                 f"{name}: its calibration inputs hold NaN or Inf; look at the batches, or run the "
                 "denoiser in float32 or bfloat16"
             )
-    never_called = tuple(name for name in targets if name not in observation.states)
-    if never_called:
-        warnings.warn(
-            f"{len(never_called)} of {len(targets)} targets were never called in calibration and "
-            f"will stay dense, first {never_called[0]}",
-            stacklevel=2,
-        )
+    called = [name for name in fingerprints if name in observation.states]
     return Statistics(
-        {name: observation.states[name] for name in targets if name in observation.states},
-        fingerprint.of_module(denoiser, targets.values()),
+        {name: observation.states[name] for name in called},
+        fingerprints,
         num_calls,
-        never_called,
-        dict(protocol or {}),
+        tuple(name for name in fingerprints if name not in observation.states),
+        num_inputs={name: observation.num_inputs[name] for name in called},
+        padding=padding,
     )
+
+
+def warn_of_silence(statistics: Statistics, of: str = "") -> None:
+    """Say which targets no call reached: they will stay dense."""
+    missing = statistics.never_called
+    if missing:
+        warnings.warn(
+            f"{of}{len(missing)} of {len(statistics.fingerprints)} targets were never called in "
+            f"calibration and will stay dense, first {missing[0]}",
+            stacklevel=3,
+        )
+
+
+def _padding(call: Call) -> dict[str, tuple[int, int]]:
+    """By argument that masks tokens [N, L] with 0 and 1, how many of how many it masks."""
+    found = {}
+    for name, value in call.kwargs.items():
+        if _MASK.search(name) and isinstance(value, Tensor) and value.ndim == 2:
+            num_masked = value.numel() - int(torch.count_nonzero(value))
+            is_binary = value.dtype == torch.bool or bool(((value == 0) | (value == 1)).all())
+            if is_binary and num_masked:
+                found[name] = (num_masked, value.numel())
+    return found

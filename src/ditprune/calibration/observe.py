@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.statistics import column_norm
+from ditprune.statistics.collected import NUM_BINS, bin_of
 from ditprune.statistics.column_norm import ColumnNorm
 
 
@@ -25,7 +26,9 @@ class Observation:
 
     def __init__(self) -> None:
         self.states: dict[str, ColumnNorm] = {}
+        self.num_inputs: dict[str, int] = {}
         self.is_watching = False
+        self.place: float | None = None
         self._empty: dict[tuple[int, torch.device], ColumnNorm] = {}
         self._memo: dict[tuple[int, int], tuple[Any, int, ColumnNorm, ColumnNorm]] = {}
 
@@ -33,9 +36,12 @@ class Observation:
         """Add one input of one layer."""
         state = self.states.get(name)
         if state is None:
-            key = (inputs.shape[-1], inputs.device)
-            state = self._empty.setdefault(key, column_norm.start(*key))
+            key = (inputs.shape[-1], _sums_device(inputs))
+            # One bin more, for calls that do not say where they are.
+            empty = column_norm.start(key[0], NUM_BINS + 1, key[1])
+            state = self._empty.setdefault(key, empty)
         self.states[name] = self._update(state, inputs)
+        self.num_inputs[name] = self.num_inputs.get(name, 0) + 1
 
     def forget_inputs(self) -> None:
         """Start of a denoiser call: no tensor of the last one can come again."""
@@ -43,13 +49,13 @@ class Observation:
 
     def _update(self, state: ColumnNorm, inputs: Tensor) -> ColumnNorm:
         if inputs.is_inference():  # has no version, so a change in place would go unseen
-            return column_norm.update(state, inputs)
+            return column_norm.update(state, inputs, bin_of(self.place))
         key, version = (id(state), id(inputs)), inputs._version
         known = self._memo.get(key)
         # An id may be reused after its object died, a tensor may be written in place: both show.
         if known and known[0]() is inputs and known[1] == version and known[2] is state:
             return known[3]
-        updated = column_norm.update(state, inputs)
+        updated = column_norm.update(state, inputs, bin_of(self.place))
         self._memo[key] = (weakref.ref(inputs), version, state, updated)
         return updated
 
@@ -72,10 +78,15 @@ def observing(denoiser: nn.Module, names: Iterable[str]) -> Iterator[Observation
             handle.remove()
 
 
+def _sums_device(inputs: Tensor) -> torch.device:
+    """Where the sums of these inputs are kept: beside them, but for MPS, which has no float64."""
+    return torch.device("cpu") if inputs.device.type == "mps" else inputs.device
+
+
 @contextmanager
-def watching(observation: Observation) -> Iterator[None]:
+def watching(observation: Observation, place: float | None = None) -> Iterator[None]:
     """Count the calls of this block; batches may themselves be drawn with the same denoiser."""
-    observation.is_watching = True
+    observation.is_watching, observation.place = True, place
     try:
         yield
     finally:

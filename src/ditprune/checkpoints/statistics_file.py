@@ -1,44 +1,59 @@
-"""Statistics ⇄ one safetensors file: each shared state once, names and protocol in its metadata."""
+"""Statistics ⇄ one safetensors file: each shared state once, names and protocol in its metadata.
+
+A pipeline may have several denoisers; the file holds the statistics of each by component name.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ditprune.checkpoints.output import write_beside
 from ditprune.errors import StatisticsError
 from ditprune.statistics.collected import Statistics
 from ditprune.statistics.column_norm import ColumnNorm
 
-_FORMAT = 1
+_FORMAT = 2
 _KEY = "ditprune.statistics"
 
 
-def save(statistics: Statistics, file: Path) -> None:
-    """Write statistics, all or nothing. Raises OutputError."""
-    states: dict[int, tuple[str, ColumnNorm]] = {}
-    layers = {}
-    for name, state in statistics.column_norms.items():
-        key, _ = states.setdefault(id(state), (f"column_norm.{name}", state))
-        layers[name] = {"state": key, "num_tokens": state.num_tokens}
-    record = {
-        "format": _FORMAT,
-        "fingerprints": dict(statistics.fingerprints),
-        "num_calls": statistics.num_calls,
-        "never_called": list(statistics.never_called),
-        "protocol": dict(statistics.protocol),
-        "layers": layers,
-    }
-    tensors = {key: state.sum_squares.cpu().contiguous() for key, state in states.values()}
+def save(statistics: Mapping[str, Statistics], file: Path) -> None:
+    """Write the statistics of each denoiser, all or nothing. Raises OutputError."""
+    tensors: dict[str, Tensor] = {}
+    denoisers = {name: _record(name, one, tensors) for name, one in statistics.items()}
+    record = {"format": _FORMAT, "denoisers": denoisers}
     with write_beside(file) as part:
         save_file(tensors, part, metadata={_KEY: json.dumps(record)})
 
 
-def load(file: Path) -> Statistics:
+def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What goes to the metadata; the sums go to `tensors`."""
+    keys: dict[int, str] = {}
+    layers = {}
+    for name, state in statistics.column_norms.items():
+        key = keys.setdefault(id(state), f"{denoiser}/column_norm.{name}")
+        tensors.setdefault(key, state.sum_squares.cpu().contiguous())
+        layers[name] = {"state": key, "tokens_in_bin": list(state.tokens_in_bin)}
+    return {
+        "fingerprints": dict(statistics.fingerprints),
+        "num_calls": statistics.num_calls,
+        "never_called": list(statistics.never_called),
+        "protocol": dict(statistics.protocol),
+        "num_inputs": dict(statistics.num_inputs),
+        "unused": list(statistics.unused),
+        "padding": {name: list(counts) for name, counts in statistics.padding.items()},
+        "layers": layers,
+    }
+
+
+def load(file: Path) -> dict[str, Statistics]:
     """Read statistics. Raises StatisticsError for a file that is not one, whole and sane."""
     if not file.is_file():
         raise StatisticsError(
@@ -57,24 +72,37 @@ def load(file: Path) -> Statistics:
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']}, this version reads {_FORMAT}")
         for key, sums in tensors.items():
-            if sums.dtype != torch.float64 or sums.ndim != 1:
-                raise ValueError(f"{key} is {sums.dtype} {list(sums.shape)}, not float64 [C_in]")
-            if not (sums.isfinite() & (sums >= 0)).all():
-                raise ValueError(f"{key} holds a sum of squares that is negative, NaN or Inf")
-        states: dict[str, ColumnNorm] = {}
-        norms = {}
-        for name, layer in record["layers"].items():
-            key = layer["state"]
-            norms[name] = states.setdefault(key, ColumnNorm(tensors[key], int(layer["num_tokens"])))
-        return Statistics(
-            norms,
-            {str(name): str(value) for name, value in record["fingerprints"].items()},
-            int(record["num_calls"]),
-            tuple(record["never_called"]),
-            dict(record["protocol"]),
-        )
+            _check_sums(key, sums)
+        return {str(name): _restore(one, tensors) for name, one in record["denoisers"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise StatisticsError(
             f"{file}: not statistics of ditprune ({reason}); calibrate again"
         ) from None
+
+
+def _check_sums(key: str, sums: Tensor) -> None:
+    if sums.dtype != torch.float64 or sums.ndim != 2:
+        raise ValueError(f"{key} is {sums.dtype} {list(sums.shape)}, not float64 [bins, C_in]")
+    if not (sums.isfinite() & (sums >= 0)).all():
+        raise ValueError(f"{key} holds a sum of squares that is negative, NaN or Inf")
+
+
+def _restore(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statistics:
+    states: dict[str, ColumnNorm] = {}
+    norms = {}
+    for name, layer in record["layers"].items():
+        key, counts = layer["state"], tuple(int(count) for count in layer["tokens_in_bin"])
+        if len(counts) != len(tensors[key]):
+            raise ValueError(f"{name} counts tokens in {len(counts)} bins of {len(tensors[key])}")
+        norms[name] = states.setdefault(key, ColumnNorm(tensors[key], counts))
+    return Statistics(
+        norms,
+        {str(name): str(value) for name, value in record["fingerprints"].items()},
+        int(record["num_calls"]),
+        tuple(record["never_called"]),
+        dict(record["protocol"]),
+        {str(name): int(count) for name, count in record["num_inputs"].items()},
+        tuple(record["unused"]),
+        {name: (int(masked), int(total)) for name, (masked, total) in record["padding"].items()},
+    )

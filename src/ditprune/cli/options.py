@@ -90,8 +90,8 @@ def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:
     return from_json(content.get("recipe", content), str(recipe), **fields)
 
 
-def read_statistics(file: Path | None) -> Statistics | None:
-    """Statistics from a file, where one is given."""
+def read_statistics(file: Path | None) -> dict[str, Statistics] | None:
+    """The statistics of each denoiser from a file, where one is given."""
     return None if file is None else statistics_file.load(file)
 
 

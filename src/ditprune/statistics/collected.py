@@ -12,10 +12,13 @@ from ditprune.errors import StatisticsError, did_you_mean
 from ditprune.statistics import column_norm
 from ditprune.statistics.column_norm import ColumnNorm
 
+# Of the way from noise to image; calls that do not say where they are go to one more, the last.
+NUM_BINS = 10
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """Column norms by layer name, and whose they are.
+    """Column norms by layer name, whose they are, and what was noticed on the way.
 
     Args:
         column_norms: the state of every layer that was called; layers that always received the
@@ -24,6 +27,11 @@ class Statistics:
         num_calls: denoiser calls seen.
         never_called: targets that no call reached; they cannot be scored by activations.
         protocol: how the calls were made, for the reader (seed, timesteps, guidance …).
+        num_inputs: how often each layer was called; more than `num_calls` where a call runs a
+            layer more than once.
+        unused: targets that are called but whose output reaches no output of the denoiser.
+        padding: by argument that masks tokens, how many of how many it masks. Masked tokens
+            enter the layers, so they count in the norms.
     """
 
     column_norms: Mapping[str, ColumnNorm]
@@ -31,6 +39,9 @@ class Statistics:
     num_calls: int
     never_called: tuple[str, ...] = ()
     protocol: Mapping[str, object] = field(default_factory=dict)
+    num_inputs: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    padding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def column_norm(self, name: str) -> Float32[Tensor, " in"]:
         """ℓ2 norm of each input channel of layer `name` over all tokens, float32 [C_in]."""
@@ -48,6 +59,11 @@ class Statistics:
         return self.column_norms[name]
 
 
+def bin_of(place: float | None, num_bins: int = NUM_BINS) -> int:
+    """The bin of a place between noise (0) and image (1); the last one for no place at all."""
+    return num_bins if place is None else min(int(place * num_bins), num_bins - 1)
+
+
 def merge(first: Statistics, second: Statistics) -> Statistics:
     """The statistics of both calibrations of one model, as if they had been one."""
     if first.fingerprints != second.fingerprints:
@@ -56,17 +72,40 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         )
     merged: dict[tuple[int, int], ColumnNorm] = {}
     norms: dict[str, ColumnNorm] = {}
-    for name in [
-        *first.column_norms,
-        *(n for n in second.column_norms if n not in first.column_norms),
-    ]:
+    for name in _union(first.column_norms, second.column_norms):
         a, b = first.column_norms.get(name), second.column_norms.get(name)
         if a is None or b is None:
             norms[name] = a or b  # type: ignore[assignment]
             continue
         key = (id(a), id(b))
         norms[name] = merged.setdefault(key, column_norm.merge(a, b))
-    missing = tuple(n for n in first.never_called if n in second.never_called)
     return Statistics(
-        norms, first.fingerprints, first.num_calls + second.num_calls, missing, first.protocol
+        norms,
+        first.fingerprints,
+        first.num_calls + second.num_calls,
+        tuple(n for n in first.never_called if n in second.never_called),
+        first.protocol,
+        {
+            n: first.num_inputs.get(n, 0) + second.num_inputs.get(n, 0)
+            for n in _union(first.num_inputs, second.num_inputs)
+        },
+        # A layer that one side never called is unused if the other side says so.
+        tuple(
+            n
+            for n in _union(dict.fromkeys(first.unused), dict.fromkeys(second.unused))
+            if all(n in s.unused or n not in s.column_norms for s in (first, second))
+        ),
+        {
+            n: tuple(
+                a + b
+                for a, b in zip(
+                    first.padding.get(n, (0, 0)), second.padding.get(n, (0, 0)), strict=True
+                )
+            )  # type: ignore[misc]
+            for n in _union(first.padding, second.padding)
+        },
     )
+
+
+def _union(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    return [*first, *(name for name in second if name not in first)]

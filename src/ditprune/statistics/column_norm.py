@@ -1,10 +1,12 @@
-"""The ℓ2 norm of every input channel over all calibration tokens.
+"""The ℓ2 norm of every input channel over all calibration tokens, apart for each part of the way.
 
-A state is a value: `update` and `merge` return a new one, so states can be shared freely.
+The way from noise to image is cut into bins, so that a method may later weight timesteps. A state
+is a value: `update` and `merge` return a new one, so states can be shared freely.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,34 +20,58 @@ _BLOCK_TOKENS = 64
 
 @dataclass(frozen=True, eq=False)
 class ColumnNorm:
-    """Sums of squares [C_in] in float64 and the number of tokens they were taken over."""
+    """Sums of squares [bins, C_in] in float64, and of how many tokens in each bin."""
 
-    sum_squares: Float64[Tensor, " in"]
-    num_tokens: int
+    sum_squares: Float64[Tensor, "bins in"]
+    tokens_in_bin: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all bins together."""
+        return sum(self.tokens_in_bin)
 
 
-def start(num_channels: int, device: torch.device | str = "cpu") -> ColumnNorm:
+def start(num_channels: int, num_bins: int = 1, device: torch.device | str = "cpu") -> ColumnNorm:
     """The statistic of no tokens at all."""
-    return ColumnNorm(torch.zeros(num_channels, dtype=torch.float64, device=device), 0)
+    sums = torch.zeros(num_bins, num_channels, dtype=torch.float64, device=device)
+    return ColumnNorm(sums, (0,) * num_bins)
 
 
-def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"]) -> ColumnNorm:
-    """Add tokens: a layer's input of any rank, channels last, of any floating dtype."""
+def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], place: int = 0) -> ColumnNorm:
+    """Add tokens to the bin `place`: a layer's input of any rank and dtype, channels last.
+
+    What one update adds is rounded to float32, which makes the sums of many updates exact in
+    float64 and so the same in any order: one process or several, at once or resumed.
+    """
     tokens = inputs.detach().reshape(-1, inputs.shape[-1])
     num_tokens = tokens.shape[0]
     in_blocks = num_tokens - num_tokens % _BLOCK_TOKENS
     blocks = tokens[:in_blocks].reshape(-1, _BLOCK_TOKENS, tokens.shape[1])
-    total = blocks.float().square().sum(1).sum(0, dtype=torch.float64)
-    if in_blocks < num_tokens:
-        total += tokens[in_blocks:].float().square().sum(0)
-    return ColumnNorm(state.sum_squares + total, state.num_tokens + num_tokens)
+    sums = blocks.float().square().sum(1)
+    rest = tokens[in_blocks:].float().square().sum(0)
+    if sums.device != state.sum_squares.device:  # a device without float64
+        sums, rest = sums.to(state.sum_squares.device), rest.to(state.sum_squares.device)
+    total = sums.sum(0, dtype=torch.float64) + rest
+    sum_squares = state.sum_squares.clone()
+    sum_squares[place] += total.float()
+    counts = list(state.tokens_in_bin)
+    counts[place] += num_tokens
+    return ColumnNorm(sum_squares, tuple(counts))
 
 
 def merge(first: ColumnNorm, second: ColumnNorm) -> ColumnNorm:
     """The statistic of both sets of tokens together."""
-    return ColumnNorm(first.sum_squares + second.sum_squares, first.num_tokens + second.num_tokens)
+    counts = tuple(a + b for a, b in zip(first.tokens_in_bin, second.tokens_in_bin, strict=True))
+    return ColumnNorm(first.sum_squares + second.sum_squares, counts)
 
 
-def finish(state: ColumnNorm) -> Float32[Tensor, " in"]:
-    """‖X_j‖₂ for every input channel j (paper, notation of Eq. 4), float32 [C_in]."""
-    return state.sum_squares.sqrt().float()
+def finish(state: ColumnNorm, weights: Sequence[float] | None = None) -> Float32[Tensor, " in"]:
+    """‖X_j‖₂ for every input channel j (paper, notation of Eq. 4), float32 [C_in].
+
+    Args:
+        weights: of each bin's squares; all 1 by default.
+    """
+    if weights is None:
+        return state.sum_squares.sum(0).sqrt().float()
+    factors = torch.tensor(weights, dtype=torch.float64, device=state.sum_squares.device)
+    return (factors @ state.sum_squares).sqrt().float()
