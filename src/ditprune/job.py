@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,8 @@ def _digest(stats: Statistics) -> str:
     """A hash of everything in the statistics."""
     digest = hashlib.sha256()
     for name, state in sorted(stats.column_norms.items()):
-        digest.update(f"{name} {state.num_tokens}\n".encode())
+        digest.update(f"{name} {state.tokens_in_bin}\n".encode())
         digest.update(state.sum_squares.cpu().numpy().tobytes())
-    rest = [stats.num_calls, list(stats.never_called), dict(stats.protocol)]
-    digest.update(json.dumps(rest, sort_keys=True).encode())
+    rest = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "column_norms"}
+    digest.update(json.dumps(rest, sort_keys=True, default=dict).encode())
     return digest.hexdigest()

@@ -154,7 +154,7 @@ def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | No
 def select_in_checkpoint(
     folder: Path, weights: Weights, recipe: Recipe, stats: Statistics | None
 ) -> Selection:
-    """The targets of a denoiser's folder, each present in its shards with the shape the config gives."""
+    """The targets of a denoiser's folder, each in its shards with the shape config.json gives."""
     targets = discover(skeleton(folder))
     for target in targets.values():
         entry = weights.entries.get(f"{target.name}.weight")
@@ -231,7 +231,7 @@ def _check_groups(target: Target, recipe: Recipe) -> None:
         raise RecipeError(f"{target.name}: {error}; exclude it with --exclude '*.{leaf}'") from None
 
 
-def can_score(recipe: Recipe, stats: Statistics | None) -> bool:
+def can_score(recipe: Recipe, stats: object | None) -> bool:
     """Whether the recipe's saliency has what it needs."""
     return stats is not None or not recipe.saliency.needs
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ditprune import bundled
+from ditprune.calls import DENOISER
 from ditprune.errors import ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,7 +27,6 @@ _HUB_FILES = [
 # same test would let pass, stand beside one.
 _DENOISER = re.compile(r"Transformer|Model$")
 _BESIDE = re.compile(r"VQ|ControlNet|Projection|Decoder|OnnxRuntime")
-BARE = "transformer"  # what the denoiser of a bare folder is called
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def locate(model: str) -> ModelFolder:
     if (root / "model_index.json").is_file():
         return ModelFolder(model, root, _denoisers(model, root))
     if (root / "config.json").is_file():
-        return ModelFolder(model, root, {BARE: root})
+        return ModelFolder(model, root, {DENOISER: root})
     raise ModelError(
         f"{model}: neither model_index.json (a pipeline) nor config.json (a denoiser) in the "
         "folder; pass a folder written by save_pretrained"
@@ -114,7 +114,7 @@ def _denoisers(model: str, root: Path) -> dict[str, Path]:
         return found
     components = ", ".join(k for k in index if not k.startswith("_")) or "none"
     raise ModelError(
-        f"{model}: the pipeline has no '{BARE}' folder, nor another denoiser of diffusers "
+        f"{model}: the pipeline has no '{DENOISER}' folder, nor another denoiser of diffusers "
         f"(components: {components}); pass the denoiser's own folder"
     )
 

@@ -11,7 +11,7 @@ import click
 from ditprune.calibration.calibrate import calibrate as observe
 from ditprune.calibration.pipeline import conditions, load_denoiser, load_pipeline
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.calls import Call
+from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.output import check_file, check_folder
@@ -78,7 +78,7 @@ def collect(
                 f"{model.name}: the denoiser cannot run the calibration calls ({reason}); "
                 "sample them from this model"
             ) from None
-    statistics_file.save(statistics, out)
+    statistics_file.save({DENOISER: statistics}, out)
 
 
 def _sample(pipeline: Any, sampling: Sampling) -> list[Call]:
