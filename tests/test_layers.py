@@ -19,7 +19,9 @@ ROWS: list[set[str]] = [
     {"calibration"},
     {"recipe", "evaluation"},
     {"plan"},
+    {"outcome", "job"},
     {"prune", "verify"},
+    {"estimate"},
     {"cli"},
     {"__main__"},
 ]

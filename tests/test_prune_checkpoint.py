@@ -42,7 +42,8 @@ def made(request, tiny_dit, batches, tmp_path):
     denoiser = tiny_dit().to(dtype).float()
     stats = ditprune.calibrate(denoiser, batches(denoiser), {"seed": 5})
     out = tmp_path / "out"
-    outcome = prune_checkpoint(locate(str(folder)), out, stats, build(**words))
+    outcomes = prune_checkpoint(locate(str(folder)), out, {"any": stats}, build(**words))
+    (outcome,) = outcomes.values()
     return words, folder, stats, out, outcome
 
 
@@ -136,7 +137,7 @@ def test_a_bare_denoiser_is_pruned(form, tiny_dit, tiny_stats, tmp_path, same_bi
     (folder / "README.md").write_text("card", encoding="utf-8")
     (folder / f"{STEM}.bin").write_bytes(b"pickle")
     out = tmp_path / "a" / "b" / "out"
-    prune_checkpoint(locate(str(folder)), out, tiny_stats, build())
+    prune_checkpoint(locate(str(folder)), out, {"any": tiny_stats}, build())
     assert files_of(out).keys() == files_of(folder).keys() - {f"{STEM}.bin"} | {"ditprune.json"}
     denoiser = tiny_dit()
     ditprune.prune_(denoiser, tiny_stats)
@@ -150,7 +151,7 @@ def test_the_same_bytes_on_every_run_and_any_number_of_threads(
 ) -> None:
     def run(number: int) -> dict[str, bytes]:
         out = tmp_path / str(number)
-        prune_checkpoint(locate(str(tiny_pipeline)), out, tiny_stats, build(**words))
+        prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, build(**words))
         return files_of(out)
 
     first = with_threads(1, lambda: run(0))
@@ -160,7 +161,7 @@ def test_the_same_bytes_on_every_run_and_any_number_of_threads(
 
 def test_the_model_is_left_as_it_was(tiny_pipeline, tiny_stats, tmp_path) -> None:
     before = files_of(tiny_pipeline)
-    prune_checkpoint(locate(str(tiny_pipeline)), tmp_path / "out", tiny_stats, build())
+    prune_checkpoint(locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, build())
     assert files_of(tiny_pipeline) == before
 
 
@@ -176,7 +177,7 @@ def test_magnitude_needs_no_statistics(tiny_pipeline, tmp_path) -> None:
 def test_it_reports_every_target(tiny_pipeline, tiny_stats, tmp_path) -> None:
     seen: list[tuple[str, int, int]] = []
     prune_checkpoint(
-        locate(str(tiny_pipeline)), tmp_path / "out", tiny_stats, build(),
+        locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, build(),
         report=lambda *args: seen.append(args),
     )  # fmt: skip
     assert seen == [("pruning targets", i, 21) for i in range(1, 22)]
@@ -191,7 +192,7 @@ def test_a_failure_midway_leaves_no_out_or_the_old_one(
 ) -> None:
     model, out, calls = locate(str(tiny_pipeline)), tmp_path / "out", [0]
     if overwrite:
-        prune_checkpoint(model, out, tiny_stats, build(sparsity=0.1))
+        prune_checkpoint(model, out, {"any": tiny_stats}, build(sparsity=0.1))
     before = files_of(tmp_path)
     name = "write" if when == "manifest" else "prune_weight_"
     place = prune_module.manifest if when == "manifest" else prune_module
@@ -205,7 +206,7 @@ def test_a_failure_midway_leaves_no_out_or_the_old_one(
 
     monkeypatch.setattr(place, name, fail)
     with pytest.raises(OutputError if isinstance(failure, OSError) else type(failure)):
-        prune_checkpoint(model, out, tiny_stats, build(), overwrite)
+        prune_checkpoint(model, out, {"any": tiny_stats}, build(), overwrite)
     assert calls[0] == (1 if when == "manifest" else when)
     assert files_of(tmp_path) == before
     assert list(tmp_path.iterdir()) == ([out] if overwrite else [])

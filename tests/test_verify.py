@@ -34,7 +34,9 @@ def make(tiny_dit, tiny_stats, tmp_path_factory) -> Callable[..., Path]:
         if key not in made:
             place = tmp_path_factory.mktemp("verify")
             folder = save_pipeline(tiny_dit(), place / "model", max_shard_size=max_shard_size)
-            prune_checkpoint(locate(str(folder)), place / "out", tiny_stats, build(**words))
+            prune_checkpoint(
+                locate(str(folder)), place / "out", {"any": tiny_stats}, build(**words)
+            )
             made[key] = place / "out"
         return made[key]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,11 +98,39 @@ def inspect(
     return make_plan(selection, read_module(denoiser), stats, recipe)
 
 
-def inspect_checkpoint(model: ModelFolder, stats: Statistics | None, recipe: Recipe) -> Plan:
-    """The same for a folder, reading one weight at a time (and none without statistics)."""
-    weights = Weights(model.denoiser)
-    selection = select_in_checkpoint(model, weights, recipe, stats)
-    return make_plan(selection, read_weights(weights), stats, recipe)
+def inspect_checkpoint(
+    model: ModelFolder, stats: Mapping[str, Statistics] | None, recipe: Recipe
+) -> dict[str, Plan]:
+    """The same for every denoiser of a folder, one weight at a time (none without statistics)."""
+    plans = {}
+    for name, folder in model.denoisers.items():
+        own = statistics_of(stats, name, model.denoisers, recipe)
+        weights = Weights(folder)
+        selection = select_in_checkpoint(folder, weights, recipe, own)
+        plans[name] = make_plan(selection, read_weights(weights), own, recipe)
+    return plans
+
+
+def statistics_of(
+    stats: Mapping[str, Statistics] | None,
+    denoiser: str,
+    denoisers: Collection[str],
+    recipe: Recipe,
+) -> Statistics | None:
+    """The statistics of one denoiser of a model; a single entry serves a single denoiser.
+
+    Raises StatisticsError where they are needed and not there.
+    """
+    if stats is None:
+        return None
+    if len(denoisers) == len(stats) == 1:
+        return next(iter(stats.values()))
+    if denoiser not in stats and recipe.saliency.needs:
+        raise StatisticsError(
+            f"statistics: none of the denoiser '{denoiser}', only of "
+            f"{', '.join(stats) or 'no denoiser'}; calibrate the whole pipeline"
+        )
+    return stats.get(denoiser)
 
 
 def read_module(denoiser: nn.Module) -> Read:
@@ -123,20 +152,20 @@ def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | No
 
 
 def select_in_checkpoint(
-    model: ModelFolder, weights: Weights, recipe: Recipe, stats: Statistics | None
+    folder: Path, weights: Weights, recipe: Recipe, stats: Statistics | None
 ) -> Selection:
-    """The targets of a folder, each present in its shards with the shape the config gives."""
-    targets = discover(skeleton(model.denoiser))
+    """The targets of a denoiser's folder, each in its shards with the shape config.json gives."""
+    targets = discover(skeleton(folder))
     for target in targets.values():
         entry = weights.entries.get(f"{target.name}.weight")
         if entry is None:
             raise ModelError(
-                f"{model.denoiser}: tensor '{target.name}.weight' is in config.json's model and "
+                f"{folder}: tensor '{target.name}.weight' is in config.json's model and "
                 "not in the weights; fetch the model again"
             )
         if entry.shape != target.shape:
             raise ModelError(
-                f"{model.denoiser}: {entry.name} has shape {list(entry.shape)}, config.json "
+                f"{folder}: {entry.name} has shape {list(entry.shape)}, config.json "
                 f"gives {list(target.shape)}; fetch the model again"
             )
         dtype_of(entry)
@@ -202,7 +231,7 @@ def _check_groups(target: Target, recipe: Recipe) -> None:
         raise RecipeError(f"{target.name}: {error}; exclude it with --exclude '*.{leaf}'") from None
 
 
-def can_score(recipe: Recipe, stats: Statistics | None) -> bool:
+def can_score(recipe: Recipe, stats: object | None) -> bool:
     """Whether the recipe's saliency has what it needs."""
     return stats is not None or not recipe.saliency.needs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.checkpoints import manifest
+from ditprune.checkpoints.journal import Journal
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import check_folder, staged_folder
-from ditprune.checkpoints.rewrite import (
-    ShardWriter,
-    copied_bytes,
-    copy_other_files,
-    header_hashes,
-    sha256,
-    tensors_of,
-)
-from ditprune.checkpoints.weights import Weights, as_tensor
+from ditprune.checkpoints.rewrite import ShardWriter, copy_other_files, sha256
+from ditprune.checkpoints.staging import Staging, resumable_folder
+from ditprune.checkpoints.stream import Syncing, stream, unchanged
+from ditprune.checkpoints.weights import Entry, as_tensor
 from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
+from ditprune.job import Job, guard, num_bytes, open_jobs
 from ditprune.masks import keep_best
+from ditprune.outcome import Outcome, TargetOutcome, claims
 from ditprune.plan import (
     Read,
     Selection,
@@ -34,7 +31,6 @@ from ditprune.plan import (
     read_module,
     read_weights,
     scores_of,
-    select_in_checkpoint,
     select_in_module,
 )
 from ditprune.progress import Report, silent
@@ -42,57 +38,9 @@ from ditprune.recipe import Recipe, build
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
 
-
-@dataclass(frozen=True)
-class TargetOutcome(Target):
-    """A target and what happened to it.
-
-    Args:
-        granularity: `layer`, `channel` or N:M.
-        num_groups: comparison groups.
-        g_out: heterogeneity of its output channels (paper, Eq. 10).
-        num_asked: weights to remove by the recipe.
-        num_pruned: weights removed, counted in the mask.
-        num_zero: zeros in the result; more than `num_pruned` where kept weights were zero before.
-    """
-
-    granularity: str
-    num_groups: int
-    g_out: float
-    num_asked: int
-    num_pruned: int
-    num_zero: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What happened to a denoiser: every target by name, and what stayed dense and why."""
-
-    targets: Mapping[str, TargetOutcome]
-    skipped: Mapping[str, str]
-    num_parameters: int
-    recipe: Recipe
-    cag_threshold: float | None
-
-    @property
-    def num_weights(self) -> int:
-        """Weights of all pruned targets together."""
-        return sum(target.num_weights for target in self.targets.values())
-
-    @property
-    def num_pruned(self) -> int:
-        """Weights removed from all targets together."""
-        return sum(target.num_pruned for target in self.targets.values())
-
-    @property
-    def sparsity(self) -> float:
-        """The removed share of the targets' weights."""
-        return self.num_pruned / self.num_weights
-
-    @property
-    def model_sparsity(self) -> float:
-        """The removed share of all parameters of the denoiser."""
-        return self.num_pruned / self.num_parameters
+# A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_Records = dict[str, dict[str, Any]]
 
 
 def prune_(
@@ -146,46 +94,110 @@ def prune_(
 def prune_checkpoint(
     model: ModelFolder,
     out: Path,
-    stats: Statistics | None,
+    stats: Mapping[str, Statistics] | None,
     recipe: Recipe,
     overwrite: bool = False,
     report: Report = silent,
-) -> Outcome:
-    """Prune a folder into another with one tensor in memory at a time.
+) -> dict[str, Outcome]:
+    """Prune every denoiser of a folder into another, with three tensors in memory at a time.
 
     `out` appears whole at the end or not at all. Everything but the removed weights is copied
-    byte for byte.
+    byte for byte. What a killed or interrupted run has left beside `out` is gone on with, where
+    the model, the statistics, the recipe and the versions are the same.
+
+    Args:
+        stats: by denoiser; a single entry serves a single denoiser whatever its key.
 
     Raises:
         DitpruneError: before any work where it can be known, else with `out` as it was.
     """
     check_scorable(recipe, stats)
-    weights = Weights(model.denoiser)
-    selection = select_in_checkpoint(model, weights, recipe, stats)
-    check_folder(out, model.root, copied_bytes(model, weights), overwrite)
-    threshold = resolve_threshold(selection, read_weights(weights), stats, recipe)
-    by_tensor = {f"{name}.weight": target for name, target in selection.targets.items()}
-    outcomes: dict[str, TargetOutcome] = {}
-    hashes: dict[str, str] = {}
-    with staged_folder(out) as part:
-        copy_other_files(model, weights, part)
-        folder = part / model.denoiser.relative_to(model.root)
-        with ShardWriter(weights, folder) as writer:
-            for entry, raw in tensors_of(weights):
-                target = by_tensor.get(entry.name)
-                if target is not None:
-                    weight = as_tensor(raw, entry)
-                    outcomes[target.name] = prune_weight_(target, weight, stats, recipe, threshold)
-                    report("pruning targets", len(outcomes), len(by_tensor))
-                hashes[entry.name] = sha256(raw)
-                writer.write(entry, raw)
-        in_order = {name: outcomes[name] for name in selection.targets}
-        whole = Outcome(in_order, selection.skipped, selection.num_parameters, recipe, threshold)
-        manifest.write(folder, _manifest(model, selection, whole, hashes, stats))
-    return whole
+    jobs = open_jobs(model, stats, recipe)
+    size_bytes, run = num_bytes(model, jobs), guard(model, jobs, recipe)
+    with resumable_folder(out, model.root, size_bytes, run, overwrite) as staging:
+        if not staging.is_written:
+            copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
+        return {job.name: _prune_denoiser(job, staging, recipe, report) for job in jobs}
 
 
-def check_scorable(recipe: Recipe, stats: Statistics | None) -> None:
+def _prune_denoiser(job: Job, staging: Staging, recipe: Recipe, report: Report) -> Outcome:
+    """Write what is not written yet; the outcome is of all of it."""
+    written = {
+        record["tensor"]: record
+        for record in staging.journal.records
+        if record.get("denoiser") == job.name and "tensor" in record
+    }
+    threshold = _threshold_once(job, staging.journal, recipe)
+    if not staging.is_written:
+        written = _write_rest(job, staging, recipe, threshold, written, report)
+    targets = {
+        name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
+        for name in job.selection.targets
+    }
+    selection = job.selection
+    outcome = Outcome(targets, selection.skipped, selection.num_parameters, recipe, threshold)
+    if not staging.is_written:
+        hashes = {entry.name: written[entry.name]["sha256"] for entry in job.weights.in_order()}
+        content = claims(outcome, job.base, hashes, job.stats)
+        manifest.write(staging.part / job.place, content)
+    return outcome
+
+
+def _write_rest(
+    job: Job,
+    staging: Staging,
+    recipe: Recipe,
+    threshold: float | None,
+    recorded: _Records,
+    report: Report,
+) -> _Records:
+    """Write every tensor but those recorded whose bytes are there; the records of all."""
+    by_tensor = {f"{name}.weight": target for name, target in job.selection.targets.items()}
+    what = "checking what is done"
+    folder = staging.part / job.place
+    with ShardWriter(job.weights, folder) as writer, Syncing(writer, staging.journal) as syncing:
+        hashes = {name: record["sha256"] for name, record in recorded.items()}
+        there = unchanged(job.weights, folder, hashes, lambda *done: report(what, *done))
+        written = {name: recorded[name] for name in there}
+        num_done = len(by_tensor.keys() & there)
+
+        def change(entry: Entry, raw: bytearray) -> TargetOutcome | None:
+            nonlocal num_done
+            if entry.name not in by_tensor:
+                return None
+            target, weight = by_tensor[entry.name], as_tensor(raw, entry)
+            outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
+            num_done += 1
+            report("pruning targets", num_done, len(by_tensor))
+            return outcome
+
+        def write(entry: Entry, raw: bytearray, outcome: TargetOutcome | None) -> None:
+            writer.write(entry, raw)
+            written[entry.name] = {
+                "denoiser": job.name,
+                "tensor": entry.name,
+                "sha256": sha256(raw),
+                "outcome": outcome and asdict(outcome),
+            }
+            staging.journal.append(written[entry.name])
+            syncing.wrote(len(raw))
+
+        stream((e for e in job.weights.in_order() if e.name not in there), change, write)
+    return written
+
+
+def _threshold_once(job: Job, journal: Journal, recipe: Recipe) -> float | None:
+    """The threshold of CAG as the journal has it, else found and put there."""
+    for record in journal.records:
+        if record.get("denoiser") == job.name and "cag_threshold" in record:
+            return record["cag_threshold"]
+    read = read_weights(job.weights)
+    threshold = resolve_threshold(job.selection, read, job.stats, recipe)
+    journal.append({"denoiser": job.name, "cag_threshold": threshold})
+    return threshold
+
+
+def check_scorable(recipe: Recipe, stats: object | None) -> None:
     """Refuse a saliency that needs statistics where there are none. Raises RecipeError."""
     if not can_score(recipe, stats):
         raise RecipeError(
@@ -221,8 +233,9 @@ def prune_weight_(
         groups = groups.choose(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_keep = groups.num_keep(group_size, recipe.sparsity)
-    keep = keep_best(scores.reshape(num_groups, group_size), num_keep)
-    weight.masked_fill_(~keep.view(weight.shape), 0)
+    keep = keep_best(scores.reshape(num_groups, group_size), num_keep).view(weight.shape)
+    del scores  # the largest thing in memory
+    weight.view(_BITS[weight.element_size()]).mul_(keep)
     return TargetOutcome(
         **asdict(target),
         granularity=groups.name,
@@ -230,42 +243,5 @@ def prune_weight_(
         g_out=g_out,
         num_asked=num_groups * (group_size - num_keep),
         num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
-        num_zero=weight.numel() - int(torch.count_nonzero(weight)),
+        num_zero=int(torch.count_nonzero(weight == 0)),
     )
-
-
-def _manifest(
-    model: ModelFolder,
-    selection: Selection,
-    outcome: Outcome,
-    hashes: Mapping[str, str],
-    stats: Statistics | None,
-) -> dict[str, Any]:
-    """The claims that `verify` checks, as plain values."""
-    tensors = {f"{name}.weight" for name in outcome.targets}
-    return {
-        "recipe": outcome.recipe.to_json(),
-        "cag_threshold": outcome.cag_threshold,
-        "base": {
-            "model": model.root.resolve().name,
-            "fingerprint": selection.fingerprint,
-            "config_sha256": sha256((model.denoiser / "config.json").read_bytes()),
-            "headers_sha256": header_hashes(Weights(model.denoiser)),
-        },
-        "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
-        "totals": {
-            "num_targets": len(outcome.targets),
-            "num_weights": outcome.num_weights,
-            "num_pruned": outcome.num_pruned,
-            "sparsity": outcome.sparsity,
-            "num_parameters": outcome.num_parameters,
-            "model_sparsity": outcome.model_sparsity,
-        },
-        "skipped": dict(outcome.skipped),
-        "targets": {
-            name: {k: v for k, v in asdict(target).items() if k != "name"}
-            | {"sha256": hashes[f"{name}.weight"]}
-            for name, target in outcome.targets.items()
-        },
-        "untouched": {name: sha for name, sha in hashes.items() if name not in tensors},
-    }

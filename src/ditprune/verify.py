@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,30 +29,39 @@ _MALFORMED = (
 def verify(model: ModelFolder) -> Iterator[str]:
     """One line for every false claim; none where all hold.
 
-    Checked: the recipe can be read; config.json is the dense model's; every untouched tensor is
-    byte-identical to the dense model's; every pruned tensor has the bytes that were written, the
-    zeros that are claimed, and in every group at least those the recipe asks for (N:M included);
-    the totals are the sums.
+    Checked for each denoiser: the recipe can be read; config.json is the dense model's; every
+    untouched tensor is byte-identical to the dense model's; every pruned tensor has the bytes that
+    were written, the zeros that are claimed, and in every group at least those the recipe asks for
+    (N:M included); the totals are the sums. Lines name the denoiser where there are several.
 
-    Raises ModelError where there is no manifest, or the weights cannot be read.
+    Raises ModelError where there is no manifest at all.
     """
-    if not (model.denoiser / MANIFEST).is_file():
+    if not any((folder / MANIFEST).is_file() for folder in model.denoisers.values()):
         raise ModelError(
             f"{model.denoiser}: no {MANIFEST}; expected a folder that `ditprune prune` wrote"
         )
+    for name, folder in model.denoisers.items():
+        prefix = f"{name}: " if len(model.denoisers) > 1 else ""
+        yield from (f"{prefix}{claim}" for claim in _false_claims(folder))
+
+
+def _false_claims(folder: Path) -> Iterator[str]:
+    if not (folder / MANIFEST).is_file():
+        yield f"no {MANIFEST}; expected one for each denoiser"
+        return
     try:
-        weights = Weights(model.denoiser)
+        weights = Weights(folder)
     except ModelError as error:
         yield f"the weights are not those that were written: {error}"
         return
     try:
-        claims = manifest.read(model.denoiser)
+        claims = manifest.read(folder)
         recipe = from_json(claims["recipe"], "recipe")
         targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
         untouched = dict(claims["untouched"])
         threshold = claims["cag_threshold"]
         yield from _false_totals(claims, weights)
-        yield from _false_base(claims["base"], model, weights)
+        yield from _false_base(claims["base"], folder, weights)
     except _MALFORMED as error:
         yield f"{MANIFEST}: cannot be read ({error!r}); expected the manifest that prune wrote"
         return
@@ -126,8 +136,8 @@ def _groups(granularity: str, recipe: Recipe) -> Any:
     return GRANULARITIES[granularity]()
 
 
-def _false_base(base: Mapping[str, Any], model: ModelFolder, weights: Weights) -> Iterator[str]:
-    config = model.denoiser / "config.json"
+def _false_base(base: Mapping[str, Any], folder: Path, weights: Weights) -> Iterator[str]:
+    config = folder / "config.json"
     if not config.is_file():
         yield "config.json: missing"
     elif sha256(config.read_bytes()) != base["config_sha256"]:

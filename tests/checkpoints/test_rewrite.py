@@ -34,7 +34,7 @@ def copy(folder, out, change=None):
     """The folder rewritten, one tensor's bytes changed."""
     model = locate(str(folder))
     weights = Weights(model.denoiser)
-    copy_other_files(model, weights, out)
+    copy_other_files(model, {"transformer": weights}, out)
     with ShardWriter(weights, out / model.denoiser.relative_to(model.root)) as writer:
         for entry, raw in tensors_of(weights):
             if entry.name == NAME and change:
@@ -47,7 +47,9 @@ def test_without_a_change_the_copy_is_the_folder(sharded, tmp_path) -> None:
     model, weights = copy(sharded, tmp_path / "out")
     assert len(weights.shards) > 2
     assert files_of(tmp_path / "out") == files_of(sharded)
-    assert copied_bytes(model, weights) == sum(map(len, files_of(sharded).values()))
+    assert copied_bytes(model, {"transformer": weights}) == sum(
+        map(len, files_of(sharded).values())
+    )
 
 
 def test_only_the_bytes_of_the_changed_tensor_change(sharded, tmp_path) -> None:
@@ -105,8 +107,8 @@ def test_other_weights_of_the_denoiser_and_hidden_files_stay_behind(own_pipeline
     for file in left:
         del expected[file.relative_to(own_pipeline).as_posix()]
     assert files_of(tmp_path / "out") == expected
-    assert copied_bytes(model, weights) == sum(map(len, expected.values()))
-    assert not set(left) & set(other_files(model, weights))
+    assert copied_bytes(model, {"transformer": weights}) == sum(map(len, expected.values()))
+    assert not set(left) & set(other_files(model, {"transformer": weights}))
     assert not (tmp_path / "executed").exists()
 
 

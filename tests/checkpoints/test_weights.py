@@ -298,13 +298,13 @@ def test_a_dtype_without_arithmetic_is_refused_for_a_target(dtype, single) -> No
     with pytest.raises(ModelError, match=f"{re.escape(NAME)} is stored as .*convert"):
         weights.read(NAME)
     with pytest.raises(DitpruneError, match="is stored as"):
-        inspect_checkpoint(ModelFolder("m", single, single), None, build())
+        inspect_checkpoint(ModelFolder("m", single, {"d": single}), None, build())
 
 
 def test_a_dtype_without_arithmetic_elsewhere_does_no_harm(single) -> None:
     file = shards_of(single)[0]
     save_file(tensors_in(file) | {"counter": torch.zeros(3, dtype=torch.int8)}, file)
-    plan = inspect_checkpoint(ModelFolder("m", single, single), None, build())
+    (plan,) = inspect_checkpoint(ModelFolder("m", single, {"d": single}), None, build()).values()
     assert len(plan.targets) == 21
 
 
@@ -318,7 +318,7 @@ def test_a_target_that_the_config_has_and_the_weights_have_not_is_refused(spoil,
         tensors[NAME] = tensors[NAME].T.contiguous()
     save_file(tensors, file)
     with pytest.raises(ModelError, match=re.escape(NAME)) as caught:
-        inspect_checkpoint(ModelFolder("m", single, single), None, build())
+        inspect_checkpoint(ModelFolder("m", single, {"d": single}), None, build())
     assert ("not in the weights" in str(caught.value)) == (spoil == "missing")
     assert ("[128, 32]" in str(caught.value)) == (spoil == "shape")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ditprune import bundled
+from ditprune.calls import DENOISER
 from ditprune.errors import ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -21,6 +23,12 @@ _HUB_FILES = [
 ]  # fmt: skip
 
 
+# A component of diffusers is a denoiser by its class's name, as in `skeleton`; these, which the
+# same test would let pass, stand beside one.
+_DENOISER = re.compile(r"Transformer|Model$")
+_BESIDE = re.compile(r"VQ|ControlNet|Projection|Decoder|OnnxRuntime")
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """Where a model lies.
@@ -28,13 +36,18 @@ class ModelFolder:
     Args:
         name: as the user wrote it.
         root: the folder that a pruned copy mirrors.
-        denoiser: the folder with the denoiser's config.json and weights; `root` itself when
-            there is no pipeline around it.
+        denoisers: the folders with a denoiser's config.json and weights, by component in the
+            order of model_index.json; only `root` itself when there is no pipeline around it.
     """
 
     name: str
     root: Path
-    denoiser: Path
+    denoisers: Mapping[str, Path]
+
+    @property
+    def denoiser(self) -> Path:
+        """The first denoiser's folder."""
+        return next(iter(self.denoisers.values()))
 
     @property
     def denoisers(self) -> dict[str, Path]:
@@ -49,9 +62,9 @@ def locate(model: str) -> ModelFolder:
     """Find MODEL. Raises ModelError, saying what was looked for."""
     root = _root(model)
     if (root / "model_index.json").is_file():
-        return ModelFolder(model, root, root / _denoiser_component(model, root))
+        return ModelFolder(model, root, _denoisers(model, root))
     if (root / "config.json").is_file():
-        return ModelFolder(model, root, root)
+        return ModelFolder(model, root, {DENOISER: root})
     raise ModelError(
         f"{model}: neither model_index.json (a pipeline) nor config.json (a denoiser) in the "
         "folder; pass a folder written by save_pretrained"
@@ -97,17 +110,31 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def _denoiser_component(model: str, root: Path) -> str:
+def _denoisers(model: str, root: Path) -> dict[str, Path]:
+    """The components of a pipeline that are denoisers, in the order of its index."""
     index = read_json(root / "model_index.json")
-    if "transformer_2" in index:
-        raise ModelError(
-            f"{model}: the pipeline has two denoisers (transformer, transformer_2); "
-            "pass the folder of one of them"
-        )
-    if isinstance(index.get("transformer"), list) and (root / "transformer").is_dir():
-        return "transformer"
+    found = {name: root / name for name, entry in index.items() if _is_denoiser(root / name, entry)}
+    if found:
+        return found
     components = ", ".join(k for k in index if not k.startswith("_")) or "none"
     raise ModelError(
-        f"{model}: the pipeline has no 'transformer' folder (components: {components}); "
-        "pass the denoiser's own folder"
+        f"{model}: the pipeline has no '{DENOISER}' folder, nor another denoiser of diffusers "
+        f"(components: {components}); pass the denoiser's own folder"
     )
+
+
+def _is_denoiser(folder: Path, entry: object) -> bool:
+    """By the class of config.json, or of the index where the config cannot tell."""
+    match entry:
+        case [str(library), str(name)] if library.split(".")[0] == "diffusers":
+            pass
+        case _:
+            return False
+    if not folder.is_dir():
+        return False
+    try:
+        given = read_json(folder / "config.json").get("_class_name")
+    except ModelError:
+        given = None  # the skeleton tells what is wrong with it
+    name = given if isinstance(given, str) else name
+    return bool(_DENOISER.search(name)) and not _BESIDE.search(name)

@@ -24,7 +24,7 @@ def write_beside(file: Path) -> Iterator[Path]:
         yield part
         part.replace(file)
     except (OSError, SafetensorError) as error:
-        raise OutputError(_why(file, error)) from None
+        raise OutputError(why(file, error)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -53,7 +53,7 @@ def check_folder(out: Path, source: Path, needs_bytes: int, overwrite: bool) -> 
     if out.exists():
         if not overwrite:
             raise OutputError(f"{out}: exists; choose another place or pass --overwrite")
-        if not _is_ours(out):
+        if not is_ours(out):
             raise OutputError(f"{out}: is not a folder that ditprune wrote; remove it by hand")
     parent = _existing_parent(resolved)
     if not os.access(parent, os.W_OK):
@@ -71,10 +71,10 @@ def ensure_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(_why(folder, error)) from None
+        raise OutputError(why(folder, error)) from None
 
 
-def _is_ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Empty, or with a manifest where `prune` puts it."""
     if not folder.is_dir():
         return False
@@ -90,11 +90,12 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """
     part = out.with_name(f".{out.name}.part")
     try:
+        put_back(out)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
         if out.exists():
-            old = out.with_name(f".{out.name}.old")
+            old = old_of(out)
             shutil.rmtree(old, ignore_errors=True)
             out.rename(old)
             part.rename(out)
@@ -102,7 +103,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
         else:
             part.rename(out)
     except (OSError, SafetensorError) as error:
-        raise OutputError(_why(out, error)) from None
+        raise OutputError(why(out, error)) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -114,7 +115,19 @@ def _existing_parent(path: Path) -> Path:
     raise OutputError(f"{path}: no folder above it exists")
 
 
-def _why(path: Path, error: OSError | SafetensorError) -> str:
+def old_of(out: Path) -> Path:
+    """Where the folder that `out` replaces lies between two renames."""
+    return out.with_name(f".{out.name}.old")
+
+
+def put_back(out: Path) -> None:
+    """Undo the first of the two renames, where the second never came."""
+    if out.name and not out.exists() and old_of(out).exists():
+        old_of(out).rename(out)
+
+
+def why(path: Path, error: OSError | SafetensorError) -> str:
+    """The message of a refusal for what the disk said."""
     number = getattr(error, "errno", None)
     if number == errno.ENOSPC or "No space left" in str(error):
         return f"{path}: no space left on the disk; make room or choose another place"

@@ -6,10 +6,11 @@ dtypes and every untouched byte stay what they were.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,18 +20,20 @@ from ditprune.checkpoints.weights import PICKLES, Entry, Weights, read_range
 _WEIGHTS = (".safetensors", *PICKLES)
 
 
-def other_files(model: ModelFolder, weights: Weights) -> Iterator[Path]:
-    """All files of the model but the denoiser's weights: pipeline parts, configs, the card.
+def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[Path]:
+    """All files of the model but the denoisers' weights: pipeline parts, configs, the card.
 
-    Of the denoiser's own folder only the config, the index and the card are taken: other weights
+    Of a denoiser's own folder only the config, the index and the card are taken: other weights
     there, or at the root of a pipeline, would be dense copies under the pruned model's name.
     """
+    indices = {one.index for one in weights.values()}
+    folders = tuple(model.denoisers.values())
     for file in sorted(model.root.rglob("*")):
         relative = file.relative_to(model.root)
         if not file.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        if file.is_relative_to(model.denoiser):
-            if file.parent == model.denoiser and (file == weights.index or _is_card(file)):
+        if any(file.is_relative_to(folder) for folder in folders):
+            if file.parent in folders and (file in indices or _is_card(file)):
                 yield file
         elif file.parent != model.root or file.suffix not in _WEIGHTS:
             yield file
@@ -53,36 +56,52 @@ def _header_bytes(weights: Weights, shard: Path) -> int:
     return entries[0].offset if entries else shard.stat().st_size
 
 
-def copied_bytes(model: ModelFolder, weights: Weights) -> int:
+def copied_bytes(model: ModelFolder, weights: Mapping[str, Weights]) -> int:
     """The size of the copy."""
     others = sum(file.stat().st_size for file in other_files(model, weights))
-    return others + weights.size_bytes
+    return others + sum(one.size_bytes for one in weights.values())
 
 
-def copy_other_files(model: ModelFolder, weights: Weights, destination: Path) -> None:
-    """Copy them under `destination`, at the same relative paths."""
+def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
+    """A hash of the names, sizes and times of all files that are copied or pruned."""
+    digest = hashlib.sha256()
+    shards = [shard for one in weights.values() for shard in one.shards]
+    for file in (*other_files(model, weights), *shards):
+        state = file.stat()
+        place = file.relative_to(model.root).as_posix()
+        digest.update(f"{place} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destination: Path) -> None:
+    """Copy them under `destination`, at the same relative paths; what is there already stays."""
     for source in other_files(model, weights):
         target = destination / source.relative_to(model.root)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+            shutil.copyfile(source, target)
 
 
 def tensors_of(weights: Weights) -> Iterator[tuple[Entry, bytearray]]:
     """Every tensor with its bytes, shard by shard, by offset."""
-    for shard in weights.shards:
-        for entry in weights.in_shard(shard):
-            yield entry, read_range(shard, entry.offset, entry.size_bytes)
+    for entry in weights.in_order():
+        yield entry, read_range(entry.file, entry.offset, entry.size_bytes)
 
 
 class ShardWriter:
-    """Writes shards with the headers of the originals, tensor after tensor, one file open."""
+    """Writes shards with the headers of the originals, tensor after tensor, in any order.
+
+    Shards that are there already keep the tensors that lie in them.
+    """
 
     def __init__(self, weights: Weights, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._stream: BinaryIO | None = None
+        self._streams: dict[str, BinaryIO] = {}
         for shard in weights.shards:
-            with (folder / shard.name).open("wb") as stream:
+            target = folder / shard.name
+            target.touch()
+            with target.open("r+b") as stream:
                 stream.write(read_range(shard, 0, _header_bytes(weights, shard)))
                 stream.truncate(shard.stat().st_size)
 
@@ -90,22 +109,24 @@ class ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        for stream in self._streams.values():
+            stream.close()
 
     def write(self, entry: Entry, raw: bytes | bytearray) -> None:
-        """Put one tensor's bytes at its place."""
-        file = self._folder / entry.file.name
-        if self._stream is None or self._stream.name != str(file):
-            self._close()
-            self._stream = file.open("r+b")
-        self._stream.seek(entry.offset)
-        self._stream.write(raw)
+        """Put one tensor's bytes at its place; a kill later does not undo it."""
+        name = entry.file.name
+        if name not in self._streams:
+            self._streams[name] = (self._folder / name).open("r+b", buffering=0)
+        stream = self._streams[name]
+        stream.seek(entry.offset)
+        rest = memoryview(raw)
+        while rest:
+            rest = rest[stream.write(rest) :]
 
-    def _close(self) -> None:
-        if self._stream is not None:
-            self._stream.flush()
-            os.fsync(self._stream.fileno())
-            self._stream.close()
+    def sync(self) -> None:
+        """Bring to the disk what was written; a power cut later does not undo it."""
+        for stream in list(self._streams.values()):
+            os.fsync(stream.fileno())
 
 
 def sha256(raw: bytes | bytearray | memoryview) -> str:

@@ -70,6 +70,11 @@ class Weights:
         """The entries of one shard by offset."""
         return sorted((e for e in self.entries.values() if e.file == shard), key=lambda e: e.offset)
 
+    def in_order(self) -> Iterator[Entry]:
+        """Every entry, shard by shard, by offset."""
+        for shard in self.shards:
+            yield from self.in_shard(shard)
+
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""
         entry = self.entries[name]

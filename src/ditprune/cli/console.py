@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(line: str) -> None:
     """One line of progress that is worth keeping."""
     err.print(line, markup=False)
+
+
+def prefix(name: str, among: Sized) -> str:
+    """What begins the lines of one of several denoisers; nothing where there is one."""
+    return f"{name}: " if len(among) > 1 else ""
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,15 +30,22 @@ def inspect(
 ) -> None:
     """Show what would be pruned, and in which groups; changes nothing."""
     recipe = read_recipe(None, include=include, exclude=exclude)
-    plan = inspect_checkpoint(locate(model), read_statistics(statistics), recipe)
+    plans = inspect_checkpoint(locate(model), read_statistics(statistics), recipe)
     if as_json:
-        click.echo(json.dumps(_as_json(plan), indent=1))
+        content = {name: _as_json(plan) for name, plan in plans.items()}
+        one_or_all = next(iter(content.values())) if len(content) == 1 else {"denoisers": content}
+        click.echo(json.dumps(one_or_all, indent=1))
     else:
-        show_plan(plan)
+        show_plans(plans)
 
 
-def show_plan(plan: Plan) -> None:
-    """Every target in a table, then the sums."""
+def show_plans(plans: Mapping[str, Plan]) -> None:
+    """Every target of every denoiser in a table, then the sums."""
+    for name, plan in plans.items():
+        _show_plan(plan, console.prefix(name, plans))
+
+
+def _show_plan(plan: Plan, prefix: str) -> None:
     table = Table("target", "out", "in", "role", "group", "G_out", box=None, pad_edge=False)
     for column in (1, 2, 5):
         table.columns[column].justify = "right"
@@ -45,20 +53,27 @@ def show_plan(plan: Plan) -> None:
         num_out, num_in = target.shape
         g_out = "–" if target.g_out is None else f"{target.g_out:.3g}"
         table.add_row(
-            name, str(num_out), str(num_in), target.role, target.granularity or "by G_out", g_out
+            f"{prefix}{name}",
+            str(num_out),
+            str(num_in),
+            target.role,
+            target.granularity or "by G_out",
+            g_out,
         )
     console.out.print(table)
     for name, reason in plan.skipped.items():
-        console.out.print(f"stays dense: {name} ({reason})", markup=False)
+        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
     share = plan.num_weights / plan.num_parameters
     console.out.print(
-        f"\n{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
+        f"\n{prefix}{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
         f"parameters ({share:.1%}); 50 % of the targets is {share / 2:.1%} of the whole model"
     )
     if plan.cag_threshold is not None:
-        console.out.print(f"CAG: per channel from G_out {plan.cag_threshold:.3g}, else per layer")
+        console.out.print(
+            f"{prefix}CAG: per channel from G_out {plan.cag_threshold:.3g}, else per layer"
+        )
     elif any(target.granularity is None for target in plan.targets.values()):
-        console.out.print("CAG chooses the group by G_out: pass --statistics to see it")
+        console.out.print(f"{prefix}CAG chooses the group by G_out: pass --statistics to see it")
 
 
 def _as_json(plan: Plan) -> dict[str, object]:

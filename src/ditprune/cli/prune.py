@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import click
 
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder
-from ditprune.checkpoints.rewrite import copied_bytes
-from ditprune.checkpoints.weights import Weights
+from ditprune.checkpoints.staging import missing_bytes, part_of
 from ditprune.cli import console
-from ditprune.cli.inspect import show_plan
+from ditprune.cli.inspect import show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
+from ditprune.job import num_bytes, open_jobs
+from ditprune.outcome import Outcome
 from ditprune.plan import inspect_checkpoint
 from ditprune.prune import check_scorable, prune_checkpoint
 
@@ -34,16 +37,34 @@ def prune(
     check_scorable(recipe, stats)
     folder = locate(model)
     if dry_run:
-        check_folder(out, folder.root, copied_bytes(folder, Weights(folder.denoiser)), overwrite)
-        show_plan(inspect_checkpoint(folder, stats, recipe))
+        jobs = open_jobs(folder, stats, recipe)
+        size_bytes = missing_bytes(out, num_bytes(folder, jobs))
+        check_folder(out, folder.root, size_bytes, overwrite)
+        show_plans(inspect_checkpoint(folder, stats, recipe))
         return
-    with console.progress() as report:
-        outcome = prune_checkpoint(folder, out, stats, recipe, overwrite, report)
+    with console.progress() as report, _promise(out):
+        outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report)
+    for name, outcome in outcomes.items():
+        _show(outcome, console.prefix(name, outcomes))
+    console.out.print(f"pruned model: {out}", markup=False)
+
+
+@contextmanager
+def _promise(out: Path) -> Iterator[None]:
+    """Say what an interrupt leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if part_of(out).exists():
+            console.say(f"{part_of(out)} holds what is done; the same command goes on from there")
+        raise
+
+
+def _show(outcome: Outcome, prefix: str) -> None:
     for name, reason in outcome.skipped.items():
-        console.out.print(f"stays dense: {name} ({reason})", markup=False)
+        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
     console.out.print(
-        f"removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
-        f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser\n"
-        f"pruned model: {out}",
+        f"{prefix}removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
+        f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser",
         markup=False,
     )

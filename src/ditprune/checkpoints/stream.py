@@ -1,0 +1,107 @@
+"""Reads ahead and writes behind, so that disk and arithmetic overlap and memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from ditprune.checkpoints.journal import Journal
+from ditprune.checkpoints.rewrite import ShardWriter, sha256
+from ditprune.checkpoints.weights import Entry, Weights, read_range
+
+Result = TypeVar("Result")
+
+_SYNC_BYTES = 512_000_000  # written between two syncs: what a power cut can undo, twice at most
+
+
+def stream(
+    entries: Iterable[Entry],
+    change: Callable[[Entry, bytearray], Result],
+    write: Callable[[Entry, bytearray, Result], None],
+) -> None:
+    """Read every tensor, `change` its bytes in place, `write` them, each in a thread of its own.
+
+    Three tensors are in memory at a time: one being read, one changed, one written. All calls
+    come in the order of the entries, and a tensor that was changed is written whatever happens.
+    """
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        ahead: Future[bytearray] | None = None
+        behind: Future[None] | None = None
+        queue = iter(entries)
+        entry = next(queue, None)
+        while entry is not None:
+            raw = (ahead or reader.submit(_read, entry)).result()
+            following = next(queue, None)
+            ahead = reader.submit(_read, following) if following is not None else None
+            result = change(entry, raw)
+            if behind is not None:
+                behind.result()
+            behind = writer.submit(write, entry, raw, result)
+            del raw
+            entry = following
+        if behind is not None:
+            behind.result()
+
+
+class Syncing:
+    """Brings written tensors to the disk while others are written, and the journal after them.
+
+    The journal may tell of later tensors too, which a power cut then undoes; so whoever goes on
+    with it compares hashes.
+    """
+
+    def __init__(self, writer: ShardWriter, journal: Journal) -> None:
+        self._writer, self._journal = writer, journal
+        self._executor = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+        self._num_bytes = 0
+
+    def __enter__(self) -> Syncing:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._executor.shutdown()
+        if kind is None and self._running is not None:
+            self._running.result()
+
+    def wrote(self, num_bytes: int) -> None:
+        """Count bytes; at intervals begin a sync, after the end of the one before."""
+        self._num_bytes += num_bytes
+        if self._num_bytes >= _SYNC_BYTES:
+            self._num_bytes = 0
+            if self._running is not None:
+                self._running.result()
+            self._running = self._executor.submit(self._sync)
+
+    def _sync(self) -> None:
+        self._writer.sync()
+        self._journal.sync()
+
+
+def unchanged(
+    weights: Weights,
+    folder: Path,
+    hashes: Mapping[str, str],
+    report: Callable[[int, int], None],
+) -> set[str]:
+    """The tensors whose bytes in `folder`, at the place they have in `weights`, hash as said."""
+    entries = [entry for entry in weights.in_order() if entry.name in hashes]
+
+    def holds(entry: Entry) -> bool:
+        raw = read_range(folder / entry.file.name, entry.offset, entry.size_bytes)
+        return sha256(raw) == hashes[entry.name]
+
+    found = set()
+    with ThreadPoolExecutor(2) as executor:
+        for number, (entry, is_there) in enumerate(
+            zip(entries, executor.map(holds, entries), strict=True), start=1
+        ):
+            found |= {entry.name} if is_there else set()
+            report(number, len(entries))
+    return found
+
+
+def _read(entry: Entry) -> bytearray:
+    return read_range(entry.file, entry.offset, entry.size_bytes)

@@ -1,0 +1,104 @@
+"""What a run did: every target of a denoiser, the sums, and the claims that `verify` checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ditprune.recipe import Recipe
+from ditprune.statistics.collected import Statistics
+from ditprune.targets.discover import Target
+
+
+@dataclass(frozen=True)
+class TargetOutcome(Target):
+    """A target and what happened to it.
+
+    Args:
+        granularity: `layer`, `channel` or N:M.
+        num_groups: comparison groups.
+        g_out: heterogeneity of its output channels (paper, Eq. 10).
+        num_asked: weights to remove by the recipe.
+        num_pruned: weights removed, counted in the mask.
+        num_zero: zeros in the result; more than `num_pruned` where kept weights were zero before.
+    """
+
+    granularity: str
+    num_groups: int
+    g_out: float
+    num_asked: int
+    num_pruned: int
+    num_zero: int
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> TargetOutcome:
+        """From what `asdict` gave, by way of JSON."""
+        return cls(**{**record, "shape": tuple(record["shape"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to a denoiser: every target by name, and what stayed dense and why."""
+
+    targets: Mapping[str, TargetOutcome]
+    skipped: Mapping[str, str]
+    num_parameters: int
+    recipe: Recipe
+    cag_threshold: float | None
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of all pruned targets together."""
+        return sum(target.num_weights for target in self.targets.values())
+
+    @property
+    def num_pruned(self) -> int:
+        """Weights removed from all targets together."""
+        return sum(target.num_pruned for target in self.targets.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The removed share of the targets' weights."""
+        return self.num_pruned / self.num_weights
+
+    @property
+    def model_sparsity(self) -> float:
+        """The removed share of all parameters of the denoiser."""
+        return self.num_pruned / self.num_parameters
+
+
+def claims(
+    outcome: Outcome,
+    base: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    stats: Statistics | None,
+) -> dict[str, Any]:
+    """The manifest of a denoiser, as plain values.
+
+    Args:
+        base: what identifies the dense model.
+        hashes: the sha256 of every tensor that was written.
+    """
+    tensors = {f"{name}.weight" for name in outcome.targets}
+    return {
+        "recipe": outcome.recipe.to_json(),
+        "cag_threshold": outcome.cag_threshold,
+        "base": dict(base),
+        "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
+        "totals": {
+            "num_targets": len(outcome.targets),
+            "num_weights": outcome.num_weights,
+            "num_pruned": outcome.num_pruned,
+            "sparsity": outcome.sparsity,
+            "num_parameters": outcome.num_parameters,
+            "model_sparsity": outcome.model_sparsity,
+        },
+        "skipped": dict(outcome.skipped),
+        "targets": {
+            name: {k: v for k, v in asdict(target).items() if k != "name"}
+            | {"sha256": hashes[f"{name}.weight"]}
+            for name, target in outcome.targets.items()
+        },
+        "untouched": {name: sha for name, sha in hashes.items() if name not in tensors},
+    }
