@@ -144,7 +144,7 @@ def _pixart(draw: Draw) -> dict[str, Any]:
 
 @family(
     "SanaTransformer2DModel",
-    {"transformer_blocks": (8, 8)},  # the feed-forward is made of convolutions
+    {"transformer_blocks": (10, 10)},  # two are pointwise convolutions of the feed-forward
     in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=16,
     num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32,
     caption_channels=12, sample_size=8,
@@ -1019,7 +1019,7 @@ def _sana_wm_refiner(draw: Draw) -> dict[str, Any]:
 
 @family(
     "SanaVideoTransformer3DModel",
-    {"transformer_blocks": (8, 8)},  # the feed-forward is made of convolutions
+    {"transformer_blocks": (10, 10)},  # two are pointwise convolutions of the feed-forward
     in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
     num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32,
     caption_channels=12, sample_size=8, rope_max_seq_len=16,
@@ -1034,7 +1034,7 @@ def _sana_video(draw: Draw) -> dict[str, Any]:
 
 @family(
     "SanaWMTransformer3DModel",
-    {"blocks": (11, 11)},  # the feed-forward is made of convolutions
+    {"blocks": (13, 13)},  # two are pointwise convolutions of the feed-forward
     uncalled=("*_proj_cam", "*.plucker_proj"),  # no camera
     in_channels=4, num_layers=2, hidden_size=32, num_attention_heads=2, linear_head_dim=16,
     softmax_every_n=2, chunk_plucker_channels=6, chunk_plucker_post_attn_blocks=2,

@@ -18,6 +18,7 @@ from ditprune.recipe import Recipe, build
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select
+from ditprune.targets.matrix import as_matrix
 
 Read = Callable[[Target], Tensor]
 
@@ -105,13 +106,13 @@ def inspect_checkpoint(model: ModelFolder, stats: Statistics | None, recipe: Rec
 
 
 def read_module(denoiser: nn.Module) -> Read:
-    """Reads a target's weight from a loaded module."""
-    return lambda target: denoiser.get_parameter(f"{target.name}.weight").detach()
+    """Reads a target's weight from a loaded module: a view of it, [C_out, C_in]."""
+    return lambda target: as_matrix(denoiser.get_parameter(f"{target.name}.weight").detach())
 
 
 def read_weights(weights: Weights) -> Read:
-    """Reads a target's weight from disk."""
-    return lambda target: weights.read(f"{target.name}.weight")
+    """Reads a target's weight from disk, [C_out, C_in]."""
+    return lambda target: as_matrix(weights.read(f"{target.name}.weight"))
 
 
 def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
@@ -126,7 +127,8 @@ def select_in_checkpoint(
     model: ModelFolder, weights: Weights, recipe: Recipe, stats: Statistics | None
 ) -> Selection:
     """The targets of a folder, each present in its shards with the shape the config gives."""
-    targets = discover(skeleton(model.denoiser))
+    tree = skeleton(model.denoiser)
+    targets = discover(tree)
     for target in targets.values():
         entry = weights.entries.get(f"{target.name}.weight")
         if entry is None:
@@ -134,10 +136,11 @@ def select_in_checkpoint(
                 f"{model.denoiser}: tensor '{target.name}.weight' is in config.json's model and "
                 "not in the weights; fetch the model again"
             )
-        if entry.shape != target.shape:
+        expected = tree.get_parameter(entry.name).shape
+        if entry.shape != expected:
             raise ModelError(
                 f"{model.denoiser}: {entry.name} has shape {list(entry.shape)}, config.json "
-                f"gives {list(target.shape)}; fetch the model again"
+                f"gives {list(expected)}; fetch the model again"
             )
         dtype_of(entry)
     own = fingerprint.of_weights(weights, targets.values())

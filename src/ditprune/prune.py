@@ -41,6 +41,7 @@ from ditprune.progress import Report, silent
 from ditprune.recipe import Recipe, build
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
+from ditprune.targets.matrix import as_matrix
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def prune_checkpoint(
             for entry, raw in tensors_of(weights):
                 target = by_tensor.get(entry.name)
                 if target is not None:
-                    weight = as_tensor(raw, entry)
+                    weight = as_matrix(as_tensor(raw, entry))
                     outcomes[target.name] = prune_weight_(target, weight, stats, recipe, threshold)
                     report("pruning targets", len(outcomes), len(by_tensor))
                 hashes[entry.name] = sha256(raw)
