@@ -13,7 +13,7 @@ from ditprune.targets.blocks import Block, find_blocks, join
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import CONVOLUTIONS, kind_of
 
-AUXILIARY = "auxiliary blocks (text refiner, perceiver or the like), left dense unless asked for"
+AUXILIARY = "blocks outside the trunk (text refiners, perceivers), dense unless asked for"
 NOT_CHOSEN = "prunable, and not among the chosen targets"
 MIXES = "a convolution that mixes positions or keeps channels apart, not one matrix"
 PACKED = "a layer whose weight is packed or computed, not stored as [C_out, C_in]"
