@@ -20,7 +20,7 @@ def num_rows(call: Call) -> int:
     """How many rows the sample has: of a tensor, or of a list with a tensor for each row."""
     arguments = [*call.args, *call.kwargs.values()]
     first = next((value for value in arguments if _is_tensor(value) or _is_list(value)), None)
-    return len(first) if _is_list(first) else call.sample().shape[0]
+    return len(first) if isinstance(first, list) else call.sample().shape[0]
 
 
 def take_item(call: Call, row: int, batch_size: int) -> Call:

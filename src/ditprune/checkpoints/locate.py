@@ -50,10 +50,6 @@ class ModelFolder:
         return next(iter(self.denoisers.values()))
 
     @property
-    def denoisers(self) -> dict[str, Path]:
-        return {"transformer": self.denoiser}
-
-    @property
     def is_pipeline(self) -> bool:
         return self.root != self.denoiser
 
