@@ -68,13 +68,10 @@ def sample_missing(
         return {}
     pipeline = load_pipeline(model, place)
     conditions(pipeline, sampling.labels, sampling.prompts)  # refuses before the first bar
-    done = kept.num_units - len(kept.missing())
     for unit in missing:
-        report("sampling", done, kept.num_units)
         calls, style = sample_unit(pipeline, sampling, unit, tuple(model.denoisers))
         kept.write(unit, calls, asdict(style))
-        done += 1
-    report("sampling", done, kept.num_units)
+        report("sampling", kept.num_units - len(kept.missing()), kept.num_units)
     return denoisers_of(pipeline, tuple(model.denoisers))
 
 
@@ -115,18 +112,15 @@ def _observe_units(
     units = [unit for unit in range(kept.num_units) if worker.owns(unit)]
     done, total = _restore(part)
     saved_at = time.monotonic()
-    for number, unit in enumerate(units):
-        report(f"observing {name}", number, len(units))
-        if number < done:
-            continue
+    for number, unit in enumerate(units[done:], start=done + 1):
         calls = [call for call in kept.read(unit)[0] if call.denoiser == name]
         if calls:
             more = _observe(denoiser, calls, own, place, kept.folder)
             total = more if total is None else merge(total, more)
         if time.monotonic() - saved_at > _SAVE_EVERY_S:
-            _save(part, number + 1, total)
+            _save(part, number, total)
             saved_at = time.monotonic()
-    report(f"observing {name}", len(units), len(units))
+        report(f"observing {name}", number, len(units))
     return total
 
 

@@ -24,27 +24,36 @@ def place_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
-def open_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
-    """Go on with the work on `out` if nothing of the guard changed, else begin it.
+def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
+    """Refuse a file that is there, and work that other settings began. Raises OutputError."""
+    changed = _changed(out, now)
+    if changed and not overwrite:
+        raise OutputError(
+            f"{out}: unfinished work with other settings lies beside it "
+            f"({'; '.join(changed)}); give those again to go on, or --overwrite to drop it"
+        )
+    if changed != []:
+        check_file(out, overwrite)
 
-    Raises OutputError for a file that is there, and for work that other settings began.
-    """
+
+def open_work(out: Path, now: Mapping[str, Any]) -> None:
+    """Go on with the work on `out` if nothing of the guard changed, else begin it anew."""
     work = place_of(out)
     shutil.rmtree(_done(out), ignore_errors=True)
-    if (work / _GUARD).is_file():
-        changed = guard.differences(read_json(work / _GUARD), _as_json(now))
-        if not changed:
-            return
-        if not overwrite:
-            raise OutputError(
-                f"{out}: unfinished work with other settings lies beside it "
-                f"({'; '.join(changed)}); give those again to go on, or --overwrite to drop it"
-            )
-    check_file(out, overwrite)
+    if _changed(out, now) == []:
+        return
     shutil.rmtree(work, ignore_errors=True)
     ensure_folder(work)
     with write_beside(work / _GUARD) as part:
         part.write_text(json.dumps(now, indent=1), encoding="utf-8")
+
+
+def _changed(out: Path, now: Mapping[str, Any]) -> list[str] | None:
+    """What differs from the work that lies beside `out`; None where there is none."""
+    file = place_of(out) / _GUARD
+    if not file.is_file():
+        return None
+    return guard.differences(read_json(file), json.loads(json.dumps(now)))
 
 
 def finish(out: Path) -> None:
@@ -60,7 +69,3 @@ def finish(out: Path) -> None:
 
 def _done(out: Path) -> Path:
     return out.with_name(f".{out.name}.done")
-
-
-def _as_json(now: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(now)))

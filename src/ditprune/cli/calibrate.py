@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,6 @@ from ditprune.calibration.placement import Placement, placement
 from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import Worker, joined, own_device
 from ditprune.checkpoints import calibration_set, guard, statistics_file, unfinished
-from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.output import check_folder
 from ditprune.cli import console
@@ -28,7 +28,7 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
-from ditprune.errors import OutputError, RecipeError
+from ditprune.errors import DitpruneError, OutputError, RecipeError
 
 
 @click.command()
@@ -90,8 +90,14 @@ def collect(
     work, folder = unfinished.place_of(out), set_folder or unfinished.place_of(out) / "calls"
     now = guard_of(model, sampling, place)
     if worker.is_first:
-        unfinished.open_work(out, now, overwrite)
-        _open_set(folder, model, sampling, now, is_own=set_folder is None)
+        unfinished.check_work(out, now, overwrite)
+        if set_folder is None:
+            check_components(model)
+            unfinished.open_work(out, now)
+            _open_set(folder, model, sampling, now)
+        else:
+            _open_set(folder, model, sampling, now)
+            unfinished.open_work(out, now)
     worker.wait()
     kept = calibration_set.load(folder)
     try:
@@ -101,17 +107,21 @@ def collect(
             statistics = observe_set(model, kept, work, place, worker, denoisers, report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None
+    except DitpruneError:
+        if not any(work.rglob("*.safetensors")):  # nothing is done that would be lost
+            shutil.rmtree(work, ignore_errors=True)
+        if len(kept.missing()) == kept.num_units:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     if worker.is_first:
         statistics_file.save(statistics, work / out.name)
         unfinished.finish(out)
     worker.wait()
 
 
-def _open_set(
-    folder: Path, model: ModelFolder, sampling: Sampling, now: Mapping[str, Any], is_own: bool
-) -> CalibrationSet:
+def _open_set(folder: Path, model: ModelFolder, sampling: Sampling, now: Mapping[str, Any]) -> None:
     """The set to fill or to read. Raises OutputError for one that other settings began."""
-    if (folder / calibration_set.HEADER).is_file():
+    if folder.exists():
         kept = calibration_set.load(folder)
         changed = guard.differences(kept.guard, now) if kept.missing() else []
         if changed:
@@ -119,12 +129,10 @@ def _open_set(
                 f"{folder}: this calibration set is unfinished and was begun with other settings "
                 f"({'; '.join(changed)}); give those again to finish it, or remove it"
             )
-        return kept
+        return
     pipeline, scheduler = check_components(model)
-    if not is_own:
-        check_folder(folder, model.root, needs_bytes=0, overwrite=False)
-    protocol = sampling.protocol(pipeline, scheduler)
-    return calibration_set.start(folder, sampling.num_units, protocol, now)
+    check_folder(folder, model.root, needs_bytes=0, overwrite=False)
+    calibration_set.start(folder, sampling.num_units, sampling.protocol(pipeline, scheduler), now)
 
 
 def _check_kept(folder: Path | None, sampling: Sampling, given: set[str]) -> None:
