@@ -49,6 +49,18 @@ def save_pipeline(
     return folder
 
 
+def add_denoiser(
+    pipeline: Path, denoiser: nn.Module, name: str = "transformer_2", **options: Any
+) -> Path:
+    """Gives a pipeline folder one more denoiser component; its folder."""
+    folder = save_denoiser(denoiser, pipeline / name, **options)
+    edit_json(
+        pipeline / "model_index.json",
+        lambda index: index.update({name: ["diffusers", type(denoiser).__name__]}),
+    )
+    return folder
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes, by relative path; hidden ones too."""
     return {

@@ -6,6 +6,10 @@ ascending order by a stable sort and its first entries removed. Cost is linear i
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32
@@ -39,11 +43,13 @@ def keep_best(
             f"{count} of {scores_GK.numel()} scores are NaN, expected numbers; "
             "look for NaN or Inf in the weights and in the statistics"
         )
-    keep_GK = torch.empty(scores_GK.shape, dtype=torch.bool, device=scores_GK.device)
     if num_keep in (0, group_size):
-        return keep_GK.fill_(num_keep > 0)
+        return torch.full_like(scores_GK, num_keep > 0, dtype=torch.bool)
     select = _keep_by_pairs if group_size <= _SMALL_GROUP else _keep_by_threshold
     rows = max(1, _CHUNK_WEIGHTS // group_size)
+    if rows >= num_groups:
+        return select(scores_GK, num_keep)
+    keep_GK = torch.empty(scores_GK.shape, dtype=torch.bool, device=scores_GK.device)
     for first in range(0, num_groups, rows):
         keep_GK[first : first + rows] = select(scores_GK[first : first + rows], num_keep)
     return keep_GK
@@ -65,14 +71,14 @@ def _keep_by_pairs(scores_GK: Tensor, num_keep: int) -> Tensor:
 def _keep_by_threshold(scores_GK: Tensor, num_keep: int) -> Tensor:
     """Keep what lies above each group's k-th score, then settle the ties at that score."""
     threshold_G1 = _smallest_of_order(scores_GK, scores_GK.shape[1] - num_keep)
-    keep_GK = scores_GK > threshold_G1
+    keep_GK = _compare(operator.gt, scores_GK, threshold_G1)
     missing_G = num_keep - _count_in_rows(keep_GK)
     tied_rows = missing_G.nonzero()[:, 0]
     if len(tied_rows) == 0:
         return keep_GK
     if len(tied_rows) < len(scores_GK):  # picking rows copies them
         scores_GK, threshold_G1 = scores_GK[tied_rows], threshold_G1[tied_rows]
-    flat = _places(scores_GK == threshold_G1)
+    flat = _places(_compare(operator.eq, scores_GK, threshold_G1))
     row, column = flat // scores_GK.shape[1], flat % scores_GK.shape[1]
     # Ties come in order of position; the last `missing` of each group stay.
     num_ties = torch.bincount(row, minlength=len(tied_rows))
@@ -80,6 +86,13 @@ def _keep_by_threshold(scores_GK: Tensor, num_keep: int) -> Tensor:
     stays = place >= (num_ties - missing_G[tied_rows])[row]
     keep_GK[tied_rows[row[stays]], column[stays]] = True
     return keep_GK
+
+
+def _compare(by: Callable[[Any, Any], Any], scores_GK: Tensor, threshold_G1: Tensor) -> Tensor:
+    """Where each score is above, or equal to, that of its row; on the CPU by numpy: huge pages."""
+    if scores_GK.device.type != "cpu":
+        return by(scores_GK, threshold_G1)
+    return torch.from_numpy(by(scores_GK.numpy(), threshold_G1.numpy()))
 
 
 def _count_in_rows(mask_GK: Tensor) -> Tensor:

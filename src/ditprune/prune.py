@@ -30,6 +30,7 @@ from ditprune.plan import (
     measure_heterogeneity,
     read_module,
     read_weights,
+    row_chunks,
     scores_of,
     select_in_module,
 )
@@ -162,7 +163,7 @@ def _write_rest(
         written = {name: recorded[name] for name in there}
         num_done = len(by_tensor.keys() & there)
 
-        def change(entry: Entry, raw: bytearray) -> TargetOutcome | None:
+        def change(entry: Entry, raw: memoryview) -> TargetOutcome | None:
             nonlocal num_done
             if entry.name not in by_tensor:
                 return None
@@ -172,7 +173,7 @@ def _write_rest(
             report("pruning targets", num_done, len(by_tensor))
             return outcome
 
-        def write(entry: Entry, raw: bytearray, outcome: TargetOutcome | None) -> None:
+        def write(entry: Entry, raw: memoryview, outcome: TargetOutcome | None) -> None:
             writer.write(entry, raw)
             written[entry.name] = {
                 "denoiser": job.name,
@@ -234,9 +235,12 @@ def prune_weight_(
         groups = groups.choose(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_keep = groups.num_keep(group_size, recipe.sparsity)
-    keep = keep_best(scores.reshape(num_groups, group_size), num_keep).view(weight.shape)
+    keep = keep_best(scores.reshape(num_groups, group_size), num_keep).reshape(weight.shape)
     del scores  # the largest thing in memory
-    weight.view(_BITS[weight.element_size()]).mul_(keep)
+    num_zero = 0
+    for rows in row_chunks(weight):
+        weight[rows].view(_BITS[weight.element_size()]).mul_(keep[rows])
+        num_zero += int(torch.count_nonzero(weight[rows] == 0))
     return TargetOutcome(
         **asdict(target),
         granularity=groups.name,
@@ -244,5 +248,5 @@ def prune_weight_(
         g_out=g_out,
         num_asked=num_groups * (group_size - num_keep),
         num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
-        num_zero=int(torch.count_nonzero(weight == 0)),
+        num_zero=num_zero,
     )

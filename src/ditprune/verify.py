@@ -86,7 +86,7 @@ def _false_target(
     name: str,
     target: Mapping[str, Any],
     entry: Entry,
-    raw: bytearray,
+    raw: memoryview,
     recipe: Recipe,
     threshold: float | None,
 ) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 from ditprune import bundled
 from ditprune.checkpoints.locate import locate, read_json
 from ditprune.errors import ModelError
-from folders import edit_json
+from folders import add_denoiser, edit_json
 
 
 def refused(model: object, match: str) -> None:
@@ -85,9 +85,9 @@ def test_read_json_refuses_what_is_not_an_object(tmp_path) -> None:
         read_json(tmp_path / "b.json")
 
 
-def test_a_pipeline_without_transformer_is_refused(own_pipeline) -> None:
+def test_a_pipeline_without_denoiser_is_refused(own_pipeline) -> None:
     edit_json(own_pipeline / "model_index.json", lambda index: index.pop("transformer"))
-    refused(own_pipeline, "no 'transformer' folder .components: .*scheduler, vae")
+    refused(own_pipeline, "no .transformer. folder, nor another .*: scheduler, vae")
 
 
 def test_a_pipeline_whose_transformer_folder_is_missing_is_refused(own_pipeline) -> None:
@@ -95,13 +95,50 @@ def test_a_pipeline_whose_transformer_folder_is_missing_is_refused(own_pipeline)
     refused(own_pipeline, "no 'transformer' folder")
 
 
-def test_two_denoisers_are_refused(own_pipeline) -> None:
-    edit_json(
-        own_pipeline / "model_index.json",
-        lambda index: index.update(transformer_2=index["transformer"]),
-    )
-    refused(own_pipeline, "two denoisers .*pass the folder of one")
-    assert not locate(str(own_pipeline / "transformer")).is_pipeline
+@pytest.mark.parametrize("name", ["transformer_2", "unconditional_transformer", "unet"])
+def test_several_denoisers_come_in_the_order_of_the_index(name, own_pipeline, tiny_dit) -> None:
+    folder = add_denoiser(own_pipeline, tiny_dit(), name)
+    found = locate(str(own_pipeline))
+    expected = {"transformer": own_pipeline / "transformer", name: folder}
+    assert list(found.denoisers.items()) == list(expected.items())
+    assert found.denoiser == own_pipeline / "transformer"
+    alone = locate(str(folder))
+    assert dict(alone.denoisers) == {"transformer": folder}
+    assert not alone.is_pipeline
+
+
+def test_a_denoiser_of_any_name_is_found(own_pipeline) -> None:
+    (own_pipeline / "transformer").rename(own_pipeline / "prior")
+    index = own_pipeline / "model_index.json"
+    edit_json(index, lambda it: it.update(prior=it.pop("transformer")))
+    assert dict(locate(str(own_pipeline)).denoisers) == {"prior": own_pipeline / "prior"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "class_name"),
+    [
+        ([None, None], "DiTTransformer2DModel"),
+        (["transformers", "CLIPTextModel"], "CLIPTextModel"),
+        (["mine", "DiTTransformer2DModel"], "DiTTransformer2DModel"),
+        (["diffusers", "VQModel"], "VQModel"),
+        (["diffusers", "AutoencoderKL"], "AutoencoderKL"),
+        (["diffusers", "FluxControlNetModel"], "FluxControlNetModel"),
+        (["diffusers", "StableAudioProjectionModel"], "StableAudioProjectionModel"),
+        ("text", "DiTTransformer2DModel"),
+    ],
+)
+def test_what_stands_beside_a_denoiser_is_none(entry, class_name, own_pipeline, tiny_dit) -> None:
+    folder = add_denoiser(own_pipeline, tiny_dit(), "other")
+    edit_json(folder / "config.json", lambda config: config.update(_class_name=class_name))
+    edit_json(own_pipeline / "model_index.json", lambda index: index.update(other=entry))
+    assert list(locate(str(own_pipeline)).denoisers) == ["transformer"]
+
+
+@pytest.mark.parametrize("entry", [["diffusers", "AutoModel"], ["diffusers.models", "Mine"]])
+def test_the_class_of_the_config_decides(entry, own_pipeline, tiny_dit) -> None:
+    add_denoiser(own_pipeline, tiny_dit(), "other")
+    edit_json(own_pipeline / "model_index.json", lambda index: index.update(other=entry))
+    assert list(locate(str(own_pipeline)).denoisers) == ["transformer", "other"]
 
 
 def test_a_hub_id_offline_ends_in_one_line(tmp_path, monkeypatch) -> None:

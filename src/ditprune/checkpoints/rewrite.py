@@ -82,7 +82,7 @@ def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destina
             shutil.copyfile(source, target)
 
 
-def tensors_of(weights: Weights) -> Iterator[tuple[Entry, bytearray]]:
+def tensors_of(weights: Weights) -> Iterator[tuple[Entry, memoryview]]:
     """Every tensor with its bytes, shard by shard, by offset."""
     for entry in weights.in_order():
         yield entry, read_range(entry.file, entry.offset, entry.size_bytes)
@@ -112,7 +112,7 @@ class ShardWriter:
         for stream in self._streams.values():
             stream.close()
 
-    def write(self, entry: Entry, raw: bytes | bytearray) -> None:
+    def write(self, entry: Entry, raw: bytes | memoryview) -> None:
         """Put one tensor's bytes at its place; a kill later does not undo it."""
         name = entry.file.name
         if name not in self._streams:
@@ -120,7 +120,7 @@ class ShardWriter:
         stream = self._streams[name]
         stream.seek(entry.offset)
         rest = memoryview(raw)
-        while rest:
+        while rest.nbytes:
             rest = rest[stream.write(rest) :]
 
     def sync(self) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from ditprune.checkpoints.journal import Journal
 from ditprune.checkpoints.rewrite import ShardWriter, sha256
@@ -18,16 +21,16 @@ _SYNC_BYTES = 512_000_000  # written between two syncs: what a power cut can und
 
 def stream(
     entries: Iterable[Entry],
-    change: Callable[[Entry, bytearray], Result],
-    write: Callable[[Entry, bytearray, Result], None],
+    change: Callable[[Entry, memoryview], Result],
+    write: Callable[[Entry, memoryview, Result], None],
 ) -> None:
     """Read every tensor, `change` its bytes in place, `write` them, each in a thread of its own.
 
     Three tensors are in memory at a time: one being read, one changed, one written. All calls
     come in the order of the entries, and a tensor that was changed is written whatever happens.
     """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead: Future[bytearray] | None = None
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, _one_torch_thread():
+        ahead: Future[memoryview] | None = None
         behind: Future[None] | None = None
         queue = iter(entries)
         entry = next(queue, None)
@@ -43,6 +46,17 @@ def stream(
             entry = following
         if behind is not None:
             behind.result()
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """More would wait for each other in every operation while other threads read and write."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Syncing:
@@ -103,5 +117,5 @@ def unchanged(
     return found
 
 
-def _read(entry: Entry) -> bytearray:
+def _read(entry: Entry) -> memoryview:
     return read_range(entry.file, entry.offset, entry.size_bytes)

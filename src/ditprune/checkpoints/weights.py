@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -88,7 +89,7 @@ class Weights:
         return torch.frombuffer(raw, dtype=dtype_of(entry))
 
 
-def as_tensor(raw: bytearray, entry: Entry) -> Tensor:
+def as_tensor(raw: memoryview, entry: Entry) -> Tensor:
     """The tensor over these bytes, without a copy. Raises ModelError as `dtype_of` does."""
     return torch.frombuffer(raw, dtype=dtype_of(entry)).reshape(entry.shape)
 
@@ -103,14 +104,14 @@ def dtype_of(entry: Entry) -> torch.dtype:
     return DTYPES[entry.dtype]
 
 
-def read_range(file: Path, offset: int, size_bytes: int) -> bytearray:
+def read_range(file: Path, offset: int, size_bytes: int) -> memoryview:
     """`size_bytes` bytes of a file. Raises ModelError where the file ends before."""
-    raw = bytearray(size_bytes)
+    raw = np.empty(size_bytes, np.uint8).data  # numpy asks the system for huge pages
     with file.open("rb", buffering=0) as stream:
         stream.seek(offset)
-        view, done = memoryview(raw), 0
+        done = 0
         while done < size_bytes:
-            count = stream.readinto(view[done:])
+            count = stream.readinto(raw[done:])
             if not count:
                 raise ModelError(f"{file}: ends {size_bytes - done} bytes early; fetch it again")
             done += count

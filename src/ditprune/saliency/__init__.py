@@ -2,7 +2,8 @@
 
 A saliency is a frozen dataclass of its constants with a `name`, the statistics it `needs`, and
 `__call__(weight [C_out, C_in], norm [C_in] or None) → scores [C_out, C_in]`, higher is kept.
-Adding one touches its own file and the dict below.
+One whose scores of a row follow from that row alone may say `is_rowwise = True`: it is then called
+with a few rows at a time. Adding one touches its own file and the dict below.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ class Magnitude:
     """I_ij = |W_ij|. Needs no calibration. Source: Han et al., arXiv 1506.02626."""
 
     name: ClassVar[str] = "magnitude"
+    is_rowwise: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset()
 
     def __call__(

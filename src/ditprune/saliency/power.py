@@ -25,6 +25,7 @@ class Power:
     weight_power: float
     activation_power: float
     name: ClassVar[str] = "power"
+    is_rowwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_powers(weight_power=self.weight_power, activation_power=self.activation_power)

@@ -17,6 +17,7 @@ class Wanda:
     """I_ij = |W_ij| · ‖X_j‖₂. Source: Sun et al., arXiv 2306.11695; arXiv 2607.00927, Eq. 4."""
 
     name: ClassVar[str] = "wanda"
+    is_rowwise: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
 
     def __call__(

@@ -1,0 +1,198 @@
+"""Claim: a FLUX.1-dev-sized folder is pruned in ≤ 5 minutes and ≤ 2 GB on two cores, linearly.
+
+    python bench/streaming.py --size 1B 3B 12B --folder /some/fast/disk
+
+For each size: makes a checkpoint of FLUX.1-dev's configuration (fewer blocks for the smaller) with
+random bf16 weights in shards as on the hub, and statistics; times `cp` and `sync` of its files;
+then runs `ditprune prune` at 50 % as a process of its own and takes its wall time and peak resident
+memory. Beside them stands what `--dry-run` had estimated. 12B takes 49 GB under --folder; nothing
+stays there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ditprune.checkpoints import fingerprint, statistics_file
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.weights import Weights
+from ditprune.statistics.collected import Statistics
+from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.targets.discover import discover
+
+# Double-stream and single-stream blocks; 12B is FLUX.1-dev.
+BLOCKS = {"1B": (2, 3), "3B": (5, 10), "12B": (19, 38)}
+CONFIG = {
+    "_class_name": "FluxTransformer2DModel", "attention_head_dim": 128, "num_attention_heads": 24,
+    "in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "patch_size": 1, "guidance_embeds": True,
+}  # fmt: skip
+SHARD_BYTES, STEM = 5_000_000_000, "diffusion_pytorch_model"
+SPREAD_ROWS = re.compile(r"norm\w*\.linear\.weight$")  # modulation: rows differ in scale
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def make_checkpoint(folder: Path, size: str) -> None:
+    """A denoiser folder with random weights; the same bytes each time."""
+    folder.mkdir()
+    num_double, num_single = BLOCKS[size]
+    config = CONFIG | {"num_layers": num_double, "num_single_layers": num_single}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shapes = {name: tuple(p.shape) for name, p in skeleton(folder).named_parameters()}
+    shards = list(in_shards(shapes))
+    draw, weight_map = np.random.Generator(np.random.SFC64(0)), {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"{STEM}-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(shard, name)
+        with (folder / name).open("wb") as stream:
+            write_shard(stream, shard, draw)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def in_shards(shapes: Shapes) -> Iterator[Shapes]:
+    """The tensors in order, cut where a shard is full."""
+    shard: Shapes = {}
+    for name, shape in shapes.items():
+        if shard and 2 * sum(map(math.prod, (*shard.values(), shape))) > SHARD_BYTES:
+            yield shard
+            shard = {}
+        shard[name] = shape
+    yield shard
+
+
+def write_shard(stream: BinaryIO, shapes: Shapes, draw: np.random.Generator) -> None:
+    """One safetensors file of bf16 normals, block by block."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name, shape in shapes.items():
+        table = quantiles(shape[-1] ** -0.5)
+        rows = max(1, (1 << 22) // shape[-1])
+        for first in range(0, shape[0], rows):
+            block = (min(rows, shape[0] - first), *shape[1:])
+            bits = table[np.frombuffer(draw.bytes(2 * math.prod(block)), np.uint16)].reshape(block)
+            if SPREAD_ROWS.search(name):  # a step of the exponent is a factor of two
+                bits += draw.integers(0, 4, (block[0], 1), np.uint16) << 7
+            stream.write(bits.tobytes())
+
+
+def quantiles(scale: float) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """The normal of this deviation as 2¹⁶ equally likely bf16 bit patterns."""
+    if "unit" not in _QUANTILES:
+        inverse = NormalDist().inv_cdf
+        _QUANTILES["unit"] = np.array([inverse((i + 0.5) / 65536) for i in range(65536)])
+    values = torch.from_numpy(_QUANTILES["unit"] * scale).bfloat16()
+    return values.view(torch.uint16).numpy()
+
+
+_QUANTILES: dict[str, Any] = {}
+
+
+def make_statistics(folder: Path, file: Path) -> None:
+    """Statistics with random norms and the fingerprints of these weights."""
+    targets = discover(skeleton(folder))
+    draw = torch.Generator().manual_seed(0)
+    norms = {
+        name: ColumnNorm(
+            torch.rand(1, target.shape[1], generator=draw, dtype=torch.float64) + 0.1, (1000,)
+        )
+        for name, target in targets.items()
+    }
+    prints = fingerprint.of_weights(Weights(folder), targets.values())
+    statistics_file.save({"transformer": Statistics(norms, prints, 128)}, file)
+
+
+def copy_seconds(source: Path, out: Path) -> float:
+    """`cp -r` and `sync` of the same files; the copy is removed."""
+    start = time.perf_counter()
+    subprocess.run(["cp", "-r", source, out], check=True)
+    subprocess.run(["sync"], check=True)
+    elapsed_s = time.perf_counter() - start
+    subprocess.run(["rm", "-r", out], check=True)
+    return elapsed_s
+
+
+def run(*args: object) -> tuple[float, float, str]:
+    """Wall seconds, peak resident bytes and stdout of one `ditprune` command."""
+    command = [sys.executable, "-m", "ditprune", *map(str, args)]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024, printed
+
+
+def measure(size: str, place: Path, table: Table) -> tuple[float, float]:
+    """One row of the table; parameters and seconds."""
+    folder, statistics, out = place / size, place / f"{size}.safetensors", place / f"{size}-out"
+    make_checkpoint(folder, size)
+    make_statistics(folder, statistics)
+    subprocess.run(["sync"], check=True)
+    num_parameters, num_bytes = Weights(folder).num_parameters, Weights(folder).size_bytes
+    copy_s = copy_seconds(folder, out)
+    command = ["prune", folder, "-o", out, "--statistics", statistics, "--sparsity", 0.5]
+    estimate = json.loads(run("inspect", folder, "--statistics", statistics, "--json")[2])
+    elapsed_s, peak_bytes, _ = run(*command)
+    estimated = estimate.get("estimate", {})
+    table.add_row(
+        f"{num_parameters / 1e9:.2f} B", f"{num_bytes / 1e9:.2f}", f"{copy_s:.1f}",
+        f"{elapsed_s:.1f}", f"{estimated.get('seconds', math.nan):.1f}",
+        f"{peak_bytes / 1e9:.2f}", f"{estimated.get('peak_bytes', math.nan) / 1e9:.2f}",
+        f"{elapsed_s / num_parameters * 1e9:.1f}",
+    )  # fmt: skip
+    subprocess.run(["rm", "-r", folder, statistics, out], check=True)
+    return num_parameters, elapsed_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--size", nargs="+", choices=BLOCKS, default=["1B"])
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    args = parser.parse_args()
+    table = Table(
+        "parameters", "GB", "cp + sync s", "prune s", "estimated", "peak GB", "estimated",
+        "s per B", box=None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=args.folder, prefix="ditprune-bench-") as place:
+        for size in args.size:
+            measure(size, Path(place), table)
+    console = Console(highlight=False, soft_wrap=True, width=120)
+    console.print(table)
+    console.print(
+        f"prune at 50 %, STW and CAG, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        "linear where the last column is level"
+    )
+
+
+if __name__ == "__main__":
+    main()
