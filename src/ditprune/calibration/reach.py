@@ -67,8 +67,8 @@ def _unreached(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[st
     except RuntimeError as error:
         _given_with_noise(denoiser, call, [])  # a call that cannot run at all says so itself
         raise ModelError(
-            f"{type(denoiser).__name__}: its call runs, but not with gradients ({error}), so its "
-            "unused layers cannot be told; try another device or another attention backend"
+            f"{type(denoiser).__name__}: its call runs, but not with gradients ({error}), so which "
+            "layers are unused cannot be told; try another device or attention backend"
         ) from error
     return [name for name in names if ran.get(name) and name not in reached]
 
