@@ -64,7 +64,9 @@ def stats() -> ditprune.Statistics:
     return ditprune.calibrate(SANA.make(), [SANA.call(Draw(seed)) for seed in (1, 2)])
 
 
-@pytest.fixture(params=[{}, {"pattern": "2:4"}, {"granularity": "channel"}], ids=str)
+@pytest.fixture(
+    params=[{}, {"pattern": "2:4"}, {"granularity": "channel"}, {"cag_threshold": "auto"}], ids=str
+)
 def pruned(request, stats, tmp_path) -> tuple[dict[str, Any], Path]:
     """What was asked, and the folder."""
     model = save_denoiser(SANA.make(), tmp_path / "model")

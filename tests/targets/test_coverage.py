@@ -68,7 +68,11 @@ def test_auxiliary_lists_are_one_entry_until_they_are_asked_for() -> None:
     num_weights = sum(p.numel() for p in refiner.parameters() if p.ndim >= 2)
     dense = left_out(denoiser, discover(denoiser))
     assert dense == {path: coverage.LeftOut(path, num_weights, coverage.AUXILIARY)}
-    assert left_out(denoiser, discover(denoiser, auxiliary=True)) == {}
+    targets = discover(denoiser, auxiliary=True)
+    assert left_out(denoiser, targets) == {}
+    name = f"{path}.1.attn.to_q"
+    part = coverage.LeftOut(name, targets[name].num_weights, coverage.NOT_CHOSEN)
+    assert left_out(denoiser, select(targets, exclude=[name])) == {name: part}
 
 
 class Block(nn.Module):
