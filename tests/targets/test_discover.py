@@ -167,6 +167,12 @@ def attention_blocks(*layers: nn.Module) -> nn.ModuleList:
     return nn.ModuleList([block])
 
 
+def stored(layer: nn.Module, weight: torch.Tensor) -> nn.Module:
+    """The layer with its weight kept in another form."""
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "is_target"),
     [
@@ -181,6 +187,8 @@ def attention_blocks(*layers: nn.Module) -> nn.ModuleList:
         (nn.ConvTranspose2d(8, 6, 1), False),
         (nn.Conv2d(64, 4, 1), False),  # one output for each head
         (nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), False),
+        (stored(nn.Linear(8, 6), torch.zeros(6, 8, dtype=torch.int8)), False),  # quantised
+        (stored(nn.Linear(8, 6), torch.zeros(24, 1)), False),  # packed
         (nn.Embedding(8, 6), False),
     ],
     ids=repr,
