@@ -67,8 +67,8 @@ def _unreached(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[st
     except RuntimeError as error:
         _given_with_noise(denoiser, call, [])  # a call that cannot run at all says so itself
         raise ModelError(
-            f"{type(denoiser).__name__}: its call runs, but not with gradients ({error}), so its "
-            "unused layers cannot be told; try another device or another attention backend"
+            f"{type(denoiser).__name__}: its call runs, but not with gradients ({error}), so which "
+            "layers are unused cannot be told; try another device or attention backend"
         ) from error
     return [name for name in names if ran.get(name) and name not in reached]
 
@@ -104,13 +104,12 @@ def _given_with_noise(denoiser: nn.Module, call: Call, names: Sequence[str]) -> 
 def _given(denoiser: nn.Module, call: Call, names: Sequence[str], change: Change) -> list[Tensor]:
     """All tensors of the output, then those of the arguments, with the outputs of layers changed.
 
-    The arguments are copies and the random state is the same each time.
+    The arguments are copies, and the random state is put back.
     """
     own = call.map(_copy)
     devices = sorted({p.device.index for p in denoiser.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices))
-        torch.manual_seed(0)
         for name in names:
             handle = denoiser.get_submodule(name).register_forward_hook(_hook(name, change))
             stack.callback(handle.remove)

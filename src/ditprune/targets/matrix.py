@@ -28,6 +28,7 @@ def kind_of(layer: nn.Module) -> str | None:
     weight = layer._parameters.get("weight")
     if weight is None or not weight.is_floating_point():
         return None
+    # Groups show in the shape: [C_out, C_in / groups, …].
     return kind if tuple(weight.shape[:2]) == expected else None
 
 
@@ -35,7 +36,7 @@ def _is_pointwise(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
     """Reads every position once and nothing else, so that its input is all that enters it."""
     is_single = all(size == 1 for size in (*layer.kernel_size, *layer.stride))
     is_padded = not isinstance(layer.padding, str) and any(layer.padding)
-    return is_single and layer.groups == 1 and not is_padded
+    return is_single and not is_padded
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
