@@ -136,9 +136,9 @@ def test_a_broken_file_is_refused(file, spoil, folder) -> None:
 def test_a_folder_of_something_else_is_refused(folder, tmp_path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
-    refused(folder, "cannot be read as JSON")
+    refused(folder, "not a calibration set")
     (tmp_path / "file").write_bytes(b"")
-    refused(tmp_path / "file", "cannot be read as JSON")
+    refused(tmp_path / "file", "not a calibration set")
 
 
 @pytest.mark.parametrize(

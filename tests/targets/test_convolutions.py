@@ -70,7 +70,7 @@ def stats() -> ditprune.Statistics:
 def pruned(request, stats, tmp_path) -> tuple[dict[str, Any], Path]:
     """What was asked, and the folder."""
     model = save_denoiser(SANA.make(), tmp_path / "model")
-    statistics_file.save(stats, tmp_path / "stats.safetensors")
+    statistics_file.save({"transformer": stats}, tmp_path / "stats.safetensors")
     loaded = statistics_file.load(tmp_path / "stats.safetensors")
     prune_checkpoint(locate(str(model)), tmp_path / "out", loaded, build(**request.param))
     return request.param, tmp_path / "out"

@@ -18,8 +18,12 @@ def inputs_of(family_name: str, layer_name: str) -> tuple[ditprune.Statistics, l
     denoiser = family.make()
     seen: list[Tensor] = []
     layer = denoiser.get_submodule(layer_name)
+    calls = [family.call(Draw(seed)) for seed in SEEDS]
+    stats = ditprune.calibrate(denoiser, calls)
     handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
-    stats = ditprune.calibrate(denoiser, [family.call(Draw(seed)) for seed in SEEDS])
+    with torch.no_grad():
+        for call in calls:
+            denoiser(**call)
     handle.remove()
     return stats, seen
 
@@ -42,6 +46,7 @@ def test_the_norm_is_over_all_calls_of_a_forward(family_name, layer_name, num_to
         stats.column_norm(layer_name).double(), tokens.norm(dim=0), rtol=1e-5, atol=1e-6
     )
     assert stats.num_tokens(layer_name) == len(tokens)
+    assert stats.num_inputs[layer_name] == 2 * stats.num_calls == 2 * len(SEEDS)
     last = seen[-1].flatten(0, -2).norm(dim=0)
     assert (tokens.norm(dim=0) > 1.1 * last).all()
 

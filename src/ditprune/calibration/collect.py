@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.calibration.calibrate import observe_calls, warn_of_silence
+from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_silence
 from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions
 from ditprune.calibration.pipeline import load_denoiser, load_pipeline
@@ -55,7 +55,8 @@ def guard_of(model: ModelFolder, sampling: Sampling, place: Placement) -> dict[s
 
 def of_denoiser(folder: Path) -> dict[str, str]:
     """The fingerprints of a denoiser's targets, from its files."""
-    return fingerprint.of_weights(Weights(folder), discover(skeleton(folder)).values())
+    targets = discover(skeleton(folder), auxiliary=True)
+    return fingerprint.of_weights(Weights(folder), targets.values())
 
 
 def sample_missing(
@@ -116,6 +117,9 @@ def _observe_units(
         calls = [call for call in kept.read(unit)[0] if call.denoiser == name]
         if calls:
             more = _observe(denoiser, calls, own, place, kept.folder)
+            if total is None and worker.is_first:
+                first = to_placement(calls[0], place.device, place.dtype)
+                more = replace(more, unused=find_unused(denoiser, first, own))
             total = more if total is None else merge(total, more)
         if time.monotonic() - saved_at > _SAVE_EVERY_S:
             _save(part, number, total)

@@ -120,6 +120,8 @@ def start(
 
 def load(folder: Path) -> CalibrationSet:
     """Open a set, complete or not. Raises ModelError for anything else."""
+    if not (folder / HEADER).is_file():
+        raise ModelError(f"{folder}: not a calibration set (no {HEADER} in it); sample one there")
     content = read_json(folder / HEADER)
     try:
         if content["format"] != _FORMAT:
