@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.checkpoints import fingerprint
-from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights, dtype_of
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
@@ -101,19 +100,6 @@ def inspect(
     )
     selection = select_in_module(denoiser, recipe, stats)
     return make_plan(selection, read_module(denoiser), stats, recipe)
-
-
-def inspect_checkpoint(
-    model: ModelFolder, stats: Mapping[str, Statistics] | None, recipe: Recipe
-) -> dict[str, Plan]:
-    """The same for every denoiser of a folder, one weight at a time (none without statistics)."""
-    plans = {}
-    for name, folder in model.denoisers.items():
-        own = statistics_of(stats, name, model.denoisers, recipe)
-        weights = Weights(folder)
-        selection = select_in_checkpoint(folder, weights, recipe, own)
-        plans[name] = make_plan(selection, read_weights(weights), own, recipe)
-    return plans
 
 
 def statistics_of(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,9 @@ from rich.table import Table
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_recipe, read_statistics, statistics_option, target_options
-from ditprune.plan import Plan, inspect_checkpoint
+from ditprune.estimate import Estimate, estimate
+from ditprune.job import open_jobs, plan_jobs
+from ditprune.plan import Plan
 
 
 @click.command()
@@ -30,13 +34,28 @@ def inspect(
 ) -> None:
     """Show what would be pruned, and in which groups; changes nothing."""
     recipe = read_recipe(None, include=include, exclude=exclude)
-    plans = inspect_checkpoint(locate(model), read_statistics(statistics), recipe)
+    folder = locate(model)
+    jobs = open_jobs(folder, read_statistics(statistics), recipe)
+    here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
+    expected = estimate(folder, jobs, recipe, here)
+    plans = plan_jobs(jobs, recipe)
     if as_json:
         content = {name: _as_json(plan) for name, plan in plans.items()}
         one_or_all = next(iter(content.values())) if len(content) == 1 else {"denoisers": content}
-        click.echo(json.dumps(one_or_all, indent=1))
+        click.echo(json.dumps({**one_or_all, "estimate": asdict(expected)}, indent=1))
     else:
         show_plans(plans)
+        show_estimate(expected)
+
+
+def show_estimate(expected: Estimate) -> None:
+    """What pruning it will take."""
+    minutes, seconds = divmod(round(expected.seconds), 60)
+    duration = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    console.out.print(
+        f"pruning it writes {expected.num_bytes:,} bytes and takes about {duration} here, with "
+        f"{expected.peak_bytes / 1e9:.2f} GB of memory at most"
+    )
 
 
 def show_plans(plans: Mapping[str, Plan]) -> None:
