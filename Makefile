@@ -33,4 +33,7 @@ clean:
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# These name torchvision among their needs, whose wheel belongs to another build of torch.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+	  dit-ml smalldiffusion timm
 	touch $(READY)

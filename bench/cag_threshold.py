@@ -30,13 +30,7 @@ def main() -> None:
     counts: dict[object, int] = {}
     for seed in SEEDS:
         calibration, held_out = (
-            [
-                call
-                for batch in sample_calls(
-                    pipeline, Sampling(128, "uniform", 25, 1.5, seed=seed, purpose=purpose)
-                )
-                for call in batch
-            ]
+            sample_calls(pipeline, Sampling(128, "uniform", 25, 1.5, seed=seed, purpose=purpose))
             for purpose in ("calibration", "held-out")
         )
         stats = ditprune.calibrate(dense, calibration)

@@ -34,7 +34,7 @@ def cases() -> Iterator[tuple[str, nn.Module, list[Call]]]:
     """Denoisers with calls to run."""
     pipeline = load_pipeline(locate("bundled"))
     sampling = Sampling(num_inference_steps=25, guidance_scale=1.5)
-    yield "bundled", pipeline.transformer, [c for b in sample_calls(pipeline, sampling) for c in b]
+    yield "bundled", pipeline.transformer, sample_calls(pipeline, sampling)
 
     torch.manual_seed(0)
     dit = diffusers.DiTTransformer2DModel(

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import ditprune
-from ditprune.calibration.pipeline import conditions, load_pipeline
+from ditprune.calibration.draw import conditions
+from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.evaluation import judge
@@ -31,7 +32,6 @@ from ditprune.evaluation.evaluate import (
     relative_error_between,
 )
 from ditprune.metrics import similarity
-from ditprune.progress import silent
 
 Recipe = dict[str, Any]
 
@@ -76,12 +76,12 @@ def main() -> None:
 
     pipeline = load_pipeline(locate(args.model))
     dense = pipeline.transformer
-    stats = ditprune.calibrate(dense, [c for b in sample_calls(pipeline, sampling) for c in b])
+    stats = ditprune.calibrate(dense, sample_calls(pipeline, sampling))
     asked = conditions(pipeline, None, None)
     asked = [asked[i % len(asked)] for i in range(args.num_images)]
-    held_out = list(held_out_calls(pipeline, protocol, silent))
+    held_out = held_out_calls(pipeline, protocol)["transformer"]
     noise = predictions(dense, held_out)
-    reference = as_unit(draw_images(pipeline, asked, protocol, "dense", silent))
+    reference = as_unit(draw_images(pipeline, asked, protocol, "dense"))
 
     console = Console(highlight=False, soft_wrap=True, width=120)
     table = Table("table", "recipe", "relative error", "SSIM", "FID*", "accuracy", box=None)
@@ -93,7 +93,7 @@ def main() -> None:
         pipeline.transformer = copy.deepcopy(dense)
         outcome = ditprune.prune_(pipeline.transformer, stats, **recipe)
         error = relative_error_between(predictions(pipeline.transformer, held_out), noise)
-        images = as_unit(draw_images(pipeline, asked, protocol, row, silent))
+        images = as_unit(draw_images(pipeline, asked, protocol, row))
         read = judge.read(images, asked)
         ssim = similarity.ssim(images, reference).mean().item()
         if "T=" in row:

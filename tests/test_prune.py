@@ -260,7 +260,7 @@ def test_scores_that_overflow_are_refused_before_anything_changes(
         denoiser.get_parameter(f"{name}.weight").view(-1)[1200] = 1e30
     state = tiny_stats.column_norms[name]
     sums = state.sum_squares.clone()
-    sums[1200 % 128] = 0
+    sums[:, 1200 % 128] = 0
     changed = {**tiny_stats.column_norms, name: ColumnNorm(sums, state.tokens_in_bin)}
     stats = dataclasses.replace(tiny_stats, column_norms=changed)
     assert_refused_untouched(

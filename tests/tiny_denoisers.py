@@ -1,8 +1,8 @@
 """Tiny configurations of the transformer denoisers that diffusers exports, each with a real call.
 
 For every class: constructor arguments for a model of a few blocks, the targets expected in each
-block (counted by eye in the class, never by `discover`), the targets that the call cannot reach,
-and a function that draws the keyword arguments of one forward call.
+block (counted by eye in the class, never by `discover`), the targets that the call cannot reach or
+runs in vain, and a function that draws the keyword arguments of one forward call.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ class Family:
         blocks: targets in each block; a tuple for the blocks of a list, a number for one block
             that stands outside any list.
         uncalled: globs of the targets that the call leaves out.
+        unused: targets that the call runs and whose output nothing takes up.
+        auxiliary: targets in each block outside the trunk, as `blocks`.
         config: constructor arguments.
         call: draws the keyword arguments of a forward call.
     """
@@ -53,19 +56,20 @@ class Family:
     name: str
     blocks: Blocks
     uncalled: tuple[str, ...]
+    unused: tuple[str, ...]
+    auxiliary: Blocks
     config: dict[str, Any]
     call: Call
 
     @property
     def expected(self) -> dict[str, int]:
         """Targets by the path of their block."""
-        counts: dict[str, int] = {}
-        for path, numbers in self.blocks.items():
-            if isinstance(numbers, int):
-                counts[path] = numbers
-            else:
-                counts |= {f"{path}.{i}": number for i, number in enumerate(numbers)}
-        return counts
+        return by_block(self.blocks)
+
+    @property
+    def expected_auxiliary(self) -> dict[str, int]:
+        """Targets outside the trunk by the path of their block."""
+        return by_block(self.auxiliary)
 
     def make(self, seed: int = 0) -> nn.Module:
         """The denoiser in eval mode, every parameter drawn anew."""
@@ -74,7 +78,23 @@ class Family:
         return redraw_(getattr(diffusers, self.name)(**self.config), seed)
 
 
+def by_block(blocks: Blocks) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for path, numbers in blocks.items():
+        if isinstance(numbers, int):
+            counts[path] = numbers
+        else:
+            counts |= {f"{path}.{i}": number for i, number in enumerate(numbers)}
+    return counts
+
+
 FAMILIES: dict[str, Family] = {}
+
+# Attention in these has no gradients on a CPU.
+WITHOUT_GRADIENTS = {
+    "AnyFlowFARTransformer3DModel", "LTX2VideoDiffusionDecoderModel",
+    "Kandinsky6SRTransformer3DModel",
+}  # fmt: skip
 
 # Exported classes of such a name, or of diffusers.models.transformers, are in FAMILIES or here.
 NAMED_LIKE_A_DENOISER = re.compile(r"Transformer|DiT|UVi[tT]|Prior|Diffusion|Denois")
@@ -87,13 +107,19 @@ LEFT_OUT = {
 
 
 def family(
-    name: str, blocks: Blocks, /, uncalled: tuple[str, ...] = (), **config: Any
+    name: str,
+    blocks: Blocks,
+    /,
+    uncalled: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
+    auxiliary: Blocks = MappingProxyType({}),
+    **config: Any,
 ) -> Callable[[Call], Call]:
     """Puts a class into the table, with the decorated function as its call."""
 
     def add(call: Call) -> Call:
         assert name not in FAMILIES
-        FAMILIES[name] = Family(name, blocks, uncalled, config, call)
+        FAMILIES[name] = Family(name, blocks, uncalled, unused, auxiliary, config, call)
         return call
 
     return add
@@ -144,7 +170,7 @@ def _pixart(draw: Draw) -> dict[str, Any]:
 
 @family(
     "SanaTransformer2DModel",
-    {"transformer_blocks": (8, 8)},  # the feed-forward is made of convolutions
+    {"transformer_blocks": (10, 10)},  # two are pointwise convolutions of the feed-forward
     in_channels=4, out_channels=4, num_layers=2, num_attention_heads=2, attention_head_dim=16,
     num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32,
     caption_channels=12, sample_size=8,
@@ -228,6 +254,7 @@ def _z_image(draw: Draw) -> dict[str, Any]:
 @family(
     "BriaFibo2Transformer2DModel",
     {"noise_refiner": (8,), "layers": (8, 12, 8)},  # cross-attention in the second
+    auxiliary={"perceiver.layers": (11,)},
     in_channels=4, dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, cap_feat_dim=12,
     injection_layer_ids=(1,), perceiver_num_layers=1, min_num_gist_tokens=4,
     max_num_gist_tokens=8, gist_step=2, gist_min_text_len=4, gist_max_text_len=16,
@@ -277,6 +304,7 @@ def _transformer_2d(draw: Draw) -> dict[str, Any]:
 @family(
     "UVit2DModel",
     {"transformer_layers": (13, 13)},
+    auxiliary={"down_block.attention_blocks": (8,), "up_block.attention_blocks": (8,)},
     hidden_size=32, cond_embed_dim=16, micro_cond_encode_dim=4, micro_cond_embed_dim=20,
     encoder_hidden_size=32, vocab_size=20, codebook_size=16, in_channels=32,
     block_out_channels=32, num_res_blocks=1, block_num_heads=2, num_hidden_layers=2,
@@ -436,6 +464,11 @@ def _flux3(draw: Draw) -> dict[str, Any]:
 @family(
     "QwenImageTransformer2DModel",
     {"transformer_blocks": (14, 14)},
+    unused=(  # the text after the last block
+        "transformer_blocks.1.attn.to_add_out",
+        "transformer_blocks.1.txt_mlp.net.0.proj",
+        "transformer_blocks.1.txt_mlp.net.2",
+    ),
     in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
     joint_attention_dim=12, axes_dims_rope=(4, 6, 6),
 )  # fmt: skip
@@ -528,6 +561,7 @@ def _hidream(draw: Draw) -> dict[str, Any]:
 @family(
     "HunyuanImageTransformer2DModel",
     {"transformer_blocks": (14, 14), "single_transformer_blocks": (6, 6)},
+    auxiliary={"context_embedder.token_refiner.refiner_blocks": (7,)},
     in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
     num_single_layers=2, num_refiner_layers=1, text_embed_dim=12, rope_axes_dim=(8, 8),
 )  # fmt: skip
@@ -591,6 +625,7 @@ def _ideogram4(draw: Draw) -> dict[str, Any]:
 @family(
     "Krea2Transformer2DModel",
     {"transformer_blocks": (8, 8)},
+    auxiliary={"text_fusion.layerwise_blocks": (8,), "text_fusion.refiner_blocks": (8,)},
     in_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=4,
     num_key_value_heads=2, intermediate_size=96, timestep_embed_dim=16, text_hidden_dim=16,
     num_text_layers=3, text_num_attention_heads=2, text_num_key_value_heads=2,
@@ -626,13 +661,23 @@ def _omnigen(draw: Draw) -> dict[str, Any]:
     }
 
 
+JOY_UNUSED = (  # the text after the last block
+    "double_blocks.1.txt_mlp.net.0.proj",
+    "double_blocks.1.txt_mlp.net.2",
+    "double_blocks.1.attn.txt_attn_proj",
+)
 JOY_CONFIG: dict[str, Any] = {
     "in_channels": 4, "hidden_size": 32, "num_attention_heads": 2, "text_dim": 12,
     "num_layers": 2, "rope_dim_list": [4, 6, 6],
 }  # fmt: skip
 
 
-@family("JoyImageEditTransformer3DModel", {"double_blocks": (8, 8)}, **JOY_CONFIG)
+@family(
+    "JoyImageEditTransformer3DModel",
+    {"double_blocks": (8, 8)},
+    unused=JOY_UNUSED,
+    **JOY_CONFIG,
+)
 def _joy_image(draw: Draw) -> dict[str, Any]:
     return {
         "hidden_states": draw.normal(2, 4, 2, 8, 8),
@@ -641,7 +686,12 @@ def _joy_image(draw: Draw) -> dict[str, Any]:
     }
 
 
-@family("JoyImageEditPlusTransformer3DModel", {"double_blocks": (8, 8)}, **JOY_CONFIG)
+@family(
+    "JoyImageEditPlusTransformer3DModel",
+    {"double_blocks": (8, 8)},
+    unused=JOY_UNUSED,
+    **JOY_CONFIG,
+)
 def _joy_image_plus(draw: Draw) -> dict[str, Any]:
     return {
         "hidden_states": draw.normal(2, 32, 4, 1, 2, 2),
@@ -830,6 +880,7 @@ def _easy_animate(draw: Draw) -> dict[str, Any]:
 @family(
     "HunyuanVideoTransformer3DModel",
     {"transformer_blocks": (14, 14), "single_transformer_blocks": (6, 6)},
+    auxiliary={"context_embedder.token_refiner.refiner_blocks": (7,)},
     in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
     num_single_layers=2, num_refiner_layers=1, text_embed_dim=12, pooled_projection_dim=16,
     rope_axes_dim=(4, 6, 6),
@@ -848,6 +899,7 @@ def _hunyuan_video(draw: Draw) -> dict[str, Any]:
 @family(
     "HunyuanVideoFramepackTransformer3DModel",
     {"transformer_blocks": (14, 14), "single_transformer_blocks": (6, 6)},
+    auxiliary={"context_embedder.token_refiner.refiner_blocks": (7,)},
     in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
     num_single_layers=2, num_refiner_layers=1, text_embed_dim=12, pooled_projection_dim=16,
     rope_axes_dim=(4, 6, 6), has_image_proj=True, image_proj_dim=20, has_clean_x_embedder=True,
@@ -868,6 +920,12 @@ def _framepack(draw: Draw) -> dict[str, Any]:
 @family(
     "HunyuanVideo15Transformer3DModel",
     {"transformer_blocks": (14, 14)},
+    auxiliary={"context_embedder.token_refiner.refiner_blocks": (7,)},
+    unused=(  # the text after the last block
+        "transformer_blocks.1.attn.to_add_out",
+        "transformer_blocks.1.ff_context.net.0.proj",
+        "transformer_blocks.1.ff_context.net.2",
+    ),
     in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
     num_refiner_layers=1, text_embed_dim=12, text_embed_2_dim=8, image_embed_dim=20,
     rope_axes_dim=(4, 6, 6),
@@ -1019,7 +1077,7 @@ def _sana_wm_refiner(draw: Draw) -> dict[str, Any]:
 
 @family(
     "SanaVideoTransformer3DModel",
-    {"transformer_blocks": (8, 8)},  # the feed-forward is made of convolutions
+    {"transformer_blocks": (10, 10)},  # two are pointwise convolutions of the feed-forward
     in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
     num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32,
     caption_channels=12, sample_size=8, rope_max_seq_len=16,
@@ -1034,7 +1092,7 @@ def _sana_video(draw: Draw) -> dict[str, Any]:
 
 @family(
     "SanaWMTransformer3DModel",
-    {"blocks": (11, 11)},  # the feed-forward is made of convolutions
+    {"blocks": (13, 13)},  # two are pointwise convolutions of the feed-forward
     uncalled=("*_proj_cam", "*.plucker_proj"),  # no camera
     in_channels=4, num_layers=2, hidden_size=32, num_attention_heads=2, linear_head_dim=16,
     softmax_every_n=2, chunk_plucker_channels=6, chunk_plucker_post_attn_blocks=2,
@@ -1141,6 +1199,7 @@ def _kandinsky6_sr(draw: Draw) -> dict[str, Any]:
 @family(
     "MiniMaxH3Transformer3DModel",
     {"transformer_blocks": (7, 7)},
+    auxiliary={"token_refiner.refiner_blocks": (6,)},
     num_attention_heads=2, attention_head_dim=16, hidden_size=32, num_layers=2,
     num_refiner_layers=1, ffn_dim=48, in_channels=4, audio_in_channels=4, text_dim=12,
     freq_dim=16, time_embed_hidden_dim=16, time_embed_dim=16, rope_freq_dim=2,

@@ -21,6 +21,7 @@ from ditprune.saliency import Saliency
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select
+from ditprune.targets.matrix import as_matrix
 
 _CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
 
@@ -125,13 +126,13 @@ def statistics_of(
 
 
 def read_module(denoiser: nn.Module) -> Read:
-    """Reads a target's weight from a loaded module."""
-    return lambda target: denoiser.get_parameter(f"{target.name}.weight").detach()
+    """Reads a target's weight from a loaded module: a view of it, [C_out, C_in]."""
+    return lambda target: as_matrix(denoiser.get_parameter(f"{target.name}.weight").detach())
 
 
 def read_weights(weights: Weights) -> Read:
-    """Reads a target's weight from disk."""
-    return lambda target: weights.read(f"{target.name}.weight")
+    """Reads a target's weight from disk, [C_out, C_in]."""
+    return lambda target: as_matrix(weights.read(f"{target.name}.weight"))
 
 
 def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
@@ -146,7 +147,8 @@ def select_in_checkpoint(
     folder: Path, weights: Weights, recipe: Recipe, stats: Statistics | None
 ) -> Selection:
     """The targets of a denoiser's folder, each in its shards with the shape config.json gives."""
-    targets = discover(skeleton(folder))
+    tree = skeleton(folder)
+    targets = discover(tree)
     for target in targets.values():
         entry = weights.entries.get(f"{target.name}.weight")
         if entry is None:
@@ -154,10 +156,11 @@ def select_in_checkpoint(
                 f"{folder}: tensor '{target.name}.weight' is in config.json's model and "
                 "not in the weights; fetch the model again"
             )
-        if entry.shape != target.shape:
+        expected = tree.get_parameter(entry.name).shape
+        if entry.shape != expected:
             raise ModelError(
                 f"{folder}: {entry.name} has shape {list(entry.shape)}, config.json "
-                f"gives {list(target.shape)}; fetch the model again"
+                f"gives {list(expected)}; fetch the model again"
             )
         dtype_of(entry)
     own = fingerprint.of_weights(weights, targets.values())

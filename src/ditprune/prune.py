@@ -38,6 +38,7 @@ from ditprune.progress import Report, silent
 from ditprune.recipe import Recipe, build
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
+from ditprune.targets.matrix import as_matrix
 
 # A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -166,7 +167,7 @@ def _write_rest(
             nonlocal num_done
             if entry.name not in by_tensor:
                 return None
-            target, weight = by_tensor[entry.name], as_tensor(raw, entry)
+            target, weight = by_tensor[entry.name], as_matrix(as_tensor(raw, entry))
             outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
             num_done += 1
             report("pruning targets", num_done, len(by_tensor))

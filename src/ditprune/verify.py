@@ -19,6 +19,7 @@ from ditprune.granularity import GRANULARITIES
 from ditprune.granularity.cag import CAG
 from ditprune.granularity.nm import NM
 from ditprune.recipe import Recipe, from_json
+from ditprune.targets.matrix import matrix_shape
 
 # What reading a manifest raises when someone has changed its form.
 _MALFORMED = (
@@ -89,8 +90,9 @@ def _false_target(
     recipe: Recipe,
     threshold: float | None,
 ) -> Iterator[str]:
-    if list(entry.shape) != list(target["shape"]):
-        yield f"{name}: shape {list(entry.shape)} on disk, {target['shape']} claimed"
+    shape = matrix_shape(entry.shape)
+    if list(shape) != list(target["shape"]):
+        yield f"{name}: shape {list(shape)} on disk, {target['shape']} claimed"
         return
     is_zero = as_tensor(raw, entry) == 0
     num_zero = int(torch.count_nonzero(is_zero))
@@ -101,7 +103,7 @@ def _false_target(
         chosen = recipe.granularity.choose(target["g_out"], threshold).name
         if chosen != groups.name:
             yield f"{name}: {groups.name} claimed, its G_out {target['g_out']} leads to {chosen}"
-    num_groups, size = groups.group_shape(*entry.shape)
+    num_groups, size = groups.group_shape(*shape)
     asked = size - groups.num_keep(size, recipe.sparsity)
     if (num_groups, num_groups * asked) != (target["num_groups"], target["num_asked"]):
         yield (

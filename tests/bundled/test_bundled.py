@@ -47,7 +47,8 @@ def test_it_is_data_only() -> None:
     files = [f for f in folder.rglob("*") if f.is_file() and "__pycache__" not in f.parts]
     code = {file for file in files if file.suffix == ".py"}
     assert {file.parent for file in code} == {folder}
-    assert {file.suffix for file in files if file not in code} <= {".safetensors", ".json", ".md"}
+    data = {file.suffix for file in files if file not in code}
+    assert data <= {".safetensors", ".json", ".md", ".txt"}
 
 
 def test_its_configs_name_no_place_on_any_machine() -> None:

@@ -246,7 +246,7 @@ def test_the_denoiser_runs_in_eval_mode_without_gradients() -> None:
         return b.to_q(x) + b.to_k(x) + b.to_v(x)
 
     calibrate(Denoiser(use).train(), [{"x": tokens(0)}])
-    assert states == [(False, False)]
+    assert states == [(False, True), (False, False)]  # who is used by whom is asked first
     assert torch.is_grad_enabled()
 
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditprune.calibration.pipeline import conditions, draw, load_pipeline
-from ditprune.calibration.sample import Sampling, merge_calls, sample_calls, take_item
+from ditprune import bundled
+from ditprune.calibration.draw import conditions, draw
+from ditprune.calibration.pipeline import load_pipeline
+from ditprune.calibration.rows import merge_calls, take_item
+from ditprune.calibration.sample import Sampling, sample_calls, sample_unit
 from ditprune.calibration.seeds import item_seed
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import locate
@@ -24,7 +27,7 @@ def pipeline(tiny_pipeline) -> Any:
 
 def calls_of(pipeline: Any, **options: Any) -> list[Call]:
     words = {"num_samples": 12, "num_inference_steps": 4, "guidance_scale": 1.0, **options}
-    return [call for batch in sample_calls(pipeline, Sampling(**words)) for call in batch]
+    return sample_calls(pipeline, Sampling(**words))
 
 
 def items_of(pipeline: Any, **options: Any) -> list[tuple[float, tuple[int, ...], Tensor]]:
@@ -124,13 +127,49 @@ def test_labels_and_timesteps_are_not_in_step(pipeline) -> None:
     assert len({item[:2] for item in items}) > 8
 
 
-def test_timesteps_come_in_no_order(pipeline) -> None:
-    """So that a part of the samples, and any label of a sorted list, meets all of them."""
-    timesteps = [item[0] for item in items_of(pipeline, num_inference_steps=12)]
-    assert timesteps not in (sorted(timesteps), sorted(timesteps, reverse=True))
-    other = [item[0] for item in items_of(pipeline, num_inference_steps=12, seed=1)]
-    assert timesteps != other
-    assert sorted(timesteps) == sorted(other)
+def test_items_go_from_noise_to_image_and_labels_do_not_follow_them(pipeline) -> None:
+    items = items_of(pipeline, num_inference_steps=12)
+    timesteps = [item[0] for item in items]
+    assert timesteps == sorted(timesteps, reverse=True)
+    labels = [item[1] for item in items]
+    assert labels not in (sorted(labels), sorted(labels, reverse=True))
+
+
+def test_a_run_ends_after_the_last_step_that_its_items_want(pipeline) -> None:
+    sampling = Sampling(12, num_inference_steps=12, guidance_scale=1.0, batch_size=4)
+    for unit, num_steps in ((0, 4), (1, 8), (2, 12)):
+        steps: list[int] = []
+        handle = pipeline.transformer.register_forward_hook(lambda *_: steps.append(1))  # noqa: B023
+        calls, _ = sample_unit(pipeline, sampling, unit)
+        handle.remove()
+        assert len(steps) == num_steps
+        assert sum(len(call.sample()) for call in calls) == 4
+
+
+def test_calls_say_where_on_the_way_they_are(pipeline) -> None:
+    calls = calls_of(pipeline, num_samples=20, num_inference_steps=20)
+    pipeline.scheduler.set_timesteps(20)
+    steps = pipeline.scheduler.timesteps.tolist()
+    for call in calls:
+        first = steps.index(call.kwargs["timestep"].flatten()[0].item())
+        assert call.place == pytest.approx((first + 0.5) / 20)
+        bins = {steps.index(t) * 10 // 20 for t in call.kwargs["timestep"].tolist()}
+        assert bins == {int(call.place * 10)}
+    assert len(calls) == 10  # one for each bin, both items of it together
+
+
+def test_a_unit_is_the_same_whatever_was_sampled_before(pipeline, same_bits) -> None:
+    sampling = Sampling(12, num_inference_steps=6, guidance_scale=2.0, batch_size=4)
+    alone, style = sample_unit(pipeline, sampling, 2)
+    for unit in (1, 0, 2):
+        again, _ = sample_unit(pipeline, sampling, unit)
+    for one, two in zip(alone, again, strict=True):
+        same_bits(one.args[0], two.args[0])
+        assert (one.place, one.denoiser) == (two.place, two.denoiser)
+    assert (style.rows_per_image, style.calls_per_step) == (2, 1)
+    assert (style.timestep_argument, style.timestep_scale) == ("timestep", 1000)
+    assert style.timestep_falls
+    assert not style.guidance_argument
 
 
 def test_guidance_keeps_both_rows_of_an_item(pipeline) -> None:
@@ -169,8 +208,8 @@ def test_the_hook_goes_even_when_sampling_fails(pipeline, monkeypatch) -> None:
     assert len(pipeline.transformer._forward_pre_hooks) == before
 
 
-def test_the_protocol_is_json_and_says_it_all(pipeline) -> None:
-    protocol = Sampling(labels=(1, 2), seed=9).protocol(pipeline)
+def test_the_protocol_is_json_and_says_it_all() -> None:
+    protocol = Sampling(labels=(1, 2), seed=9).protocol("DiTPipeline", "DDIMScheduler")
     assert protocol["labels"] == [1, 2]
     assert protocol["seed"] == 9
     assert (protocol["pipeline"], protocol["scheduler"]) == ("DiTPipeline", "DDIMScheduler")
@@ -221,6 +260,8 @@ def test_calls_that_differ_elsewhere_stay_apart(other) -> None:
         ({"num_samples": 0}, "--num-samples 0"),
         ({"num_samples": -3}, "--num-samples -3"),
         ({"num_inference_steps": 0}, "--num-inference-steps 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"height": -1}, "--height -1"),
         ({"timesteps": "latte"}, "--timesteps 'latte': did you mean 'late'"),
     ],
     ids=str,
@@ -250,11 +291,16 @@ class PromptPipeline:
     def __call__(self, prompt: Any, num_inference_steps: int = 1, **_: Any) -> None: ...
 
 
-def test_a_pipeline_of_prompts_needs_prompts() -> None:
+class NeedsAnImage:
+    def __call__(self, prompt: Any, image: Any, strength: float = 1.0, **_: Any) -> None: ...
+
+
+def test_a_pipeline_of_prompts_has_our_own_for_want_of_others() -> None:
     pipeline = PromptPipeline()
     assert conditions(pipeline, None, ("a", "b")) == ["a", "b"]
-    with pytest.raises(RecipeError, match="needs --prompts FILE"):
-        conditions(pipeline, None, None)
+    assert conditions(pipeline, None, None) == bundled.load_prompts()
+    with pytest.raises(RecipeError, match=r"NeedsAnImage needs image; .*ditprune\.recorded"):
+        conditions(NeedsAnImage(), None, None)
     with pytest.raises(RecipeError, match="pass --prompts, not --labels"):
         conditions(pipeline, (1,), None)
     with pytest.raises(RecipeError, match="neither class_labels nor prompt"):
@@ -262,9 +308,36 @@ def test_a_pipeline_of_prompts_needs_prompts() -> None:
 
 
 def test_an_image_is_of_its_seed_alone(pipeline) -> None:
-    both = draw(pipeline, [1, 2], [10, 11], 2, 1.5)
-    alone = draw(pipeline, [2], [11], 2, 1.5)
+    options = {"num_inference_steps": 2, "guidance_scale": 1.5}
+    both = draw(pipeline, [1, 2], [10, 11], **options)
+    alone = draw(pipeline, [2], [11], **options)
     assert both.shape == (2, 16, 16, 1)
     torch.testing.assert_close(
         torch.from_numpy(both[1:]), torch.from_numpy(alone), rtol=1e-4, atol=1e-4
     )
+
+
+def test_an_option_that_the_pipeline_does_not_take_is_refused(pipeline) -> None:
+    with pytest.raises(RecipeError, match="height: DiTPipeline takes no such option"):
+        draw(pipeline, [1], [0], height=64)
+
+
+def test_positions_of_tokens_are_no_rows(same_bits) -> None:
+    """As many tokens as rows, by chance."""
+    ids, rotary = torch.arange(12.0).reshape(4, 3), (torch.ones(4, 2), torch.zeros(4, 2))
+    call = Call((), {"x": torch.arange(8.0).reshape(4, 2), "img_ids": ids, "rotary_emb": rotary})
+    items = [take_item(call, row, 2) for row in (0, 1)]
+    same_bits(items[1].kwargs["x"], torch.tensor([[2.0, 3], [6, 7]]))
+    for item in items:
+        same_bits(item.kwargs["img_ids"], ids)
+        same_bits(item.kwargs["rotary_emb"][0], rotary[0])
+    (merged,) = merge_calls(items)
+    assert merged.kwargs["x"].shape == (4, 2)
+    same_bits(merged.kwargs["img_ids"], ids)
+    other = Call((), {**items[0].kwargs, "img_ids": ids + 1})
+    assert merge_calls([items[0], other]) == [items[0], other]
+
+
+def test_calls_of_other_arguments_stay_apart() -> None:
+    one, two = Call((torch.zeros(1, 2),)), Call((torch.zeros(1, 2), torch.zeros(1)))
+    assert merge_calls([one, two]) == [one, two]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import Any
 
@@ -15,6 +16,7 @@ from ditprune.checkpoints import calibration_set
 from ditprune.errors import ModelError, OutputError
 from folders import edit_json
 
+UNIT = "unit-00000.safetensors"
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
     torch.uint8, torch.bool,
@@ -54,8 +56,10 @@ def shape_of(tree: Any) -> Any:
 def test_calls_come_back_as_they_were(tmp_path) -> None:
     calls = [nested(), Call((), {"x": torch.zeros(1)}), Call((torch.ones(2),))]
     calibration_set.save(calls, {"seed": 3, "labels": [1, 2]}, tmp_path / "set")
-    loaded, protocol = calibration_set.load(tmp_path / "set")
-    assert protocol == {"seed": 3, "labels": [1, 2]}
+    kept = calibration_set.load(tmp_path / "set")
+    loaded, _ = kept.read(0)
+    assert kept.protocol == {"seed": 3, "labels": [1, 2]}
+    assert (kept.num_units, kept.missing()) == (1, [])
     assert len(loaded) == 3
     for one, two in zip(loaded, calls, strict=True):
         assert isinstance(one, Call)
@@ -66,7 +70,7 @@ def test_calls_come_back_as_they_were(tmp_path) -> None:
 def test_the_bits_of_floats_come_back(tmp_path, same_bits) -> None:
     odd = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45])
     calibration_set.save([Call((odd, odd.bfloat16()))], {}, tmp_path / "set")
-    (call,), _ = calibration_set.load(tmp_path / "set")
+    (call,), _ = calibration_set.load(tmp_path / "set").read(0)
     same_bits(call.args[0], odd)
     same_bits(call.args[1], odd.bfloat16())
 
@@ -74,7 +78,7 @@ def test_the_bits_of_floats_come_back(tmp_path, same_bits) -> None:
 def test_tensors_that_share_memory_are_stored_whole(tmp_path, same_bits) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     calibration_set.save([Call((whole[0], whole[1:], whole))], {}, tmp_path / "set")
-    (call,), _ = calibration_set.load(tmp_path / "set")
+    (call,), _ = calibration_set.load(tmp_path / "set").read(0)
     for one, two in zip(call.args, (whole[0], whole[1:], whole), strict=True):
         same_bits(one, two)
 
@@ -82,11 +86,11 @@ def test_tensors_that_share_memory_are_stored_whole(tmp_path, same_bits) -> None
 def test_the_same_calls_are_the_same_bytes(tmp_path) -> None:
     for name in ("a", "b"):
         calibration_set.save([nested()], {"seed": 0}, tmp_path / name)
-    for file in ("calls.json", "calls.safetensors"):
+    for file in (calibration_set.HEADER, UNIT):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-@pytest.mark.parametrize("value", [object(), torch.float16, {1, 2}, b"bytes", 1j, len])
+@pytest.mark.parametrize("value", [object(), torch.device("cpu"), {1, 2}, b"bytes", 1j, len])
 def test_what_cannot_be_stored_is_refused_and_leaves_nothing(value, tmp_path) -> None:
     call = Call((torch.zeros(1),), {"deep": [{"down": value}]})
     with pytest.raises(OutputError, match=f"is {type(value).__name__}, which cannot be stored"):
@@ -101,7 +105,7 @@ def test_a_size_is_stored_as_a_tuple_or_refused(tmp_path) -> None:
         calibration_set.save(calls, {}, tmp_path / "set")
     except OutputError:
         return
-    (call,), _ = calibration_set.load(tmp_path / "set")
+    (call,), _ = calibration_set.load(tmp_path / "set").read(0)
     assert tuple(call.kwargs["size"]) == (2, 3)
 
 
@@ -113,12 +117,12 @@ def folder(tmp_path):
 
 def refused(folder, match: str) -> None:
     with pytest.raises(ModelError, match=match) as caught:
-        calibration_set.load(folder)
+        calibration_set.load(folder).read(0)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("file", ["calls.json", "calls.safetensors"])
+@pytest.mark.parametrize("file", [calibration_set.HEADER, UNIT])
 @pytest.mark.parametrize("spoil", ["missing", "empty", "truncated", "garbage"])
 def test_a_broken_file_is_refused(file, spoil, folder) -> None:
     path = folder / file
@@ -126,39 +130,82 @@ def test_a_broken_file_is_refused(file, spoil, folder) -> None:
     path.unlink()
     if spoil != "missing":
         path.write_bytes({"empty": b"", "truncated": content[:-3], "garbage": b"\x80\x02."}[spoil])
-    refused(folder, "not a calibration set|cannot be read as JSON")
+    refused(folder, "not a (unit of a )?calibration set|cannot be read as JSON")
 
 
 def test_a_folder_of_something_else_is_refused(folder, tmp_path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
-    refused(folder, "cannot be read as JSON")
+    refused(folder, "not a calibration set")
     (tmp_path / "file").write_bytes(b"")
-    refused(tmp_path / "file", "cannot be read as JSON")
+    refused(tmp_path / "file", "not a calibration set")
 
 
 @pytest.mark.parametrize(
     "changes",
+    [{"format": 1}, {"num_units": 0}, {"num_units": "x"}, {"protocol": 3}, {"guard": None}],
+    ids=str,
+)
+def test_an_edited_header_is_refused(changes, folder) -> None:
+    edit_json(folder / calibration_set.HEADER, lambda content: content.update(changes))
+    refused(folder, "not a calibration set")
+
+
+ARGS, KWARGS = {"args": {"tuple": []}}, {"kwargs": {"dict": {}}}
+WHERE = {"place": 0.5, "denoiser": "transformer"}
+
+
+@pytest.mark.parametrize(
+    "calls",
     [
-        {"format": 2},
-        {"calls": None},
-        {"calls": [{}]},
-        {"calls": [{"args": {"tuple": []}}]},
-        {"calls": [{"args": {"value": 1, "dict": {}}, "kwargs": {"dict": {}}}]},
-        {"calls": [{"args": {"tuple": [{"tensor": "999999"}]}, "kwargs": {"dict": {}}}]},
-        {"calls": [{"args": {"pickle": "x"}, "kwargs": {"dict": {}}}]},
-        {"calls": [{"args": {"tuple": [3]}, "kwargs": {"dict": {}}}]},
-        {"protocol": 3},
+        None,
+        [{}],
+        [{**ARGS, **WHERE}],
+        [{**ARGS, **KWARGS}],
+        [{**ARGS, **KWARGS, **WHERE, "place": "x"}],
+        [{**KWARGS, **WHERE, "args": {"value": 1, "dict": {}}}],
+        [{**KWARGS, **WHERE, "args": {"tuple": [{"tensor": "999999"}]}}],
+        [{**KWARGS, **WHERE, "args": {"pickle": "x"}}],
+        [{**KWARGS, **WHERE, "args": {"dtype": "save"}}],
+        [{**KWARGS, **WHERE, "args": {"tuple": [3]}}],
     ],
     ids=str,
 )
-def test_an_edited_record_is_refused(changes, folder) -> None:
-    edit_json(folder / "calls.json", lambda content: content.update(changes))
-    refused(folder, "not a calibration set")
+def test_an_edited_record_is_refused(calls, folder) -> None:
+    metadata = {"ditprune.calls": json.dumps({"calls": calls, "notes": {}})}
+    save_file(load_file(folder / UNIT), folder / UNIT, metadata=metadata)
+    refused(folder, "not a unit of a calibration set")
 
 
-def test_missing_tensors_are_refused(folder) -> None:
-    tensors = load_file(folder / "calls.safetensors")
-    del tensors["000001"]
-    save_file(tensors, folder / "calls.safetensors")
-    refused(folder, "not a calibration set")
+@pytest.mark.parametrize("metadata", [None, {"ditprune.calls": "{"}, {"ditprune.calls": "[]"}])
+def test_a_unit_without_its_record_is_refused(metadata, folder) -> None:
+    save_file(load_file(folder / UNIT), folder / UNIT, metadata=metadata)
+    refused(folder, "not a unit of a calibration set")
+
+
+def test_places_denoisers_and_dtypes_come_back(tmp_path) -> None:
+    calls = [
+        Call((torch.ones(1),), {"dtype": torch.bfloat16}, 0.25, "transformer_2"),
+        Call((torch.ones(1),)),
+    ]
+    calibration_set.save(calls, {}, tmp_path / "set")
+    (one, two), _ = calibration_set.load(tmp_path / "set").read(0)
+    assert one.kwargs["dtype"] is torch.bfloat16
+    assert [(c.place, c.denoiser) for c in (one, two)] == [
+        (0.25, "transformer_2"), (None, "transformer"),
+    ]  # fmt: skip
+
+
+def test_a_set_is_filled_unit_by_unit(tmp_path) -> None:
+    kept = calibration_set.start(tmp_path / "set", 3, {"seed": 1}, {"weights": "a"})
+    assert kept.missing() == [0, 1, 2]
+    kept.write(1, [Call((torch.ones(1),))], {"rows_per_image": 2})
+    again = calibration_set.load(tmp_path / "set")
+    assert again == kept
+    assert again.missing() == [0, 2]
+    assert again.guard == {"weights": "a"}
+    calls, notes = again.read(1)
+    assert len(calls) == 1
+    assert notes == {"rows_per_image": 2}
+    with pytest.raises(ModelError, match=r"unit-00000.*not a unit"):
+        again.read(0)

@@ -126,7 +126,7 @@ def test_two_calibrations_are_the_same_bytes(ditprune, tiny_pipeline, statistics
     assert (tmp_path / "again").read_bytes() == statistics.read_bytes()
     ok(ditprune(*command, "-o", tmp_path / "seed", "--seed", 1))
     assert (tmp_path / "seed").read_bytes() != statistics.read_bytes()
-    protocol = statistics_file.load(tmp_path / "seed").protocol
+    protocol = statistics_file.load(tmp_path / "seed")["transformer"].protocol
     assert (protocol["seed"], protocol["num_samples"], protocol["timesteps"]) == (1, 4, "uniform")
     assert (protocol["num_inference_steps"], protocol["guidance_scale"]) == (2, 1.5)
 
@@ -156,9 +156,23 @@ def test_a_calibration_set_gives_the_same_statistics_without_the_pipeline(
     ok(ditprune(*second, "-o", tmp_path / "b"))
     assert (tmp_path / "b").read_bytes() == statistics.read_bytes()
     assert files_of(kept) == before
-    calls, protocol = calibration_set.load(kept)
-    assert protocol == dict(statistics_file.load(statistics).protocol)
-    assert statistics_file.load(statistics).num_calls == len(calls)
+    (unit,) = [calibration_set.load(kept)]
+    (calls, style), stats = unit.read(0), statistics_file.load(statistics)["transformer"]
+    assert dict(stats.protocol) == {**unit.protocol, "denoiser_calls": style}
+    assert stats.num_calls == len(calls)
+    assert style["rows_per_image"] == 2
+
+
+def test_an_option_that_a_calibration_set_contradicts_is_refused(
+    ditprune, refused, tiny_pipeline, statistics, tmp_path
+) -> None:
+    kept = tmp_path / "set"
+    command = ["calibrate", tiny_pipeline, "--num-samples", 4, *SAMPLING, "--calibration-set", kept]
+    ok(ditprune(*command, "-o", tmp_path / "a"))
+    again = ["calibrate", tiny_pipeline, "--calibration-set", kept, "-o", tmp_path / "b"]
+    ok(ditprune(*again, "--num-samples", 4))
+    line = refused(*again[:-1], tmp_path / "c", "--seed", 1)
+    assert f"--seed: the calibration set {kept} was sampled with 0" in line
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(

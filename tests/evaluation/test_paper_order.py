@@ -18,11 +18,7 @@ def trained():
     """The bundled denoiser, its statistics, and the relative error of any recipe on it."""
     pipeline = load_pipeline(locate("bundled"))
     calibration, held_out = (
-        [
-            call
-            for batch in sample_calls(pipeline, Sampling(128, "uniform", 25, 1.5, purpose=purpose))
-            for call in batch
-        ]
+        sample_calls(pipeline, Sampling(128, "uniform", 25, 1.5, purpose=purpose))
         for purpose in ("calibration", "held-out")
     )
     dense = pipeline.transformer

@@ -1,4 +1,4 @@
-"""Which Linears are targets: the published counts, and modules of the user's own."""
+"""Which layers are targets: the published counts, and modules of the user's own."""
 
 from __future__ import annotations
 
@@ -35,6 +35,12 @@ def pixart_sigma() -> nn.Module:
     return PixArtTransformer2DModel(sample_size=128, caption_channels=4096)
 
 
+def sana_1600m() -> nn.Module:
+    from diffusers import SanaTransformer2DModel
+
+    return SanaTransformer2DModel()
+
+
 @pytest.mark.parametrize(
     ("make", "num_targets", "num_weights"),
     [
@@ -49,6 +55,21 @@ def test_published_models_have_the_published_counts(make, num_targets, num_weigh
     targets = discover(denoiser)
     assert len(targets) == num_targets
     assert sum(target.num_weights for target in targets.values()) == num_weights
+
+
+def test_half_of_sana_are_pointwise_convolutions() -> None:
+    with torch.device("meta"):
+        denoiser = sana_1600m()
+    num_weights = {"linear": 0, "convolution": 0}
+    for name, target in discover(denoiser).items():
+        num_weights[target.kind] += target.num_weights
+        is_convolution = name.endswith((".ff.conv_inverted", ".ff.conv_point"))
+        assert is_convolution == (target.kind == "convolution")
+    # by hand: 20 blocks of 2,240 channels; eight square Linears, and 2.5 times the channels gated
+    assert num_weights == {
+        "linear": 20 * 8 * 2240**2,
+        "convolution": 20 * (2240 * 2 * 5600 + 5600 * 2240),
+    }
 
 
 def test_targets_are_the_linears_of_the_blocks_without_their_embedders(tiny_dit) -> None:
@@ -135,6 +156,65 @@ def test_a_weight_that_two_layers_share_is_one_target(tiny_dit) -> None:
 def test_a_module_without_transformer_blocks_is_refused(denoiser: nn.Module) -> None:
     with pytest.raises(ModelError, match=f"{type(denoiser).__name__}: no transformer blocks found"):
         discover(denoiser)
+
+
+def attention_blocks(*layers: nn.Module) -> nn.ModuleList:
+    """One block of query and key projections with more layers, named by their position."""
+    block = nn.Module()
+    block.to_q, block.to_k = nn.Linear(8, 8), nn.Linear(8, 8)
+    for i, layer in enumerate(layers):
+        block.add_module(f"layer{i}", layer)
+    return nn.ModuleList([block])
+
+
+def stored(layer: nn.Module, weight: torch.Tensor) -> nn.Module:
+    """The layer with its weight kept in another form."""
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_target"),
+    [
+        (nn.Conv1d(8, 6, 1), True),
+        (nn.Conv2d(8, 6, (1, 1), bias=False), True),
+        (nn.Conv3d(8, 6, 1, padding="same"), True),
+        (nn.Conv2d(8, 6, 3, padding=1), False),
+        (nn.Conv2d(8, 6, (1, 3)), False),
+        (nn.Conv2d(8, 8, 1, groups=8), False),
+        (nn.Conv2d(8, 6, 1, stride=2), False),
+        (nn.Conv2d(8, 6, 1, padding=1), False),
+        (nn.ConvTranspose2d(8, 6, 1), False),
+        (nn.Conv2d(64, 4, 1), False),  # one output for each head
+        (nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), False),
+        (stored(nn.Linear(8, 6), torch.zeros(6, 8, dtype=torch.int8)), False),  # quantised
+        (stored(nn.Linear(8, 6), torch.zeros(24, 1)), False),  # packed
+        (nn.Embedding(8, 6), False),
+    ],
+    ids=repr,
+)
+def test_a_layer_is_a_target_where_its_weight_is_one_matrix(layer, is_target: bool) -> None:
+    targets = discover(attention_blocks(layer))
+    assert ("0.layer0" in targets) == is_target
+    if is_target:
+        kind = "linear" if isinstance(layer, nn.Linear) else "convolution"
+        assert (targets["0.layer0"].kind, targets["0.layer0"].shape) == (kind, (6, 8))
+
+
+def test_a_multihead_attention_of_torch_is_no_target_and_its_neighbours_are() -> None:
+    denoiser = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16) for _ in range(2)])
+    assert list(discover(denoiser)) == ["0.linear1", "0.linear2", "1.linear1", "1.linear2"]
+
+
+def test_an_auxiliary_list_of_the_class_of_the_trunk_stays_outside_it() -> None:
+    """Its items are no lone blocks: they stand in a list."""
+    denoiser, refiner = nn.Module(), nn.Module()
+    denoiser.blocks = nn.ModuleList(attention_blocks(nn.Linear(8, 8))[0] for _ in range(3))
+    refiner.blocks = attention_blocks()
+    denoiser.refiner = refiner
+    assert {name.split(".")[0] for name in discover(denoiser)} == {"blocks"}
+    added = {n: t for n, t in discover(denoiser, auxiliary=True).items() if t.auxiliary}
+    assert list(added) == ["refiner.blocks.0.to_q", "refiner.blocks.0.to_k"]
 
 
 class _NarrowAttention(nn.Module):

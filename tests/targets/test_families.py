@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -12,8 +13,18 @@ import torch
 from torch import Tensor, nn
 
 import ditprune
+from ditprune.calibration.reach import unused
+from ditprune.errors import ModelError
+from ditprune.targets.coverage import left_out
 from ditprune.targets.discover import discover
-from tiny_denoisers import FAMILIES, LEFT_OUT, NAMED_LIKE_A_DENOISER, Draw, Family
+from tiny_denoisers import (
+    FAMILIES,
+    LEFT_OUT,
+    NAMED_LIKE_A_DENOISER,
+    WITHOUT_GRADIENTS,
+    Draw,
+    Family,
+)
 
 # Warnings of diffusers and torch about their own code paths, raised by some constructors and calls.
 pytestmark = [
@@ -34,11 +45,17 @@ def uncalled_of(family: Family, names: Iterable[str]) -> list[str]:
 
 
 def calibrated(family: Family, denoiser: nn.Module) -> ditprune.Statistics:
-    """Statistics of two calls; warns of the targets that they leave out, and only then."""
-    if not family.uncalled:
-        return ditprune.calibrate(denoiser, calls_of(family))
-    with pytest.warns(UserWarning, match="targets were never called in calibration"):
-        return ditprune.calibrate(denoiser, calls_of(family))
+    """Statistics of two calls; warns of what they leave out, and of nothing else."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        stats = ditprune.calibrate(denoiser, calls_of(family))
+    said = [str(one.message) for one in caught]
+    never = [line for line in said if "targets were never called in calibration" in line]
+    untold = [line for line in said if "not with gradients" in line]
+    assert len(never) == bool(stats.never_called)
+    assert len(untold) == (family.name in WITHOUT_GRADIENTS)
+    return stats
 
 
 def tensors_of(denoiser: nn.Module) -> dict[str, Tensor]:
@@ -65,18 +82,23 @@ def outputs_of(family: Family, denoiser: nn.Module) -> list[Tensor]:
 
 
 def sums_of_squares(family: Family, denoiser: nn.Module) -> dict[str, Tensor]:
-    """Of every input channel of every Linear that is called, with one plain hook for each."""
+    """Of every input channel of every matrix that is called, with one plain hook for each."""
     sums: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
-        def see(_module: nn.Module, args: tuple[Tensor]) -> None:
-            squares = args[0].double().square().flatten(0, -2).sum(0)
+        def see(layer: nn.Module, args: tuple[Tensor]) -> None:
+            channels = -1 if isinstance(layer, nn.Linear) else 1
+            squares = args[0].double().square().movedim(channels, -1).flatten(0, -2).sum(0)
             sums[name] = sums.get(name, 0) + squares
 
         return see
 
-    linears = [(n, m) for n, m in denoiser.named_modules() if isinstance(m, nn.Linear)]
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears]
+    handles = [
+        layer.register_forward_pre_hook(hook(name))
+        for name, layer in denoiser.named_modules()
+        if isinstance(layer, nn.Linear)
+        or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+    ]
     with torch.no_grad():
         for call in calls_of(family):
             denoiser(**call)
@@ -113,11 +135,52 @@ def test_the_targets_are_those_counted_by_eye(family: Family) -> None:
     targets = discover(denoiser)
     assert Counter(target.block for target in targets.values()) == family.expected
     for name, target in targets.items():
-        linear = denoiser.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        layer = denoiser.get_submodule(name)
+        assert isinstance(layer, {"linear": nn.Linear, "convolution": nn.Conv2d}[target.kind])
+        assert not target.auxiliary
         assert name.startswith(f"{target.block}.")
         assert target.depth == int(target.block.rsplit(".", 1)[1])
-        assert target.shape == tuple(linear.weight.shape)
+        assert target.shape == tuple(layer.weight.shape[:2])
+        assert target.num_weights == layer.weight.numel()
+
+
+@every_family
+def test_the_blocks_outside_the_trunk_are_added_where_asked_for(family: Family) -> None:
+    denoiser = family.make()
+    trunk, all_targets = discover(denoiser), discover(denoiser, auxiliary=True)
+    added = {name: target for name, target in all_targets.items() if target.auxiliary}
+    assert Counter(target.block for target in added.values()) == family.expected_auxiliary
+    assert {name: target for name, target in all_targets.items() if name not in added} == trunk
+
+
+@every_family
+def test_every_matrix_in_the_blocks_is_a_target_or_left_out_for_a_reason(family: Family) -> None:
+    denoiser = family.make()
+    inside = {
+        id(parameter): parameter.numel()
+        for path in (*family.expected, *family.expected_auxiliary)
+        for parameter in denoiser.get_submodule(path).parameters()
+        if parameter.ndim >= 2
+    }
+    for auxiliary in (False, True):
+        targets = discover(denoiser, auxiliary)
+        dense = left_out(denoiser, targets)
+        counted = [part.num_weights for part in (*targets.values(), *dense.values())]
+        assert sum(counted) == sum(inside.values())
+        assert min(counted) > 0
+        assert not dense.keys() & targets.keys()
+        assert all(name == part.name and part.reason for name, part in dense.items())
+
+
+@every_family
+def test_the_layers_that_run_in_vain_are_those_seen_by_eye(family: Family) -> None:
+    denoiser = family.make()
+    targets = discover(denoiser)
+    if family.name in WITHOUT_GRADIENTS:
+        with pytest.raises(ModelError, match="not with gradients"):
+            unused(denoiser, family.call(Draw(1)), targets)
+    else:
+        assert unused(denoiser, family.call(Draw(1)), targets) == family.unused
 
 
 @every_family
@@ -134,8 +197,10 @@ def test_the_targets_are_found_on_the_meta_device_too(family: Family) -> None:
 def test_calibration_sees_all_that_enters_the_targets(family: Family) -> None:
     denoiser = family.make()
     stats = calibrated(family, denoiser)
-    targets = discover(denoiser)
-    assert list(stats.never_called) == uncalled_of(family, targets)
+    targets = discover(denoiser, auxiliary=True)
+    trunk = [name for name, target in targets.items() if not target.auxiliary]
+    assert [name for name in stats.never_called if name in trunk] == uncalled_of(family, trunk)
+    assert stats.unused == family.unused
     assert stats.num_calls == 2
     sums = sums_of_squares(family, denoiser)
     assert set(stats.column_norms) == set(targets) & set(sums)

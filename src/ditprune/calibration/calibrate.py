@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.observe import observing, watching
+from ditprune.calibration.reach import unused
 from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
 from ditprune.checkpoints import fingerprint
-from ditprune.errors import StatisticsError
+from ditprune.errors import ModelError, StatisticsError
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import discover
 
@@ -40,11 +41,19 @@ def calibrate(
         ModelError: no transformer blocks, or a batch of another kind.
         StatisticsError: no batches, or an input with NaN or Inf.
     """
-    targets = discover(denoiser)
+    targets = discover(denoiser, auxiliary=True)
     own = fingerprint.of_module(denoiser, targets.values())
-    statistics = observe_calls(denoiser, batches, own)
+    vain: list[str] = []
+
+    def watched() -> Iterator[Any]:
+        for number, batch in enumerate(batches):
+            if number == 0:
+                vain.extend(find_unused(denoiser, Call.of(batch), own))
+            yield batch
+
+    statistics = observe_calls(denoiser, watched(), own)
     warn_of_silence(statistics)
-    return replace(statistics, protocol=dict(protocol or {}))
+    return replace(statistics, protocol=dict(protocol or {}), unused=tuple(vain))
 
 
 def observe_calls(
@@ -79,6 +88,15 @@ def observe_calls(
         num_inputs={name: observation.num_inputs[name] for name in called},
         padding=padding,
     )
+
+
+def find_unused(denoiser: nn.Module, call: Call, names: Iterable[str]) -> tuple[str, ...]:
+    """The layers that this call runs in vain; none, and a warning, where that cannot be told."""
+    try:
+        return unused(denoiser, call, names)
+    except ModelError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return ()
 
 
 def warn_of_silence(statistics: Statistics, of: str = "") -> None:

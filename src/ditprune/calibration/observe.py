@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ditprune.statistics import column_norm
 from ditprune.statistics.collected import NUM_BINS, bin_of
 from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.targets.matrix import channels_last
 
 
 class Observation:
@@ -94,8 +95,8 @@ def watching(observation: Observation, place: float | None = None) -> Iterator[N
 
 
 def _hook(observation: Observation, name: str) -> Any:
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if observation.is_watching:
-            observation.see(name, args[0] if args else kwargs["input"])
+            observation.see(name, channels_last(layer, args[0] if args else kwargs["input"]))
 
     return hook

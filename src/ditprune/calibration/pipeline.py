@@ -1,63 +1,85 @@
-"""Loads a diffusers pipeline from a folder, and calls it one way for labels and for prompts."""
+"""Loads a diffusers pipeline, or a denoiser alone, from a folder: safetensors and known classes."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ditprune.calibration import stream
+from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import ModelFolder, read_json
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
-from ditprune.errors import ModelError, RecipeError
+from ditprune.errors import ModelError
 
+_CPU = Placement()
 _LIBRARIES = ("diffusers", "transformers")
 
 
-def load_pipeline(model: ModelFolder) -> Any:
-    """The pipeline in float32 on the CPU, silent, from safetensors and known classes only."""
+def load_pipeline(model: ModelFolder, place: Placement = _CPU) -> Any:
+    """The pipeline where it is asked for, silent, from safetensors and known classes only.
+
+    Denoisers that exceed the placement's memory are streamed; everything else is loaded.
+    """
     import diffusers
 
-    _check_components(model)
-    check_denoiser(model)
-    with _loading(model):
+    check_components(model)
+    for folder in model.denoisers.values():
+        check_denoiser(folder)
+    streamed = {
+        name: stream.streamed(folder, place)
+        for name, folder in model.denoisers.items()
+        if stream.is_too_large(folder, place)
+    }
+    with _loading(model.name):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            model.root, use_safetensors=True, local_files_only=True
+            model.root,
+            use_safetensors=True,
+            local_files_only=True,
+            **_in_dtype(place),
+            **streamed,
         )
-    for component in pipeline.components.values():
-        if isinstance(component, nn.Module):
-            component.float()
+    for name, component in pipeline.components.items():
+        if isinstance(component, nn.Module) and name not in streamed:
+            component.to(place.device).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def load_denoiser(model: ModelFolder, expected: type[nn.Module]) -> nn.Module:
-    """A folder's denoiser in float32, in eval mode; it must be of the class expected."""
-    given = read_json(model.denoiser / "config.json").get("_class_name")
-    if given != expected.__name__:
-        raise ModelError(
-            f"{model.name}: holds a {given}, expected a {expected.__name__} as in the dense model"
+def load_denoiser(folder: Path, place: Placement = _CPU) -> nn.Module:
+    """A folder's denoiser in eval mode, streamed if it exceeds the placement's memory."""
+    tree = check_denoiser(folder)
+    if stream.is_too_large(folder, place):
+        return stream.streamed(folder, place)
+    with _loading(str(folder)):
+        denoiser = type(tree).from_pretrained(  # type: ignore[attr-defined]
+            folder, use_safetensors=True, local_files_only=True, **_in_dtype(place)
         )
-    check_denoiser(model)
-    with _loading(model):
-        denoiser = expected.from_pretrained(  # type: ignore[attr-defined]
-            model.denoiser, use_safetensors=True, local_files_only=True
-        )
-    return denoiser.float().eval()
+    return denoiser.to(place.device).eval()
 
 
-def check_denoiser(model: ModelFolder) -> nn.Module:
+def check_denoiser(folder: Path) -> nn.Module:
     """Refuse what is not whole before diffusers sees it; returns the module tree, on meta."""
-    Weights(model.denoiser)
-    return skeleton(model.denoiser)
+    Weights(folder)
+    return skeleton(folder)
+
+
+def _in_dtype(place: Placement) -> dict[str, torch.dtype]:
+    """The argument of from_pretrained, under the name that the installed diffusers takes."""
+    from diffusers.utils import deprecation_utils
+
+    # Renamed in July 2026, with this function for those who still use the old name.
+    is_renamed = hasattr(deprecation_utils, "_resolve_dtype")
+    return {"dtype" if is_renamed else "torch_dtype": place.dtype}
 
 
 @contextmanager
-def _loading(model: ModelFolder) -> Iterator[None]:
+def _loading(name: str) -> Iterator[None]:
     """diffusers, silent for as long as the block runs; its refusals become ours."""
     from diffusers.utils import logging
 
@@ -68,14 +90,17 @@ def _loading(model: ModelFolder) -> Iterator[None]:
         yield
     except Exception as error:  # diffusers raises a dozen unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"{model.name}: diffusers cannot load it ({reason})") from None
+        raise ModelError(f"{name}: diffusers cannot load it ({reason})") from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
 
 
-def _check_components(model: ModelFolder) -> None:
-    """Refuse a pipeline whose index names code outside diffusers and transformers."""
+def check_components(model: ModelFolder) -> tuple[str, str]:
+    """Refuse a pipeline whose index names code outside diffusers and transformers.
+
+    Returns the names of the pipeline's class and of its scheduler's. Raises ModelError.
+    """
     import diffusers
 
     if not model.is_pipeline:
@@ -84,7 +109,8 @@ def _check_components(model: ModelFolder) -> None:
             "pipeline's folder, or a --calibration-set sampled before"
         )
     file = model.root / "model_index.json"
-    for name, value in read_json(file).items():
+    index = read_json(file)
+    for name, value in index.items():
         if name == "_class_name":
             if not isinstance(value, str) or not hasattr(diffusers, value):
                 raise ModelError(
@@ -98,60 +124,6 @@ def _check_components(model: ModelFolder) -> None:
                     f"{file}: component '{name}' comes from {library!r}, expected one of "
                     f"{', '.join(_LIBRARIES)}; code from model folders is never run"
                 )
-
-
-def condition_argument(pipeline: Any) -> str:
-    """The pipeline's argument for what to draw: `class_labels` or `prompt`."""
-    parameters = inspect.signature(pipeline.__call__).parameters
-    for argument in ("class_labels", "prompt"):
-        if argument in parameters:
-            return argument
-    raise RecipeError(
-        f"{type(pipeline).__name__} takes neither class_labels nor prompt; sample it yourself and "
-        "use ditprune.calibrate(denoiser, batches)"
-    )
-
-
-def conditions(
-    pipeline: Any, labels: Sequence[int] | None, prompts: Sequence[str] | None
-) -> list[Any]:
-    """What to draw: the given labels or prompts, or every label that the pipeline knows."""
-    argument = condition_argument(pipeline)
-    if argument == "class_labels":
-        if prompts:
-            raise RecipeError(
-                f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
-            )
-        num_classes = pipeline.transformer.config.num_embeds_ada_norm
-        known = sorted(pipeline.labels.values()) or list(range(num_classes))
-        for label in labels or ():
-            if not 0 <= label < num_classes:
-                raise RecipeError(
-                    f"--labels {label}: expected class ids from 0 to {num_classes - 1}"
-                )
-        return list(labels or known)
-    if labels:
-        raise RecipeError(f"{type(pipeline).__name__} draws prompts; pass --prompts, not --labels")
-    if not prompts:
-        raise RecipeError(f"{type(pipeline).__name__} needs --prompts FILE, one prompt a line")
-    return list(prompts)
-
-
-def draw(
-    pipeline: Any,
-    batch: Sequence[Any],
-    seeds: Sequence[int],
-    num_inference_steps: int | None,
-    guidance_scale: float | None,
-) -> Any:
-    """Images [N, H, W, C] in [0, 1] as numpy, each item from the noise of its own seed."""
-    options = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-    }
-    return pipeline(
-        **{condition_argument(pipeline): list(batch)},
-        **{name: value for name, value in options.items() if value is not None},
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        output_type="np",
-    ).images
+    scheduler = index.get("scheduler")
+    named = scheduler[1:2] if isinstance(scheduler, list) else []
+    return str(index.get("_class_name")), str(named[0] if named else None)

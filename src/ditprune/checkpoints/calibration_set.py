@@ -1,76 +1,172 @@
-"""A calibration set ⇄ a folder: the tensors of denoiser calls in safetensors, the rest in JSON."""
+"""A calibration set ⇄ a folder of units: tensors in safetensors, the rest as JSON in its metadata.
+
+A unit holds the denoiser calls of one sampling run and is written whole or not at all, so a set
+that was interrupted goes on where it stopped, and several processes can write one set together.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import staged_folder
+from ditprune.checkpoints.output import ensure_folder, write_beside
 from ditprune.errors import ModelError, OutputError
 
-_FORMAT = 1
-_TENSORS, _CALLS = "calls.safetensors", "calls.json"
+HEADER = "calibration_set.json"
+_FORMAT = 2
+_KEY = "ditprune.calls"
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """A folder of units.
+
+    Args:
+        folder: where they are.
+        num_units: how many there are when it is complete.
+        protocol: how they were sampled.
+        guard: what must not change between the runs that fill it (weights, settings, versions).
+    """
+
+    folder: Path
+    num_units: int
+    protocol: Mapping[str, object]
+    guard: Mapping[str, object]
+
+    def missing(self) -> list[int]:
+        """The units that are not there yet."""
+        return [unit for unit in range(self.num_units) if not self.file(unit).is_file()]
+
+    def file(self, unit: int) -> Path:
+        return self.folder / f"unit-{unit:05d}.safetensors"
+
+    def write(self, unit: int, calls: Sequence[Call], notes: Mapping[str, object]) -> None:
+        """Write one unit, all or nothing. Raises OutputError."""
+        tensors: dict[str, Tensor] = {}
+        records = [
+            {
+                "args": _encode(call.args, tensors, self.folder),
+                "kwargs": _encode(dict(call.kwargs), tensors, self.folder),
+                "place": call.place,
+                "denoiser": call.denoiser,
+            }
+            for call in calls
+        ]
+        metadata = {_KEY: json.dumps({"calls": records, "notes": dict(notes)})}
+        with write_beside(self.file(unit)) as part:
+            save_file(tensors, part, metadata=metadata)
+
+    def read(self, unit: int) -> tuple[list[Call], dict[str, object]]:
+        """The calls of one unit and the notes beside them. Raises ModelError."""
+        file = self.file(unit)
+        try:
+            with safe_open(file, framework="pt") as stream:
+                record = json.loads((stream.metadata() or {}).get(_KEY, ""))
+                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            calls = [
+                Call(
+                    _decode(one["args"], tensors),
+                    _decode(one["kwargs"], tensors),
+                    None if one["place"] is None else float(one["place"]),
+                    str(one["denoiser"]),
+                )
+                for one in record["calls"]
+            ]
+            return calls, dict(record["notes"])
+        except _MALFORMED as error:
+            raise ModelError(
+                f"{file}: not a unit of a calibration set ({error}); remove it and sample again"
+            ) from None
+
+
+# What reading a file that someone spoiled raises.
+_MALFORMED = (
+    KeyError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError, OSError,
+)  # fmt: skip
 
 
 def save(calls: Sequence[Call], protocol: Mapping[str, object], folder: Path) -> None:
-    """Write calls as a new folder, all or nothing. Raises OutputError."""
-    tensors: dict[str, Tensor] = {}
-
-    def encode(tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            tensors[f"{len(tensors):06d}"] = tree.cpu().contiguous().clone()
-            return {"tensor": f"{len(tensors) - 1:06d}"}
-        if isinstance(tree, Mapping):
-            return {"dict": {str(key): encode(value) for key, value in tree.items()}}
-        if isinstance(tree, (list, tuple)):
-            kind = "list" if isinstance(tree, list) else "tuple"
-            return {kind: [encode(value) for value in tree]}
-        if tree is None or isinstance(tree, (bool, int, float, str)):
-            return {"value": tree}
-        raise OutputError(
-            f"{folder}: a denoiser argument is {type(tree).__name__}, which cannot be stored; "
-            "expected tensors, numbers, text and containers of them"
-        )
-
-    records = [{"args": encode(call.args), "kwargs": encode(call.kwargs)} for call in calls]
-    with staged_folder(folder) as part:
-        save_file(tensors, part / _TENSORS)
-        content = {"format": _FORMAT, "protocol": dict(protocol), "calls": records}
-        (part / _CALLS).write_text(json.dumps(content), encoding="utf-8")
+    """Write calls of one's own as a complete set of one unit. Raises OutputError."""
+    if folder.exists():
+        raise OutputError(f"{folder}: exists; choose another place")
+    # Before anything is made: what cannot be stored is refused and leaves nothing.
+    for call in calls:
+        _encode([call.args, dict(call.kwargs)], {}, folder)
+    start(folder, 1, protocol, {}).write(0, calls, {})
 
 
-def load(folder: Path) -> tuple[list[Call], dict[str, object]]:
-    """Read calls and their protocol. Raises ModelError for anything else."""
-    content = read_json(folder / _CALLS)
+def start(
+    folder: Path, num_units: int, protocol: Mapping[str, object], guard: Mapping[str, object]
+) -> CalibrationSet:
+    """A new, empty set. Raises OutputError."""
+    ensure_folder(folder)
+    content = {
+        "format": _FORMAT, "num_units": num_units, "protocol": dict(protocol), "guard": dict(guard),
+    }  # fmt: skip
+    with write_beside(folder / HEADER) as part:
+        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return load(folder)
+
+
+def load(folder: Path) -> CalibrationSet:
+    """Open a set, complete or not. Raises ModelError for anything else."""
+    if not (folder / HEADER).is_file():
+        raise ModelError(f"{folder}: not a calibration set (no {HEADER} in it); sample one there")
+    content = read_json(folder / HEADER)
     try:
-        tensors = load_file(folder / _TENSORS)
-
-        def decode(record: Any) -> Any:
-            ((kind, value),) = record.items()
-            if kind == "tensor":
-                return tensors[value]
-            if kind == "dict":
-                return {key: decode(item) for key, item in value.items()}
-            if kind in ("list", "tuple"):
-                items = [decode(item) for item in value]
-                return items if kind == "list" else tuple(items)
-            if kind == "value":
-                return value
-            raise ValueError(f"unknown kind '{kind}'")
-
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
-        calls = [Call(decode(c["args"]), decode(c["kwargs"])) for c in content["calls"]]
-        return calls, dict(content["protocol"])
-    except (
-        KeyError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError, OSError,
-    ) as error:  # fmt: skip
+        num_units = int(content["num_units"])
+        if num_units < 1:
+            raise ValueError(f"{num_units} units")
+        return CalibrationSet(folder, num_units, dict(content["protocol"]), dict(content["guard"]))
+    except _MALFORMED as error:
         raise ModelError(f"{folder}: not a calibration set ({error}); sample it again") from None
+
+
+def _encode(tree: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
+    if isinstance(tree, Tensor):
+        tensors[f"{len(tensors):06d}"] = tree.cpu().contiguous().clone()
+        return {"tensor": f"{len(tensors) - 1:06d}"}
+    if isinstance(tree, Mapping):
+        return {"dict": {str(key): _encode(value, tensors, folder) for key, value in tree.items()}}
+    if isinstance(tree, (list, tuple)):
+        kind = "list" if isinstance(tree, list) else "tuple"
+        return {kind: [_encode(value, tensors, folder) for value in tree]}
+    if isinstance(tree, torch.dtype):
+        return {"dtype": str(tree).removeprefix("torch.")}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return {"value": tree}
+    raise OutputError(
+        f"{folder}: a denoiser argument is {type(tree).__name__}, which cannot be stored; "
+        "expected tensors, numbers, text and containers of them"
+    )
+
+
+def _decode(record: Any, tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, value),) = record.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in value.items()}
+    if kind in ("list", "tuple"):
+        items = [_decode(item, tensors) for item in value]
+        return items if kind == "list" else tuple(items)
+    if kind == "dtype":
+        dtype = getattr(torch, value, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"unknown dtype '{value}'")
+        return dtype
+    if kind == "value":
+        return value
+    raise ValueError(f"unknown kind '{kind}'")

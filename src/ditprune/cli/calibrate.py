@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from ditprune.calibration.calibrate import calibrate as observe
-from ditprune.calibration.pipeline import conditions, load_denoiser, load_pipeline
-from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.calls import DENOISER, Call
-from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.calibration.collect import guard_of, observe_set, sample_missing
+from ditprune.calibration.forecast import forecast
+from ditprune.calibration.pipeline import check_components, load_pipeline
+from ditprune.calibration.placement import Placement, placement
+from ditprune.calibration.sample import Sampling
+from ditprune.calibration.workers import Worker, joined, own_device
+from ditprune.checkpoints import calibration_set, guard, statistics_file, unfinished
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.output import check_file, check_folder
-from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.output import check_folder
 from ditprune.cli import console
-from ditprune.cli.options import read_labels, read_prompts, sampling_options
-from ditprune.errors import ModelError
+from ditprune.cli.options import (
+    placement_options,
+    read_labels,
+    read_pipeline_options,
+    read_prompts,
+    sampling_options,
+)
+from ditprune.errors import DitpruneError, OutputError, RecipeError
 
 
 @click.command()
@@ -27,6 +37,8 @@ from ditprune.errors import ModelError
 @click.option("--num-samples", type=int, default=128, show_default=True, help="denoiser inputs")
 @click.option("--timesteps", default="uniform", show_default=True, help="uniform, early or late")
 @sampling_options
+@click.option("--batch-size", type=int, default=16, show_default=True, help="drawn together")
+@placement_options
 @click.option(
     "--calibration-set",
     "set_folder",
@@ -34,60 +46,131 @@ from ditprune.errors import ModelError
     metavar="DIR",
     help="keep the sampled calls there, or take them from there if it exists",
 )
-@click.option("--overwrite", is_flag=True, help="replace an existing file")
+@click.option("--dry-run", is_flag=True, help="time a few steps, print what it would take")
+@click.option(
+    "--overwrite", is_flag=True, help="replace a file, or an unfinished run, that is there"
+)
 def calibrate(
-    model: str, out: Path, set_folder: Path | None, overwrite: bool, labels: str | None,
-    prompts: Path | None, **options: Any,
+    model: str, out: Path, set_folder: Path | None, dry_run: bool,
+    overwrite: bool, device: str | None, dtype: str | None, max_memory: str | None,
+    labels: str | None, prompts: Path | None, pipeline_options: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
-    """Observe the inputs of every target over samples of MODEL."""
-    sampling = Sampling(labels=read_labels(labels), prompts=read_prompts(prompts), **options)
-    check_file(out, overwrite)
-    collect(locate(model), out, sampling, set_folder)
-    if set_folder is not None:
-        console.out.print(f"calibration set: {set_folder}", markup=False)
-    console.out.print(f"statistics: {out}", markup=False)
+    """Observe the inputs of every target over samples of MODEL.
+
+    A run that is stopped goes on when the same command is given again. Under `torchrun` or
+    `accelerate launch` the processes share the work.
+    """
+    sampling = Sampling(
+        labels=read_labels(labels), prompts=read_prompts(prompts),
+        pipeline_options=read_pipeline_options(pipeline_options), **options,
+    )  # fmt: skip
+    with joined() as worker:
+        place = placement(own_device(device or "cpu"), dtype, max_memory)
+        found = locate(model)
+        if dry_run:
+            _show_forecast(found, sampling, place)
+            return
+        _check_kept(set_folder, sampling, _given())
+        collect(found, out, sampling, set_folder, place, overwrite, worker)
+        if worker.is_first:
+            if set_folder is not None:
+                console.out.print(f"calibration set: {set_folder}", markup=False)
+            console.out.print(f"statistics: {out}", markup=False)
 
 
 def collect(
-    model: ModelFolder, out: Path, sampling: Sampling, set_folder: Path | None = None
-) -> None:
-    """Sample (or load) the calls, replay them with hooks, write the statistics."""
-    if set_folder is not None and set_folder.exists():
-        calls, protocol = calibration_set.load(set_folder)
-        denoiser = load_denoiser(model, type(skeleton(model.denoiser)))
-    else:
-        if set_folder is not None:
-            check_folder(set_folder, model.root, needs_bytes=0, overwrite=False)
-        pipeline = load_pipeline(model)
-        calls, protocol = _sample(pipeline, sampling), sampling.protocol(pipeline)
-        denoiser = pipeline.transformer
-        if set_folder is not None:
-            calibration_set.save(calls, protocol, set_folder)
-    with console.progress() as report:
+    model: ModelFolder, out: Path, sampling: Sampling, set_folder: Path | None = None,
+    place: Placement | None = None, overwrite: bool = False, worker: Worker | None = None,
+) -> None:  # fmt: skip
+    """Sample (or load) the calls, replay them with hooks, write the statistics.
 
-        def counted() -> Iterator[Call]:
-            for done, call in enumerate(calls, start=1):
-                yield call
-                report("observing calls", done, len(calls))
+    What is done so far lies beside OUT, in a hidden folder, until OUT is written.
+    """
+    place, worker = place or Placement(), worker or Worker()
+    work, folder = unfinished.place_of(out), set_folder or unfinished.place_of(out) / "calls"
+    now = guard_of(model, sampling, place)
+    if worker.is_first:
+        unfinished.check_work(out, now, overwrite)
+        if set_folder is None:
+            check_components(model)
+            unfinished.open_work(out, now)
+            _open_set(folder, model, sampling, now)
+        else:
+            _open_set(folder, model, sampling, now)
+            unfinished.open_work(out, now)
+    worker.wait()
+    kept = calibration_set.load(folder)
+    try:
+        with console.progress() as report:
+            denoisers = sample_missing(model, kept, sampling, place, worker, report)
+            worker.wait()
+            statistics = observe_set(model, kept, work, place, worker, denoisers, report)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to go on") from None
+    except DitpruneError:
+        if not any(work.rglob("*.safetensors")):  # nothing is done that would be lost
+            shutil.rmtree(work, ignore_errors=True)
+        if len(kept.missing()) == kept.num_units:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if worker.is_first:
+        statistics_file.save(statistics, work / out.name)
+        unfinished.finish(out)
+    worker.wait()
 
-        try:
-            statistics = observe(denoiser, counted(), protocol)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise ModelError(
-                f"{model.name}: the denoiser cannot run the calibration calls ({reason}); "
-                "sample them from this model"
-            ) from None
-    statistics_file.save({DENOISER: statistics}, out)
+
+def _open_set(folder: Path, model: ModelFolder, sampling: Sampling, now: Mapping[str, Any]) -> None:
+    """The set to fill or to read. Raises OutputError for one that other settings began."""
+    if folder.exists():
+        kept = calibration_set.load(folder)
+        changed = guard.differences(kept.guard, now) if kept.missing() else []
+        if changed:
+            raise OutputError(
+                f"{folder}: this calibration set is unfinished and was begun with other settings "
+                f"({'; '.join(changed)}); give those again to finish it, or remove it"
+            )
+        return
+    pipeline, scheduler = check_components(model)
+    check_folder(folder, model.root, needs_bytes=0, overwrite=False)
+    calibration_set.start(folder, sampling.num_units, sampling.protocol(pipeline, scheduler), now)
 
 
-def _sample(pipeline: Any, sampling: Sampling) -> list[Call]:
-    calls: list[Call] = []
-    conditions(pipeline, sampling.labels, sampling.prompts)  # refuses before the first bar
-    with console.progress() as report:
-        report("sampling", 0, sampling.num_samples)
-        for number, batch in enumerate(sample_calls(pipeline, sampling), start=1):
-            calls += batch
-            done = min(number * sampling.batch_size, sampling.num_samples)
-            report("sampling", done, sampling.num_samples)
-    return calls
+def _check_kept(folder: Path | None, sampling: Sampling, given: set[str]) -> None:
+    """Refuse options that a complete set contradicts. Raises RecipeError."""
+    if folder is None or not (folder / calibration_set.HEADER).is_file():
+        return
+    kept = calibration_set.load(folder)
+    if kept.missing():
+        return
+    for word in sorted(given & asdict(sampling).keys()):
+        asked = getattr(sampling, word)
+        asked = list(asked) if isinstance(asked, tuple) else asked
+        if word in kept.protocol and kept.protocol[word] != asked:
+            raise RecipeError(
+                f"--{word.replace('_', '-')}: the calibration set {folder} was sampled with "
+                f"{kept.protocol[word]}; leave the option out, or sample another set"
+            )
+
+
+def _given() -> set[str]:
+    """The options that stand on the command line."""
+    context = click.get_current_context()
+    return {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+
+
+def _show_forecast(model: ModelFolder, sampling: Sampling, place: Placement) -> None:
+    expected = forecast(model, load_pipeline(model, place), sampling, place)
+    console.out.print(
+        f"{sampling.num_samples} samples in {sampling.num_units} sampling runs, "
+        f"{expected.num_steps} denoiser steps: about {console.duration(expected.sampling_s)}\n"
+        f"observing them: about {console.duration(expected.observing_s)}\n"
+        f"peak memory: about {console.size(expected.peak_bytes)}\n"
+        f"writes: calls {console.size(expected.calls_bytes)}, "
+        f"statistics {console.size(expected.statistics_bytes)}\n"
+        "nothing was written; loading the pipeline comes on top",
+        markup=False,
+    )

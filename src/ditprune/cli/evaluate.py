@@ -8,9 +8,17 @@ from typing import Any
 import click
 from rich.table import Table
 
+from ditprune.calibration.placement import placement
+from ditprune.calibration.workers import joined, own_device
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.options import read_labels, read_prompts, sampling_options
+from ditprune.cli.options import (
+    placement_options,
+    read_labels,
+    read_pipeline_options,
+    read_prompts,
+    sampling_options,
+)
 from ditprune.evaluation.evaluate import Protocol
 from ditprune.evaluation.evaluate import evaluate as measure
 
@@ -34,19 +42,30 @@ _COLUMNS = (
               help="denoiser calls for the relative error")  # fmt: skip
 @click.option("--batch-size", type=int, default=50, show_default=True, help="images drawn together")
 @sampling_options
+@placement_options
 def evaluate(
     dense: str, pruned: tuple[str, ...], out: Path, labels: str | None, prompts: Path | None,
-    **options: Any,
+    device: str | None, dtype: str | None, max_memory: str | None,
+    pipeline_options: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
-    """Draw the same seeds with DENSE and each PRUNED model, and measure the difference."""
-    protocol = Protocol(labels=read_labels(labels), prompts=read_prompts(prompts), **options)
+    """Draw the same seeds with DENSE and each PRUNED model, and measure the difference.
+
+    Under `torchrun` or `accelerate launch` the processes share the images.
+    """
+    protocol = Protocol(
+        labels=read_labels(labels), prompts=read_prompts(prompts),
+        pipeline_options=read_pipeline_options(pipeline_options), **options,
+    )  # fmt: skip
     models = [(Path(folder).name, locate(folder)) for folder in pruned]
-    with console.progress() as report:
-        results = measure(locate(dense), models, out, protocol, report)
-    show_results(results)
-    console.out.print(
-        f"numbers:  {out / 'results.json'}\npictures: {out / 'grid.png'}", markup=False
-    )
+    with joined() as worker:
+        place = placement(own_device(device or "cpu"), dtype, max_memory)
+        with console.progress() as report:
+            results = measure(locate(dense), models, out, protocol, report, place, worker)
+        if worker.is_first:
+            show_results(results)
+            console.out.print(
+                f"numbers:  {out / 'results.json'}\npictures: {out / 'grid.png'}", markup=False
+            )
 
 
 def show_results(results: dict[str, Any]) -> None:

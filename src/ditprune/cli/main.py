@@ -67,6 +67,6 @@ def run(args: list[str] | None = None) -> int:
     except DitpruneError as error:
         console.say(f"error: {error}")
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        console.say("stopped")
+    except (KeyboardInterrupt, click.Abort) as stop:
+        console.say(f"stopped; {stop}" if str(stop) else "stopped")
         return 130

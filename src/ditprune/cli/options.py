@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,13 +52,30 @@ _RECIPE: tuple[Decorator, ...] = (
         help="a recipe, as in ditprune.json; flags override it",
     ),
 )
+_PLACEMENT: tuple[Decorator, ...] = (
+    click.option("--device", metavar="NAME", help="[default: cpu] cpu, cuda, cuda:1, mps"),
+    click.option("--dtype", metavar="NAME", help="[default: float32] float32, bfloat16, float16"),
+    click.option(
+        "--max-memory", metavar="SIZE",
+        help="as in 8GB; a denoiser that does not fit is streamed from disk",
+    ),
+)  # fmt: skip
 _SAMPLING: tuple[Decorator, ...] = (
     click.option("--num-inference-steps", type=int, help="[default: the pipeline's]"),
     click.option("--guidance-scale", type=float, help="[default: the pipeline's]"),
     click.option("--labels", metavar="0,1,…", help="[default: all] class ids to draw"),
-    click.option("--prompts", type=click.Path(path_type=Path), help="a file, one prompt a line"),
+    click.option(
+        "--prompts", type=click.Path(path_type=Path), metavar="FILE",
+        help="[default: our own 128] .txt, one prompt a line, or .tsv, id and caption",
+    ),
+    click.option("--height", type=int, help="[default: the pipeline's]"),
+    click.option("--width", type=int, help="[default: the pipeline's]"),
+    click.option(
+        "--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
+        help="a further argument of the pipeline, as in num_frames=17; repeatable",
+    ),
     click.option("--seed", type=int, default=0, show_default=True),
-)
+)  # fmt: skip
 
 
 def _all(decorators: tuple[Decorator, ...], command: Command) -> Command:
@@ -77,6 +97,11 @@ def recipe_options(command: Command) -> Command:
 def sampling_options(command: Command) -> Command:
     """How the pipeline is sampled."""
     return _all(_SAMPLING, command)
+
+
+def placement_options(command: Command) -> Command:
+    """Where the denoiser runs."""
+    return _all(_PLACEMENT, command)
 
 
 def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:
@@ -107,15 +132,59 @@ def read_labels(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
+# Arguments of a pipeline that have an option of their own, or that sampling sets itself.
+_RESERVED = {
+    "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
+    "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
+}  # fmt: skip
+
+
+def read_pipeline_options(given: tuple[str, ...]) -> dict[str, Any]:
+    """`("num_frames=17",)` → {"num_frames": 17}; values are JSON, or text where they are not."""
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RecipeError(f"--pipeline-option '{text}': expected NAME=VALUE")
+        if name in _RESERVED:
+            raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
 def read_prompts(file: Path | None) -> tuple[str, ...] | None:
-    """The lines of a UTF-8 text file that are not blank."""
+    """The prompts of a UTF-8 file: its lines, or the captions of `id<tab>caption` in a .tsv."""
     if file is None:
         return None
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--prompts {file}: cannot be read as UTF-8 text ({error})") from None
-    prompts = tuple(line.strip() for line in lines if line.strip())
+    is_table = file.suffix.lower() == ".tsv"
+    prompts = tuple(_captions(file, text) if is_table else _lines(text))
     if not prompts:
         raise RecipeError(f"--prompts {file}: no line with text; expected one prompt a line")
     return prompts
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _captions(file: Path, text: str) -> list[str]:
+    """The second column of a table; a first row of `id`, `caption` is its heading."""
+    found = []
+    for number, row in enumerate(csv.reader(io.StringIO(text), delimiter="\t"), start=1):
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != 2 or not row[1].strip():
+            raise RecipeError(
+                f"--prompts {file}: line {number} has {len(row)} columns; expected an id, a tab "
+                "and a caption"
+            )
+        if number > 1 or [cell.strip().lower() for cell in row] != ["id", "caption"]:
+            found.append(row[1].strip())
+    return found

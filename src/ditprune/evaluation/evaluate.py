@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.pipeline import (
-    check_denoiser,
-    conditions,
-    draw,
-    load_denoiser,
-    load_pipeline,
-)
+from ditprune.calibration.capture import denoisers_of
+from ditprune.calibration.draw import conditions, draw
+from ditprune.calibration.pipeline import check_denoiser, load_denoiser, load_pipeline
+from ditprune.calibration.placement import Placement
 from ditprune.calibration.replay import predicted_noise, replay
-from ditprune.calibration.sample import Sampling, sample_calls
+from ditprune.calibration.rows import to_placement
+from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calibration.seeds import item_seed
-from ditprune.calls import Call
+from ditprune.calibration.workers import Worker
+from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import MANIFEST, ensure_folder, write_beside
+from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError
 from ditprune.evaluation import judge
 from ditprune.evaluation.grid import save_grid
@@ -43,9 +43,11 @@ class Protocol:
         num_images: samples per model; item i draws condition i (in turn) from its own seed.
         seed: of the samples and of the held-out calls.
         num_inference_steps, guidance_scale: None is the pipeline's default.
-        labels, prompts: what to draw; None is every label the pipeline knows.
+        labels, prompts: what to draw; None is every label the pipeline knows, or our own prompts.
         num_held_out: denoiser calls for the relative error, from seeds no calibration uses.
         batch_size: images drawn together; changes speed, not which noise an item gets.
+        height, width: of the images; None is the pipeline's default.
+        pipeline_options: further arguments of the pipeline.
     """
 
     num_images: int = 500
@@ -56,6 +58,9 @@ class Protocol:
     prompts: tuple[str, ...] | None = None
     num_held_out: int = 128
     batch_size: int = 50
+    height: int | None = None
+    width: int | None = None
+    pipeline_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for option in ("num_images", "num_held_out", "batch_size"):
@@ -68,7 +73,8 @@ class Protocol:
         """Where the held-out calls come from."""
         return Sampling(
             self.num_held_out, "uniform", self.num_inference_steps, self.guidance_scale,
-            self.labels, self.prompts, self.seed, purpose="held-out",
+            self.labels, self.prompts, self.seed, purpose="held-out", height=self.height,
+            width=self.width, pipeline_options=self.pipeline_options,
         )  # fmt: skip
 
 
@@ -78,13 +84,17 @@ def evaluate(
     out: Path,
     protocol: Protocol,
     report: Report = silent,
+    place: Placement | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, Any]:
-    """Measure pruned models against their dense one; one denoiser in memory at a time.
+    """Measure pruned models against their dense one; one model in memory at a time.
 
     Args:
         dense: a pipeline folder.
         pruned: (name, folder) pairs; pipelines or bare denoisers of the dense model's class.
         out: folder for `results.json` and `grid.png`, made if need be.
+        place: where the models run.
+        worker: which share of images and calls is this process's; the first one writes.
 
     Returns:
         What results.json holds: the protocol, and per model `sparsity_asked`, `sparsity`,
@@ -93,39 +103,47 @@ def evaluate(
     Raises:
         DitpruneError: before sampling where it can be known.
     """
+    place, worker = place or Placement(), worker or Worker()
     _check_names(pruned)
-    pipeline = load_pipeline(dense)
-    sparsities = [_claimed_sparsity(model, pipeline.transformer) for _, model in pruned]
+    pipeline = load_pipeline(dense, place)
+    names = tuple(dense.denoisers)
+    own = denoisers_of(pipeline, names)
+    sparsities = [_claimed_sparsity(model, own) for _, model in pruned]
     asked = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = [asked[i % len(asked)] for i in range(protocol.num_images)]
     ensure_folder(out)
-    calls = list(held_out_calls(pipeline, protocol, report))
-    noise = predictions(pipeline.transformer, calls)
-    images = {"dense": draw_images(pipeline, asked, protocol, "dense", report)}
+    calls = held_out_calls(pipeline, protocol, report, names, worker)
+    noise = {name: predictions(one, calls.get(name, []), place) for name, one in own.items()}
+    images = {"dense": draw_images(pipeline, asked, protocol, "dense", report, worker)}
     rows: list[dict[str, Any]] = [{
         "name": "dense", "sparsity_asked": 0.0, "sparsity": 0.0, "relative_error": 0.0,
         "ssim": None, "psnr": None, **judge.read(as_unit(images["dense"]), asked),
     }]  # fmt: skip
     for (name, model), (sparsity_asked, targets) in zip(pruned, sparsities, strict=True):
-        pipeline.transformer = load_denoiser(model, type(pipeline.transformer))
-        own = predictions(pipeline.transformer, calls)
-        images[name] = draw_images(pipeline, asked, protocol, name, report)
+        error = relative_error.RelativeError()
+        for component, folder in model.denoisers.items():
+            setattr(pipeline, component, load_denoiser(folder, place))
+            predicted = predictions(getattr(pipeline, component), calls.get(component, []), place)
+            error = _error(error, predicted, noise[component])
+        images[name] = draw_images(pipeline, asked, protocol, name, report, worker)
         rows.append({
             "name": name,
             "sparsity_asked": sparsity_asked,
-            "sparsity": _zero_share(pipeline.transformer, targets),
-            "relative_error": relative_error_between(own, noise),
+            "sparsity": _zero_share(model, targets),
+            "relative_error": _total_error(error, worker),
             **_similarity(as_unit(images[name]), as_unit(images["dense"])),
             **judge.read(as_unit(images[name]), asked),
         })  # fmt: skip
     results = {
         "format": FORMAT,
-        "protocol": _protocol(protocol, pipeline, dense, images["dense"], asked),
+        "protocol": _protocol(protocol, pipeline, dense, images["dense"], asked, place),
         "models": rows,
     }
-    save_grid(images, 10, out / "grid.png")
-    with write_beside(out / "results.json") as part:
-        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if worker.is_first:
+        save_grid(images, 10, out / "grid.png")
+        with write_beside(out / "results.json") as part:
+            part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    worker.wait()
     return results
 
 
@@ -144,55 +162,111 @@ def _similarity(pruned: Tensor, dense: Tensor) -> dict[str, float]:
     }
 
 
-def held_out_calls(pipeline: Any, protocol: Protocol, report: Report) -> Iterator[Call]:
-    """Denoiser calls from seeds that no calibration uses."""
-    done = 0
-    for batch in sample_calls(pipeline, protocol.held_out()):
-        done = min(done + protocol.held_out().batch_size, protocol.num_held_out)
-        report("held-out calls", done, protocol.num_held_out)
-        yield from batch
+def held_out_calls(
+    pipeline: Any,
+    protocol: Protocol,
+    report: Report = silent,
+    names: Sequence[str] = (DENOISER,),
+    worker: Worker | None = None,
+) -> dict[str, list[Call]]:
+    """This worker's denoiser calls, by denoiser, from seeds that no calibration uses."""
+    worker, sampling = worker or Worker(), protocol.held_out()
+    units = [unit for unit in range(sampling.num_units) if worker.owns(unit)]
+    calls: dict[str, list[Call]] = {}
+    for number, unit in enumerate(units, start=1):
+        for call in sample_unit(pipeline, sampling, unit, names)[0]:
+            calls.setdefault(call.denoiser, []).append(call)
+        report("held-out calls", number, len(units))
+    return calls
 
 
-def predictions(denoiser: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
-    """The predicted noise of every call."""
+def predictions(
+    denoiser: nn.Module, calls: Sequence[Call], place: Placement | None = None
+) -> list[Tensor]:
+    """The predicted noise of every call, on the CPU."""
+    place = place or Placement()
+    moved = (to_placement(call, place.device, place.dtype) for call in calls)
     return [
-        predicted_noise(output, call.sample().shape[1])
-        for output, call in zip(replay(denoiser, calls), calls, strict=True)
+        predicted_noise(output, call.sample().shape[1]).cpu()
+        for output, call in zip(replay(denoiser, moved), calls, strict=True)
     ]
 
 
 def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
-    state = relative_error.RelativeError()
+    return relative_error.compute(_error(relative_error.RelativeError(), pruned, dense))
+
+
+def _error(
+    state: relative_error.RelativeError, pruned: Sequence[Tensor], dense: Sequence[Tensor]
+) -> relative_error.RelativeError:
     for own, reference in zip(pruned, dense, strict=True):
         state = relative_error.update(state, own, reference)
-    return relative_error.compute(state)
+    return state
+
+
+def _total_error(state: relative_error.RelativeError, worker: Worker) -> float:
+    total = relative_error.RelativeError()
+    for one in worker.gather(state):
+        total = relative_error.merge(total, one)
+    return relative_error.compute(total)
 
 
 def draw_images(
-    pipeline: Any, asked: Sequence[Any], protocol: Protocol, name: str, report: Report
-) -> Tensor:
-    """uint8 [N, C, H, W]: what a viewer would see."""
-    batches = []
-    for first in range(0, len(asked), protocol.batch_size):
+    pipeline: Any, asked: Sequence[Any], protocol: Protocol, name: str,
+    report: Report = silent, worker: Worker | None = None,
+) -> Tensor:  # fmt: skip
+    """uint8 [N, C, H, W]: what a viewer would see; workers draw batches in turn."""
+    worker = worker or Worker()
+    starts = range(0, len(asked), protocol.batch_size)
+    batches = {}
+    for number, first in enumerate(starts):
+        if not worker.owns(number):
+            continue
         items = range(first, min(first + protocol.batch_size, len(asked)))
-        seeds = [item_seed("evaluation", protocol.seed, i) for i in items]
         batch = draw(
-            pipeline, [asked[i] for i in items], seeds, protocol.num_inference_steps,
-            protocol.guidance_scale,
-        )  # fmt: skip
+            pipeline,
+            [asked[i] for i in items],
+            [item_seed("evaluation", protocol.seed, i) for i in items],
+            **protocol.held_out().run_options(),
+        )
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
-        batches.append((pixels * 255).round().clamp(0, 255).to(torch.uint8))
+        batches[number] = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
         report(f"images: {name}", items.stop, len(asked))
-    return torch.cat(batches)
+    everyone: dict[int, Tensor] = {}
+    for some in worker.gather(batches):
+        everyone |= some
+    return torch.cat([everyone[number] for number in range(len(starts))])
 
 
 def as_unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def _claimed_sparsity(model: ModelFolder, dense: nn.Module) -> tuple[Any, list[str]]:
-    """What the manifest asked for, and the targets; refuses a model that is not the dense one's."""
-    tree = check_denoiser(model)
+def _claimed_sparsity(
+    model: ModelFolder, dense: Mapping[str, nn.Module]
+) -> tuple[Any, dict[str, list[str]]]:
+    """What the manifests asked for, and the targets of each denoiser.
+
+    Refuses a model that is not a copy of the dense one. Raises ModelError.
+    """
+    if model.denoisers.keys() != dense.keys():
+        raise ModelError(
+            f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
+            f"{', '.join(dense)}; expected a pruned copy of it"
+        )
+    asked, targets = None, {}
+    for name, folder in model.denoisers.items():
+        asked, targets[name] = _claims_of(model, folder, dense[name])
+    return asked, targets
+
+
+def _claims_of(model: ModelFolder, folder: Path, dense: nn.Module) -> tuple[Any, list[str]]:
+    tree = check_denoiser(folder)
+    if type(tree) is not type(dense):
+        raise ModelError(
+            f"{model.name}: holds a {type(tree).__name__}, expected a {type(dense).__name__} as "
+            "in the dense model"
+        )
     shapes, expected = (
         {name: tuple(parameter.shape) for name, parameter in one.named_parameters()}
         for one in (tree, dense)
@@ -202,9 +276,9 @@ def _claimed_sparsity(model: ModelFolder, dense: nn.Module) -> tuple[Any, list[s
             f"{model.name}: its parameters have other names or shapes than the dense model's; "
             "expected a pruned copy of it"
         )
-    if not (model.denoiser / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
         return None, list(discover(tree))
-    claims = manifest.read(model.denoiser)
+    claims = manifest.read(folder)
     try:
         recipe, targets = claims["recipe"], list(claims["targets"])
         asked = recipe["pattern"] or recipe["sparsity"]
@@ -217,16 +291,22 @@ def _claimed_sparsity(model: ModelFolder, dense: nn.Module) -> tuple[Any, list[s
     return asked, targets
 
 
-def _zero_share(denoiser: nn.Module, targets: Sequence[str]) -> float:
-    """The share of zeros counted in the loaded targets."""
-    weights = [denoiser.get_parameter(f"{name}.weight") for name in targets]
-    num_zero = sum(weight.numel() - int(torch.count_nonzero(weight)) for weight in weights)
-    return num_zero / sum(weight.numel() for weight in weights)
+def _zero_share(model: ModelFolder, targets: Mapping[str, Sequence[str]]) -> float:
+    """The share of zeros in the targets, counted on disk."""
+    num_zero = num_weights = 0
+    for component, names in targets.items():
+        weights = Weights(model.denoisers[component])
+        for name in names:
+            weight = weights.read(f"{name}.weight")
+            num_zero += weight.numel() - int(torch.count_nonzero(weight))
+            num_weights += weight.numel()
+    return num_zero / num_weights
 
 
 def _protocol(
-    protocol: Protocol, pipeline: Any, dense: ModelFolder, images: Tensor, asked: Sequence[Any]
-) -> dict[str, Any]:
+    protocol: Protocol, pipeline: Any, dense: ModelFolder, images: Tensor, asked: Sequence[Any],
+    place: Placement,
+) -> dict[str, Any]:  # fmt: skip
     readable = judge.can_read(images, asked)
     return {
         **asdict(protocol),
@@ -234,6 +314,8 @@ def _protocol(
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
         "resolution": list(images.shape[2:]),
+        "dtype": str(place.dtype).removeprefix("torch."),
+        "device": place.device,
         "feature_extractor": judge.FEATURES if readable else judge.UNAVAILABLE,
         "versions": manifest.versions(),
     }

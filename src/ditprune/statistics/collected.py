@@ -89,12 +89,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
             n: first.num_inputs.get(n, 0) + second.num_inputs.get(n, 0)
             for n in _union(first.num_inputs, second.num_inputs)
         },
-        # A layer that one side never called is unused if the other side says so.
-        tuple(
-            n
-            for n in _union(dict.fromkeys(first.unused), dict.fromkeys(second.unused))
-            if all(n in s.unused or n not in s.column_norms for s in (first, second))
-        ),
+        tuple(_union(dict.fromkeys(first.unused), dict.fromkeys(second.unused))),
         {
             n: tuple(
                 a + b

@@ -1,1 +1,1 @@
-"""WHERE: which Linears of a denoiser are pruned."""
+"""WHERE: which layers of a denoiser are pruned, and why the rest is not."""

@@ -1,4 +1,4 @@
-"""What the structural rule of `discover.py` cannot see by itself, as data.
+"""What the structural rule cannot see by itself, as data.
 
 Patterns are regular expressions on class names or on leaf names; figures and families are in
 docs/architecture.md.
@@ -26,6 +26,14 @@ FEW_OUTPUTS = 128
 FEW_OUTPUTS_RATIO = 16
 GATE_LINEAR = re.compile(r"^(gate|router|to_gate_logits|beta_proj)$")
 GATE_RATIO = 4
+
+# Leaf names of the Linears that diffusers' `fuse_qkv_projections()` makes, and what each copies.
+FUSED_COPIES = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
+}
 
 # What a layer does, by its path below its block; the first match names the role.
 ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -1,0 +1,90 @@
+"""Calls a pipeline one way, for labels and for prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ditprune import bundled
+from ditprune.errors import RecipeError
+
+
+def condition_argument(pipeline: Any) -> str:
+    """The pipeline's argument for what to draw: `class_labels` or `prompt`.
+
+    Raises RecipeError where there is none, or where the pipeline needs more than that.
+    """
+    parameters = inspect.signature(pipeline.__call__).parameters
+    own = next((name for name in ("class_labels", "prompt") if name in parameters), None)
+    needed = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name != own
+    ]
+    if own is None or needed:
+        what = f"needs {', '.join(needed)}" if own else "takes neither class_labels nor prompt"
+        raise RecipeError(
+            f"{type(pipeline).__name__} {what}; run it yourself inside "
+            "`with ditprune.recorded(denoiser) as calls:` and use ditprune.calibrate"
+        )
+    return own
+
+
+def conditions(
+    pipeline: Any, labels: Sequence[int] | None, prompts: Sequence[str] | None
+) -> list[Any]:
+    """What to draw: the given labels or prompts, else every label known or our own prompts."""
+    argument = condition_argument(pipeline)
+    if argument == "class_labels":
+        if prompts:
+            raise RecipeError(
+                f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
+            )
+        num_classes = pipeline.transformer.config.num_embeds_ada_norm
+        known = sorted(pipeline.labels.values()) or list(range(num_classes))
+        for label in labels or ():
+            if not 0 <= label < num_classes:
+                raise RecipeError(
+                    f"--labels {label}: expected class ids from 0 to {num_classes - 1}"
+                )
+        return list(labels or known)
+    if labels:
+        raise RecipeError(f"{type(pipeline).__name__} draws prompts; pass --prompts, not --labels")
+    return list(prompts or bundled.load_prompts())
+
+
+def check_options(pipeline: Any, **options: Any) -> dict[str, Any]:
+    """The options that are given. Raises RecipeError for one that the pipeline does not take."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if name not in parameters:
+            raise RecipeError(
+                f"{name}: {type(pipeline).__name__} takes no such option; leave it out"
+            )
+    return given
+
+
+def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
+    """The pipeline's output for these conditions, each item from the noise of its own seed."""
+    if isinstance(options.get("negative_prompt"), str):
+        options["negative_prompt"] = [options["negative_prompt"]] * len(batch)
+    return pipeline(
+        **{condition_argument(pipeline): list(batch)},
+        **check_options(pipeline, **options),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+    )
+
+
+def draw(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
+    """Images [N, H, W, C] in [0, 1] as numpy. Raises RecipeError for a pipeline of videos."""
+    output = run(pipeline, batch, seeds, output_type="np", **options)
+    images = getattr(output, "images", None)
+    if images is None:
+        raise RecipeError(f"{type(pipeline).__name__} draws no images; evaluate compares images")
+    return images

@@ -1,0 +1,111 @@
+"""How long a calibration will take and how much it will need, from a few of its own steps."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditprune.calibration.calibrate import observe_calls
+from ditprune.calibration.capture import StepRecorder, denoisers_of
+from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.placement import Placement
+from ditprune.calibration.rows import to_placement
+from ditprune.calibration.sample import Sampling, run_unit
+from ditprune.calls import Call
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.statistics.collected import Statistics, bin_of
+
+_NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a calibration will need: times in seconds, sizes in bytes."""
+
+    sampling_s: float
+    observing_s: float
+    num_steps: int
+    peak_bytes: int
+    calls_bytes: int
+    statistics_bytes: int
+
+
+def forecast(
+    model: ModelFolder, pipeline: Any, sampling: Sampling, place: Placement
+) -> Forecast:  # fmt: skip
+    """Run the first steps of the first sampling run, observe what they gave, and extrapolate."""
+    batch = len(sampling.items(0))
+    begun = time.monotonic()
+    recorder = StepRecorder(
+        pipeline,
+        denoisers_of(pipeline, tuple(model.denoisers)),
+        batch,
+        lambda num_steps: {min(_NUM_TIMED_STEPS, num_steps - 1): range(batch)},
+    )
+    run_unit(pipeline, sampling, 0, recorder)
+    started = recorder.started_s
+    step_s = (started[-1] - started[1]) / (len(started) - 2) if len(started) > 2 else (
+        time.monotonic() - started[0]
+    )  # fmt: skip
+    steps = [_num_steps(sampling, unit, recorder.num_steps) for unit in range(sampling.num_units)]
+    items = [recorder.taken[row] for row in range(batch)]
+    observing_s, statistics = _observe(model, pipeline, items[0], sampling, place)
+    return Forecast(
+        sampling_s=len(steps) * (started[0] - begun) + sum(steps) * step_s,
+        observing_s=observing_s * sampling.num_samples,
+        num_steps=sum(steps),
+        peak_bytes=_peak_bytes(place) + 2 * _bytes_of(statistics),
+        calls_bytes=sum(_call_bytes(call) for call in items[0]) * sampling.num_samples,
+        statistics_bytes=_bytes_of(statistics),
+    )
+
+
+def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
+    """Steps of a sampling run that ends after the last step that its items want."""
+    last = sampling.place(sampling.items(unit)[-1])
+    return min(int(last * num_steps), num_steps - 1) + 1
+
+
+def _observe(
+    model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling, place: Placement
+) -> tuple[float, Statistics]:
+    """Seconds to observe one item when it shares calls as it will, and what that gave."""
+    call = to_placement(calls[0], place.device, place.dtype)
+    denoiser = getattr(pipeline, call.denoiser)
+    own = of_denoiser(model.denoisers[call.denoiser])
+    items = [bin_of(sampling.place(item)) for item in sampling.items(0)]
+    num_shared = items.count(items[0])
+    rows = call.sample().shape[0]
+
+    def repeat(leaf: Any) -> Any:
+        is_rows = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == rows
+        return torch.cat([leaf] * num_shared) if is_rows else leaf
+
+    merged = call.map(repeat)
+    statistics = observe_calls(denoiser, [merged], own)  # warms up
+    begun = time.monotonic()
+    observe_calls(denoiser, [merged], own)
+    return (time.monotonic() - begun) / num_shared * len(calls), statistics
+
+
+def _bytes_of(statistics: Statistics) -> int:
+    states = {id(state): state.sum_squares for state in statistics.column_norms.values()}
+    return sum(sums.numel() * sums.element_size() for sums in states.values())
+
+
+def _call_bytes(call: Call) -> int:
+    return sum(leaf.nbytes for leaf in call.leaves() if isinstance(leaf, Tensor))
+
+
+def _peak_bytes(place: Placement) -> int:
+    """The most memory taken so far: of the device, or of this process."""
+    if place.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(place.device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

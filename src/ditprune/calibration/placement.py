@@ -1,0 +1,63 @@
+"""Where a denoiser runs, in which numbers, and in how much memory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ditprune.errors import RecipeError, did_you_mean
+
+DEVICES = ("cpu", "cuda", "mps")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Args:
+    device: `cpu`, `cuda` (or `cuda:1`), `mps`.
+    dtype: of the weights and of the arithmetic.
+    max_memory: bytes that the process (on a GPU: the device) may take; a denoiser that does not
+        fit is streamed from its files, layer by layer, in every call.
+    """
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    max_memory: int | None = None
+
+
+def placement(
+    device: str | None = None, dtype: str | None = None, max_memory: str | None = None
+) -> Placement:
+    """A checked placement from words; None is the CPU, float32, no limit.
+
+    Raises RecipeError for what is unknown or not on this machine.
+    """
+    chosen = device or "cpu"
+    kind = chosen.split(":")[0]
+    if kind not in DEVICES or not re.fullmatch(r"cpu|mps|cuda(:\d+)?", chosen):
+        raise RecipeError(f"--device '{chosen}': {did_you_mean(chosen, DEVICES)}")
+    index = int(chosen.split(":")[1]) if ":" in chosen else 0
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and index < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available[kind]:
+        found = ", ".join(name for name in DEVICES if available[name])
+        raise RecipeError(f"--device {chosen}: torch finds none on this machine; it has {found}")
+    if dtype is not None and dtype not in DTYPES:
+        raise RecipeError(f"--dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+    return Placement(chosen, DTYPES[dtype or "float32"], parse_size(max_memory))
+
+
+def parse_size(text: str | None) -> int | None:
+    """`"8GB"` → 8,000,000,000. Raises RecipeError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise RecipeError(f"--max-memory '{text}': expected a size such as 8GB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

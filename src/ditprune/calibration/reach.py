@@ -1,0 +1,191 @@
+"""Which layers a call runs in vain: nothing they give reaches the denoiser's output.
+
+The text half of a last block is often computed and dropped. Such layers have inputs and scores
+like any other, and whatever is removed from them changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ditprune.calibration.replay import evaluating
+from ditprune.calls import Call
+from ditprune.errors import ModelError
+
+Change = Callable[[str, Tensor], Tensor]
+
+
+def unused(denoiser: nn.Module, batch: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the named layers that this call runs and whose output changes nothing.
+
+    Two witnesses must agree: in the graph that autograd records no path leads from the layer to
+    the output, and noise added to what the layer gives leaves every bit of the output as it was.
+    What the call writes into its arguments, such as a cache, counts as output. A layer run inside
+    a `no_grad` of the model leaves no graph and is never named; nor is any layer where the same
+    call does not give the same output twice. Nor is one whose result is mixed with others and cut
+    away again, as the text's queries in a joint attention: a path leads on from it. One forward
+    pass, two more where some are found.
+
+    Args:
+        denoiser: left as it was; its module state must not carry over from call to call.
+        batch: one call, as `calibrate` takes them; not changed.
+        names: paths of layers that return one tensor.
+
+    Raises:
+        ModelError: a batch of another kind, an output without any tensor, or a denoiser with
+            operators that refuse gradients on this device.
+    """
+    names, call = list(names), Call.of(batch)
+    suspects = _unreached(denoiser, call, names)
+    if not suspects:
+        return ()
+    dense = _given_with_noise(denoiser, call, [])
+    silent = set(_without_effect(denoiser, call, suspects, dense))
+    return tuple(name for name in names if name in silent)
+
+
+def _unreached(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[str]:
+    """Layers that ran, with gradients each time, and from which no path leads to the output."""
+    anchor = torch.zeros((), requires_grad=True)
+    ran: dict[str, bool] = {}
+
+    def mark(name: str, output: Tensor) -> Tensor:
+        has_graph = torch.is_grad_enabled()
+        ran[name] = ran.get(name, True) and has_graph
+        return _Mark.apply(output, anchor.to(output.device), name) if has_graph else output
+
+    try:
+        with _recording(denoiser):
+            reached = _marks_behind(_given(denoiser, call, names, mark))
+    except RuntimeError as error:
+        _given_with_noise(denoiser, call, [])  # a call that cannot run at all says so itself
+        raise ModelError(
+            f"{type(denoiser).__name__}: its call runs, but not with gradients ({error}), so which "
+            "layers are unused cannot be told; try another device or attention backend"
+        ) from error
+    return [name for name in names if ran.get(name) and name not in reached]
+
+
+def _without_effect(
+    denoiser: nn.Module, call: Call, names: Sequence[str], dense: Sequence[Tensor]
+) -> list[str]:
+    """Layers whose noise leaves the output bit for bit; halves a group that does not."""
+    noisy = _given_with_noise(denoiser, call, names)
+    if len(noisy) == len(dense) and all(map(torch.equal, noisy, dense)):
+        return list(names)
+    if len(names) == 1:
+        return []
+    half = len(names) // 2
+    return [
+        name
+        for part in (names[:half], names[half:])
+        for name in _without_effect(denoiser, call, part, dense)
+    ]
+
+
+def _given_with_noise(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(_name: str, output: Tensor) -> Tensor:
+        noise = torch.randn(output.shape, generator=generator).to(output)
+        return output + (1 + output.abs()) * noise
+
+    with evaluating(denoiser):
+        return _given(denoiser, call, names, disturb)
+
+
+def _given(denoiser: nn.Module, call: Call, names: Sequence[str], change: Change) -> list[Tensor]:
+    """All tensors of the output, then those of the arguments, with the outputs of layers changed.
+
+    The arguments are copies, and the random state is put back.
+    """
+    own = call.map(_copy)
+    devices = sorted({p.device.index for p in denoiser.parameters() if p.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices))
+        for name in names:
+            handle = denoiser.get_submodule(name).register_forward_hook(_hook(name, change))
+            stack.callback(handle.remove)
+        output = list(_tensors(denoiser(*own.args, **own.kwargs)))
+    if not output:
+        raise ModelError(
+            f"{type(denoiser).__name__}: its output holds no tensor; expected the predicted noise"
+        )
+    return [*output, *_tensors((own.args, own.kwargs))]
+
+
+def _copy(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+
+
+def _hook(name: str, change: Change) -> Any:
+    return lambda _module, _args, output: change(name, output)
+
+
+@contextmanager
+def _recording(denoiser: nn.Module) -> Iterator[None]:
+    """Gradients flow from the marks only, and the graph keeps no tensor."""
+    asked = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    try:
+        for parameter, _ in asked:
+            parameter.requires_grad_(False)
+        with (
+            evaluating(denoiser),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            saved_tensors_hooks(lambda _tensor: None, lambda _nothing: torch.empty(0)),
+        ):
+            yield
+    finally:
+        for parameter, requires_grad in asked:
+            parameter.requires_grad_(requires_grad)
+
+
+class _Mark(torch.autograd.Function):
+    """A copy of a layer's output whose node in the graph carries the layer's name.
+
+    A copy, since the model may write into it. The anchor makes it need a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, _anchor: Tensor, name: str) -> Tensor:
+        ctx.ditprune_layer = name
+        return output.clone()
+
+
+def _marks_behind(tensors: Iterable[Tensor]) -> set[str]:
+    """Names of all marks from which a path leads to any of these tensors."""
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(following for following, _ in node.next_functions)
+    return {node.ditprune_layer for node in seen if hasattr(node, "ditprune_layer")}
+
+
+def _tensors(tree: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Every tensor in nested mappings, sequences and attributes of plain objects."""
+    seen = set() if seen is None else seen
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    if id(tree) in seen or isinstance(tree, (nn.Module, type, str, bytes)):
+        return
+    seen.add(id(tree))
+    if isinstance(tree, Mapping):
+        items: Iterable[Any] = tree.values()
+    elif isinstance(tree, (list, tuple, set, frozenset)):
+        items = tree
+    else:
+        items = getattr(tree, "__dict__", {}).values()
+    for item in items:
+        yield from _tensors(item, seen)

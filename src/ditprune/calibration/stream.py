@@ -1,0 +1,84 @@
+"""A denoiser larger than memory: every layer reads its weights from disk when it is called.
+
+The module tree is built without weights; accelerate's hooks read each layer's tensors from the
+safetensors files right before its forward and drop them after it. What is resident is one layer,
+the activations and the buffers; each call reads the whole model once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ditprune.calibration.placement import Placement
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.weights import Weights
+from ditprune.errors import ModelError
+
+# Of the memory allowed, what a resident denoiser may take; the rest is for activations.
+_SHARE = 0.5
+
+
+def is_too_large(folder: Path, place: Placement) -> bool:
+    """Whether the denoiser's weights would take more than their share of the memory allowed."""
+    if place.max_memory is None:
+        return False
+    num_parameters = sum(math.prod(e.shape) for e in Weights(folder).entries.values())
+    return num_parameters * place.dtype.itemsize > _SHARE * place.max_memory
+
+
+def streamed(folder: Path, place: Placement) -> nn.Module:
+    """The denoiser of a folder, in eval mode, with its weights left on disk."""
+    try:
+        from accelerate import dispatch_model, init_empty_weights
+    except ImportError:
+        raise ModelError(
+            "--max-memory: streaming weights from disk needs accelerate; install it with "
+            "`pip install 'ditprune[offload]'`"
+        ) from None
+    tree, weights = skeleton(folder), Weights(folder)
+    with init_empty_weights(include_buffers=False):
+        denoiser = type(tree).from_config(tree.config)  # type: ignore[attr-defined]
+    missing = sorted(dict(denoiser.named_parameters()).keys() - weights.entries.keys())
+    if missing:
+        raise ModelError(
+            f"{folder}: tensor '{missing[0]}' is in config.json's model and not in the weights; "
+            "fetch the model again"
+        )
+    for name, buffer in denoiser.named_buffers():
+        if name in weights.entries:
+            buffer.copy_(weights.read(name))
+    # It warns that weights are on disk, which is what was asked for.
+    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
+    with torch.no_grad():
+        dispatch_model(
+            denoiser,
+            device_map={"": "disk"},
+            main_device=place.device,
+            offload_index=_index(denoiser, weights, place.dtype),
+            force_hooks=True,
+        )
+    return denoiser.eval()
+
+
+def _index(denoiser: nn.Module, weights: Weights, dtype: torch.dtype) -> dict[str, Any]:
+    """Where each tensor lies and the numbers it is wanted in, as accelerate reads it."""
+    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or []
+    return {
+        name: {
+            "safetensors_file": str(weights.entries[name].file),
+            "weight_name": name,
+            "dtype": str(torch.float32 if _is_kept(name, kept) else dtype).removeprefix("torch."),
+        }
+        for name, _ in denoiser.named_parameters()
+    }
+
+
+def _is_kept(name: str, kept: list[str]) -> bool:
+    """Whether diffusers would load this tensor in float32 whatever is asked for."""
+    return any(part in name.split(".") for part in kept)

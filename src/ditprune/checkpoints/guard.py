@@ -1,0 +1,36 @@
+"""What must not change between two runs that share one piece of work, and what did change."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_LONGEST = 60
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key before → now` for every value that is not the same, nested keys with dots."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} {_short(old)} → {_short(new)}")
+    return found
+
+
+def config_hash(root: Path) -> str:
+    """One hash of every JSON file of a model folder: configurations, schedules, tokenizers."""
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.json")):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

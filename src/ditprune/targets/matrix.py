@@ -1,0 +1,61 @@
+"""Which layers are one matrix applied at every position, and their weights seen as that matrix.
+
+A convolution with kernel size 1 is a Linear by another name: its weight [C_out, C_in, 1, …] is the
+matrix, its input has the channels before the positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+# What PyTorch calls a convolution; only the forward ones can be pointwise.
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def kind_of(layer: nn.Module) -> str | None:
+    """`linear`, `convolution` (pointwise), or None for a layer that is no matrix.
+
+    A layer whose weight is packed or computed (quantised, parametrised) is none either.
+    """
+    if isinstance(layer, nn.Linear):
+        expected, kind = (layer.out_features, layer.in_features), "linear"
+    elif isinstance(layer, CONVOLUTIONS) and _is_pointwise(layer):
+        expected, kind = (layer.out_channels, layer.in_channels), "convolution"
+    else:
+        return None
+    weight = layer._parameters.get("weight")
+    if weight is None or not weight.is_floating_point():
+        return None
+    # Groups show in the shape: [C_out, C_in / groups, …].
+    return kind if tuple(weight.shape[:2]) == expected else None
+
+
+def _is_pointwise(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+    """Reads every position once and nothing else, so that its input is all that enters it."""
+    is_single = all(size == 1 for size in (*layer.kernel_size, *layer.stride))
+    is_padded = not isinstance(layer.padding, str) and any(layer.padding)
+    return is_single and not is_padded
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(C_out, C_in) of a weight of this shape.
+
+    Raises ValueError where the shape is not that of a matrix, or of one with axes of 1 after it.
+    """
+    if len(shape) < 2 or any(size != 1 for size in shape[2:]):
+        raise ValueError(f"shape {list(shape)}: expected [C_out, C_in], or ones after it")
+    return shape[0], shape[1]
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """The weight of a target as [C_out, C_in]: a view, so that changing it changes the weight."""
+    return weight.view(matrix_shape(weight.shape))
+
+
+def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What enters a target, [*positions, C_in]."""
+    if isinstance(layer, CONVOLUTIONS):
+        return inputs.movedim(-1 - len(layer.kernel_size), -1)
+    return inputs
