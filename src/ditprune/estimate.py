@@ -21,11 +21,12 @@ from ditprune.granularity.channel import PerChannel
 from ditprune.granularity.nm import NM
 from ditprune.job import Job, num_bytes
 from ditprune.masks import CHUNK_WEIGHTS
-from ditprune.plan import can_score
 from ditprune.prune import prune_weight_
 from ditprune.recipe import Recipe
 from ditprune.saliency.magnitude import Magnitude
+from ditprune.scoring import can_score
 from ditprune.targets.discover import Target
+from ditprune.targets.matrix import as_matrix
 
 _SAMPLE_S = 2.0
 _SCORE, _FLAG = 4, 1  # bytes of a float32 and of a bool
@@ -114,7 +115,7 @@ def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
                 return
 
     def change(entry: Entry, raw: memoryview) -> None:
-        prune_weight_(targets[entry.name], as_tensor(raw, entry), stats, recipe, None)
+        prune_weight_(targets[entry.name], as_matrix(as_tensor(raw, entry)), stats, recipe, None)
 
     def write(_entry: Entry, raw: memoryview, _result: None) -> None:
         nonlocal num_bytes

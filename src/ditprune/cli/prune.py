@@ -13,7 +13,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
 from ditprune.checkpoints.staging import missing_bytes, part_of
 from ditprune.cli import console
-from ditprune.cli.inspect import show_estimate, show_plans
+from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
 from ditprune.estimate import estimate
 from ditprune.job import num_bytes, open_jobs, plan_jobs
@@ -63,8 +63,7 @@ def _promise(out: Path) -> Iterator[None]:
 
 
 def _show(outcome: Outcome, prefix: str) -> None:
-    for name, reason in outcome.skipped.items():
-        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
+    show_dense(outcome, prefix)
     console.out.print(
         f"{prefix}removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
         f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser",
