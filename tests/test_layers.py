@@ -18,6 +18,7 @@ ROWS: list[set[str]] = [
     {"checkpoints"},
     {"calibration"},
     {"recipe", "evaluation"},
+    {"scoring"},
     {"plan"},
     {"outcome", "job"},
     {"prune", "verify"},

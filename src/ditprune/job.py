@@ -13,7 +13,14 @@ from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite import copied_bytes, header_hashes, sha256, stamp
 from ditprune.checkpoints.weights import Weights
-from ditprune.plan import Selection, select_in_checkpoint, statistics_of
+from ditprune.plan import (
+    Plan,
+    Selection,
+    make_plan,
+    read_weights,
+    select_in_checkpoint,
+    statistics_of,
+)
 from ditprune.recipe import Recipe
 from ditprune.statistics.collected import Statistics
 
@@ -41,6 +48,14 @@ def open_jobs(
 ) -> list[Job]:
     """One for every denoiser; every check before work."""
     return [_open(model, name, stats, recipe) for name in model.denoisers]
+
+
+def plan_jobs(jobs: Sequence[Job], recipe: Recipe) -> dict[str, Plan]:
+    """What would be done to each, reading one weight at a time (none without statistics)."""
+    return {
+        job.name: make_plan(job.selection, read_weights(job.weights), job.stats, recipe)
+        for job in jobs
+    }
 
 
 def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:

@@ -19,7 +19,7 @@ from ditprune.errors import TargetError
 
 # G groups, K weights in each.
 _SMALL_GROUP = 16  # up to here all pairs are compared, K² vector operations on [G]
-_CHUNK_WEIGHTS = 1 << 24  # weights looked at together when there are many groups: 64 MiB
+CHUNK_WEIGHTS = 1 << 24  # weights looked at together when there are many groups: 64 MiB
 
 
 def keep_best(
@@ -46,7 +46,7 @@ def keep_best(
     if num_keep in (0, group_size):
         return torch.full_like(scores_GK, num_keep > 0, dtype=torch.bool)
     select = _keep_by_pairs if group_size <= _SMALL_GROUP else _keep_by_threshold
-    rows = max(1, _CHUNK_WEIGHTS // group_size)
+    rows = max(1, CHUNK_WEIGHTS // group_size)
     if rows >= num_groups:
         return select(scores_GK, num_keep)
     keep_GK = torch.empty(scores_GK.shape, dtype=torch.bool, device=scores_GK.device)

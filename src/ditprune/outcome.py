@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ditprune.plan import Selection
 from ditprune.recipe import Recipe
 from ditprune.statistics.collected import Statistics
+from ditprune.targets.coverage import LeftOut
 from ditprune.targets.discover import Target
 
 
@@ -39,10 +41,16 @@ class TargetOutcome(Target):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened to a denoiser: every target by name, and what stayed dense and why."""
+    """What happened to a denoiser: every target by name, and what stayed dense and why.
+
+    Args:
+        skipped: targets that could not be scored.
+        left_out: other matrices inside its blocks.
+    """
 
     targets: Mapping[str, TargetOutcome]
     skipped: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
     num_parameters: int
     recipe: Recipe
     cag_threshold: float | None
@@ -66,6 +74,23 @@ class Outcome:
     def model_sparsity(self) -> float:
         """The removed share of all parameters of the denoiser."""
         return self.num_pruned / self.num_parameters
+
+
+def outcome_of(
+    selection: Selection,
+    targets: Mapping[str, TargetOutcome],
+    recipe: Recipe,
+    cag_threshold: float | None,
+) -> Outcome:
+    """The outcome of all that was selected."""
+    return Outcome(
+        targets,
+        selection.skipped,
+        selection.left_out,
+        selection.num_parameters,
+        recipe,
+        cag_threshold,
+    )
 
 
 def claims(
@@ -95,6 +120,10 @@ def claims(
             "model_sparsity": outcome.model_sparsity,
         },
         "skipped": dict(outcome.skipped),
+        "left_out": {
+            name: {"num_weights": one.num_weights, "reason": one.reason}
+            for name, one in outcome.left_out.items()
+        },
         "targets": {
             name: {k: v for k, v in asdict(target).items() if k != "name"}
             | {"sha256": hashes[f"{name}.weight"]}

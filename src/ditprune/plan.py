@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ditprune.checkpoints import fingerprint
-from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights, dtype_of
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.recipe import Recipe, build
-from ditprune.saliency import Saliency
+from ditprune.scoring import can_score, scores_of
 from ditprune.statistics.collected import Statistics
+from ditprune.targets.coverage import LeftOut, left_out
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select
 from ditprune.targets.matrix import as_matrix
-
-_CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
 
 Read = Callable[[Target], Tensor]
 
@@ -35,6 +31,7 @@ class Selection:
 
     targets: Mapping[str, Target]
     skipped: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
     fingerprint: str
     num_parameters: int
 
@@ -61,6 +58,7 @@ class Plan:
 
     targets: Mapping[str, PlannedTarget]
     skipped: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
     num_parameters: int
     recipe: Recipe
     cag_threshold: float | None
@@ -81,6 +79,7 @@ def inspect(
     pattern: Any = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    auxiliary: bool = False,
     weight_power: float | None = None,
     activation_power: float | None = None,
     cag_threshold: float | str | None = None,
@@ -99,22 +98,10 @@ def inspect(
         cag_threshold,
         include,
         exclude,
+        auxiliary,
     )
     selection = select_in_module(denoiser, recipe, stats)
     return make_plan(selection, read_module(denoiser), stats, recipe)
-
-
-def inspect_checkpoint(
-    model: ModelFolder, stats: Mapping[str, Statistics] | None, recipe: Recipe
-) -> dict[str, Plan]:
-    """The same for every denoiser of a folder, one weight at a time (none without statistics)."""
-    plans = {}
-    for name, folder in model.denoisers.items():
-        own = statistics_of(stats, name, model.denoisers, recipe)
-        weights = Weights(folder)
-        selection = select_in_checkpoint(folder, weights, recipe, own)
-        plans[name] = make_plan(selection, read_weights(weights), own, recipe)
-    return plans
 
 
 def statistics_of(
@@ -151,10 +138,10 @@ def read_weights(weights: Weights) -> Read:
 
 def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
     """The targets of a loaded module under a recipe; every check before work."""
-    targets = discover(denoiser)
+    targets = discover(denoiser, recipe.auxiliary)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     own = fingerprint.of_module(denoiser, targets.values())
-    return _select(targets, own, num_parameters, recipe, stats)
+    return _select(denoiser, targets, own, num_parameters, recipe, stats)
 
 
 def select_in_checkpoint(
@@ -162,7 +149,7 @@ def select_in_checkpoint(
 ) -> Selection:
     """The targets of a denoiser's folder, each in its shards with the shape config.json gives."""
     tree = skeleton(folder)
-    targets = discover(tree)
+    targets = discover(tree, recipe.auxiliary)
     for target in targets.values():
         entry = weights.entries.get(f"{target.name}.weight")
         if entry is None:
@@ -178,10 +165,11 @@ def select_in_checkpoint(
             )
         dtype_of(entry)
     own = fingerprint.of_weights(weights, targets.values())
-    return _select(targets, own, weights.num_parameters, recipe, stats)
+    return _select(tree, targets, own, weights.num_parameters, recipe, stats)
 
 
 def _select(
+    denoiser: nn.Module,
     targets: dict[str, Target],
     own: Mapping[str, str],
     num_parameters: int,
@@ -213,7 +201,8 @@ def _select(
             )
     for target in chosen.values():
         _check_groups(target, recipe)
-    return Selection(chosen, skipped, fingerprint.combined(own), num_parameters)
+    rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)})
+    return Selection(chosen, skipped, rest, fingerprint.combined(own), num_parameters)
 
 
 def _check_norm(target: Target, stats: Statistics) -> None:
@@ -239,45 +228,6 @@ def _check_groups(target: Target, recipe: Recipe) -> None:
         raise RecipeError(f"{target.name}: {error}; exclude it with --exclude '*.{leaf}'") from None
 
 
-def can_score(recipe: Recipe, stats: object | None) -> bool:
-    """Whether the recipe's saliency has what it needs."""
-    return stats is not None or not recipe.saliency.needs
-
-
-def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
-    """The saliency of every weight of a target, float32 [C_out, C_in].
-
-    Raises TargetError where a score is NaN or Inf.
-    """
-    norm = stats.column_norm(target.name) if stats is not None and recipe.saliency.needs else None
-    scores = _by_rows(recipe.saliency, weight, norm)
-    if not scores.amax().isfinite():
-        if weight.isfinite().all():
-            reason = f"its {recipe.saliency.name} scores exceed float32; use smaller powers"
-        else:
-            reason = "its weight holds NaN or Inf; repair the model or exclude it"
-        raise TargetError(f"{target.name}: {reason}")
-    return scores
-
-
-def row_chunks(weight: Tensor) -> Iterator[slice]:
-    """Rows of a weight that fit a cache together."""
-    step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
-    yield from (slice(first, first + step) for first in range(0, weight.shape[0], step))
-
-
-def _by_rows(saliency: Saliency, weight: Tensor, norm: Tensor | None) -> Tensor:
-    """The scores, where the saliency allows it a few rows at a time: what it makes on the way
-    stays in the cache, and only the result takes memory.
-    """
-    if weight.device.type != "cpu" or not getattr(saliency, "is_rowwise", False):
-        return saliency(weight, norm)
-    scores = torch.from_numpy(np.empty(weight.shape, np.float32))  # numpy asks for huge pages
-    for rows in row_chunks(weight):
-        scores[rows] = saliency(weight[rows], norm)
-    return scores
-
-
 def measure_heterogeneity(
     selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe
 ) -> dict[str, float]:
@@ -298,7 +248,14 @@ def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe
         name: _plan_target(target, g_out.get(name), threshold, recipe)
         for name, target in selection.targets.items()
     }
-    return Plan(planned, selection.skipped, selection.num_parameters, recipe, threshold)
+    return Plan(
+        planned,
+        selection.skipped,
+        selection.left_out,
+        selection.num_parameters,
+        recipe,
+        threshold,
+    )
 
 
 def _plan_target(

@@ -21,21 +21,19 @@ from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.job import Job, guard, num_bytes, open_jobs
 from ditprune.masks import keep_best
-from ditprune.outcome import Outcome, TargetOutcome, claims
+from ditprune.outcome import Outcome, TargetOutcome, claims, outcome_of
 from ditprune.plan import (
     Read,
     Selection,
-    can_score,
     make_plan,
     measure_heterogeneity,
     read_module,
     read_weights,
-    row_chunks,
-    scores_of,
     select_in_module,
 )
 from ditprune.progress import Report, silent
 from ditprune.recipe import Recipe, build
+from ditprune.scoring import can_score, row_chunks, scores_of
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
@@ -54,6 +52,7 @@ def prune_(
     pattern: Any = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    auxiliary: bool = False,
     *,
     weight_power: float | None = None,
     activation_power: float | None = None,
@@ -69,6 +68,7 @@ def prune_(
         granularity: `cag` (default), `layer`, `channel`, or an object.
         pattern: `"2:4"`, in place of sparsity and granularity; N of every M are kept.
         include, exclude: globs over target names.
+        auxiliary: also prune block lists beside the trunk, such as text refiners.
         weight_power, activation_power, cag_threshold: constants of a choice given by name.
 
     Returns:
@@ -79,7 +79,7 @@ def prune_(
     """
     recipe = build(
         saliency, granularity, sparsity, pattern, weight_power, activation_power, cag_threshold,
-        include, exclude,
+        include, exclude, auxiliary,
     )  # fmt: skip
     check_scorable(recipe, stats)
     selection = select_in_module(denoiser, recipe, stats)
@@ -90,7 +90,7 @@ def prune_(
         name: prune_weight_(target, read(target), stats, recipe, threshold)
         for name, target in selection.targets.items()
     }
-    return Outcome(outcomes, selection.skipped, selection.num_parameters, recipe, threshold)
+    return outcome_of(selection, outcomes, recipe, threshold)
 
 
 def prune_checkpoint(
@@ -136,8 +136,7 @@ def _prune_denoiser(job: Job, staging: Staging, recipe: Recipe, report: Report) 
         name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
         for name in job.selection.targets
     }
-    selection = job.selection
-    outcome = Outcome(targets, selection.skipped, selection.num_parameters, recipe, threshold)
+    outcome = outcome_of(job.selection, targets, recipe, threshold)
     if not staging.is_written:
         hashes = {entry.name: written[entry.name]["sha256"] for entry in job.weights.in_order()}
         content = claims(outcome, job.base, hashes, job.stats)

@@ -42,6 +42,7 @@ class Recipe:
         granularity: who competes; an `NM` fixes the count and leaves `sparsity` None.
         sparsity: share of each group to remove, 0 ≤ sparsity < 1.
         include, exclude: globs over target names.
+        auxiliary: also blocks outside the trunk, such as text refiners.
     """
 
     saliency: Saliency = field(default_factory=STW)
@@ -49,6 +50,7 @@ class Recipe:
     sparsity: float | None = DEFAULT_SPARSITY
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    auxiliary: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under the names that `build` takes."""
@@ -62,6 +64,7 @@ class Recipe:
             "pattern": self.granularity.name if is_pattern else None,
             "include": list(self.include),
             "exclude": list(self.exclude),
+            "auxiliary": self.auxiliary,
         }
 
 
@@ -75,6 +78,7 @@ def build(
     cag_threshold: float | str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    auxiliary: bool | None = None,
 ) -> Recipe:
     """A checked recipe from words or objects; None means the default.
 
@@ -82,6 +86,9 @@ def build(
     """
     constants = {"weight_power": weight_power, "activation_power": activation_power}
     chosen = _choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
+    if auxiliary not in (None, True, False):
+        raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
+    targets = (_globs("include", include), _globs("exclude", exclude), bool(auxiliary))
     if isinstance(granularity, NM) and pattern is None:
         granularity, pattern = None, granularity
     if pattern is not None:
@@ -94,7 +101,7 @@ def build(
                     "the count; pass one of them"
                 )
         groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
-        return Recipe(chosen, groups, None, _globs("include", include), _globs("exclude", exclude))
+        return Recipe(chosen, groups, None, *targets)
     sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
     if (
         isinstance(sparsity, bool)
@@ -108,9 +115,7 @@ def build(
         "granularity", GRANULARITIES, "cag" if granularity is None else granularity,
 {"cag_threshold": _threshold(cag_threshold)},
     )  # fmt: skip
-    return Recipe(
-        chosen, groups, float(sparsity), _globs("include", include), _globs("exclude", exclude)
-    )
+    return Recipe(chosen, groups, float(sparsity), *targets)
 
 
 def from_json(content: Any, source: str, **overrides: Any) -> Recipe:

@@ -16,12 +16,19 @@ from safetensors.torch import save_file
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import DitpruneError, ModelError
-from ditprune.plan import inspect_checkpoint
+from ditprune.job import open_jobs, plan_jobs
+from ditprune.plan import Plan
 from ditprune.recipe import build
 from folders import STEM, Payload, edit_header, edit_json, save_denoiser, shards_of, tensors_on_disk
 
 INDEX = f"{STEM}.safetensors.index.json"
 NAME = "transformer_blocks.1.ff.net.2.weight"
+
+
+def plan_of(folder: Path) -> Plan:
+    """What would be done to a bare denoiser folder."""
+    jobs = open_jobs(ModelFolder("m", folder, {"d": folder}), None, build())
+    return plan_jobs(jobs, build())["d"]
 
 
 @pytest.fixture
@@ -298,13 +305,13 @@ def test_a_dtype_without_arithmetic_is_refused_for_a_target(dtype, single) -> No
     with pytest.raises(ModelError, match=f"{re.escape(NAME)} is stored as .*convert"):
         weights.read(NAME)
     with pytest.raises(DitpruneError, match="is stored as"):
-        inspect_checkpoint(ModelFolder("m", single, {"d": single}), None, build())
+        plan_of(single)
 
 
 def test_a_dtype_without_arithmetic_elsewhere_does_no_harm(single) -> None:
     file = shards_of(single)[0]
     save_file(tensors_in(file) | {"counter": torch.zeros(3, dtype=torch.int8)}, file)
-    (plan,) = inspect_checkpoint(ModelFolder("m", single, {"d": single}), None, build()).values()
+    plan = plan_of(single)
     assert len(plan.targets) == 21
 
 
@@ -318,7 +325,7 @@ def test_a_target_that_the_config_has_and_the_weights_have_not_is_refused(spoil,
         tensors[NAME] = tensors[NAME].T.contiguous()
     save_file(tensors, file)
     with pytest.raises(ModelError, match=re.escape(NAME)) as caught:
-        inspect_checkpoint(ModelFolder("m", single, {"d": single}), None, build())
+        plan_of(single)
     assert ("not in the weights" in str(caught.value)) == (spoil == "missing")
     assert ("[128, 32]" in str(caught.value)) == (spoil == "shape")
 

@@ -55,7 +55,7 @@ def check_folder(out: Path, source: Path, needs_bytes: int, overwrite: bool) -> 
             raise OutputError(f"{out}: exists; choose another place or pass --overwrite")
         if not is_ours(out):
             raise OutputError(f"{out}: is not a folder that ditprune wrote; remove it by hand")
-    parent = _existing_parent(resolved)
+    parent = existing_parent(resolved)
     if not os.access(parent, os.W_OK):
         raise OutputError(f"{out}: no permission to write in {parent}; choose another place")
     free = shutil.disk_usage(parent).free
@@ -108,7 +108,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _existing_parent(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above a path. Raises OutputError."""
     for parent in path.parents:
         if parent.is_dir():
             return parent

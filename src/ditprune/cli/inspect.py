@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +15,11 @@ from rich.table import Table
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_recipe, read_statistics, statistics_option, target_options
-from ditprune.plan import Plan, inspect_checkpoint
+from ditprune.estimate import Estimate, estimate
+from ditprune.job import open_jobs, plan_jobs
+from ditprune.outcome import Outcome
+from ditprune.plan import Plan
+from ditprune.targets.coverage import LeftOut
 
 
 @click.command()
@@ -26,17 +32,50 @@ def inspect(
     statistics: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    auxiliary: bool | None,
     as_json: bool,
 ) -> None:
     """Show what would be pruned, and in which groups; changes nothing."""
-    recipe = read_recipe(None, include=include, exclude=exclude)
-    plans = inspect_checkpoint(locate(model), read_statistics(statistics), recipe)
+    recipe = read_recipe(None, include=include, exclude=exclude, auxiliary=auxiliary)
+    folder = locate(model)
+    jobs = open_jobs(folder, read_statistics(statistics), recipe)
+    here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
+    expected = estimate(folder, jobs, recipe, here)
+    plans = plan_jobs(jobs, recipe)
     if as_json:
         content = {name: _as_json(plan) for name, plan in plans.items()}
         one_or_all = next(iter(content.values())) if len(content) == 1 else {"denoisers": content}
-        click.echo(json.dumps(one_or_all, indent=1))
+        click.echo(json.dumps({**one_or_all, "estimate": asdict(expected)}, indent=1))
     else:
         show_plans(plans)
+        show_estimate(expected)
+
+
+def show_dense(done: Plan | Outcome, prefix: str) -> None:
+    """What of the blocks stays dense: the targets that were skipped, the rest by reason."""
+    for name, reason in done.skipped.items():
+        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
+    by_reason: dict[str, list[LeftOut]] = {}
+    for one in done.left_out.values():
+        by_reason.setdefault(one.reason, []).append(one)
+    for reason, group in by_reason.items():
+        num_weights = sum(one.num_weights for one in group)
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        console.out.print(
+            f"{prefix}stays dense: {group[0].name}{more}, {num_weights:,} weights "
+            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}",
+            markup=False,
+        )
+
+
+def show_estimate(expected: Estimate) -> None:
+    """What pruning it will take."""
+    minutes, seconds = divmod(round(expected.seconds), 60)
+    duration = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+    console.out.print(
+        f"pruning it writes {expected.num_bytes:,} bytes and takes about {duration} here, with "
+        f"{expected.peak_bytes / 1e9:.2f} GB of memory at most"
+    )
 
 
 def show_plans(plans: Mapping[str, Plan]) -> None:
@@ -61,8 +100,7 @@ def _show_plan(plan: Plan, prefix: str) -> None:
             g_out,
         )
     console.out.print(table)
-    for name, reason in plan.skipped.items():
-        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
+    show_dense(plan, prefix)
     share = plan.num_weights / plan.num_parameters
     console.out.print(
         f"\n{prefix}{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
@@ -84,6 +122,7 @@ def _as_json(plan: Plan) -> dict[str, object]:
         "model_share_at_50": plan.num_weights / plan.num_parameters / 2,
         "cag_threshold": plan.cag_threshold,
         "skipped": dict(plan.skipped),
+        "left_out": {name: asdict(one) for name, one in plan.left_out.items()},
         "targets": {
             name: {k: v for k, v in asdict(target).items() if k != "name"}
             for name, target in plan.targets.items()

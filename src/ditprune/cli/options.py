@@ -33,6 +33,12 @@ statistics_option = click.option(
 _TARGETS: tuple[Decorator, ...] = (
     click.option("--include", multiple=True, metavar="GLOB", help="take only these; repeatable"),
     click.option("--exclude", multiple=True, metavar="GLOB", help="leave these out; repeatable"),
+    click.option(
+        "--auxiliary",
+        is_flag=True,
+        default=None,
+        help="also prune block lists beside the trunk, such as text refiners",
+    ),
 )
 _RECIPE: tuple[Decorator, ...] = (
     click.option("--saliency", metavar="NAME", help=f"[default: stw] {', '.join(SALIENCIES)}"),
@@ -85,7 +91,7 @@ def _all(decorators: tuple[Decorator, ...], command: Command) -> Command:
 
 
 def target_options(command: Command) -> Command:
-    """--include and --exclude."""
+    """--include, --exclude and --auxiliary."""
     return _all(_TARGETS, command)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.output import check_folder
+from ditprune.checkpoints.output import check_folder, existing_parent
 from ditprune.checkpoints.staging import missing_bytes, part_of
 from ditprune.cli import console
-from ditprune.cli.inspect import show_plans
+from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
-from ditprune.job import num_bytes, open_jobs
+from ditprune.estimate import estimate
+from ditprune.job import num_bytes, open_jobs, plan_jobs
 from ditprune.outcome import Outcome
-from ditprune.plan import inspect_checkpoint
 from ditprune.prune import check_scorable, prune_checkpoint
 
 
@@ -26,7 +26,7 @@ from ditprune.prune import check_scorable, prune_checkpoint
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")
 @statistics_option
 @recipe_options
-@click.option("--dry-run", is_flag=True, help="show the plan, write nothing")
+@click.option("--dry-run", is_flag=True, help="show the plan and what it takes, write nothing")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 def prune(
     model: str, out: Path, statistics: Path | None, dry_run: bool, overwrite: bool, **fields: Any
@@ -40,7 +40,9 @@ def prune(
         jobs = open_jobs(folder, stats, recipe)
         size_bytes = missing_bytes(out, num_bytes(folder, jobs))
         check_folder(out, folder.root, size_bytes, overwrite)
-        show_plans(inspect_checkpoint(folder, stats, recipe))
+        expected = estimate(folder, jobs, recipe, existing_parent(out.resolve()))
+        show_plans(plan_jobs(jobs, recipe))
+        show_estimate(expected)
         return
     with console.progress() as report, _promise(out):
         outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report)
@@ -61,8 +63,7 @@ def _promise(out: Path) -> Iterator[None]:
 
 
 def _show(outcome: Outcome, prefix: str) -> None:
-    for name, reason in outcome.skipped.items():
-        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
+    show_dense(outcome, prefix)
     console.out.print(
         f"{prefix}removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
         f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser",
