@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.observe import observing, watching
+from ditprune.calibration.observe import NORMS, observing, watching
 from ditprune.calibration.reach import unused
 from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
@@ -62,7 +62,7 @@ def observe_calls(
     """The statistics of the targets that `fingerprints` names, over these calls."""
     num_calls = 0
     padding: dict[str, tuple[int, int]] = {}
-    with observing(denoiser, fingerprints) as observation:
+    with observing(denoiser, fingerprints, NORMS) as observation:
         for batch in batches:
             call = Call.of(batch)
             with watching(observation, call.place):

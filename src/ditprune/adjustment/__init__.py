@@ -1,0 +1,1 @@
+"""HOW THE WHOLE ADJUSTS: layer budgets, reconstruction and refinement of a loaded denoiser."""

@@ -1,0 +1,70 @@
+"""One layer at a time: its mask and its new weight, by the recipe's reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditprune.granularity.cag import CAG, heterogeneity
+from ditprune.masks import keep_best
+from ditprune.reconstruction.adjusted import Adjusted
+from ditprune.reconstruction.choice import Choice
+from ditprune.recipe import Recipe
+from ditprune.scoring import scores_of
+from ditprune.statistics.collected import Statistics
+from ditprune.targets.discover import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A target with all that its pruning at any share needs.
+
+    Args:
+        weight: dense, float32 [C_out, C_in].
+        scores: the recipe's saliency of it.
+        groups: the granularity it has under the recipe, `layer`, `channel` or N:M.
+        g_out: heterogeneity of its output channels.
+    """
+
+    target: Target
+    weight: Tensor
+    scores: Tensor
+    groups: Any
+    g_out: float
+
+    def choice(self, sparsity: float | None) -> Choice:
+        """Who competes, and how many stay at this share."""
+        _, group_size = self.groups.group_shape(*self.target.shape)
+        return Choice(group_size, self.groups.num_keep(group_size, sparsity))
+
+    def mask_by_saliency(self, sparsity: float | None) -> Tensor:
+        """The mask that the scores choose."""
+        choice = self.choice(sparsity)
+        grouped = self.scores.reshape(-1, choice.group_size)
+        return keep_best(grouped, choice.num_keep).view(self.weight.shape)
+
+
+def prepare(
+    target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe,
+    threshold: float | None,
+) -> Layer:  # fmt: skip
+    """The layer, before anything is removed from it."""
+    scores = scores_of(target, weight, stats, recipe)
+    g_out = heterogeneity(scores)
+    groups = recipe.granularity
+    if isinstance(groups, CAG):
+        groups = groups.choose(g_out, threshold)
+    return Layer(target, weight.detach().float().clone(), scores, groups, g_out)
+
+
+@torch.no_grad()
+def adjust_layer(
+    layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None
+) -> Adjusted:
+    """Its mask and new weight at a share, by the recipe's reconstruction."""
+    if recipe.mask == "reconstruction":
+        return recipe.reconstruction(layer.weight, layer.choice(sparsity), gram)
+    return recipe.reconstruction(layer.weight, layer.mask_by_saliency(sparsity), gram)

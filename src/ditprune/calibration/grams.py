@@ -1,0 +1,80 @@
+"""XᵀX of targets, a stage at a time: as many layers as a memory limit holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ditprune.calibration.observe import Collector, observing, watching
+from ditprune.calibration.replay import run_call
+from ditprune.calls import Call
+from ditprune.errors import StatisticsError
+from ditprune.statistics import gram
+from ditprune.statistics.collected import NUM_BINS, bin_of
+from ditprune.statistics.gram import Gram
+from ditprune.targets.discover import Target
+
+_FLOAT = 4
+_COPIES = 2  # a state and its successor while it is updated
+
+
+def stages(targets: Mapping[str, Target], max_bytes: int) -> list[list[str]]:
+    """Targets in module order, cut where their Grams would exceed `max_bytes`.
+
+    Inputs that layers share are counted once for each, so a stage may take less. A target whose
+    Gram alone exceeds the limit is a stage of its own.
+    """
+    found: list[list[str]] = []
+    size = 0
+    for name, target in targets.items():
+        own = gram_bytes(target)
+        if not found or size + own > max_bytes:
+            found.append([])
+            size = 0
+        found[-1].append(name)
+        size += own
+    return found
+
+
+def gram_bytes(target: Target) -> int:
+    """What collecting one target's Gram takes."""
+    return _COPIES * _FLOAT * target.shape[1] ** 2
+
+
+def collect_grams(
+    denoiser: nn.Module,
+    calls: Iterable[Call],
+    names: Sequence[str],
+    timestep_weights: Sequence[float] | None = None,
+) -> dict[str, Gram]:
+    """The Gram of each named layer's inputs over these calls; layers never called are left out.
+
+    Raises StatisticsError for weights where a call does not say where it is, and for NaN or Inf.
+    """
+
+    def update(state: Gram, inputs: Tensor, place: float | None) -> Gram:
+        if timestep_weights is None:
+            return gram.update(state, inputs)
+        return gram.update(state, inputs * _weight(timestep_weights, place) ** 0.5)
+
+    with observing(denoiser, names, Collector(gram.start, update)) as observation:
+        for call in calls:
+            with watching(observation, call.place):
+                run_call(denoiser, call)
+    for name, state in observation.states.items():
+        if not state.sum_products.isfinite().all():
+            raise StatisticsError(
+                f"{name}: its calibration inputs hold NaN or Inf; look at the calls, or run the "
+                "denoiser in float32 or bfloat16"
+            )
+    return observation.states
+
+
+def _weight(weights: Sequence[float], place: float | None) -> float:
+    if place is None:
+        raise StatisticsError(
+            "--timestep-weighting: a call does not say where between noise and image it is; give "
+            "ditprune.Call(…, place=…), or weight uniformly"
+        )
+    return weights[bin_of(place, NUM_BINS)]
