@@ -15,7 +15,7 @@ ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
     {"saliency", "masks", "targets"},
-    {"checkpoints"},
+    {"checkpoints", "reconstruction"},
     {"calibration"},
     {"recipe", "evaluation"},
     {"plan"},
@@ -24,7 +24,7 @@ ROWS: list[set[str]] = [
     {"__main__"},
 ]
 # Pure tensor maths: torch only, and no modules.
-PURE = {"errors", "statistics", "granularity", "calls", "saliency", "masks"}
+PURE = {"errors", "statistics", "granularity", "calls", "saliency", "masks", "reconstruction"}
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {
     "safetensors": {"checkpoints", "bundled"},
