@@ -5,7 +5,7 @@ from jaxtyping import install_import_hook
 
 # An int may stand for a float.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-PACKAGES = ("saliency", "masks", "granularity", "statistics", "metrics")
+PACKAGES = ("saliency", "masks", "granularity", "statistics", "metrics", "reconstruction")
 
 
 def install() -> None:

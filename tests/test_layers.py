@@ -14,12 +14,13 @@ import ditprune
 ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
-    {"saliency", "masks", "targets", "allocation"},
-    {"checkpoints"},
+    {"saliency", "masks", "targets", "allocation", "refinement"},
+    {"checkpoints", "reconstruction"},
     {"calibration"},
     {"recipe", "evaluation"},
     {"scoring"},
     {"plan"},
+    {"adjustment"},
     {"outcome", "job"},
     {"prune", "verify"},
     {"estimate"},
@@ -27,7 +28,10 @@ ROWS: list[set[str]] = [
     {"__main__"},
 ]
 # Pure tensor maths: torch only, and no modules.
-PURE = {"errors", "statistics", "granularity", "calls", "saliency", "masks", "allocation"}
+PURE = {
+    "errors", "statistics", "granularity", "calls", "saliency", "masks", "allocation",
+    "reconstruction", "refinement",
+}  # fmt: skip
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {
     "safetensors": {"checkpoints", "bundled"},

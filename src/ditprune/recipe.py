@@ -10,19 +10,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ditprune.allocation import ALLOCATIONS
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.granularity import GRANULARITIES
 from ditprune.granularity.cag import CAG
 from ditprune.granularity.nm import NM
+from ditprune.reconstruction import RECONSTRUCTIONS
+from ditprune.reconstruction.none import Nothing
+from ditprune.refinement import REFINEMENTS, Distill
 from ditprune.saliency import SALIENCIES, Saliency
 from ditprune.saliency.power import check_powers
 from ditprune.saliency.stw import STW
+from ditprune.statistics.weighting import TIMESTEP_WEIGHTINGS
 
 DEFAULT_SPARSITY = 0.5
 # Words that belong to a choice made by another word, and are void when that one changes.
 _CONSTANTS = {
     "saliency": {"weight_power", "activation_power"},
     "granularity": {"cag_threshold"},
+    "reconstruction": {"reconstruction_constants"},
+    "refinement": {"refinement_constants"},
+}
+MASKS = ("saliency", "reconstruction")
+# What one word stands for; what it does not name is the default.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "best": {
+        "reconstruction": "admm",
+        "mask": "reconstruction",
+        "allocation": "sensitivity",
+        "refinement": "distill",
+    },
 }
 # The words of grouping by share; a pattern stands in their place.
 _BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
@@ -43,6 +61,11 @@ class Recipe:
         sparsity: share of each group to remove, 0 ≤ sparsity < 1.
         include, exclude: globs over target names.
         auxiliary: also blocks outside the trunk, such as text refiners.
+        reconstruction: how the kept weights of a layer adjust.
+        mask: who chooses it, the `saliency` or the `reconstruction` itself.
+        allocation: how the total is shared among layers, a name in `ALLOCATIONS`.
+        timestep_weighting: how much each part of the way from noise to image counts.
+        refinement: gradient steps at the end; None for none.
     """
 
     saliency: Saliency = field(default_factory=STW)
@@ -51,6 +74,17 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     auxiliary: bool = False
+    reconstruction: Any = field(default_factory=Nothing)
+    mask: str = "saliency"
+    allocation: str = "uniform"
+    timestep_weighting: str = "uniform"
+    refinement: Distill | None = None
+
+    @property
+    def needs_calls(self) -> bool:
+        """Whether it takes the denoiser itself and calibration calls, not statistics alone."""
+        measures = self.allocation in ("sensitivity", "proxy")
+        return bool(self.reconstruction.needs) or measures or self.refinement is not None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under the names that `build` takes."""
@@ -65,6 +99,13 @@ class Recipe:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "auxiliary": self.auxiliary,
+            "reconstruction": self.reconstruction.name,
+            "reconstruction_constants": _constants_of(self.reconstruction),
+            "mask": self.mask,
+            "allocation": self.allocation,
+            "timestep_weighting": self.timestep_weighting,
+            "refinement": "none" if self.refinement is None else self.refinement.name,
+            "refinement_constants": _constants_of(self.refinement),
         }
 
 
@@ -79,11 +120,32 @@ def build(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     auxiliary: bool | None = None,
+    reconstruction: Any = None,
+    mask: str | None = None,
+    allocation: str | None = None,
+    timestep_weighting: str | None = None,
+    refinement: Any = None,
+    reconstruction_constants: Mapping[str, Any] | None = None,
+    refinement_constants: Mapping[str, Any] | None = None,
+    preset: str | None = None,
 ) -> Recipe:
-    """A checked recipe from words or objects; None means the default.
+    """A checked recipe from words or objects; None means the preset's, else the default.
 
     Raises RecipeError for unknown names, impossible values and options that exclude each other.
     """
+    if preset is not None:
+        words = preset_words(preset, is_pattern=pattern is not None or isinstance(granularity, NM))
+        reconstruction, mask, allocation, timestep_weighting, refinement = (
+            words.get(word) if given is None else given
+            for word, given in (
+                ("reconstruction", reconstruction), ("mask", mask), ("allocation", allocation),
+                ("timestep_weighting", timestep_weighting), ("refinement", refinement),
+            )
+        )  # fmt: skip
+    adjusting = _adjusting(
+        reconstruction, mask, allocation, timestep_weighting, refinement,
+        reconstruction_constants, refinement_constants,
+    )  # fmt: skip
     constants = {"weight_power": weight_power, "activation_power": activation_power}
     chosen = _choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
     if auxiliary not in (None, True, False):
@@ -101,7 +163,12 @@ def build(
                     "the count; pass one of them"
                 )
         groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
-        return Recipe(chosen, groups, None, *targets)
+        if adjusting["allocation"] != "uniform":
+            raise RecipeError(
+                f"--allocation {allocation} and --pattern exclude each other: N:M fixes the count "
+                "of every layer; leave sensitive layers dense with --exclude"
+            )
+        return Recipe(chosen, groups, None, *targets, **adjusting)
     sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
     if (
         isinstance(sparsity, bool)
@@ -115,7 +182,66 @@ def build(
         "granularity", GRANULARITIES, "cag" if granularity is None else granularity,
 {"cag_threshold": _threshold(cag_threshold)},
     )  # fmt: skip
-    return Recipe(chosen, groups, float(sparsity), *targets)
+    return Recipe(chosen, groups, float(sparsity), *targets, **adjusting)
+
+
+def preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
+    """What a preset stands for. Raises RecipeError for an unknown one."""
+    if preset not in PRESETS:
+        raise RecipeError(f"--preset '{preset}' is unknown; {did_you_mean(preset, PRESETS)}")
+    words = dict(PRESETS[preset])
+    return words | {"allocation": "uniform"} if is_pattern else words
+
+
+def _adjusting(
+    reconstruction: Any, mask: str | None, allocation: str | None, timestep_weighting: str | None,
+    refinement: Any, reconstruction_constants: Mapping[str, Any] | None,
+    refinement_constants: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The checked fields of a recipe that say how what stays adjusts."""
+    method = _method("reconstruction", RECONSTRUCTIONS, reconstruction, reconstruction_constants)
+    refine = _method("refinement", REFINEMENTS, refinement, refinement_constants)
+    for option, given, known in (
+        ("mask", mask, MASKS), ("allocation", allocation, ALLOCATIONS),
+        ("timestep_weighting", timestep_weighting, TIMESTEP_WEIGHTINGS),
+    ):  # fmt: skip
+        if given is not None and given not in known:
+            raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, known)}")
+    if mask == "reconstruction" and not method.needs:
+        raise RecipeError(
+            "--mask reconstruction needs a reconstruction that chooses one; "
+            "pass --reconstruction obs or admm, or leave --mask out"
+        )
+    return {
+        "reconstruction": method,
+        "mask": mask or "saliency",
+        "allocation": allocation or "uniform",
+        "timestep_weighting": timestep_weighting or "uniform",
+        "refinement": refine,
+    }
+
+
+def _method(
+    option: str, choices: Mapping[str, Any], given: Any, constants: Mapping[str, Any] | None
+) -> Any:
+    """A method by name with its constants, or the object itself; the first choice for None."""
+    given = next(iter(choices)) if given is None else given
+    if not isinstance(given, str):
+        if constants:
+            raise RecipeError(f"{_flag(option)}: {given!r} already has its constants")
+        return given
+    if given not in choices:
+        raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
+    if choices[given] is None:
+        return None
+    try:
+        return choices[given](**dict(constants or {}))
+    except TypeError:
+        known = [one.name for one in dataclasses.fields(choices[given])]
+        raise RecipeError(
+            f"{_flag(option)} {given}: constants {dict(constants or {})}; expected numbers for "
+            f"some of {', '.join(known) or 'none'}"
+        ) from None
 
 
 def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
@@ -130,6 +256,9 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
         if key not in known:
             raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), known)}")
     given = {key: value for key, value in overrides.items() if value is not None}
+    if "preset" in given:
+        words = preset_words(given.pop("preset"), bool(given.get("pattern") or content.get("pattern")))
+        given = {**words, **given}
     void: set[str] = set()
     for word, constants in _CONSTANTS.items():
         if word in given:

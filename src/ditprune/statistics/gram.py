@@ -1,0 +1,52 @@
+"""XᵀX: how the input channels go together over all calibration tokens.
+
+A state is a value: `update` and `merge` return a new one, so states can be shared freely. It holds
+C_in² numbers, so a model's Grams are collected a few layers at a time where memory is short.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+# Products are summed in float32 inside a block of this many tokens and in the state's dtype across
+# blocks: a matrix product in float64 takes three times as long and the error is below 1e-6.
+_BLOCK_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Sums of products [C_in, C_in] in float32 or float64 and the number of tokens in them."""
+
+    sum_products: Float[Tensor, "in in"]
+    num_tokens: int
+
+
+def start(
+    num_channels: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Gram:
+    """The statistic of no tokens at all; float64 costs twice the memory and loses no long sum."""
+    return Gram(torch.zeros(num_channels, num_channels, dtype=dtype, device=device), 0)
+
+
+def update(state: Gram, inputs: Float[Tensor, "*tokens in"]) -> Gram:
+    """Add tokens: a layer's input of any rank, channels last, of any floating dtype."""
+    tokens = inputs.detach().reshape(-1, inputs.shape[-1])
+    total = state.sum_products.clone()
+    for block in tokens.split(_BLOCK_TOKENS):
+        exact = block.float()
+        total += exact.T @ exact
+    return Gram(total, state.num_tokens + tokens.shape[0])
+
+
+def merge(first: Gram, second: Gram) -> Gram:
+    """The statistic of both sets of tokens together."""
+    return Gram(first.sum_products + second.sum_products, first.num_tokens + second.num_tokens)
+
+
+def finish(state: Gram) -> Float32[Tensor, "in in"]:
+    """XᵀX, exactly symmetric, float32 [C_in, C_in]."""
+    return ((state.sum_products + state.sum_products.T) / 2).float()
