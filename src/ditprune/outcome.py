@@ -24,6 +24,8 @@ class TargetOutcome(Target):
         num_asked: weights to remove by the recipe.
         num_pruned: weights removed, counted in the mask.
         num_zero: zeros in the result; more than `num_pruned` where kept weights were zero before.
+        sparsity: the share it was to lose under an allocation; None for the recipe's own.
+        damping: of its reconstruction, against a unit diagonal; None without one.
     """
 
     granularity: str
@@ -32,6 +34,8 @@ class TargetOutcome(Target):
     num_asked: int
     num_pruned: int
     num_zero: int
+    sparsity: float | None = None
+    damping: float | None = None
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> TargetOutcome:

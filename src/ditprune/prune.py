@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditprune.adjustment.adjust import Adjustment, adjust
+from ditprune.calls import Call
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.journal import Journal
 from ditprune.checkpoints.locate import ModelFolder
@@ -57,6 +59,14 @@ def prune_(
     weight_power: float | None = None,
     activation_power: float | None = None,
     cag_threshold: float | str | None = None,
+    reconstruction: Any = None,
+    mask: str | None = None,
+    allocation: str | None = None,
+    timestep_weighting: str | None = None,
+    refinement: Any = None,
+    preset: str | None = None,
+    batches: Iterable[Any] | None = None,
+    report: Report = silent,
 ) -> Outcome:
     """Prune a denoiser in place. The default is the paper's method at 50 %.
 
@@ -70,6 +80,14 @@ def prune_(
         include, exclude: globs over target names.
         auxiliary: also prune block lists beside the trunk, such as text refiners.
         weight_power, activation_power, cag_threshold: constants of a choice given by name.
+        reconstruction: how the kept weights adjust: `none` (default), `obs`, `admm`, or an object.
+        mask: who chooses it: the `saliency` (default) or the `reconstruction`.
+        allocation: how the total is shared: `uniform` (default), `owl`, `sensitivity`, `proxy`.
+        timestep_weighting: `uniform` (default) or `log-decrease`, from noise to image.
+        refinement: gradient steps at the end: `none` (default), `distill`, or an object.
+        preset: `paper` (all the defaults) or `best`.
+        batches: as for `calibrate`, where a recipe adjusts weights or measures budgets.
+        report: hears how far it is.
 
     Returns:
         What was done to each target.
@@ -79,13 +97,21 @@ def prune_(
     """
     recipe = build(
         saliency, granularity, sparsity, pattern, weight_power, activation_power, cag_threshold,
-        include, exclude, auxiliary,
+        include, exclude, auxiliary, reconstruction, mask, allocation, timestep_weighting,
+        refinement, preset=preset,
     )  # fmt: skip
     check_scorable(recipe, stats)
     selection = select_in_module(denoiser, recipe, stats)
     read = read_module(denoiser)
     # Scores everything once before anything changes, so that a refusal leaves the module whole.
     threshold = make_plan(selection, read, stats, recipe).cag_threshold
+    if recipe.adjusts:
+        calls = [Call.of(batch) for batch in batches or ()]
+        done = adjust(denoiser, selection.targets, stats, recipe, threshold, calls, report)
+        outcomes = {
+            name: write_adjustment_(read(one.layer.target), one) for name, one in done.items()
+        }
+        return outcome_of(selection, outcomes, recipe, threshold)
     outcomes = {
         name: prune_weight_(target, read(target), stats, recipe, threshold)
         for name, target in selection.targets.items()
@@ -196,6 +222,26 @@ def _threshold_once(job: Job, journal: Journal, recipe: Recipe) -> float | None:
     threshold = resolve_threshold(job.selection, read, job.stats, recipe)
     journal.append({"denoiser": job.name, "cag_threshold": threshold})
     return threshold
+
+
+@torch.no_grad()
+def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
+    """Put an adjusted weight in the place of a dense one [C_out, C_in], in its dtype."""
+    layer = done.layer
+    num_groups, group_size = layer.groups.group_shape(*layer.target.shape)
+    num_keep = layer.groups.num_keep(group_size, done.sparsity)
+    weight.copy_(done.weight)
+    return TargetOutcome(
+        **asdict(layer.target),
+        granularity=layer.groups.name,
+        num_groups=num_groups,
+        g_out=layer.g_out,
+        num_asked=num_groups * (group_size - num_keep),
+        num_pruned=done.keep.numel() - int(torch.count_nonzero(done.keep)),
+        num_zero=int(torch.count_nonzero(weight == 0)),
+        sparsity=done.sparsity,
+        damping=done.damping,
+    )
 
 
 def check_scorable(recipe: Recipe, stats: object | None) -> None:

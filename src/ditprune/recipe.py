@@ -81,6 +81,11 @@ class Recipe:
     refinement: Distill | None = None
 
     @property
+    def adjusts(self) -> bool:
+        """Whether anything but the saliency's mask at one share is asked for."""
+        return self.needs_calls or self.allocation != "uniform"
+
+    @property
     def needs_calls(self) -> bool:
         """Whether it takes the denoiser itself and calibration calls, not statistics alone."""
         measures = self.allocation in ("sensitivity", "proxy")
@@ -257,7 +262,9 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
             raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), known)}")
     given = {key: value for key, value in overrides.items() if value is not None}
     if "preset" in given:
-        words = preset_words(given.pop("preset"), bool(given.get("pattern") or content.get("pattern")))
+        words = preset_words(
+            given.pop("preset"), bool(given.get("pattern") or content.get("pattern"))
+        )
         given = {**words, **given}
     void: set[str] = set()
     for word, constants in _CONSTANTS.items():

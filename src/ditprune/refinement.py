@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,20 +17,27 @@ class Distill:
         num_steps: of gradient.
         learning_rate: the largest; it warms up shortly and falls to zero as a cosine.
         batch_size: rows of calibration calls in each step.
-        seed: of the order of rows.
+        block_weight: of the error of every block's output beside that of the denoiser's.
+        mixing: the largest angle, in radians, by which a noisy input is turned towards another
+            of the same timestep; 0 trains on the calibration inputs as they are. The dense
+            denoiser says what is right for a mixture, so a few hundred inputs become many.
+        seed: of the order of rows and of the mixtures.
     """
 
     num_steps: int = 1000
     learning_rate: float = 1e-3
     batch_size: int = 32
+    block_weight: float = 1.0
+    mixing: float = math.pi / 4
     seed: int = 0
     name: ClassVar[str] = "distill"
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or self.batch_size < 1 or not self.learning_rate > 0:
+        is_possible = self.num_steps >= 1 and self.batch_size >= 1 and self.learning_rate > 0
+        if not (is_possible and self.block_weight >= 0 and 0 <= self.mixing <= math.pi / 2):
             raise RecipeError(
-                f"distill: {self.num_steps} steps at {self.learning_rate} over {self.batch_size} "
-                "rows given; expected at least one step and one row, and a rate above 0"
+                f"{self}: expected at least one step and one row, a learning rate above 0, a "
+                "block weight from 0 up and mixing from 0 to π/2"
             )
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.masks import keep_best
+from ditprune.recipe import Recipe
 from ditprune.reconstruction.adjusted import Adjusted
 from ditprune.reconstruction.choice import Choice
-from ditprune.recipe import Recipe
 from ditprune.scoring import scores_of
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
@@ -61,9 +61,7 @@ def prepare(
 
 
 @torch.no_grad()
-def adjust_layer(
-    layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None
-) -> Adjusted:
+def adjust_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> Adjusted:
     """Its mask and new weight at a share, by the recipe's reconstruction."""
     if recipe.mask == "reconstruction":
         return recipe.reconstruction(layer.weight, layer.choice(sparsity), gram)

@@ -197,6 +197,12 @@ def _timestep(denoiser: nn.Module, call: Call) -> tuple[str | None, Any]:
     return next(((n, given[n]) for n in _TIMESTEP if given.get(n) is not None), (None, None))
 
 
+def moment_of(denoiser: nn.Module, call: Call) -> tuple[float, float] | None:
+    """The smallest and the largest timestep of a call; None where it has none."""
+    _, timestep = _timestep(denoiser, call)
+    return None if timestep is None else _extremes(timestep)
+
+
 def _extremes(timestep: Any) -> tuple[float, float]:
     """A timestep per batch, item or token as two numbers that change when any of them does."""
     if not isinstance(timestep, Tensor):
