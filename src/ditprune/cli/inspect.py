@@ -86,6 +86,7 @@ def show_plans(plans: Mapping[str, Plan]) -> None:
 
 def _show_plan(plan: Plan, prefix: str) -> None:
     table = Table("target", "out", "in", "role", "group", "G_out", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in (1, 2, 5):
         table.columns[column].justify = "right"
     for name, target in plan.targets.items():
