@@ -14,7 +14,7 @@ import ditprune
 ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
-    {"saliency", "masks", "targets"},
+    {"saliency", "masks", "targets", "allocation"},
     {"checkpoints"},
     {"calibration"},
     {"recipe", "evaluation"},
@@ -27,7 +27,7 @@ ROWS: list[set[str]] = [
     {"__main__"},
 ]
 # Pure tensor maths: torch only, and no modules.
-PURE = {"errors", "statistics", "granularity", "calls", "saliency", "masks"}
+PURE = {"errors", "statistics", "granularity", "calls", "saliency", "masks", "allocation"}
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {
     "safetensors": {"checkpoints", "bundled"},
