@@ -91,7 +91,8 @@ class CalibrationSet:
 
 # What reading a file that someone spoiled raises.
 _MALFORMED = (
-    KeyError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError, OSError,
+    KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+    SafetensorError, OSError,
 )  # fmt: skip
 
 
