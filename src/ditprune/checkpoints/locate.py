@@ -69,6 +69,8 @@ def locate(model: str) -> ModelFolder:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError with the file's name."""
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
+        raise ModelError(f"{file}: is no regular file; expected a JSON object")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
