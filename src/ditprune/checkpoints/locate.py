@@ -27,6 +27,8 @@ _HUB_FILES = [
 # same test would let pass, stand beside one.
 _DENOISER = re.compile(r"Transformer|Model$")
 _BESIDE = re.compile(r"VQ|ControlNet|Projection|Decoder|OnnxRuntime")
+# A name of Python, since the pipeline's class takes it as an argument.
+_COMPONENT = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def _download(hub_id: str) -> Path:
 def _denoisers(model: str, root: Path) -> dict[str, Path]:
     """The components of a pipeline that are denoisers, in the order of its index."""
     index = read_json(root / "model_index.json")
+    _check_names(root / "model_index.json", index)
     found = {name: root / name for name, entry in index.items() if _is_denoiser(root / name, entry)}
     if found:
         return found
@@ -119,6 +122,15 @@ def _denoisers(model: str, root: Path) -> dict[str, Path]:
         f"{model}: the pipeline has no '{DENOISER}' folder, nor another denoiser of diffusers "
         f"(components: {components}); pass the denoiser's own folder"
     )
+
+
+def _check_names(file: Path, index: Mapping[str, Any]) -> None:
+    """Refuse components that are not folders of the model. Raises ModelError."""
+    for name, entry in index.items():
+        if isinstance(entry, list) and not _COMPONENT.fullmatch(name):
+            raise ModelError(
+                f"{file}: names the component {name[:60]!r}; expected the plain name of a folder"
+            )
 
 
 def _is_denoiser(folder: Path, entry: object) -> bool:
