@@ -84,6 +84,17 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def check_inside(file: Path, folder: Path) -> None:
+    """Refuse a file that is a link out of its model. Raises ModelError.
+
+    In the hub's cache a snapshot's files are links into the `blobs` folder of the same model.
+    """
+    real, home = file.resolve(), folder.resolve()
+    blobs = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
+    if not any(real.is_relative_to(place) for place in (home, *blobs)):
+        raise ModelError(f"{file}: links to {real}, outside the model; copy it in")
+
+
 def _root(model: str) -> Path:
     if model == "bundled":
         return bundled.PIPELINE

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditprune.checkpoints.locate import read_json
+from ditprune.checkpoints.locate import check_inside, read_json
 from ditprune.errors import ModelError
 
 _STEM = "diffusion_pytorch_model"
@@ -172,21 +172,13 @@ def _with_variant(folder: Path, plain: str, variant: str) -> Path | None:
 
 
 def _inside(folder: Path, source: Path, name: object) -> Path:
-    """The shard `name` of `folder`; refused where it would lead out of the model.
-
-    In the hub's cache a snapshot's files are links into the `blobs` folder of the same model.
-    """
+    """The shard `name` of `folder`; refused where it would lead out of the model."""
     if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
         raise ModelError(f"{source}: names the shard {name!r}; expected a plain file name")
     file = folder / name
     if not file.is_file():
         raise ModelError(f"{source}: shard {name} is missing; fetch the model again")
-    real, allowed = file.resolve(), [folder.resolve()]
-    for parent in folder.resolve().parents:
-        if parent.name == "snapshots":
-            allowed.append(parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise ModelError(f"{source}: shard {name} links to {real}, outside the model; copy it in")
+    check_inside(file, folder)
     return file
 
 
