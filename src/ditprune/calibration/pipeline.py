@@ -110,6 +110,7 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
         )
     file = model.root / "model_index.json"
     index = read_json(file)
+    _check_no_module(model.root / "None.py")  # where diffusers looks when no module is named
     for name, value in index.items():
         if name == "_class_name":
             if not isinstance(value, str) or not hasattr(diffusers, value):
@@ -124,6 +125,15 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
                     f"{file}: component '{name}' comes from {library!r}, expected one of "
                     f"{', '.join(_LIBRARIES)}; code from model folders is never run"
                 )
+            _check_no_module(model.root / name / f"{library}.py")
     scheduler = index.get("scheduler")
     named = scheduler[1:2] if isinstance(scheduler, list) else []
     return str(index.get("_class_name")), str(named[0] if named else None)
+
+
+def _check_no_module(file: Path) -> None:
+    """Refuse a module that diffusers would take a class from before its library."""
+    if file.exists():
+        raise ModelError(
+            f"{file}: diffusers would run it; remove it, code from model folders is never run"
+        )
