@@ -143,7 +143,10 @@ def _find_shards(folder: Path) -> tuple[Path | None, list[Path]]:
         weight_map = read_json(indices).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{indices}: no 'weight_map'; expected tensor names with their shards")
-        shards = {str(name): _inside(folder, indices, name) for name in weight_map.values()}
+        shards: dict[str, Path] = {}
+        for name in weight_map.values():
+            if not isinstance(name, str) or name not in shards:
+                shards[str(name)] = _inside(folder, indices, name)
         return indices, list(shards.values())
     single = _with_variant(folder, ".safetensors", ".*.safetensors")
     if single:
