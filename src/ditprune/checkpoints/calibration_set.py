@@ -25,6 +25,7 @@ from ditprune.errors import ModelError, OutputError
 HEADER = "calibration_set.json"
 _FORMAT = 2
 _KEY = "ditprune.calls"
+_MOST_UNITS = 100_000  # what five digits of a file name can number
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class CalibrationSet:
                 Call(
                     _decode(one["args"], tensors),
                     _decode(one["kwargs"], tensors),
-                    None if one["place"] is None else float(one["place"]),
+                    _place(one["place"]),
                     str(one["denoiser"]),
                 )
                 for one in record["calls"]
@@ -126,8 +127,8 @@ def load(folder: Path) -> CalibrationSet:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
         num_units = int(content["num_units"])
-        if num_units < 1:
-            raise ValueError(f"{num_units} units")
+        if not 1 <= num_units <= _MOST_UNITS:
+            raise ValueError(f"{num_units} units, expected 1 to {_MOST_UNITS}")
         return CalibrationSet(folder, num_units, dict(content["protocol"]), dict(content["guard"]))
     except _MALFORMED as error:
         raise ModelError(f"{folder}: not a calibration set ({error}); sample it again") from None
@@ -169,3 +170,11 @@ def _decode(record: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "value":
         return value
     raise ValueError(f"unknown kind '{kind}'")
+
+
+def _place(record: Any) -> float | None:
+    if record is None:
+        return None
+    if not 0 <= float(record) <= 1:
+        raise ValueError(f"place {record}, expected 0 to 1")
+    return float(record)
