@@ -20,6 +20,7 @@ MANIFEST = "ditprune.json"
 def write_beside(file: Path) -> Iterator[Path]:
     """A path beside `file` to write; renamed to it when the block ends well, else removed."""
     part = file.with_name(f".{file.name}.part")
+    check_no_link(part)
     try:
         yield part
         part.replace(file)
@@ -118,6 +119,13 @@ def _existing_parent(path: Path) -> Path:
 def old_of(out: Path) -> Path:
     """Where the folder that `out` replaces lies between two renames."""
     return out.with_name(f".{out.name}.old")
+
+
+def check_no_link(*paths: Path) -> None:
+    """Refuse links where we write beside OUT: they would lead elsewhere. Raises OutputError."""
+    for path in paths:
+        if path.is_symlink():
+            raise OutputError(f"{path}: is a link, where unfinished work belongs; remove it")
 
 
 def put_back(out: Path) -> None:
