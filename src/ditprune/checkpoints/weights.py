@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -85,11 +85,13 @@ class Weights:
         entry = self.entries[name]
         item = entry.size_bytes // max(1, math.prod(entry.shape))
         raw = read_range(entry.file, entry.offset + start * item, count * item)
-        return torch.frombuffer(raw, dtype=dtype_of(entry))
+        return as_tensor(raw, replace(entry, shape=(count,)))
 
 
 def as_tensor(raw: bytearray, entry: Entry) -> Tensor:
     """The tensor over these bytes, without a copy. Raises ModelError as `dtype_of` does."""
+    if not raw:  # which frombuffer refuses
+        return torch.empty(entry.shape, dtype=dtype_of(entry))
     return torch.frombuffer(raw, dtype=dtype_of(entry)).reshape(entry.shape)
 
 
@@ -125,7 +127,7 @@ def read_header(file: Path) -> Iterator[Entry]:
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_size))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last from mmap
         raise ModelError(
             f"{file}: not a complete safetensors file ({error}); fetch it again"
         ) from None
