@@ -44,9 +44,9 @@ def load_pipeline(model: ModelFolder, place: Placement = _CPU) -> Any:
             **_in_dtype(place),
             **streamed,
         )
-    for name, component in pipeline.components.items():
-        if isinstance(component, nn.Module) and name not in streamed:
-            component.to(place.device).eval()
+        for name, component in pipeline.components.items():
+            if isinstance(component, nn.Module) and name not in streamed:
+                component.to(place.device).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -60,7 +60,7 @@ def load_denoiser(folder: Path, place: Placement = _CPU) -> nn.Module:
         denoiser = type(tree).from_pretrained(  # type: ignore[attr-defined]
             folder, use_safetensors=True, local_files_only=True, **_in_dtype(place)
         )
-    return denoiser.to(place.device).eval()
+        return denoiser.to(place.device).eval()
 
 
 def check_denoiser(folder: Path) -> nn.Module:
