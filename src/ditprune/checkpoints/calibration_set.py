@@ -74,15 +74,7 @@ class CalibrationSet:
             with safe_open(file, framework="pt") as stream:
                 record = json.loads((stream.metadata() or {}).get(_KEY, ""))
                 tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-            calls = [
-                Call(
-                    _decode(one["args"], tensors),
-                    _decode(one["kwargs"], tensors),
-                    _place(one["place"]),
-                    str(one["denoiser"]),
-                )
-                for one in record["calls"]
-            ]
+            calls = [_call(one, tensors) for one in record["calls"]]
             return calls, dict(record["notes"])
         except _MALFORMED as error:
             raise ModelError(
@@ -178,3 +170,10 @@ def _place(record: Any) -> float | None:
     if not 0 <= float(record) <= 1:
         raise ValueError(f"place {record}, expected 0 to 1")
     return float(record)
+
+
+def _call(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
+    args, kwargs = (_decode(record[key], tensors) for key in ("args", "kwargs"))
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise ValueError("a call's arguments are no tuple and no dict")
+    return Call(args, kwargs, _place(record["place"]), str(record["denoiser"]))
