@@ -284,7 +284,9 @@ def _claims_of(model: ModelFolder, folder: Path, dense: nn.Module) -> tuple[Any,
         asked = recipe["pattern"] or recipe["sparsity"]
         for name in targets:
             tree.get_parameter(f"{name}.weight")
-    except (KeyError, TypeError, AttributeError) as error:
+        if not targets:
+            raise ValueError("no targets")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
