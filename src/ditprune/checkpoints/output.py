@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -73,6 +73,25 @@ def ensure_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(why(folder, error)) from None
+
+
+@contextmanager
+def results_folder(folder: Path) -> Iterator[None]:
+    """A folder that results are put into; one that was not there goes again if the block fails.
+
+    Raises OutputError.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        ensure_folder(folder)
+        yield
+    except BaseException:
+        if folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in made[1:]:
+            with suppress(OSError):  # not made yet, or filled by others since
+                parent.rmdir()
+        raise
 
 
 def is_ours(folder: Path) -> bool:
