@@ -6,7 +6,7 @@ import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,7 @@ class Ground:
         }[verb]  # fmt: skip
 
 
-Spoil = Callable[[Ground], Sequence[object] | None]
+Spoil = Callable[[Ground], object]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Case:
     """One broken or malicious input and what the refusal of one verb must say.
 
     Args:
-        spoil: changes the ground; returns further arguments of the command line, which may
+        spoil: changes the ground; where it returns a list, these are further arguments, which may
             take the place of ones before.
         word: a regular expression that the error line must contain.
         is_midway: lines of progress may come before the error.
@@ -158,7 +158,7 @@ def picture(root: Path, leave_out: Iterable[Path] = ()) -> dict[str, object]:
 
 def _state(path: Path) -> object:
     if path.is_symlink():
-        return "link", os.readlink(path)
+        return "link", str(path.readlink())
     if not path.is_file():
         return "folder" if path.is_dir() else "special"
     state = path.stat()

@@ -26,13 +26,14 @@ def with_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Ground], N
 
 
 def with_text(place: str, text: bytes) -> Callable[[Ground], None]:
-    return lambda ground: (ground.model / place).write_bytes(text) and None
+    return lambda ground: (ground.model / place).write_bytes(text)
 
 
 # --- what JSON can be ---
 
 for name, text in {
-    "empty": b"", "cut": b'{"a": ', "a list": b"[]", "a number": b"3", "UTF-16": "{}".encode("utf-16"),
+    "empty": b"", "cut": b'{"a": ', "a list": b"[]", "a number": b"3",
+    "UTF-16": "{}".encode("utf-16"),
     "Latin-1": '{"é": 1}'.encode("latin-1"), "NUL": b'{"a": 1}\x00', "nested deep": b'{"a":' * DEEP,
     "a number that is too long": b'{"a": ' + b"9" * 5000 + b"}", "pickled": b"\x80\x04}.",
 }.items():  # fmt: skip
@@ -41,8 +42,12 @@ for name, text in {
     add(f"config.json: {name}", "prune", word, with_text("transformer/config.json", text))
 add("config.json: a hundred megabytes of nesting", "inspect", "cannot be read as JSON",
     with_text("transformer/config.json", b"[" * 100_000_000))  # fmt: skip
-add("config.json: nested as deep as JSON may", "inspect", "cannot be built from it|has shape|cannot be read",
-    with_config(lambda config: config.update(norm_type=json.loads("[" * 900 + "]" * 900))))  # fmt: skip
+add(
+    "config.json: nested as deep as JSON may",
+    "inspect",
+    "cannot be built from it|has shape|cannot be read",
+    with_config(lambda config: config.update(norm_type=json.loads("[" * 900 + "]" * 900))),
+)
 add("scheduler_config.json: cut", "calibrate", "diffusers cannot load it",
     with_text("scheduler/scheduler_config.json", b"{"))  # fmt: skip
 add("scheduler_config.json: nested deep", "calibrate", "diffusers cannot load it",
@@ -222,8 +227,12 @@ def scheduler_that_asks_for_remote_code(ground: Ground) -> None:
 @hostile("calibrate", "diffusers cannot load it|no denoiser")
 def decoder_that_asks_for_remote_code(ground: Ground) -> None:
     ground.code(ground.model / "vae" / "modeling.py")
-    edit_json(ground.model / "vae" / "config.json", lambda config: config.update(
-        auto_map={"AutoModel": "modeling.Mine"}, trust_remote_code=True, _class_name="Mine"))  # fmt: skip
+    edit_json(
+        ground.model / "vae" / "config.json",
+        lambda config: config.update(
+            auto_map={"AutoModel": "modeling.Mine"}, trust_remote_code=True, _class_name="Mine"
+        ),
+    )
     with_index(lambda index: index.update(vae=["diffusers", "AutoModel"]))(ground)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from hostile_ground import Ground, add, hostile
 
 WRITERS = "prune calibrate evaluate"
@@ -21,10 +19,18 @@ add("OUT is empty", "prune", "names no new folder", lambda g: ["-o", "", "--over
 add("OUT is a folder", "calibrate", "is a folder", lambda g: ["-o", g.model, "--overwrite"])
 add("OUT has a name that is too long", WRITERS, "cannot be written|File name too long",
     lambda g: ["-o", g.out.with_name("x" * 300)])  # fmt: skip
-add("OUT has a name with no room for what lies beside", "prune calibrate",
-    "cannot be written|File name too long", lambda g: ["-o", g.out.with_name("x" * 250)])  # fmt: skip
-add("OUT has a name with a line break", "prune", "exists",
-    lambda g: (g.out.parent / "a\nerror: b").mkdir() or ["-o", g.out.parent / "a\nerror: b"])  # fmt: skip
+add(
+    "OUT has a name with no room for what lies beside",
+    "prune calibrate",
+    "cannot be written|File name too long",
+    lambda g: ["-o", g.out.with_name("x" * 250)],
+)
+add(
+    "OUT has a name with a line break",
+    "prune",
+    "exists",
+    lambda g: (g.out.parent / "a\nerror: b").mkdir() or ["-o", g.out.parent / "a\nerror: b"],
+)
 add("OUT lies below a file", WRITERS, "Not a directory|does not exist|cannot be written",
     lambda g: ["-o", g.outside / "secret.txt" / "out"])  # fmt: skip
 add("OUT has no folder", "calibrate", "its folder does not exist",
@@ -67,14 +73,14 @@ def out_lies_in_the_model_by_way_of_a_link(ground: Ground) -> list[object]:
 
 @hostile("prune", "link")
 def journal_is_a_link_to_a_file_of_others(ground: Ground) -> None:
-    os.symlink(ground.outside / "secret.txt", ground.out.with_name(".out.journal"))
+    ground.out.with_name(".out.journal").symlink_to(ground.outside / "secret.txt")
 
 
 @hostile("prune", "link")
 def part_is_a_link_to_a_folder_of_others(ground: Ground) -> None:
-    os.symlink(ground.outside, ground.out.with_name(".out.part"))
+    ground.out.with_name(".out.part").symlink_to(ground.outside)
 
 
 @hostile("calibrate", "link")
 def work_is_a_link_to_a_folder_of_others(ground: Ground) -> None:
-    os.symlink(ground.outside, ground.out.with_name(".out.work"))
+    ground.out.with_name(".out.work").symlink_to(ground.outside)

@@ -9,9 +9,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hostile_calls  # noqa: F401
 import hostile_inputs  # noqa: F401
 import hostile_models
 import hostile_places  # noqa: F401
+import hostile_shards  # noqa: F401
 import hostile_weights  # noqa: F401
 import pytest
 from hostile_ground import CASES, Case, Ground, picture
@@ -19,8 +21,9 @@ from hostile_ground import CASES, Case, Ground, picture
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.verb}")
 def test_it_is_refused(case: Case, ground, refused) -> None:
-    more = case.spoil(ground) or ()
-    line = refused(ground, *ground.command(case.verb), *more, is_midway=case.is_midway)
+    more = case.spoil(ground)
+    arguments = ground.command(case.verb) + (more if isinstance(more, list) else [])
+    line = refused(ground, *arguments, is_midway=case.is_midway)
     assert re.search(case.word, line), line
 
 
