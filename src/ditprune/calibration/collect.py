@@ -137,7 +137,7 @@ def _observe(
 
     try:
         return observe_calls(denoiser, moved(), own)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
             f"{source}: the denoiser cannot run the calibration calls ({reason}); "

@@ -25,6 +25,7 @@ from ditprune.errors import ModelError, OutputError
 HEADER = "calibration_set.json"
 _FORMAT = 2
 _KEY = "ditprune.calls"
+_MOST_UNITS = 100_000  # what five digits of a file name can number
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,7 @@ class CalibrationSet:
             with safe_open(file, framework="pt") as stream:
                 record = json.loads((stream.metadata() or {}).get(_KEY, ""))
                 tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-            calls = [
-                Call(
-                    _decode(one["args"], tensors),
-                    _decode(one["kwargs"], tensors),
-                    None if one["place"] is None else float(one["place"]),
-                    str(one["denoiser"]),
-                )
-                for one in record["calls"]
-            ]
+            calls = [_call(one, tensors) for one in record["calls"]]
             return calls, dict(record["notes"])
         except _MALFORMED as error:
             raise ModelError(
@@ -91,7 +84,8 @@ class CalibrationSet:
 
 # What reading a file that someone spoiled raises.
 _MALFORMED = (
-    KeyError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError, OSError,
+    KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+    SafetensorError, OSError,
 )  # fmt: skip
 
 
@@ -127,8 +121,8 @@ def load(folder: Path) -> CalibrationSet:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
         num_units = int(content["num_units"])
-        if num_units < 1:
-            raise ValueError(f"{num_units} units")
+        if not 1 <= num_units <= _MOST_UNITS:
+            raise ValueError(f"{num_units} units, expected 1 to {_MOST_UNITS}")
         return CalibrationSet(folder, num_units, dict(content["protocol"]), dict(content["guard"]))
     except _MALFORMED as error:
         raise ModelError(f"{folder}: not a calibration set ({error}); sample it again") from None
@@ -170,3 +164,18 @@ def _decode(record: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "value":
         return value
     raise ValueError(f"unknown kind '{kind}'")
+
+
+def _place(record: Any) -> float | None:
+    if record is None:
+        return None
+    if not 0 <= float(record) <= 1:
+        raise ValueError(f"place {record}, expected 0 to 1")
+    return float(record)
+
+
+def _call(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
+    args, kwargs = (_decode(record[key], tensors) for key in ("args", "kwargs"))
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise ValueError("a call's arguments are no tuple and no dict")
+    return Call(args, kwargs, _place(record["place"]), str(record["denoiser"]))

@@ -13,7 +13,7 @@ from typing import Any
 
 from ditprune.checkpoints import guard
 from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import check_file, ensure_folder, write_beside
+from ditprune.checkpoints.output import check_file, check_no_link, ensure_folder, write_beside
 from ditprune.errors import OutputError
 
 _GUARD = "guard.json"
@@ -26,6 +26,7 @@ def place_of(out: Path) -> Path:
 
 def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
     """Refuse a file that is there, and work that other settings began. Raises OutputError."""
+    check_no_link(place_of(out), _done(out))
     changed = _changed(out, now)
     if changed and not overwrite:
         raise OutputError(
