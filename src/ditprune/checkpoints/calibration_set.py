@@ -7,6 +7,7 @@ that was interrupted goes on where it stopped, and several processes can write o
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import ensure_folder, write_beside
+from ditprune.checkpoints.output import ensure_folder, why, write_beside
 from ditprune.errors import ModelError, OutputError
 
 HEADER = "calibration_set.json"
@@ -102,13 +103,19 @@ def save(calls: Sequence[Call], protocol: Mapping[str, object], folder: Path) ->
 def start(
     folder: Path, num_units: int, protocol: Mapping[str, object], guard: Mapping[str, object]
 ) -> CalibrationSet:
-    """A new, empty set. Raises OutputError."""
-    ensure_folder(folder)
+    """A new, empty set: a folder with its header, or no folder at all. Raises OutputError."""
     content = {
         "format": _FORMAT, "num_units": num_units, "protocol": dict(protocol), "guard": dict(guard),
     }  # fmt: skip
-    with write_beside(folder / HEADER) as part:
-        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    ensure_folder(part)
+    try:
+        (part / HEADER).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OutputError(why(folder, error)) from None
     return load(folder)
 
 

@@ -24,6 +24,11 @@ def place_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
+def sweep(out: Path) -> None:
+    """Remove what a run that was killed behind its last step left over."""
+    shutil.rmtree(_done(out), ignore_errors=True)
+
+
 def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
     """Refuse a file that is there, and work that other settings began. Raises OutputError."""
     check_no_link(place_of(out), _done(out))
@@ -40,7 +45,6 @@ def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
 def open_work(out: Path, now: Mapping[str, Any]) -> None:
     """Go on with the work on `out` if nothing of the guard changed, else begin it anew."""
     work = place_of(out)
-    shutil.rmtree(_done(out), ignore_errors=True)
     if _changed(out, now) == []:
         return
     shutil.rmtree(work, ignore_errors=True)

@@ -90,6 +90,7 @@ def collect(
     work, folder = unfinished.place_of(out), set_folder or unfinished.place_of(out) / "calls"
     now = guard_of(model, sampling, place)
     if worker.is_first:
+        unfinished.sweep(out)
         unfinished.check_work(out, now, overwrite)
         if set_folder is None:
             check_components(model)

@@ -72,5 +72,6 @@ def run(args: list[str] | None = None) -> int:
         console.say(f"error: {where}{error.strerror or error}")
         return 2
     except (KeyboardInterrupt, click.Abort) as stop:
-        console.say(f"stopped; {stop}" if str(stop) else "stopped")
+        reason = str(stop.__cause__ or stop)  # click wraps what Ctrl-C raised
+        console.say(f"stopped; {reason}" if reason else "stopped")
         return 130
