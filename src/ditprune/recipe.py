@@ -184,7 +184,8 @@ def _threshold(given: float | str | None) -> float | str | None:
     try:
         if not isinstance(given, (int, float, str)) or isinstance(given, bool):
             raise ValueError
-        return float(given)
+        number = float(given)
+        return number if isinstance(given, str) else given
     except (ValueError, OverflowError):
         raise RecipeError(
             f"--cag-threshold {given}: expected a number from 0 up, or 'auto'"
