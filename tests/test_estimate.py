@@ -17,7 +17,7 @@ from ditprune.recipe import build
 from folders import files_of, save_denoiser
 
 MEASURE = """
-import json, resource, sys
+import re, sys
 from pathlib import Path
 from ditprune.checkpoints.locate import locate
 from ditprune.estimate import estimate
@@ -29,7 +29,9 @@ if sys.argv[2] == "estimate":
     print(estimate(model, open_jobs(model, None, recipe), recipe, Path(sys.argv[4])).peak_bytes)
 else:
     prune_checkpoint(model, Path(sys.argv[4]) / "out", None, recipe)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    # Not ru_maxrss, which begins with what the parent had when it forked.
+    status = Path("/proc/self/status").read_text()
+    print(int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024)
 """
 
 

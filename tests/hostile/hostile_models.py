@@ -216,7 +216,7 @@ for name, entry in {
         with_index(lambda index, entry=entry: index.update(scheduler=entry)))  # fmt: skip
 
 
-@hostile("calibrate", "no diffusion_pytorch_model.safetensors|diffusers cannot load it")
+@hostile("calibrate", "scheduler/config.json: cannot be read|diffusers cannot load it")
 def scheduler_that_asks_for_remote_code(ground: Ground) -> None:
     ground.code(ground.model / "scheduler" / "modeling.py")
     edit_json(ground.model / "scheduler" / "scheduler_config.json", lambda config: config.update(
