@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ditprune.checkpoints import fingerprint, statistics_file
+from ditprune.checkpoints.output import MANIFEST
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.statistics.collected import Statistics
@@ -136,12 +137,12 @@ def copy_seconds(source: Path, out: Path) -> float:
     return elapsed_s
 
 
-def run(*args: object) -> tuple[float, float, str]:
+def run(*args: object, cwd: Path) -> tuple[float, float, str]:
     """Wall seconds, peak resident bytes and stdout of one `ditprune` command."""
     command = [sys.executable, "-m", "ditprune", *map(str, args)]
     start = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=cwd
     )
     assert process.stdout is not None
     printed = process.stdout.read()
@@ -152,26 +153,28 @@ def run(*args: object) -> tuple[float, float, str]:
     return time.perf_counter() - start, usage.ru_maxrss * 1024, printed
 
 
-def measure(size: str, place: Path, table: Table) -> tuple[float, float]:
-    """One row of the table; parameters and seconds."""
+def measure(size: str, place: Path, table: Table) -> None:
+    """One row of the table."""
     folder, statistics, out = place / size, place / f"{size}.safetensors", place / f"{size}-out"
     make_checkpoint(folder, size)
     make_statistics(folder, statistics)
     subprocess.run(["sync"], check=True)
     num_parameters, num_bytes = Weights(folder).num_parameters, Weights(folder).size_bytes
     copy_s = copy_seconds(folder, out)
+    inspected = run("inspect", folder, "--statistics", statistics, "--json", cwd=place)[2]
+    estimate = json.loads(inspected)["estimate"]
     command = ["prune", folder, "-o", out, "--statistics", statistics, "--sparsity", 0.5]
-    estimate = json.loads(run("inspect", folder, "--statistics", statistics, "--json")[2])
-    elapsed_s, peak_bytes, _ = run(*command)
-    estimated = estimate.get("estimate", {})
+    elapsed_s, peak_bytes, _ = run(*command, cwd=place)
+    files = [file for file in out.rglob("*") if file.is_file() and file.name != MANIFEST]
+    written = sum(file.stat().st_size for file in files)
+    assert written == estimate["num_bytes"], f"{written} bytes written"
     table.add_row(
         f"{num_parameters / 1e9:.2f} B", f"{num_bytes / 1e9:.2f}", f"{copy_s:.1f}",
-        f"{elapsed_s:.1f}", f"{estimated.get('seconds', math.nan):.1f}",
-        f"{peak_bytes / 1e9:.2f}", f"{estimated.get('peak_bytes', math.nan) / 1e9:.2f}",
+        f"{elapsed_s:.1f}", f"{estimate['seconds']:.1f}",
+        f"{peak_bytes / 1e9:.2f}", f"{estimate['peak_bytes'] / 1e9:.2f}",
         f"{elapsed_s / num_parameters * 1e9:.1f}",
     )  # fmt: skip
     subprocess.run(["rm", "-r", folder, statistics, out], check=True)
-    return num_parameters, elapsed_s
 
 
 def main() -> None:
@@ -186,6 +189,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="ditprune-bench-") as place:
         for size in args.size:
             measure(size, Path(place), table)
+            print(f"{size} done", file=sys.stderr)
     console = Console(highlight=False, soft_wrap=True, width=120)
     console.print(table)
     console.print(

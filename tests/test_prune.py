@@ -391,3 +391,20 @@ def test_a_layer_whose_inputs_were_all_zero_stays_dense(tiny_dit, tiny_stats, sa
     same_bits(denoiser.get_parameter(f"{name}.weight"), tiny_dit().get_parameter(f"{name}.weight"))
     with pytest.raises(TargetError, match="none of the targets can be scored"):
         ditprune.prune_(tiny_dit(), stats, include=name)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_blocks_beside_the_trunk_are_pruned_where_asked(auxiliary, original_dit) -> None:
+    whole = torch.nn.Module()
+    whole.denoiser, whole.text = original_dit(), torch.nn.Module()
+    whole.text.refiner = torch.nn.ModuleList([original_dit(seed=1).blocks[0]])
+    plan = ditprune.inspect(whole, saliency="magnitude", auxiliary=auxiliary)
+    outcome = ditprune.prune_(whole, saliency="magnitude", auxiliary=auxiliary)
+    assert plan.targets.keys() == outcome.targets.keys()
+    refiner = [name for name in outcome.targets if name.startswith("text.refiner.0.")]
+    assert bool(refiner) == auxiliary
+    assert [n for n, target in outcome.targets.items() if target.auxiliary] == refiner
+    assert list(outcome.left_out) == ([] if auxiliary else ["text.refiner"])
+    assert outcome.left_out == plan.left_out
+    num_zero = sum(int((p == 0).sum()) for p in whole.text.parameters() if p.ndim == 2)
+    assert num_zero == sum(outcome.targets[name].num_pruned for name in refiner)

@@ -192,3 +192,14 @@ def test_another_saliency_replaces_the_files_with_its_constants(saliency: str) -
 def test_another_granularity_replaces_the_files_with_its_constants(granularity: str) -> None:
     content = build().to_json()
     assert from_json(content, "my.json", granularity=granularity) == build(granularity=granularity)
+
+
+def test_auxiliary_goes_to_json_and_back() -> None:
+    recipe = build(auxiliary=True)
+    assert recipe.auxiliary
+    assert not build().auxiliary
+    assert recipe.to_json()["auxiliary"] is True
+    assert from_json(recipe.to_json(), "r") == recipe
+    assert from_json(recipe.to_json(), "r", auxiliary=None) == recipe
+    with pytest.raises(RecipeError, match="--auxiliary 'yes': expected true or false"):
+        build(auxiliary="yes")

@@ -12,6 +12,7 @@ work; docs/architecture.md is the map.
 from importlib.metadata import version as _version
 
 from ditprune.calibration.calibrate import calibrate
+from ditprune.calibration.capture import recorded
 from ditprune.calls import Call
 from ditprune.errors import DitpruneError
 from ditprune.granularity.cag import CAG
@@ -47,4 +48,5 @@ __all__ = [
     "calibrate",
     "inspect",
     "prune_",
+    "recorded",
 ]

@@ -314,11 +314,18 @@ def _choose(
 
 
 def _threshold(given: float | str | None) -> float | str | None:
-    """A threshold from the command line, where numbers are text."""
-    try:
-        return float(given) if isinstance(given, str) and given != "auto" else given
-    except ValueError:
+    """A threshold from the command line, where numbers are text, or from JSON."""
+    if given is None or given == "auto":
         return given
+    try:
+        if not isinstance(given, (int, float, str)) or isinstance(given, bool):
+            raise ValueError
+        number = float(given)
+        return number if isinstance(given, str) else given
+    except (ValueError, OverflowError):
+        raise RecipeError(
+            f"--cag-threshold {given}: expected a number from 0 up, or 'auto'"
+        ) from None
 
 
 def _globs(option: str, given: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from ditprune.targets.matrix import matrix_shape
 
 # What reading a manifest raises when someone has changed its form.
 _MALFORMED = (
-    DitpruneError, KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError,
+    DitpruneError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError,
 )  # fmt: skip
 
 

@@ -22,15 +22,16 @@ from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.main import app
 from ditprune.recipe import build
-from folders import edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
+from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
 OPTIONS = {
-    "inspect": "--statistics --include --exclude --json",
+    "inspect": "--statistics --include --exclude --auxiliary --json",
     "calibrate": "-o --num-samples --timesteps --num-inference-steps --guidance-scale --labels "
     "--prompts --seed --calibration-set",
     "prune": "-o --statistics --saliency --granularity --sparsity --pattern --weight-power "
-    "--activation-power --cag-threshold --include --exclude --dry-run --recipe --overwrite",
+    "--activation-power --cag-threshold --include --exclude --auxiliary --dry-run --recipe "
+    "--overwrite",
     "verify": "OUT",
     "evaluate": "DENSE PRUNED -o --num-images --seed",
     "demo": "-o",
@@ -301,18 +302,69 @@ def test_a_pipeline_part_that_is_not_installed_is_refused(
     assert "requires the transformers library" in line
 
 
-def test_an_interrupt_ends_in_one_line_and_nothing_written(
+def test_an_interrupt_keeps_the_work_and_says_so(
     ditprune, tiny_pipeline, tmp_path, monkeypatch
 ) -> None:
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ditprune.checkpoints.rewrite.ShardWriter.write", interrupt)
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
-    code, out, err = ditprune(*command)
+    with monkeypatch.context() as patch:
+        patch.setattr("ditprune.prune.heterogeneity", interrupt)
+        code, out, err = ditprune(*command)
     assert (code, out) == (130, "")
+    part = tmp_path / ".out.part"
+    assert f"{part} holds what is done; the same command goes on from there" in err
     assert err.splitlines()[-1] == "stopped"
+    assert part.is_dir()
+    assert not (tmp_path / "out").exists()
+    ok(ditprune(*command))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_inspect_and_a_dry_run_expect_is_written(
+    ditprune, tiny_pipeline, statistics, pruned, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [tiny_pipeline, "--statistics", statistics]
+    expected = json.loads(ok(ditprune("inspect", *command, "--json")))["estimate"]
+    files = {name: raw for name, raw in files_of(pruned).items() if "ditprune.json" not in name}
+    assert expected["num_bytes"] == sum(map(len, files.values()))
+    assert expected["seconds"] > 0
+    assert expected["peak_bytes"] > 50_000_000
+    line = f"pruning it writes {expected['num_bytes']:,} bytes and takes about "
+    assert line in ok(ditprune("inspect", *command))
+    assert line in ok(ditprune("prune", *command, "-o", tmp_path / "a" / "out", "--dry-run"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_denoisers_are_told_apart(ditprune, own_pipeline, tiny_dit, tmp_path) -> None:
+    add_denoiser(own_pipeline, tiny_dit(1))
+    out = ok(ditprune("inspect", own_pipeline, "--include", "*.1.attn1.to_q"))
+    for name in ("transformer", "transformer_2"):
+        assert re.search(rf"^{name}: transformer_blocks.1.attn1.to_q +32 +32", out, re.MULTILINE)
+        assert f"{name}: 1 targets, 1,024 of" in out
+    content = json.loads(ok(ditprune("inspect", own_pipeline, "--json")))
+    assert list(content["denoisers"]) == ["transformer", "transformer_2"]
+    command = ["prune", own_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
+    out = ok(ditprune(*command))
+    assert len(re.findall(r"^transformer(?:_2)?: removed ", out, re.MULTILINE)) == 2
+    ok(ditprune("verify", tmp_path / "out"))
+    file = shards_of(tmp_path / "out" / "transformer_2")[0]
+    edit_tensors(file, lambda t: t["transformer_blocks.1.attn1.to_q.bias"].add_(1))
+    code, out, _ = ditprune("verify", tmp_path / "out")
+    assert code == 1
+    assert out.startswith("false: transformer_2: transformer_blocks.1.attn1.to_q.bias: differs")
+
+
+def test_what_stays_dense_is_told_by_reason(ditprune, tiny_pipeline, tmp_path) -> None:
+    options = ["--saliency", "magnitude", "--exclude", "*.to_q"]
+    out = ok(ditprune("prune", tiny_pipeline, "-o", tmp_path / "out", *options))
+    line = next(line for line in out.splitlines() if "not among the chosen" in line)
+    assert "stays dense: transformer_blocks.0.attn1.to_q and 2 more, 3,072 weights (" in line
+    claims = json.loads((tmp_path / "out" / "transformer" / "ditprune.json").read_text())
+    assert claims["left_out"]["transformer_blocks.2.attn1.to_q"]["num_weights"] == 1024
+    assert line in ok(ditprune("inspect", tiny_pipeline, "--exclude", "*.to_q"))
 
 
 def test_every_verb_on_the_bundled_model(ditprune, tmp_path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditprune.errors import StatisticsError
-from ditprune.statistics.collected import Statistics, merge
+from ditprune.statistics.collected import Statistics, findings, merge
 from ditprune.statistics.column_norm import ColumnNorm
 
 
@@ -65,3 +65,22 @@ def test_merge_refuses_other_weights() -> None:
     first, second = (Statistics({"a": state(1)}, {"a": c}, 1) for c in "ab")
     with pytest.raises(StatisticsError, match="different weights"):
         merge(first, second)
+
+
+def test_findings_say_what_was_noticed() -> None:
+    quiet = Statistics({"a": state(1)}, {"a": "f"}, 2, num_inputs={"a": 2})
+    assert findings(quiet) == []
+    loud = Statistics(
+        {"a": state(1), "b": state(1)},
+        {"a": "f"},
+        2,
+        never_called=("c", "d", "e"),
+        num_inputs={"a": 2, "b": 4},
+        unused=("a",),
+        padding={"encoder_attention_mask": (75, 100)},
+    )
+    never, vain, twice, padding = findings(loud)
+    assert never.endswith("stays dense: c and 2 more")
+    assert vain.endswith("costs nothing: a")
+    assert twice.endswith("add up: b")
+    assert padding.startswith("encoder_attention_mask masks 75% of its tokens")

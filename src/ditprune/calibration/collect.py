@@ -24,7 +24,7 @@ from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
-from ditprune.checkpoints import fingerprint, guard, manifest, statistics_file
+from ditprune.checkpoints import fingerprint, guard, manifest, rewrite, statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
@@ -38,14 +38,20 @@ _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
 
 
 def guard_of(model: ModelFolder, sampling: Sampling, place: Placement) -> dict[str, Any]:
-    """What the calls of a calibration depend on."""
+    """What the calls of a calibration depend on.
+
+    Fingerprints tell one denoiser from another; names, sizes and times of all files notice the
+    rest, a text encoder or a decoder that was exchanged.
+    """
     weights = {
         name: fingerprint.combined(of_denoiser(folder)) for name, folder in model.denoisers.items()
     }
+    shards = {name: Weights(folder) for name, folder in model.denoisers.items()}
     versions = manifest.versions()
     words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
     return {
         "weights": weights,
+        "files": rewrite.stamp(model, shards),
         "configuration": guard.config_hash(model.root),
         "sampling": words,
         "placement": {"device": place.device, "dtype": str(place.dtype).removeprefix("torch.")},
@@ -137,7 +143,7 @@ def _observe(
 
     try:
         return observe_calls(denoiser, moved(), own)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
             f"{source}: the denoiser cannot run the calibration calls ({reason}); "

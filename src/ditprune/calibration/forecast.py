@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,5 +109,10 @@ def _peak_bytes(place: Placement) -> int:
     """The most memory taken so far: of the device, or of this process."""
     if place.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(place.device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # not ru_maxrss, which begins with what the parent had when it forked
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

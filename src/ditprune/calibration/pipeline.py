@@ -44,9 +44,9 @@ def load_pipeline(model: ModelFolder, place: Placement = _CPU) -> Any:
             **_in_dtype(place),
             **streamed,
         )
-    for name, component in pipeline.components.items():
-        if isinstance(component, nn.Module) and name not in streamed:
-            component.to(place.device).eval()
+        for name, component in pipeline.components.items():
+            if isinstance(component, nn.Module) and name not in streamed:
+                component.to(place.device).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -60,7 +60,7 @@ def load_denoiser(folder: Path, place: Placement = _CPU) -> nn.Module:
         denoiser = type(tree).from_pretrained(  # type: ignore[attr-defined]
             folder, use_safetensors=True, local_files_only=True, **_in_dtype(place)
         )
-    return denoiser.to(place.device).eval()
+        return denoiser.to(place.device).eval()
 
 
 def check_denoiser(folder: Path) -> nn.Module:
@@ -110,6 +110,7 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
         )
     file = model.root / "model_index.json"
     index = read_json(file)
+    _check_no_module(model.root / "None.py")  # where diffusers looks when no module is named
     for name, value in index.items():
         if name == "_class_name":
             if not isinstance(value, str) or not hasattr(diffusers, value):
@@ -124,6 +125,15 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
                     f"{file}: component '{name}' comes from {library!r}, expected one of "
                     f"{', '.join(_LIBRARIES)}; code from model folders is never run"
                 )
+            _check_no_module(model.root / name / f"{library}.py")
     scheduler = index.get("scheduler")
     named = scheduler[1:2] if isinstance(scheduler, list) else []
     return str(index.get("_class_name")), str(named[0] if named else None)
+
+
+def _check_no_module(file: Path) -> None:
+    """Refuse a module that diffusers would take a class from before its library."""
+    if file.exists():
+        raise ModelError(
+            f"{file}: diffusers would run it; remove it, code from model folders is never run"
+        )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def streamed(folder: Path, place: Placement) -> nn.Module:
             "`pip install 'ditprune[offload]'`"
         ) from None
     tree, weights = skeleton(folder), Weights(folder)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _default_dtype(place.dtype):
         denoiser = type(tree).from_config(tree.config)  # type: ignore[attr-defined]
     missing = sorted(dict(denoiser.named_parameters()).keys() - weights.entries.keys())
     if missing:
@@ -50,9 +52,12 @@ def streamed(folder: Path, place: Placement) -> nn.Module:
             f"{folder}: tensor '{missing[0]}' is in config.json's model and not in the weights; "
             "fetch the model again"
         )
+    wanted = _dtypes(denoiser, place.dtype)
     for name, buffer in denoiser.named_buffers():
         if name in weights.entries:
-            buffer.copy_(weights.read(name))
+            buffer.data = weights.read(name).to(wanted[name])
+    for name, parameter in denoiser.named_parameters():
+        parameter.data = parameter.data.to(wanted[name])  # what is read later is cast to it
     # It warns that weights are on disk, which is what was asked for.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     with torch.no_grad():
@@ -60,25 +65,44 @@ def streamed(folder: Path, place: Placement) -> nn.Module:
             denoiser,
             device_map={"": "disk"},
             main_device=place.device,
-            offload_index=_index(denoiser, weights, place.dtype),
+            offload_index=_index(weights, {n: wanted[n] for n, _ in denoiser.named_parameters()}),
             force_hooks=True,
         )
     return denoiser.eval()
 
 
-def _index(denoiser: nn.Module, weights: Weights, dtype: torch.dtype) -> dict[str, Any]:
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Buffers that a constructor computes are in these numbers, as diffusers makes them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _index(weights: Weights, wanted: Mapping[str, torch.dtype]) -> dict[str, Any]:
     """Where each tensor lies and the numbers it is wanted in, as accelerate reads it."""
-    kept = getattr(denoiser, "_keep_in_fp32_modules", None) or []
     return {
         name: {
             "safetensors_file": str(weights.entries[name].file),
             "weight_name": name,
-            "dtype": str(torch.float32 if _is_kept(name, kept) else dtype).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
         }
-        for name, _ in denoiser.named_parameters()
+        for name, dtype in wanted.items()
     }
 
 
-def _is_kept(name: str, kept: list[str]) -> bool:
-    """Whether diffusers would load this tensor in float32 whatever is asked for."""
-    return any(part in name.split(".") for part in kept)
+def _dtypes(denoiser: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The numbers that each stored tensor is wanted in, as diffusers loads it.
+
+    Some stay in float32 whatever is asked for, and what is not a real number stays what it is.
+    """
+    kept = set(getattr(denoiser, "_keep_in_fp32_modules", None) or [])
+    return {
+        name: tensor.dtype if not tensor.is_floating_point()
+        else dtype if kept.isdisjoint(name.split("."))
+        else torch.float32
+        for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers())
+    }  # fmt: skip

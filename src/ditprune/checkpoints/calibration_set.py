@@ -7,6 +7,7 @@ that was interrupted goes on where it stopped, and several processes can write o
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from torch import Tensor
 
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import ensure_folder, write_beside
+from ditprune.checkpoints.output import ensure_folder, why, write_beside
 from ditprune.errors import ModelError, OutputError
 
 HEADER = "calibration_set.json"
 _FORMAT = 2
 _KEY = "ditprune.calls"
+_MOST_UNITS = 100_000  # what five digits of a file name can number
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,7 @@ class CalibrationSet:
             with safe_open(file, framework="pt") as stream:
                 record = json.loads((stream.metadata() or {}).get(_KEY, ""))
                 tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-            calls = [
-                Call(
-                    _decode(one["args"], tensors),
-                    _decode(one["kwargs"], tensors),
-                    None if one["place"] is None else float(one["place"]),
-                    str(one["denoiser"]),
-                )
-                for one in record["calls"]
-            ]
+            calls = [_call(one, tensors) for one in record["calls"]]
             return calls, dict(record["notes"])
         except _MALFORMED as error:
             raise ModelError(
@@ -91,7 +85,8 @@ class CalibrationSet:
 
 # What reading a file that someone spoiled raises.
 _MALFORMED = (
-    KeyError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError, OSError,
+    KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
+    SafetensorError, OSError,
 )  # fmt: skip
 
 
@@ -108,13 +103,19 @@ def save(calls: Sequence[Call], protocol: Mapping[str, object], folder: Path) ->
 def start(
     folder: Path, num_units: int, protocol: Mapping[str, object], guard: Mapping[str, object]
 ) -> CalibrationSet:
-    """A new, empty set. Raises OutputError."""
-    ensure_folder(folder)
+    """A new, empty set: a folder with its header, or no folder at all. Raises OutputError."""
     content = {
         "format": _FORMAT, "num_units": num_units, "protocol": dict(protocol), "guard": dict(guard),
     }  # fmt: skip
-    with write_beside(folder / HEADER) as part:
-        part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    ensure_folder(part)
+    try:
+        (part / HEADER).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OutputError(why(folder, error)) from None
     return load(folder)
 
 
@@ -127,8 +128,8 @@ def load(folder: Path) -> CalibrationSet:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
         num_units = int(content["num_units"])
-        if num_units < 1:
-            raise ValueError(f"{num_units} units")
+        if not 1 <= num_units <= _MOST_UNITS:
+            raise ValueError(f"{num_units} units, expected 1 to {_MOST_UNITS}")
         return CalibrationSet(folder, num_units, dict(content["protocol"]), dict(content["guard"]))
     except _MALFORMED as error:
         raise ModelError(f"{folder}: not a calibration set ({error}); sample it again") from None
@@ -170,3 +171,18 @@ def _decode(record: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "value":
         return value
     raise ValueError(f"unknown kind '{kind}'")
+
+
+def _place(record: Any) -> float | None:
+    if record is None:
+        return None
+    if not 0 <= float(record) <= 1:
+        raise ValueError(f"place {record}, expected 0 to 1")
+    return float(record)
+
+
+def _call(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
+    args, kwargs = (_decode(record[key], tensors) for key in ("args", "kwargs"))
+    if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise ValueError("a call's arguments are no tuple and no dict")
+    return Call(args, kwargs, _place(record["place"]), str(record["denoiser"]))

@@ -25,7 +25,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 def config_hash(root: Path) -> str:
     """One hash of every JSON file of a model folder: configurations, schedules, tokenizers."""
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.json")):
+    for file in sorted(file for file in root.rglob("*.json") if file.is_file()):
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

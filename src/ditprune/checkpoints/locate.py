@@ -27,6 +27,8 @@ _HUB_FILES = [
 # same test would let pass, stand beside one.
 _DENOISER = re.compile(r"Transformer|Model$")
 _BESIDE = re.compile(r"VQ|ControlNet|Projection|Decoder|OnnxRuntime")
+# A name of Python, since the pipeline's class takes it as an argument.
+_COMPONENT = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def locate(model: str) -> ModelFolder:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError with the file's name."""
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
+        raise ModelError(f"{file}: is no regular file; expected a JSON object")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -78,6 +82,17 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file}: holds {type(content).__name__}, expected a JSON object")
     return content
+
+
+def check_inside(file: Path, folder: Path) -> None:
+    """Refuse a file that is a link out of its model. Raises ModelError.
+
+    In the hub's cache a snapshot's files are links into the `blobs` folder of the same model.
+    """
+    real, home = file.resolve(), folder.resolve()
+    blobs = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
+    if not any(real.is_relative_to(place) for place in (home, *blobs)):
+        raise ModelError(f"{file}: links to {real}, outside the model; copy it in")
 
 
 def _root(model: str) -> Path:
@@ -109,6 +124,7 @@ def _download(hub_id: str) -> Path:
 def _denoisers(model: str, root: Path) -> dict[str, Path]:
     """The components of a pipeline that are denoisers, in the order of its index."""
     index = read_json(root / "model_index.json")
+    _check_names(root / "model_index.json", index)
     found = {name: root / name for name, entry in index.items() if _is_denoiser(root / name, entry)}
     if found:
         return found
@@ -117,6 +133,15 @@ def _denoisers(model: str, root: Path) -> dict[str, Path]:
         f"{model}: the pipeline has no '{DENOISER}' folder, nor another denoiser of diffusers "
         f"(components: {components}); pass the denoiser's own folder"
     )
+
+
+def _check_names(file: Path, index: Mapping[str, Any]) -> None:
+    """Refuse components that are not folders of the model. Raises ModelError."""
+    for name, entry in index.items():
+        if isinstance(entry, list) and not _COMPONENT.fullmatch(name):
+            raise ModelError(
+                f"{file}: names the component {name[:60]!r}; expected the plain name of a folder"
+            )
 
 
 def _is_denoiser(folder: Path, entry: object) -> bool:

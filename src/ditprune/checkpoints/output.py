@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ MANIFEST = "ditprune.json"
 def write_beside(file: Path) -> Iterator[Path]:
     """A path beside `file` to write; renamed to it when the block ends well, else removed."""
     part = file.with_name(f".{file.name}.part")
+    check_no_link(part)
     try:
         yield part
         part.replace(file)
@@ -74,6 +75,25 @@ def ensure_folder(folder: Path) -> None:
         raise OutputError(why(folder, error)) from None
 
 
+@contextmanager
+def results_folder(folder: Path) -> Iterator[None]:
+    """A folder that results are put into; one that was not there goes again if the block fails.
+
+    Raises OutputError.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        ensure_folder(folder)
+        yield
+    except BaseException:
+        if folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        for parent in made[1:]:
+            with suppress(OSError):  # not made yet, or filled by others since
+                parent.rmdir()
+        raise
+
+
 def is_ours(folder: Path) -> bool:
     """Empty, or with a manifest where `prune` puts it."""
     if not folder.is_dir():
@@ -119,6 +139,13 @@ def existing_parent(path: Path) -> Path:
 def old_of(out: Path) -> Path:
     """Where the folder that `out` replaces lies between two renames."""
     return out.with_name(f".{out.name}.old")
+
+
+def check_no_link(*paths: Path) -> None:
+    """Refuse links where we write beside OUT: they would lead elsewhere. Raises OutputError."""
+    for path in paths:
+        if path.is_symlink():
+            raise OutputError(f"{path}: is a link, where unfinished work belongs; remove it")
 
 
 def put_back(out: Path) -> None:

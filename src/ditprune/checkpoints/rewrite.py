@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.weights import PICKLES, Entry, Weights, read_range
+from ditprune.errors import ModelError
 
 _WEIGHTS = (".safetensors", *PICKLES)
 
@@ -25,17 +26,26 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
 
     Of a denoiser's own folder only the config, the index and the card are taken: other weights
     there, or at the root of a pipeline, would be dense copies under the pruned model's name.
+
+    Raises ModelError for a link out of the model, whose file nobody meant to hand on, and for a
+    link to a folder, whose files would be missing from the copy.
     """
     indices = {one.index for one in weights.values()}
     folders = tuple(model.denoisers.values())
     for file in sorted(model.root.rglob("*")):
         relative = file.relative_to(model.root)
-        if not file.is_file() or any(part.startswith(".") for part in relative.parts):
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if file.is_symlink() and file.is_dir():
+            raise ModelError(f"{file}: is a link to a folder; copy the folder in")
+        if not file.is_file():
             continue
         if any(file.is_relative_to(folder) for folder in folders):
-            if file.parent in folders and (file in indices or _is_card(file)):
-                yield file
-        elif file.parent != model.root or file.suffix not in _WEIGHTS:
+            is_copied = file.parent in folders and (file in indices or _is_card(file))
+        else:
+            is_copied = file.parent != model.root or file.suffix not in _WEIGHTS
+        if is_copied:
+            check_inside(file, model.root)
             yield file
 
 

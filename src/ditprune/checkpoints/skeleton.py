@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -9,6 +10,10 @@ from torch import nn
 
 from ditprune.checkpoints.locate import read_json
 from ditprune.errors import ModelError, did_you_mean
+
+# Far above any model; a module takes memory even without weights, so more would be built for ever.
+_MOST_LAYERS = 1_000
+_COUNTS_LAYERS = re.compile("layers|blocks|depth")
 
 
 def skeleton(folder: Path) -> nn.Module:
@@ -28,6 +33,11 @@ def skeleton(folder: Path) -> nn.Module:
         )
     if "quantization_config" in config:
         raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")
+    for key, value in config.items():
+        if _COUNTS_LAYERS.search(key) and isinstance(value, int) and value > _MOST_LAYERS:
+            raise ModelError(
+                f"{folder / 'config.json'}: {key} is {value}, expected at most {_MOST_LAYERS}"
+            )
     try:
         with torch.device("meta"):
             return getattr(diffusers, name).from_config(config)

@@ -19,7 +19,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ditprune.checkpoints.journal import Journal
-from ditprune.checkpoints.output import check_folder, is_ours, old_of, put_back, why
+from ditprune.checkpoints.output import (
+    check_folder,
+    check_no_link,
+    is_ours,
+    old_of,
+    put_back,
+    why,
+)
 from ditprune.errors import OutputError
 
 _WRITTEN = {"written": True}
@@ -100,6 +107,8 @@ def _open(
     out: Path, source: Path, needs_bytes: int, guard: Mapping[str, Any], overwrite: bool
 ) -> Staging:
     part, file = part_of(out), _journal_of(out)
+    if out.name:
+        check_no_link(part, file, old_of(out))
     journal = Journal(file) if file.name and file.exists() else None
     try:
         if journal is not None and _is_placed(journal, out):

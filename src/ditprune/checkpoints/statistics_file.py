@@ -74,7 +74,9 @@ def load(file: Path) -> dict[str, Statistics]:
         for key, sums in tensors.items():
             _check_sums(key, sums)
         return {str(name): _restore(one, tensors) for name, one in record["denoisers"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError,
+    ) as error:  # fmt: skip
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise StatisticsError(
             f"{file}: not statistics of ditprune ({reason}); calibrate again"

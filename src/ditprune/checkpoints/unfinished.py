@@ -13,7 +13,7 @@ from typing import Any
 
 from ditprune.checkpoints import guard
 from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import check_file, ensure_folder, write_beside
+from ditprune.checkpoints.output import check_file, check_no_link, ensure_folder, write_beside
 from ditprune.errors import OutputError
 
 _GUARD = "guard.json"
@@ -24,8 +24,14 @@ def place_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.work")
 
 
+def sweep(out: Path) -> None:
+    """Remove what a run that was killed behind its last step left over."""
+    shutil.rmtree(_done(out), ignore_errors=True)
+
+
 def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
     """Refuse a file that is there, and work that other settings began. Raises OutputError."""
+    check_no_link(place_of(out), _done(out))
     changed = _changed(out, now)
     if changed and not overwrite:
         raise OutputError(
@@ -39,7 +45,6 @@ def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
 def open_work(out: Path, now: Mapping[str, Any]) -> None:
     """Go on with the work on `out` if nothing of the guard changed, else begin it anew."""
     work = place_of(out)
-    shutil.rmtree(_done(out), ignore_errors=True)
     if _changed(out, now) == []:
         return
     shutil.rmtree(work, ignore_errors=True)

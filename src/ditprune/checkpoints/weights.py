@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditprune.checkpoints.locate import read_json
+from ditprune.checkpoints.locate import check_inside, read_json
 from ditprune.errors import ModelError
 
 _STEM = "diffusion_pytorch_model"
@@ -86,11 +86,13 @@ class Weights:
         entry = self.entries[name]
         item = entry.size_bytes // max(1, math.prod(entry.shape))
         raw = read_range(entry.file, entry.offset + start * item, count * item)
-        return torch.frombuffer(raw, dtype=dtype_of(entry))
+        return as_tensor(raw, replace(entry, shape=(count,)))
 
 
 def as_tensor(raw: memoryview, entry: Entry) -> Tensor:
     """The tensor over these bytes, without a copy. Raises ModelError as `dtype_of` does."""
+    if not raw:  # which frombuffer refuses
+        return torch.empty(entry.shape, dtype=dtype_of(entry))
     return torch.frombuffer(raw, dtype=dtype_of(entry)).reshape(entry.shape)
 
 
@@ -126,7 +128,7 @@ def read_header(file: Path) -> Iterator[Entry]:
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_size))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last from mmap
         raise ModelError(
             f"{file}: not a complete safetensors file ({error}); fetch it again"
         ) from None
@@ -144,7 +146,10 @@ def _find_shards(folder: Path) -> tuple[Path | None, list[Path]]:
         weight_map = read_json(indices).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ModelError(f"{indices}: no 'weight_map'; expected tensor names with their shards")
-        shards = {str(name): _inside(folder, indices, name) for name in weight_map.values()}
+        shards: dict[str, Path] = {}
+        for name in weight_map.values():
+            if not isinstance(name, str) or name not in shards:
+                shards[str(name)] = _inside(folder, indices, name)
         return indices, list(shards.values())
     single = _with_variant(folder, ".safetensors", ".*.safetensors")
     if single:
@@ -173,21 +178,13 @@ def _with_variant(folder: Path, plain: str, variant: str) -> Path | None:
 
 
 def _inside(folder: Path, source: Path, name: object) -> Path:
-    """The shard `name` of `folder`; refused where it would lead out of the model.
-
-    In the hub's cache a snapshot's files are links into the `blobs` folder of the same model.
-    """
+    """The shard `name` of `folder`; refused where it would lead out of the model."""
     if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
         raise ModelError(f"{source}: names the shard {name!r}; expected a plain file name")
     file = folder / name
     if not file.is_file():
         raise ModelError(f"{source}: shard {name} is missing; fetch the model again")
-    real, allowed = file.resolve(), [folder.resolve()]
-    for parent in folder.resolve().parents:
-        if parent.name == "snapshots":
-            allowed.append(parent.parent / "blobs")
-    if not any(real.is_relative_to(place) for place in allowed):
-        raise ModelError(f"{source}: shard {name} links to {real}, outside the model; copy it in")
+    check_inside(file, folder)
     return file
 
 

@@ -21,6 +21,7 @@ from ditprune.checkpoints import calibration_set, guard, statistics_file, unfini
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.output import check_folder
 from ditprune.cli import console
+from ditprune.cli.inspect import show_findings
 from ditprune.cli.options import (
     placement_options,
     read_labels,
@@ -76,6 +77,7 @@ def calibrate(
             if set_folder is not None:
                 console.out.print(f"calibration set: {set_folder}", markup=False)
             console.out.print(f"statistics: {out}", markup=False)
+            show_findings(statistics_file.load(out))
 
 
 def collect(
@@ -90,6 +92,7 @@ def collect(
     work, folder = unfinished.place_of(out), set_folder or unfinished.place_of(out) / "calls"
     now = guard_of(model, sampling, place)
     if worker.is_first:
+        unfinished.sweep(out)
         unfinished.check_work(out, now, overwrite)
         if set_folder is None:
             check_components(model)

@@ -24,8 +24,13 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One line of progress that is worth keeping."""
-    err.print(line, markup=False)
+    """One line of progress that is worth keeping; stays one line whatever names stand in it."""
+    err.print(printable(line), markup=False)
+
+
+def printable(text: str) -> str:
+    """The text with line breaks, escape codes and halves of characters written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def prefix(name: str, among: Sized) -> str:

@@ -19,6 +19,7 @@ from ditprune.estimate import Estimate, estimate
 from ditprune.job import open_jobs, plan_jobs
 from ditprune.outcome import Outcome
 from ditprune.plan import Plan
+from ditprune.statistics.collected import Statistics, findings
 from ditprune.targets.coverage import LeftOut
 
 
@@ -38,7 +39,8 @@ def inspect(
     """Show what would be pruned, and in which groups; changes nothing."""
     recipe = read_recipe(None, include=include, exclude=exclude, auxiliary=auxiliary)
     folder = locate(model)
-    jobs = open_jobs(folder, read_statistics(statistics), recipe)
+    stats = read_statistics(statistics)
+    jobs = open_jobs(folder, stats, recipe)
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
     expected = estimate(folder, jobs, recipe, here)
     plans = plan_jobs(jobs, recipe)
@@ -48,7 +50,15 @@ def inspect(
         click.echo(json.dumps({**one_or_all, "estimate": asdict(expected)}, indent=1))
     else:
         show_plans(plans)
+        show_findings(stats or {})
         show_estimate(expected)
+
+
+def show_findings(stats: Mapping[str, Statistics]) -> None:
+    """What calibration noticed."""
+    for name, one in stats.items():
+        for line in findings(one):
+            console.out.print(f"{console.prefix(name, stats)}{line}", markup=False)
 
 
 def show_dense(done: Plan | Outcome, prefix: str) -> None:
@@ -86,6 +96,7 @@ def show_plans(plans: Mapping[str, Plan]) -> None:
 
 def _show_plan(plan: Plan, prefix: str) -> None:
     table = Table("target", "out", "in", "role", "group", "G_out", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for column in (1, 2, 5):
         table.columns[column].justify = "right"
     for name, target in plan.targets.items():

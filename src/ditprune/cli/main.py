@@ -67,6 +67,11 @@ def run(args: list[str] | None = None) -> int:
     except DitpruneError as error:
         console.say(f"error: {error}")
         return 2
+    except OSError as error:  # the disk refused to be read where nothing more is known
+        where = f"{error.filename}: " if error.filename else ""
+        console.say(f"error: {where}{error.strerror or error}")
+        return 2
     except (KeyboardInterrupt, click.Abort) as stop:
-        console.say(f"stopped; {stop}" if str(stop) else "stopped")
+        reason = str(stop.__cause__ or stop)  # click wraps what Ctrl-C raised
+        console.say(f"stopped; {reason}" if reason else "stopped")
         return 130

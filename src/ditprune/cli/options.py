@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,8 @@ def read_prompts(file: Path | None) -> tuple[str, ...] | None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--prompts {file}: cannot be read as UTF-8 text ({error})") from None
+    if "\0" in text:
+        raise RecipeError(f"--prompts {file}: holds NUL, as UTF-16 does; expected UTF-8 text")
     is_table = file.suffix.lower() == ".tsv"
     prompts = tuple(_captions(file, text) if is_table else _lines(text))
     if not prompts:
@@ -183,7 +185,7 @@ def _lines(text: str) -> list[str]:
 def _captions(file: Path, text: str) -> list[str]:
     """The second column of a table; a first row of `id`, `caption` is its heading."""
     found = []
-    for number, row in enumerate(csv.reader(io.StringIO(text), delimiter="\t"), start=1):
+    for number, row in enumerate(_rows(file, text), start=1):
         if not any(cell.strip() for cell in row):
             continue
         if len(row) != 2 or not row[1].strip():
@@ -194,3 +196,14 @@ def _captions(file: Path, text: str) -> list[str]:
         if number > 1 or [cell.strip().lower() for cell in row] != ["id", "caption"]:
             found.append(row[1].strip())
     return found
+
+
+def _rows(file: Path, text: str) -> Iterator[list[str]]:
+    rows = csv.reader(io.StringIO(text), delimiter="\t", strict=True)
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise RecipeError(
+            f"--prompts {file}: line {rows.line_num} cannot be read ({error}); expected an id, a "
+            "tab and a caption, quotes in pairs"
+        ) from None

@@ -23,7 +23,7 @@ from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import MANIFEST, ensure_folder, write_beside
+from ditprune.checkpoints.output import MANIFEST, results_folder, write_beside
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError
 from ditprune.evaluation import judge
@@ -103,15 +103,23 @@ def evaluate(
     Raises:
         DitpruneError: before sampling where it can be known.
     """
-    place, worker = place or Placement(), worker or Worker()
     _check_names(pruned)
+    with results_folder(out):
+        return _evaluate(
+            dense, pruned, out, protocol, report, place or Placement(), worker or Worker()
+        )
+
+
+def _evaluate(
+    dense: ModelFolder, pruned: Sequence[tuple[str, ModelFolder]], out: Path, protocol: Protocol,
+    report: Report, place: Placement, worker: Worker,
+) -> dict[str, Any]:  # fmt: skip
     pipeline = load_pipeline(dense, place)
     names = tuple(dense.denoisers)
     own = denoisers_of(pipeline, names)
     sparsities = [_claimed_sparsity(model, own) for _, model in pruned]
     asked = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = [asked[i % len(asked)] for i in range(protocol.num_images)]
-    ensure_folder(out)
     calls = held_out_calls(pipeline, protocol, report, names, worker)
     noise = {name: predictions(one, calls.get(name, []), place) for name, one in own.items()}
     images = {"dense": draw_images(pipeline, asked, protocol, "dense", report, worker)}
@@ -284,7 +292,9 @@ def _claims_of(model: ModelFolder, folder: Path, dense: nn.Module) -> tuple[Any,
         asked = recipe["pattern"] or recipe["sparsity"]
         for name in targets:
             tree.get_parameter(f"{name}.weight")
-    except (KeyError, TypeError, AttributeError) as error:
+        if not targets:
+            raise ValueError("no targets")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None

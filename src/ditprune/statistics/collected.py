@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float32
@@ -57,6 +57,32 @@ class Statistics:
                 f"statistics: no layer '{name}'; {did_you_mean(name, self.column_norms)}"
             )
         return self.column_norms[name]
+
+
+def findings(statistics: Statistics) -> list[str]:
+    """What a reader should know before pruning with these statistics, a line each."""
+    lines = []
+    names = statistics.never_called
+    if names:
+        lines.append(f"never called in calibration, stays dense: {_some(names)}")
+    if statistics.unused:
+        lines.append(
+            "called in vain, nothing of it reaches the output, so pruning it costs nothing: "
+            f"{_some(statistics.unused)}"
+        )
+    repeated = [n for n, count in statistics.num_inputs.items() if count > statistics.num_calls]
+    if repeated:
+        lines.append(f"called more than once in a call, its norms add up: {_some(repeated)}")
+    for argument, (masked, total) in statistics.padding.items():
+        lines.append(
+            f"{argument} masks {masked / total:.0%} of its tokens; they enter the layers and count "
+            "in the norms all the same"
+        )
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def bin_of(place: float | None, num_bins: int = NUM_BINS) -> int:
