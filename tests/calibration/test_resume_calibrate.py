@@ -261,9 +261,7 @@ def test_a_run_with_anything_else_is_refused_by_what_differs(
     assert (tmp_path / "out").read_bytes() == (tmp_path / "again").read_bytes()
 
 
-def test_an_unfinished_set_is_refused_by_what_differs(
-    interrupted, model, tmp_path, capsys
-) -> None:
+def test_an_unfinished_set_is_refused_by_what_differs(interrupted, model, tmp_path, capsys) -> None:
     kept = tmp_path / "set"
     line = interrupted(kept=kept)
     shutil.rmtree(tmp_path / ".out.work")
