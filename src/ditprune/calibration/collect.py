@@ -103,11 +103,19 @@ def observe_set(
                 f"{model.name}: no calibration call reached its {name}; sample with the "
                 "pipeline's own number of steps, or all of the timesteps"
             )
-        del denoiser
         if worker.is_first:
+            # Of the first call there is, whoever observed it.
+            first = to_placement(_first_call(name, kept), place.device, place.dtype)
+            total = replace(total, unused=find_unused(denoiser, first, total.fingerprints))
             warn_of_silence(total, f"{name}: " if len(model.denoisers) > 1 else "")
+        del denoiser
         collected[name] = replace(total, protocol=protocol)
     return collected
+
+
+def _first_call(name: str, kept: CalibrationSet) -> Call:
+    units = (kept.read(unit)[0] for unit in range(kept.num_units))
+    return next(call for calls in units for call in calls if call.denoiser == name)
 
 
 def _observe_units(
@@ -123,9 +131,6 @@ def _observe_units(
         calls = [call for call in kept.read(unit)[0] if call.denoiser == name]
         if calls:
             more = _observe(denoiser, calls, own, place, kept.folder)
-            if total is None and worker.is_first:
-                first = to_placement(calls[0], place.device, place.dtype)
-                more = replace(more, unused=find_unused(denoiser, first, own))
             total = more if total is None else merge(total, more)
         if time.monotonic() - saved_at > _SAVE_EVERY_S:
             _save(part, number, total)

@@ -24,6 +24,7 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.statistics.collected import Statistics, bin_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
+_NUM_PROBES = 3  # passes that look for layers run in vain
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,10 @@ def forecast(
     )  # fmt: skip
     steps = [_num_steps(sampling, unit, recorder.num_steps) for unit in range(sampling.num_units)]
     items = [recorder.taken[row] for row in range(batch)]
-    observing_s, statistics = _observe(model, pipeline, items[0], sampling, place)
+    call_s, num_shared, statistics = _observe(model, pipeline, items[0], sampling, place)
     return Forecast(
         sampling_s=len(steps) * (started[0] - begun) + sum(steps) * step_s,
-        observing_s=observing_s * sampling.num_samples,
+        observing_s=call_s * (sampling.num_samples / num_shared + _NUM_PROBES),
         num_steps=sum(steps),
         peak_bytes=_peak_bytes(place) + 2 * _bytes_of(statistics),
         calls_bytes=sum(_call_bytes(call) for call in items[0]) * sampling.num_samples,
@@ -76,8 +77,8 @@ def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
 
 def _observe(
     model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling, place: Placement
-) -> tuple[float, Statistics]:
-    """Seconds to observe one item when it shares calls as it will, and what that gave."""
+) -> tuple[float, int, Statistics]:
+    """Seconds to observe items that share a call as they will, how many, and what that gave."""
     call = to_placement(calls[0], place.device, place.dtype)
     denoiser = getattr(pipeline, call.denoiser)
     own = of_denoiser(model.denoisers[call.denoiser])
@@ -93,7 +94,7 @@ def _observe(
     statistics = observe_calls(denoiser, [merged], own)  # warms up
     begun = time.monotonic()
     observe_calls(denoiser, [merged], own)
-    return (time.monotonic() - begun) / num_shared * len(calls), statistics
+    return (time.monotonic() - begun) * len(calls), num_shared, statistics
 
 
 def _bytes_of(statistics: Statistics) -> int:

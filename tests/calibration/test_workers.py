@@ -1,0 +1,168 @@
+"""Several processes share one calibration: whatever their number, the file is the same bytes.
+
+Every process imports torch, so one launch calibrates several models in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditprune.calibration.workers import Worker, add_up
+from ditprune.calls import Call
+from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.checkpoints.locate import locate
+from ditprune.prune import prune_checkpoint
+from ditprune.recipe import build
+from folders import files_of
+from tiny_denoisers import FAMILIES, Draw
+from tiny_pipelines import PIPELINES
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"],
+    # Its word for several processes on one machine; no GPU is used, nor needed.
+    "accelerate": [
+        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes",
+    ],
+}  # fmt: skip
+# Calibrates several models as one member of a group, which a process joins once.
+SEVERAL = """
+import json, sys
+from pathlib import Path
+from ditprune.calibration.sample import Sampling
+from ditprune.calibration.workers import joined
+from ditprune.checkpoints.locate import locate
+from ditprune.cli.calibrate import collect
+with joined() as worker:
+    for model, out, words, kept in json.loads(sys.argv[1]):
+        kept = None if kept is None else Path(kept)
+        collect(locate(model), Path(out), Sampling(**words), kept, worker=worker)
+"""
+DIT = {"num_samples": 9, "num_inference_steps": 2, "batch_size": 2}
+TWO_UNITS = {"num_samples": 2, "num_inference_steps": 2, "batch_size": 1}
+VIDEO = {"height": 32, "width": 32, "pipeline_options": {"num_frames": 9}}
+
+
+def launch(num_processes: int, *program: str, launcher: str = "torchrun") -> Any:
+    """Runs a Python program in this many processes."""
+    start = [] if num_processes == 1 else [*LAUNCHERS[launcher], str(num_processes)]
+    return subprocess.run(
+        [sys.executable, *start, *program],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def calibrate_all(num_processes: int, models: dict[str, Path], at: Path) -> None:
+    """Five units of DiT, two of Wan (one for each denoiser), a set of Qwen-Image."""
+    words = {"dit": DIT, "wan": TWO_UNITS | VIDEO, "qwen": TWO_UNITS}
+    sets = {"qwen": str(models["qwen"].with_name("set"))}
+    jobs = [
+        (str(folder), str(at / name), words[name], sets.get(name))
+        for name, folder in models.items()
+    ]
+    script = at / "several.py"
+    script.write_text(SEVERAL, encoding="utf-8")
+    done = launch(num_processes, str(script), json.dumps(jobs))
+    assert done.returncode == 0, done.stderr[-3000:]
+    script.unlink()
+
+
+def command(model: Path, out: Path) -> list[str]:
+    """The five units of DiT by command line."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in DIT.items()]
+    return ["-m", "ditprune", "calibrate", str(model), "-o", str(out), *options]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_pipeline, tmp_path_factory) -> dict[str, Path]:
+    """One denoiser; two, of which each unit reaches one; one that runs layers in vain.
+
+    The set of the last has nothing in the unit that falls to the first process.
+    """
+    at = tmp_path_factory.mktemp("workers")
+    for name, key in (("wan", "WanPipeline, two denoisers"), ("qwen", "QwenImagePipeline")):
+        PIPELINES[key]().save_pretrained(at / name)
+    kept = calibration_set.start(at / "set", 2, {}, {})
+    call = FAMILIES["QwenImageTransformer2DModel"].call(Draw(0))
+    kept.write(0, [], {})
+    kept.write(1, [Call((), call, 0.5)], {})
+    return {"dit": tiny_pipeline, "wan": at / "wan", "qwen": at / "qwen"}
+
+
+@pytest.fixture(scope="module")
+def alone(models, tmp_path_factory) -> Path:
+    """What one process writes."""
+    at = tmp_path_factory.mktemp("alone")
+    calibrate_all(1, models, at)
+    return at
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_the_bytes_do_not_depend_on_the_number_of_processes(
+    num_processes, models, alone, tmp_path
+) -> None:
+    """Three processes are more than the two units of Wan and Qwen-Image."""
+    calibrate_all(num_processes, models, tmp_path)
+    for name in models:
+        one, many = (statistics_file.load(at / name) for at in (alone, tmp_path))
+        assert {d: s.unused for d, s in many.items()} == {d: s.unused for d, s in one.items()}
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
+    assert {path.name for path in tmp_path.iterdir()} == set(models)
+    assert_same_masks(models, alone, tmp_path)
+
+
+def assert_same_masks(models: dict[str, Path], one: Path, other: Path) -> None:
+    """Of every file of the pruned folder each byte."""
+    pruned = [other / "pruned by one", other / "pruned by several"]
+    for out, at in zip(pruned, (one, other), strict=True):
+        prune_checkpoint(locate(str(models["dit"])), out, statistics_file.load(at / "dit"), build())
+    assert files_of(pruned[0]) == files_of(pruned[1])
+
+
+def test_the_models_have_what_can_go_wrong(alone) -> None:
+    of = {name: statistics_file.load(alone / name) for name in ("dit", "wan", "qwen")}
+    assert list(of["wan"]) == ["transformer", "transformer_2"]
+    assert [one.num_calls for one in of["wan"].values()] == [2, 2]  # condition and none
+    assert of["qwen"]["transformer"].unused
+    assert of["dit"]["transformer"].num_calls == 5
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_command_line_is_launched(launcher, models, alone, tmp_path) -> None:
+    if launcher == "accelerate":
+        pytest.importorskip("accelerate", reason="the extra 'offload' brings its launcher")
+    done = launch(2, *command(models["dit"], tmp_path / "dit"), launcher=launcher)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("statistics: ") == 1  # one of them speaks
+    assert (tmp_path / "dit").read_bytes() == (alone / "dit").read_bytes()
+
+
+def test_a_refusal_is_said_and_ends_every_process(models, tmp_path) -> None:
+    """The first process refuses what it finds; the others must not wait for it for ever."""
+    out = tmp_path / "dit"
+    out.touch()
+    done = launch(2, *command(models["dit"], out))
+    assert done.returncode != 0
+    assert f"error: {out}: exists; choose another name or pass --overwrite" in done.stderr
+
+
+def test_units_are_dealt_in_turn() -> None:
+    workers = [Worker(rank, 3) for rank in range(3)]
+    dealt = [[unit for unit in range(7) if worker.owns(unit)] for worker in workers]
+    assert dealt == [[0, 3, 6], [1, 4], [2, 5]]
+    assert [worker.is_first for worker in workers] == [True, False, False]
+
+
+def test_one_worker_adds_nothing(tiny_stats) -> None:
+    assert add_up(tiny_stats, Worker()) is tiny_stats
+    assert add_up(None, Worker()) is None

@@ -1,0 +1,52 @@
+"""Several processes share the images and the calls of one evaluation; the numbers are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditprune.checkpoints.locate import locate
+from ditprune.prune import prune_checkpoint
+from ditprune.recipe import build
+from folders import files_of
+
+OPTIONS = [
+    "--num-images", "7", "--batch-size", "2", "--num-held-out", "20", "--num-inference-steps", "2",
+    "--guidance-scale", "1.5",
+]  # fmt: skip
+
+
+def evaluate(num_processes: int, dense: Path, pruned: Path, out: Path) -> dict[str, Any]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    start = [] if num_processes == 1 else [*launcher, str(num_processes)]
+    done = subprocess.run(
+        [sys.executable, *start, "-m", "ditprune", "evaluate", dense, pruned, "-o", out, *OPTIONS],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results.json") == 1  # one of them speaks
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_the_numbers_do_not_depend_on_the_number_of_processes(
+    num_processes, tiny_pipeline, tiny_stats, tmp_path
+) -> None:
+    pruned = tmp_path / "pruned"
+    prune_checkpoint(locate(str(tiny_pipeline)), pruned, {"any": tiny_stats}, build(sparsity=0.6))
+    one = evaluate(1, tiny_pipeline, pruned, tmp_path / "one")
+    several = evaluate(num_processes, tiny_pipeline, pruned, tmp_path / "several")
+    assert several["protocol"] == one["protocol"]
+    for a, b in zip(one["models"], several["models"], strict=True):
+        assert a.pop("relative_error") == pytest.approx(b.pop("relative_error"), rel=1e-9)
+        assert a == b
+    assert (tmp_path / "one" / "grid.png").read_bytes() == (
+        tmp_path / "several" / "grid.png"
+    ).read_bytes()
+    assert files_of(tmp_path / "several").keys() == {"results.json", "grid.png"}
