@@ -22,6 +22,7 @@ ROWS: list[set[str]] = [
     {"plan"},
     {"adjustment"},
     {"outcome", "job"},
+    {"adjusting"},
     {"prune", "verify"},
     {"estimate"},
     {"cli"},

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.adjustment.adjust import Adjustment, adjust
+from ditprune.adjusting import Source, adjusted_tensors, write_adjustment_
+from ditprune.adjustment.adjust import adjust
 from ditprune.calls import Call
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.journal import Journal
@@ -126,6 +127,7 @@ def prune_checkpoint(
     recipe: Recipe,
     overwrite: bool = False,
     report: Report = silent,
+    source: Source | None = None,
 ) -> dict[str, Outcome]:
     """Prune every denoiser of a folder into another, with three tensors in memory at a time.
 
@@ -135,6 +137,7 @@ def prune_checkpoint(
 
     Args:
         stats: by denoiser; a single entry serves a single denoiser whatever its key.
+        source: calibration calls, where the recipe adjusts weights.
 
     Raises:
         DitpruneError: before any work where it can be known, else with `out` as it was.
@@ -142,13 +145,22 @@ def prune_checkpoint(
     check_scorable(recipe, stats)
     jobs = open_jobs(model, stats, recipe)
     size_bytes, run = num_bytes(model, jobs), guard(model, jobs, recipe)
+    if source is not None:
+        run["calibration_set"] = {
+            "protocol": dict(source.kept.protocol), "guard": dict(source.kept.guard),
+        }  # fmt: skip
     with resumable_folder(out, model.root, size_bytes, run, overwrite) as staging:
         if not staging.is_written:
             copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
-        return {job.name: _prune_denoiser(job, staging, recipe, report) for job in jobs}
+        return {
+            job.name: _prune_denoiser(model, job, staging, recipe, report, source) for job in jobs
+        }
 
 
-def _prune_denoiser(job: Job, staging: Staging, recipe: Recipe, report: Report) -> Outcome:
+def _prune_denoiser(
+    model: ModelFolder, job: Job, staging: Staging, recipe: Recipe, report: Report,
+    source: Source | None,
+) -> Outcome:  # fmt: skip
     """Write what is not written yet; the outcome is of all of it."""
     written = {
         record["tensor"]: record
@@ -157,7 +169,13 @@ def _prune_denoiser(job: Job, staging: Staging, recipe: Recipe, report: Report) 
     }
     threshold = _threshold_once(job, staging.journal, recipe)
     if not staging.is_written:
-        written = _write_rest(job, staging, recipe, threshold, written, report)
+        adjusted = None
+        if recipe.adjusts:
+            file = staging.part / f".adjusted-{job.name}.safetensors"
+            adjusted = adjusted_tensors(model, job, source, recipe, threshold, file, report)
+        written = _write_rest(job, staging, recipe, threshold, written, report, adjusted)
+        if recipe.adjusts:
+            file.unlink()
     targets = {
         name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
         for name in job.selection.targets
@@ -177,6 +195,7 @@ def _write_rest(
     threshold: float | None,
     recorded: _Records,
     report: Report,
+    adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
 ) -> _Records:
     """Write every tensor but those recorded whose bytes are there; the records of all."""
     by_tensor = {f"{name}.weight": target for name, target in job.selection.targets.items()}
@@ -193,7 +212,11 @@ def _write_rest(
             if entry.name not in by_tensor:
                 return None
             target, weight = by_tensor[entry.name], as_matrix(as_tensor(raw, entry))
-            outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
+            if adjusted is None:
+                outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
+            else:
+                new, outcome = adjusted[target.name]
+                weight.copy_(as_matrix(new))
             num_done += 1
             report("pruning targets", num_done, len(by_tensor))
             return outcome
@@ -222,26 +245,6 @@ def _threshold_once(job: Job, journal: Journal, recipe: Recipe) -> float | None:
     threshold = resolve_threshold(job.selection, read, job.stats, recipe)
     journal.append({"denoiser": job.name, "cag_threshold": threshold})
     return threshold
-
-
-@torch.no_grad()
-def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
-    """Put an adjusted weight in the place of a dense one [C_out, C_in], in its dtype."""
-    layer = done.layer
-    num_groups, group_size = layer.groups.group_shape(*layer.target.shape)
-    num_keep = layer.groups.num_keep(group_size, done.sparsity)
-    weight.copy_(done.weight)
-    return TargetOutcome(
-        **asdict(layer.target),
-        granularity=layer.groups.name,
-        num_groups=num_groups,
-        g_out=layer.g_out,
-        num_asked=num_groups * (group_size - num_keep),
-        num_pruned=done.keep.numel() - int(torch.count_nonzero(done.keep)),
-        num_zero=int(torch.count_nonzero(weight == 0)),
-        sparsity=done.sparsity,
-        damping=done.damping,
-    )
 
 
 def check_scorable(recipe: Recipe, stats: object | None) -> None:

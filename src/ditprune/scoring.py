@@ -11,7 +11,8 @@ from torch import Tensor
 from ditprune.errors import TargetError
 from ditprune.recipe import Recipe
 from ditprune.saliency import Saliency
-from ditprune.statistics.collected import Statistics
+from ditprune.statistics.collected import NUM_BINS, Statistics
+from ditprune.statistics.weighting import weights
 from ditprune.targets.discover import Target
 
 _CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
@@ -27,7 +28,9 @@ def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: 
 
     Raises TargetError where a score is NaN or Inf.
     """
-    norm = stats.column_norm(target.name) if stats is not None and recipe.saliency.needs else None
+    norm = None
+    if stats is not None and recipe.saliency.needs:
+        norm = stats.column_norm(target.name, weights(recipe.timestep_weighting, NUM_BINS))
     scores = _by_rows(recipe.saliency, weight, norm)
     if not scores.amax().isfinite():
         if weight.isfinite().all():

@@ -104,7 +104,7 @@ def _false_target(
         if chosen != groups.name:
             yield f"{name}: {groups.name} claimed, its G_out {target['g_out']} leads to {chosen}"
     num_groups, size = groups.group_shape(*shape)
-    asked = size - groups.num_keep(size, recipe.sparsity)
+    asked = size - groups.num_keep(size, _share(target, recipe))
     if (num_groups, num_groups * asked) != (target["num_groups"], target["num_asked"]):
         yield (
             f"{name}: the recipe asks for {num_groups * asked} weights in {num_groups} groups, "
@@ -120,6 +120,13 @@ def _false_target(
         )
     if sha256(raw) != target["sha256"]:
         yield f"{name}: its bytes are not those that were written"
+
+
+def _share(target: Mapping[str, Any], recipe: Recipe) -> float | None:
+    """The share a target was to lose: the recipe's, or its own under an allocation."""
+    if recipe.allocation == "uniform":
+        return recipe.sparsity
+    return float(target["sparsity"])
 
 
 def _groups(granularity: str, recipe: Recipe) -> Any:

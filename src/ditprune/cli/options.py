@@ -11,13 +11,17 @@ from typing import Any
 
 import click
 
+from ditprune.allocation import ALLOCATIONS
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import read_json
 from ditprune.errors import RecipeError
 from ditprune.granularity import GRANULARITIES
-from ditprune.recipe import Recipe, build, from_json
+from ditprune.recipe import MASKS, PRESETS, Recipe, build, from_json
+from ditprune.reconstruction import RECONSTRUCTIONS
+from ditprune.refinement import REFINEMENTS
 from ditprune.saliency import SALIENCIES
 from ditprune.statistics.collected import Statistics
+from ditprune.statistics.weighting import TIMESTEP_WEIGHTINGS
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -50,6 +54,19 @@ _RECIPE: tuple[Decorator, ...] = (
     click.option("--weight-power", type=float, help="exponent of |W|"),
     click.option("--activation-power", type=float, help="exponent of the input norm"),
     click.option("--cag-threshold", metavar="T", help="per channel from this G_out, or auto"),
+    click.option("--preset", metavar="NAME", help=f"[default: paper] {', '.join(PRESETS)}"),
+    click.option(
+        "--reconstruction", metavar="NAME", help=f"[default: none] {', '.join(RECONSTRUCTIONS)}"
+    ),
+    click.option("--mask", metavar="NAME", help=f"[default: saliency] {', '.join(MASKS)}"),
+    click.option(
+        "--allocation", metavar="NAME", help=f"[default: uniform] {', '.join(ALLOCATIONS)}"
+    ),
+    click.option(
+        "--timestep-weighting", metavar="NAME",
+        help=f"[default: uniform] {', '.join(TIMESTEP_WEIGHTINGS)}",
+    ),
+    click.option("--refinement", metavar="NAME", help=f"[default: none] {', '.join(REFINEMENTS)}"),
     *_TARGETS,
     click.option(
         "--recipe",
@@ -57,7 +74,7 @@ _RECIPE: tuple[Decorator, ...] = (
         metavar="FILE.json",
         help="a recipe, as in ditprune.json; flags override it",
     ),
-)
+)  # fmt: skip
 _PLACEMENT: tuple[Decorator, ...] = (
     click.option("--device", metavar="NAME", help="[default: cpu] cpu, cuda, cuda:1, mps"),
     click.option("--dtype", metavar="NAME", help="[default: float32] float32, bfloat16, float16"),

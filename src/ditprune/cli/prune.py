@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from ditprune.adjusting import Source
+from ditprune.calibration.placement import placement
+from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
 from ditprune.checkpoints.staging import missing_bytes, part_of
@@ -18,7 +21,9 @@ from ditprune.cli.options import read_recipe, read_statistics, recipe_options, s
 from ditprune.estimate import estimate
 from ditprune.job import num_bytes, open_jobs, plan_jobs
 from ditprune.outcome import Outcome
+from ditprune.errors import RecipeError
 from ditprune.prune import check_scorable, prune_checkpoint
+from ditprune.recipe import Recipe
 
 
 @click.command()
@@ -26,16 +31,23 @@ from ditprune.prune import check_scorable, prune_checkpoint
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")
 @statistics_option
 @recipe_options
+@click.option(
+    "--calibration-set", "set_folder", type=click.Path(path_type=Path), metavar="DIR",
+    help="from ditprune calibrate; for recipes that adjust weights",
+)
+@click.option("--device", metavar="NAME", help="[default: cpu] where weights are adjusted")
 @click.option("--dry-run", is_flag=True, help="show the plan and what it takes, write nothing")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 def prune(
-    model: str, out: Path, statistics: Path | None, dry_run: bool, overwrite: bool, **fields: Any
-) -> None:
+    model: str, out: Path, statistics: Path | None, set_folder: Path | None, device: str | None,
+    dry_run: bool, overwrite: bool, **fields: Any,
+) -> None:  # fmt: skip
     """Prune MODEL into the folder OUT. The default is the paper's method at 50 %."""
     recipe = read_recipe(**fields)
     stats = read_statistics(statistics)
     check_scorable(recipe, stats)
     folder = locate(model)
+    source = _source(recipe, set_folder, device)
     if dry_run:
         jobs = open_jobs(folder, stats, recipe)
         size_bytes = missing_bytes(out, num_bytes(folder, jobs))
@@ -45,10 +57,25 @@ def prune(
         show_estimate(expected)
         return
     with console.progress() as report, _promise(out):
-        outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report)
+        outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report, source)
     for name, outcome in outcomes.items():
         _show(outcome, console.prefix(name, outcomes))
     console.out.print(f"pruned model: {out}", markup=False)
+
+
+def _source(recipe: Recipe, set_folder: Path | None, device: str | None) -> Source | None:
+    """The calibration calls of a recipe that needs them. Raises RecipeError, ModelError."""
+    if not recipe.needs_calls:
+        for option, given in (("--calibration-set", set_folder), ("--device", device)):
+            if given is not None:
+                raise RecipeError(f"{option}: this recipe adjusts no weights; leave it out")
+        return None
+    if set_folder is None:
+        raise RecipeError(
+            "this recipe adjusts weights to calibration calls; sample them with "
+            "`ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
+        )
+    return Source(calibration_set.load(set_folder), placement(device))
 
 
 @contextmanager

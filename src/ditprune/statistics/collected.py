@@ -43,9 +43,26 @@ class Statistics:
     unused: tuple[str, ...] = ()
     padding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
-    def column_norm(self, name: str) -> Float32[Tensor, " in"]:
-        """ℓ2 norm of each input channel of layer `name` over all tokens, float32 [C_in]."""
-        return column_norm.finish(self._state(name))
+    def column_norm(
+        self, name: str, weights: Sequence[float] | None = None
+    ) -> Float32[Tensor, " in"]:
+        """ℓ2 norm of each input channel of layer `name` over all tokens, float32 [C_in].
+
+        Args:
+            weights: of the squares of each bin from noise to image; all 1 by default.
+
+        Raises StatisticsError for weights where calls did not say where they were.
+        """
+        state = self._state(name)
+        if weights is None:
+            return column_norm.finish(state)
+        if len(state.tokens_in_bin) != len(weights) + 1 or state.tokens_in_bin[-1]:
+            raise StatisticsError(
+                "--timestep-weighting: the calibration calls did not say where between noise and "
+                "image they were; calibrate with ditprune calibrate or with "
+                "ditprune.Call(…, place=…)"
+            )
+        return column_norm.finish(state, [*weights, 0.0])
 
     def num_tokens(self, name: str) -> int:
         """How many tokens entered layer `name`."""

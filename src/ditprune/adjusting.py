@@ -1,0 +1,114 @@
+"""Recipes that adjust weights, for a denoiser of a folder: from its calibration calls to tensors.
+
+What was computed is kept beside OUT until OUT is there, so a killed run need not do it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditprune.adjustment.adjust import Adjustment, adjust
+from ditprune.calibration.pipeline import load_denoiser
+from ditprune.calibration.placement import Placement
+from ditprune.calibration.rows import to_placement
+from ditprune.checkpoints import tensors_file
+from ditprune.checkpoints.calibration_set import CalibrationSet
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.errors import RecipeError
+from ditprune.job import Job
+from ditprune.outcome import TargetOutcome
+from ditprune.progress import Report
+from ditprune.recipe import Recipe
+
+_KEY = "ditprune.adjusted"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an adjusting recipe takes beside weights and statistics.
+
+    Args:
+        kept: a complete calibration set.
+        place: where the denoiser runs.
+    """
+
+    kept: CalibrationSet
+    place: Placement
+
+
+@torch.no_grad()
+def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
+    """Put an adjusted weight in the place of a dense one [C_out, C_in], in its dtype."""
+    layer = done.layer
+    num_groups, group_size = layer.groups.group_shape(*layer.target.shape)
+    num_keep = layer.groups.num_keep(group_size, done.sparsity)
+    weight.copy_(done.weight)
+    return TargetOutcome(
+        **asdict(layer.target),
+        granularity=layer.groups.name,
+        num_groups=num_groups,
+        g_out=layer.g_out,
+        num_asked=num_groups * (group_size - num_keep),
+        num_pruned=done.keep.numel() - int(torch.count_nonzero(done.keep)),
+        num_zero=int(torch.count_nonzero(weight == 0)),
+        sparsity=done.sparsity,
+        damping=done.damping,
+    )
+
+
+def adjusted_tensors(
+    model: ModelFolder, job: Job, source: Source | None, recipe: Recipe,
+    threshold: float | None, file: Path, report: Report,
+) -> dict[str, tuple[Tensor, TargetOutcome]]:  # fmt: skip
+    """The new weight of every target, in its stored dtype and shape, and its outcome.
+
+    Args:
+        file: where they are kept, and found again by the run that goes on.
+    """
+    if file.is_file():
+        return _restore(file)
+    if source is None:
+        raise RecipeError(
+            "this recipe adjusts weights to calibration calls and none were given; sample them "
+            "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
+        )
+    if missing := source.kept.missing():
+        raise RecipeError(
+            f"--calibration-set {source.kept.folder}: {len(missing)} of {source.kept.num_units} "
+            "units are missing; finish it with the `ditprune calibrate` that began it"
+        )
+    denoiser = load_denoiser(model.denoisers[job.name], source.place)
+    calls = [
+        to_placement(call, source.place.device, source.place.dtype)
+        for unit in range(source.kept.num_units)
+        for call in source.kept.read(unit)[0]
+        if call.denoiser == job.name
+    ]
+    done = adjust(denoiser, job.selection.targets, job.stats, recipe, threshold, calls, report)
+    found = {}
+    for name, one in done.items():
+        weight = job.weights.read(f"{name}.weight")
+        outcome = write_adjustment_(weight.flatten(1), one)
+        found[name] = (weight, outcome)
+    _keep(found, file)
+    return found
+
+
+def _keep(found: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:
+    outcomes = {name: asdict(outcome) for name, (_, outcome) in found.items()}
+    tensors = {name: weight for name, (weight, _) in found.items()}
+    tensors_file.save(tensors, {_KEY: json.dumps(outcomes)}, file)
+
+
+def _restore(file: Path) -> dict[str, tuple[Tensor, TargetOutcome]]:
+    tensors, metadata = tensors_file.load(file)
+    outcomes = json.loads(metadata[_KEY])
+    return {
+        name: (weight, TargetOutcome.from_json(outcomes[name])) for name, weight in tensors.items()
+    }

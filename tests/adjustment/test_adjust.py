@@ -1,0 +1,199 @@
+"""Whole recipes on a loaded denoiser: exact counts, less error, and nothing else touched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ditprune
+from ditprune.calls import Call
+from ditprune.errors import RecipeError, StatisticsError
+from ditprune.evaluation.evaluate import predictions, relative_error_between
+from ditprune.recipe import build
+from ditprune.refinement import Distill
+from ditprune.targets.discover import discover
+
+METHODS: list[dict[str, Any]] = [
+    {"reconstruction": "obs"},
+    {"reconstruction": "obs", "mask": "reconstruction"},
+    {"reconstruction": "admm"},
+    {"reconstruction": "admm", "mask": "reconstruction"},
+    {"reconstruction": "admm", "allocation": "owl"},
+    {"reconstruction": "admm", "mask": "reconstruction", "allocation": "sensitivity"},
+    {"reconstruction": "admm", "allocation": "proxy"},
+    {"allocation": "owl"},
+    {"allocation": "proxy"},
+    {"refinement": Distill(num_steps=20, learning_rate=1e-3, batch_size=4)},
+    {"refinement": Distill(num_steps=5, batch_size=4, mixing=0, block_weight=0)},
+]
+PATTERNS = [
+    words | {"pattern": "2:4"} for words in METHODS if words.get("allocation", "uniform") == "uniform"
+]
+
+
+@pytest.fixture
+def calls(tiny_dit, batches) -> list[Call]:
+    return [Call.of(batch) for batch in batches(tiny_dit(), 4)]
+
+
+def held_out(tiny_dit, batches) -> list[Call]:
+    return [Call.of(batch) for batch in batches(tiny_dit(), 8)[4:]]
+
+
+def error(denoiser: nn.Module, dense: nn.Module, calls: list[Call]) -> float:
+    return relative_error_between(predictions(denoiser, calls), predictions(dense, calls))
+
+
+@pytest.mark.parametrize("words", METHODS + PATTERNS, ids=str)
+def test_counts_are_exact_and_all_else_is_untouched(
+    words, tiny_dit, tiny_stats, calls, same_bits
+) -> None:
+    denoiser, dense = tiny_dit(), tiny_dit()
+    outcome = ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
+    targets = discover(denoiser)
+    assert outcome.targets.keys() == targets.keys()
+    for name, tensor in dense.named_parameters():
+        target = outcome.targets.get(name.removesuffix(".weight"))
+        now = denoiser.get_parameter(name)
+        assert now.requires_grad == tensor.requires_grad
+        assert now.grad is None
+        if target is None:
+            same_bits(now, tensor)
+            continue
+        groups = (now == 0).reshape(target.num_groups, -1).sum(1)
+        assert target.num_asked == target.num_pruned <= target.num_zero
+        assert (groups >= target.num_pruned // target.num_groups).all()
+    assert outcome.num_pruned == round(0.5 * outcome.num_weights)
+    assert not any(module._forward_hooks for module in denoiser.modules())
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"reconstruction": "admm"}, {}),
+        ({"reconstruction": "admm", "mask": "reconstruction"}, {"reconstruction": "admm"}),
+        ({"refinement": Distill(num_steps=60, learning_rate=1e-3, batch_size=4)}, {}),
+    ],
+    ids=str,
+)
+def test_what_costs_more_gives_more(better, worse, tiny_dit, tiny_stats, calls) -> None:
+    """On the calls that it was given."""
+    errors = []
+    for words in (better, worse):
+        denoiser = tiny_dit()
+        ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
+        errors.append(error(denoiser, tiny_dit(), calls))
+    assert errors[0] < errors[1]
+
+
+def test_a_run_is_the_same_twice(tiny_dit, tiny_stats, calls, same_bits) -> None:
+    one, two = tiny_dit(), tiny_dit()
+    words: dict[str, Any] = {
+        "preset": "best", "refinement": Distill(num_steps=5, batch_size=4), "sparsity": 0.6,
+    }  # fmt: skip
+    for denoiser in (one, two):
+        ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
+    for name, tensor in one.state_dict().items():
+        same_bits(two.state_dict()[name], tensor)
+
+
+def test_an_allocation_moves_weights_between_layers_and_keeps_the_total(
+    tiny_dit, tiny_stats, calls
+) -> None:
+    even, budgets = (
+        ditprune.prune_(tiny_dit(), tiny_stats, 0.6, batches=calls, **words)
+        for words in ({}, {"allocation": "sensitivity"})
+    )
+    assert budgets.num_pruned == even.num_pruned
+    shares = {n: t.num_pruned / t.num_weights for n, t in budgets.targets.items()}
+    assert max(shares.values()) - min(shares.values()) > 0.1
+    for target in budgets.targets.values():
+        assert target.sparsity == pytest.approx(target.num_pruned / target.num_weights)
+
+
+def test_refining_only_trains_kept_weights(tiny_dit, tiny_stats, calls, same_bits) -> None:
+    plain, refined = tiny_dit(), tiny_dit()
+    ditprune.prune_(plain, tiny_stats)
+    settings = Distill(num_steps=10, batch_size=4)
+    ditprune.prune_(refined, tiny_stats, refinement=settings, batches=calls)
+    changed = 0
+    for name, tensor in plain.named_parameters():
+        now = refined.get_parameter(name)
+        if name.removesuffix(".weight") in discover(plain):
+            same_bits((now == 0) & (tensor == 0), tensor == 0)
+            changed += int((now != tensor).sum())
+        else:
+            same_bits(now, tensor)
+    assert changed > 0
+
+
+def test_weighting_timesteps_changes_masks_and_needs_places(tiny_dit, calls) -> None:
+    placed = [
+        Call(call.args, call.kwargs, place=(i + 0.5) / len(calls)) for i, call in enumerate(calls)
+    ]
+    stats = ditprune.calibrate(tiny_dit(), placed)
+    even, falling = tiny_dit(), tiny_dit()
+    ditprune.prune_(even, stats)
+    ditprune.prune_(falling, stats, timestep_weighting="log-decrease")
+    assert any(
+        not torch.equal(a == 0, b == 0)
+        for a, b in zip(even.parameters(), falling.parameters(), strict=True)
+    )
+    unplaced = ditprune.calibrate(tiny_dit(), calls)
+    with pytest.raises(StatisticsError, match="did not say where"):
+        ditprune.prune_(tiny_dit(), unplaced, timestep_weighting="log-decrease")
+    with pytest.raises(StatisticsError, match="does not say where"):
+        ditprune.prune_(
+            tiny_dit(), None, saliency="magnitude", reconstruction="admm",
+            timestep_weighting="log-decrease", batches=calls,
+        )  # fmt: skip
+
+
+def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bits) -> None:
+    denoiser, dense = tiny_dit(), tiny_dit()
+    with pytest.raises(RecipeError, match="none were given; pass batches"):
+        ditprune.prune_(denoiser, tiny_stats, preset="best")
+    for name, tensor in dense.state_dict().items():
+        same_bits(denoiser.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"preset": "bestt"}, "--preset 'bestt' is unknown; did you mean 'best'"),
+        ({"reconstruction": "adm"}, "--reconstruction 'adm' is unknown; did you mean 'admm'"),
+        ({"allocation": "even"}, "--allocation 'even' is unknown"),
+        ({"mask": "reconstruction"}, "needs a reconstruction that chooses one"),
+        ({"mask": "none"}, "--mask 'none' is unknown"),
+        ({"timestep_weighting": "log"}, "--timestep-weighting 'log'"),
+        ({"refinement": "distil"}, "--refinement 'distil' is unknown; did you mean 'distill'"),
+        ({"pattern": "2:4", "allocation": "owl"}, "--allocation owl and --pattern exclude"),
+        ({"reconstruction": "admm", "reconstruction_constants": {"rho": 1}}, "constants"),
+    ],
+    ids=str,
+)
+def test_recipes_that_cannot_be(words, match) -> None:
+    with pytest.raises(RecipeError, match=match):
+        build(**words)
+
+
+def test_the_best_preset_of_a_pattern_keeps_every_layers_count() -> None:
+    assert build(preset="best").allocation == "sensitivity"
+    assert build(preset="best", pattern="2:4").allocation == "uniform"
+    assert build(preset="best", allocation="owl").allocation == "owl"
+    assert build(preset="paper") == build()
+
+
+def test_the_dense_module_is_not_the_pruned_one(tiny_dit, tiny_stats, calls) -> None:
+    """Refinement compares with what the denoiser was, not with what it becomes."""
+    denoiser = tiny_dit()
+    before = copy.deepcopy(denoiser)
+    settings = Distill(num_steps=80, learning_rate=2e-3, batch_size=4, mixing=0)
+    ditprune.prune_(denoiser, tiny_stats, 0.3, refinement=settings, batches=calls)
+    plain = tiny_dit()
+    ditprune.prune_(plain, tiny_stats, 0.3)
+    assert error(denoiser, before, calls) < 0.5 * error(plain, before, calls)

@@ -1,0 +1,149 @@
+"""Recipes that adjust weights, folder to folder: as in memory, verified, and resumable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ditprune
+from ditprune.adjusting import Source
+from ditprune.calibration.pipeline import load_denoiser
+from ditprune.calibration.placement import Placement
+from ditprune.calls import Call
+from ditprune.checkpoints import calibration_set, staging
+from ditprune.checkpoints.locate import locate
+from ditprune.cli.main import run
+from ditprune.errors import RecipeError
+from ditprune.prune import prune_checkpoint
+from ditprune.recipe import build
+from ditprune.refinement import Distill
+from ditprune.verify import verify
+from folders import files_of, save_pipeline, tensors_on_disk
+
+RECIPES: list[dict[str, Any]] = [
+    {"reconstruction": "admm", "mask": "reconstruction", "allocation": "sensitivity"},
+    {"reconstruction": "obs", "pattern": "2:4"},
+    {"sparsity": 0.7, "allocation": "owl", "refinement": Distill(num_steps=3, batch_size=4)},
+]
+
+
+@pytest.fixture(scope="module")
+def source(tiny_dit, batches, tmp_path_factory) -> Source:
+    folder = tmp_path_factory.mktemp("calls") / "set"
+    calls = [Call.of(batch) for batch in batches(tiny_dit())]
+    calibration_set.save(calls, {"seed": 0}, folder)
+    return Source(calibration_set.load(folder), Placement())
+
+
+@pytest.mark.parametrize("words", RECIPES, ids=str)
+def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
+    words, source, tiny_pipeline, tiny_stats, tmp_path, same_bits
+) -> None:
+    model, out = locate(str(tiny_pipeline)), tmp_path / "out"
+    outcomes = prune_checkpoint(
+        model, out, {"any": tiny_stats}, build(**words), source=source
+    )
+    assert list(verify(locate(str(out)))) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    denoiser = load_denoiser(model.denoisers["transformer"])
+    calls = source.kept.read(0)[0]
+    own = ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
+    assert outcomes["transformer"].targets == own.targets
+    tensors = tensors_on_disk(out / "transformer")
+    for name, tensor in denoiser.state_dict().items():
+        if name in tensors:
+            same_bits(tensors[name], tensor)
+
+
+def test_a_budget_that_was_changed_is_found(source, tiny_pipeline, tiny_stats, tmp_path) -> None:
+    from folders import edit_json
+
+    out = tmp_path / "out"
+    recipe = build(allocation="owl")
+    prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, recipe, source=source)
+    name = "transformer_blocks.1.ff.net.2"
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["targets"][name]["sparsity"] -= 0.1
+
+    edit_json(out / "transformer" / "ditprune.json", change)
+    (line,) = verify(locate(str(out)))
+    assert line.startswith(f"{name}: the recipe asks for")
+
+
+def test_without_calls_nothing_begins(tiny_pipeline, tiny_stats, tmp_path) -> None:
+    recipe = build(reconstruction="admm")
+    with pytest.raises(RecipeError, match="--calibration-set DIR"):
+        prune_checkpoint(
+            locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, recipe
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_computed_is_not_computed_again(
+    source, tiny_pipeline, tiny_stats, tmp_path, monkeypatch
+) -> None:
+    """Interrupted while writing; the weights are kept beside what is written."""
+    from ditprune import adjusting
+
+    model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm")
+    prune_checkpoint(model, tmp_path / "whole", {"any": tiny_stats}, recipe, source=source)
+    times: list[int] = []
+    adjust = adjusting.adjust
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        times.append(1)
+        return adjust(*args, **kwargs)
+
+    monkeypatch.setattr(adjusting, "adjust", counted)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("ditprune.prune.manifest.write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prune_checkpoint(model, out, {"any": tiny_stats}, recipe, source=source)
+    assert staging.part_of(out).exists()
+    prune_checkpoint(model, out, {"any": tiny_stats}, recipe, source=source)
+    assert len(times) == 1
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
+def interrupt(*_args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
+    model = save_pipeline(tiny_dit(), tmp_path / "model")
+    stats, calls, out = tmp_path / "s", tmp_path / "set", tmp_path / "out"
+    sampling = ["--num-samples", "6", "--num-inference-steps", "3", "--guidance-scale", "1.5"]
+    assert run_line("calibrate", model, "-o", stats, "--calibration-set", calls, *sampling) == 0
+    words = ["--reconstruction", "admm", "--mask", "reconstruction", "--allocation", "owl"]
+    line = ["prune", model, "-o", out, "--statistics", stats, *words]
+    capsys.readouterr()
+    assert run_line(*line) == 2
+    assert "--calibration-set DIR" in capsys.readouterr().err
+    assert run_line(*line, "--calibration-set", calls) == 0
+    assert run_line("verify", out) == 0
+    capsys.readouterr()
+    plain = ["prune", model, "-o", tmp_path / "p", "--statistics", stats]
+    assert run_line(*plain, "--calibration-set", calls) == 2
+    assert "adjusts no weights" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def run_line(*words: object) -> int:
+    return run([str(word) for word in words])
+
+
+def test_the_manifest_says_how(source, tiny_pipeline, tiny_stats, tmp_path) -> None:
+    out: Path = tmp_path / "out"
+    recipe = build(preset="best", refinement=Distill(num_steps=2, batch_size=4))
+    prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, recipe, source=source)
+    from ditprune.checkpoints import manifest
+    from ditprune.recipe import from_json
+
+    claims = manifest.read(out / "transformer")
+    assert from_json(claims["recipe"], "recipe") == recipe
+    dampings = [target["damping"] for target in claims["targets"].values()]
+    assert all(damping > 0 for damping in dampings)
