@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.reconstruction.adjusted import Adjusted, adjusted
+from ditprune.reconstruction.adjusted import Adjusted, adjusted, row_errors
 from ditprune.reconstruction.choice import Choice
 from ditprune.reconstruction.normalised import normalise
 from ditprune.statistics.gram import Gram
@@ -60,16 +60,26 @@ class OBS:
             choose = mask
         else:
             keep_IO = mask.T.contiguous()
+        damped_error_O = update_IO.new_zeros(update_IO.shape[1])
         in_block = choose if choose and choose.splits_into(self.block_size) else None
         for first in range(0, len(update_IO), self.block_size):
             if choose and not in_block:
                 keep_IO = _choose_ahead(choose, update_IO, keep_IO, factor_II.diagonal(), first)
             block = slice(first, min(first + self.block_size, len(update_IO)))
             errors_BO = _sweep_(update_IO[block], keep_IO[block], factor_II[block, block], in_block)
+            damped_error_O += errors_BO.square().sum(0)
             update_IO[block.stop :].addmm_(factor_II[block, block.stop :].T, errors_BO, alpha=-1)
-        keep_OI = keep_IO.T.contiguous()
-        restored_OI = problem.restore(update_IO.T.contiguous(), weight, keep_OI)
-        return adjusted(weight, restored_OI, keep_OI, gram, damping)
+        keep_OI, update_OI = keep_IO.T.contiguous(), update_IO.T.contiguous()
+        # The squares of a row's errors sum to D (H + λI) Dᵀ, so no product with H is needed.
+        distance_O = (problem.weight - update_OI).square_().sum(1)
+        return adjusted(
+            weight,
+            problem.restore(update_OI, weight, keep_OI),
+            keep_OI,
+            damped_error_O.sub_(distance_O, alpha=damping).clamp_min_(0),
+            row_errors(problem.weight * ~keep_OI, problem.gram),
+            damping,
+        )
 
 
 def inverse_factor(
