@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError
-from ditprune.reconstruction.adjusted import Adjusted, adjusted
+from ditprune.reconstruction.adjusted import Adjusted, adjusted, row_errors
 from ditprune.reconstruction.choice import Choice
 from ditprune.reconstruction.normalised import normalise
 from ditprune.reconstruction.support import solve_on_support
@@ -69,8 +69,14 @@ class ADMM:
         update_OI = solve_on_support(
             start_OI, target_OI, damped_II, keep_OI, self.num_support_steps
         )
-        restored_OI = problem.restore(update_OI, weight, keep_OI)
-        return adjusted(weight, restored_OI, keep_OI, gram, self.damping)
+        return adjusted(
+            weight,
+            problem.restore(update_OI, weight, keep_OI),
+            keep_OI,
+            row_errors(problem.weight - update_OI, problem.gram),
+            row_errors(problem.weight * ~keep_OI, problem.gram),
+            self.damping,
+        )
 
     def _alternate(
         self,

@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ditprune.reconstruction.adjusted import Adjusted, adjusted
+from ditprune.reconstruction.adjusted import Adjusted, adjusted, row_errors
 from ditprune.reconstruction.choice import Choice
 
 
@@ -27,4 +27,5 @@ class Nothing:
     ) -> Adjusted:
         if isinstance(mask, Choice):
             mask = mask(weight.float().abs() * gram.diagonal().sqrt().float())
-        return adjusted(weight, weight.float() * mask, mask, gram)
+        error = row_errors(weight.float() * ~mask, gram)
+        return adjusted(weight, weight.float() * mask, mask, error, error)

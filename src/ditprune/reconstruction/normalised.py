@@ -21,7 +21,7 @@ class Normalised:
 
     Args:
         weight: zero in columns whose input is always zero, so that they go first.
-        gram: unit diagonal.
+        gram: unit diagonal, but zero where the input is always zero.
         norm: ‖X_j‖; zero where the input is always zero.
     """
 
@@ -52,5 +52,4 @@ def normalise(weight_OI: Float[Tensor, "out in"], gram_II: Float[Tensor, "in in"
     norm_I = diagonal_I.sqrt()
     inverse_I = torch.where(norm_I > 0, 1 / norm_I, torch.zeros_like(norm_I))
     unit_II = gram_II.float() * inverse_I[:, None] * inverse_I
-    unit_II.fill_diagonal_(1)
     return Normalised(weight_OI.float() * norm_I, unit_II, norm_I)

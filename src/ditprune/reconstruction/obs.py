@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.reconstruction.adjusted import Adjusted, adjusted
+from ditprune.reconstruction.adjusted import Adjusted, adjusted, row_errors
 from ditprune.reconstruction.choice import Choice
 from ditprune.reconstruction.normalised import normalise
 from ditprune.statistics.gram import Gram
 
 _LARGEST_DAMPING = 100.0
+_NUM_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class OBS:
 
     Source: Frantar and Alistarh, SparseGPT, arXiv 2301.00774, Algorithm 1, in normalised units.
     Where the mask is to be chosen, a weight scores W_ij² / (H⁻¹)_jj, H over the columns not yet
-    passed: N:M as each group is reached, otherwise among all columns not yet passed, before each
-    block of columns.
+    passed: N:M as each group is reached, otherwise among all columns not yet passed, before a
+    block of columns, about eight times on the way.
 
     Args:
         block_size: columns whose updates of the rest are applied together.
@@ -60,16 +61,28 @@ class OBS:
             choose = mask
         else:
             keep_IO = mask.T.contiguous()
+        damped_error_O = update_IO.new_zeros(update_IO.shape[1])
         in_block = choose if choose and choose.splits_into(self.block_size) else None
+        # A choice among all columns takes as long as a block: some are enough.
+        stride = self.block_size * max(1, len(update_IO) // self.block_size // _NUM_CHOICES)
         for first in range(0, len(update_IO), self.block_size):
-            if choose and not in_block:
+            if choose and not in_block and first % stride == 0:
                 keep_IO = _choose_ahead(choose, update_IO, keep_IO, factor_II.diagonal(), first)
             block = slice(first, min(first + self.block_size, len(update_IO)))
             errors_BO = _sweep_(update_IO[block], keep_IO[block], factor_II[block, block], in_block)
+            damped_error_O += errors_BO.square().sum(0)
             update_IO[block.stop :].addmm_(factor_II[block, block.stop :].T, errors_BO, alpha=-1)
-        keep_OI = keep_IO.T.contiguous()
-        restored_OI = problem.restore(update_IO.T.contiguous(), weight, keep_OI)
-        return adjusted(weight, restored_OI, keep_OI, gram, damping)
+        keep_OI, update_OI = keep_IO.T.contiguous(), update_IO.T.contiguous()
+        # The squares of a row's errors sum to D (H + λI) Dᵀ, so no product with H is needed.
+        distance_O = (problem.weight - update_OI).square_().sum(1)
+        return adjusted(
+            weight,
+            problem.restore(update_OI, weight, keep_OI),
+            keep_OI,
+            damped_error_O.sub_(distance_O, alpha=damping).clamp_min_(0),
+            row_errors(problem.weight * ~keep_OI, problem.gram),
+            damping,
+        )
 
 
 def inverse_factor(
