@@ -42,9 +42,7 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
     words, source, tiny_pipeline, tiny_stats, tmp_path, same_bits
 ) -> None:
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
-    outcomes = prune_checkpoint(
-        model, out, {"any": tiny_stats}, build(**words), source=source
-    )
+    outcomes = prune_checkpoint(model, out, {"any": tiny_stats}, build(**words), source=source)
     assert list(verify(locate(str(out)))) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     denoiser = load_denoiser(model.denoisers["transformer"])
@@ -76,9 +74,7 @@ def test_a_budget_that_was_changed_is_found(source, tiny_pipeline, tiny_stats, t
 def test_without_calls_nothing_begins(tiny_pipeline, tiny_stats, tmp_path) -> None:
     recipe = build(reconstruction="admm")
     with pytest.raises(RecipeError, match="--calibration-set DIR"):
-        prune_checkpoint(
-            locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, recipe
-        )
+        prune_checkpoint(locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, recipe)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,8 @@ class Distill:
 
     Args:
         num_steps: of gradient.
-        learning_rate: the largest; it warms up shortly and falls to zero as a cosine.
+        learning_rate: the largest; it warms up shortly and falls to zero as a cosine. None takes
+            6e-3 · √(the error before), which fitted every sparsity that was tried.
         batch_size: rows of calibration calls in each step.
         block_weight: of the error of every block's output beside that of the denoiser's.
         mixing: the largest angle, in radians, by which a noisy input is turned towards another
@@ -24,8 +25,8 @@ class Distill:
         seed: of the order of rows and of the mixtures.
     """
 
-    num_steps: int = 1000
-    learning_rate: float = 1e-3
+    num_steps: int = 1500
+    learning_rate: float | None = None
     batch_size: int = 32
     block_weight: float = 1.0
     mixing: float = math.pi / 4
@@ -33,7 +34,8 @@ class Distill:
     name: ClassVar[str] = "distill"
 
     def __post_init__(self) -> None:
-        is_possible = self.num_steps >= 1 and self.batch_size >= 1 and self.learning_rate > 0
+        is_rate = self.learning_rate is None or self.learning_rate > 0
+        is_possible = self.num_steps >= 1 and self.batch_size >= 1 and is_rate
         if not (is_possible and self.block_weight >= 0 and 0 <= self.mixing <= math.pi / 2):
             raise RecipeError(
                 f"{self}: expected at least one step and one row, a learning rate above 0, a "

@@ -31,7 +31,9 @@ METHODS: list[dict[str, Any]] = [
     {"refinement": Distill(num_steps=5, batch_size=4, mixing=0, block_weight=0)},
 ]
 PATTERNS = [
-    words | {"pattern": "2:4"} for words in METHODS if words.get("allocation", "uniform") == "uniform"
+    words | {"pattern": "2:4"}
+    for words in METHODS
+    if words.get("allocation", "uniform") == "uniform"
 ]
 
 

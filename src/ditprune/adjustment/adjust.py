@@ -38,7 +38,7 @@ class Adjustment:
         keep: True stays.
         layer: the target as it was, and its groups.
         sparsity: the share it was to lose; None under N:M.
-        damping, error, error_of_zeros: of its reconstruction; see `reconstruction.adjusted`.
+        damping, error, error_of_zeros: of its reconstruction, see `reconstruction.adjusted`.
     """
 
     weight: Tensor

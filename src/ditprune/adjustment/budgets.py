@@ -109,10 +109,8 @@ def proxy_costs(
     costs = {}
     for number, (name, layer) in enumerate(layers.items(), start=1):
         gram = gram_of(name)
-        energy = ((layer.weight @ gram) * layer.weight).sum().item()
         costs[name] = [
-            gains[name] * energy * adjust_layer(layer, gram, recipe, level).error
-            for level in LEVELS
+            gains[name] * adjust_layer(layer, gram, recipe, level).error for level in LEVELS
         ]
         report("estimating sensitivity", number, len(layers))
     return costs

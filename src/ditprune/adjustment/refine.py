@@ -19,11 +19,15 @@ from ditprune.calibration.capture import moment_of
 from ditprune.calibration.replay import evaluating, predicted_noise
 from ditprune.calibration.rows import merge_calls, num_rows, take_item
 from ditprune.calls import Call
+from ditprune.metrics import relative_error
 from ditprune.progress import Report
 from ditprune.refinement import Distill
 
 _WARM_UP = 0.05
 _BETAS = (0.9, 0.99)
+_RATE_OF_ERROR = 6e-3
+_ASIDE = 16
+_JUDGED_TOGETHER = 32
 
 
 def refine_(
@@ -33,7 +37,8 @@ def refine_(
     """Train the kept weights of the targets in place; the mask's zeros stay zero.
 
     Adam with a short warm-up and a cosine to zero; each step sees `batch_size` rows, all rows once
-    before any comes again.
+    before any comes again. One row in sixteen is kept aside: where the error on those does not
+    fall, the weights stay what they were.
 
     Args:
         dense: the denoiser as it was; the teacher.
@@ -41,14 +46,18 @@ def refine_(
         blocks: paths of the modules whose outputs are compared too.
     """
     rows = [take_item(call, row, num_rows(call)) for call in calls for row in range(num_rows(call))]
+    rows, aside = _split(rows, settings.seed)
+    before = _error(denoiser, dense, aside or rows)
+    rate = settings.learning_rate or _RATE_OF_ERROR * math.sqrt(before)
     weights: list[Tensor] = [denoiser.get_parameter(f"{name}.weight") for name in keep]
     masks = [mask.view(w.shape).to(w) for mask, w in zip(keep.values(), weights, strict=True)]
     draws = _draws(denoiser, rows, settings)
+    start = [weight.detach().clone() for weight in weights]
     with _training(denoiser, weights), evaluating(dense):
-        optimizer = torch.optim.Adam(weights, lr=settings.learning_rate, betas=_BETAS, foreach=True)
+        optimizer = torch.optim.Adam(weights, lr=rate, betas=_BETAS, foreach=True)
         for step in range(settings.num_steps):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _rate(step, settings.num_steps)
+                group["lr"] = rate * _rate(step, settings.num_steps)
             optimizer.zero_grad()
             batch = next(draws)
             for call in merge_calls(batch):
@@ -59,6 +68,29 @@ def refine_(
                 for weight, mask in zip(weights, masks, strict=True):
                     weight.mul_(mask)
             report("refining", step + 1, settings.num_steps)
+    if aside and _error(denoiser, dense, aside) >= before:
+        with torch.no_grad():
+            for weight, old in zip(weights, start, strict=True):
+                weight.copy_(old)
+
+
+def _split(rows: list[Call], seed: int) -> tuple[list[Call], list[Call]]:
+    """Rows to train on, and rows to judge by."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = len(rows) // _ASIDE
+    return [rows[i] for i in sorted(order[count:])], [rows[i] for i in sorted(order[:count])]
+
+
+@torch.no_grad()
+def _error(denoiser: nn.Module, dense: nn.Module, rows: Sequence[Call]) -> float:
+    """The relative error of the denoiser's predictions over these rows."""
+    state = relative_error.RelativeError()
+    with evaluating(denoiser), evaluating(dense):
+        for first in range(0, len(rows), _JUDGED_TOGETHER):
+            for call in merge_calls(rows[first : first + _JUDGED_TOGETHER]):
+                own, expected = _predict(denoiser, call), _predict(dense, call)
+                state = relative_error.update(state, own, expected)
+    return relative_error.compute(state)
 
 
 def _backward(

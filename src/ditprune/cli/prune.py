@@ -18,10 +18,10 @@ from ditprune.checkpoints.staging import missing_bytes, part_of
 from ditprune.cli import console
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
+from ditprune.errors import RecipeError
 from ditprune.estimate import estimate
 from ditprune.job import num_bytes, open_jobs, plan_jobs
 from ditprune.outcome import Outcome
-from ditprune.errors import RecipeError
 from ditprune.prune import check_scorable, prune_checkpoint
 from ditprune.recipe import Recipe
 
@@ -32,7 +32,10 @@ from ditprune.recipe import Recipe
 @statistics_option
 @recipe_options
 @click.option(
-    "--calibration-set", "set_folder", type=click.Path(path_type=Path), metavar="DIR",
+    "--calibration-set",
+    "set_folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="from ditprune calibrate; for recipes that adjust weights",
 )
 @click.option("--device", metavar="NAME", help="[default: cpu] where weights are adjusted")
