@@ -14,7 +14,7 @@ import ditprune
 ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
-    {"saliency", "masks", "targets"},
+    {"saliency", "masks", "targets", "runtime"},
     {"checkpoints"},
     {"calibration"},
     {"recipe", "evaluation"},
