@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,31 @@ def multiply(
         if status:
             raise KernelError(f"sparse kernel: {_PROBLEMS[status]}")
     return outputs.view(*inputs.shape[:-1], num_rows)
+
+
+@torch.library.custom_op(
+    "ditprune::multiply",
+    mutates_args=(),
+    schema="(Tensor inputs, Tensor values, Tensor columns, Tensor counts, Tensor starts, "
+    "int num_rows, Tensor? bias) -> Tensor",
+)
+def multiply_in_graph(
+    inputs: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    num_rows: int,
+    bias: Tensor | None,
+) -> Tensor:
+    """The same as an operator, which torch.compile can put into a graph; slower to call."""
+    return multiply(inputs, Packed(values, columns, counts, starts), num_rows, bias)
+
+
+@multiply_in_graph.register_fake
+def _(inputs: Tensor, *others: Any) -> Tensor:
+    *_, num_rows, _bias = others
+    return inputs.new_empty(*inputs.shape[:-1], num_rows)
 
 
 def _check(

@@ -56,7 +56,9 @@ def unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     """The dense weight [num_rows, num_columns]."""
     values, columns, counts_GBR, _ = packed
     rows = torch.arange(counts_GBR.numel(), device=values.device)
-    places = rows.repeat_interleave(counts_GBR.flatten().long()).mul_(BLOCK).add_(columns)
+    counts = counts_GBR.flatten().long()
+    rows = rows.repeat_interleave(counts, output_size=len(values))
+    places = rows.mul_(BLOCK).add_(columns)
     parts_GBRC = values.new_zeros((*counts_GBR.shape, BLOCK))
     parts_GBRC.view(-1)[places] = values
     dense = parts_GBRC.transpose(1, 2).flatten(2).flatten(0, 1)

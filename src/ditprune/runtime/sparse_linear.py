@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.multiply import multiply, multiply_in_graph
 from ditprune.runtime.packed import Packed, pack, unpack
 
 
@@ -38,6 +38,8 @@ class SparseLinear(nn.Module):
         """[..., in_features] → [..., out_features], in the dtype of the input."""
         if torch.is_autocast_enabled("cpu"):
             input = input.to(torch.get_autocast_dtype("cpu"))  # noqa: A001
+        if torch.compiler.is_compiling():
+            return multiply_in_graph(input, *self.packed, self.out_features, self.bias)
         if not torch.is_grad_enabled():
             return multiply(input, self.packed, self.out_features, self.bias)
         return _Multiply.apply(input, self.bias, self)

@@ -107,10 +107,9 @@ bool sum_few(const Weight& weight, int64_t first_row, int64_t num_rows, const fl
 template <class Value, class Token>
 Status multiply_few(const Weight& weight, const Token* inputs, int64_t input_stride, Token* outputs,
                     int64_t num_tokens, int num_threads) {
-    static thread_local Scratch scratch;
     const int64_t depth = weight.num_blocks() * BLOCK;
     const int64_t sums_size = FEW_TILE_ROWS * num_tokens * 16;
-    float* floats = scratch.at_least(num_tokens * depth + num_threads * sums_size);
+    float* floats = scratch().at_least(num_tokens * depth + num_threads * sums_size);
     if (!floats) return NO_MEMORY;
     std::fill(floats, floats + num_tokens * depth, 0.0f);
     for (int64_t m = 0; m < num_tokens; m++)

@@ -88,65 +88,88 @@ SumTile sum_tile_of(int64_t num_vectors, std::integer_sequence<int, V...>) {
     return table[num_vectors - 1];
 }
 
+// How a product is cut: tokens into tiles of vectors, some tiles at once, rows into tiles.
+struct Cut {
+    int64_t depth, num_tokens, width, num_vectors, num_tiles, num_at_once, tile_tokens, tile_rows;
+
+    Cut(const Weight& weight, int64_t num_tokens, int64_t width, int64_t max_vectors,
+        int num_threads)
+        : depth(weight.num_blocks() * BLOCK),
+          num_tokens(num_tokens),
+          width(width),
+          num_vectors((num_tokens + width - 1) / width),
+          num_tiles((num_vectors + max_vectors - 1) / max_vectors),
+          tile_tokens(max_vectors * width),
+          tile_rows(MAX_TILE_ROWS) {
+        const int64_t tile_bytes = depth * tile_tokens * int64_t(sizeof(float));
+        num_at_once = std::clamp<int64_t>(SLAB_BYTES / tile_bytes, 1, num_tiles);
+        while (tile_rows > GROUP &&
+               num_row_tiles(weight) * num_at_once < TASKS_PER_THREAD * num_threads)
+            tile_rows /= 2;
+    }
+
+    int64_t num_row_tiles(const Weight& weight) const {
+        return (weight.num_rows + tile_rows - 1) / tile_rows;
+    }
+
+    struct Tile {
+        int64_t first_token, num_tokens, num_vectors;
+    };
+
+    Tile tile(int64_t i) const {  // vectors spread evenly
+        const int64_t first = i * num_vectors / num_tiles, last = (i + 1) * num_vectors / num_tiles;
+        return {first * width, std::min(last * width, num_tokens) - first * width, last - first};
+    }
+};
+
+// One block of the columns of a tile's inputs, transposed.
+template <int W, class Token>
+void fill_slab(const Weight& weight, const Cut::Tile& tile, int64_t block, const Token* inputs,
+               int64_t input_stride, float* slab) {
+    const int64_t padded = tile.num_vectors * W;
+    const int64_t num_columns = std::min(BLOCK, weight.num_columns - block * BLOCK);
+    if (tile.num_tokens < padded || num_columns < BLOCK)
+        std::fill(slab, slab + BLOCK * padded, 0.0f);
+    transpose<W>(inputs + tile.first_token * input_stride + block * BLOCK, input_stride,
+                 tile.num_tokens, num_columns, slab, padded);
+}
+
 template <int W, int MAX_V, class Value, class Token>
-Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_stride, Token* outputs,
-                int64_t num_tokens, int num_threads) {
-    constexpr auto widths = std::make_integer_sequence<int, MAX_V>();
-    static thread_local Scratch scratch;
-    const int64_t depth = weight.num_blocks() * BLOCK;
-    const int64_t num_vectors = (num_tokens + W - 1) / W;
-    const int64_t num_tiles = (num_vectors + MAX_V - 1) / MAX_V;
-    const int64_t slab_tokens = MAX_V * W;
-    const int64_t num_at_once =
-        std::clamp<int64_t>(SLAB_BYTES / int64_t(depth * slab_tokens * sizeof(float)), 1, num_tiles);
-    int64_t tile_rows = MAX_TILE_ROWS;
-    auto num_row_tiles = [&] { return (weight.num_rows + tile_rows - 1) / tile_rows; };
-    while (tile_rows > GROUP && num_row_tiles() * num_at_once < TASKS_PER_THREAD * num_threads)
-        tile_rows /= 2;
-    const int64_t slabs_size = num_at_once * depth * slab_tokens;
-    const int64_t sums_size = tile_rows * slab_tokens;
+Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_stride,
+                     Token* outputs, int64_t num_tokens, int num_threads) {
+    const Cut cut(weight, num_tokens, W, MAX_V, num_threads);
+    const int64_t tile_size = cut.depth * cut.tile_tokens;
+    const int64_t sums_size = cut.tile_rows * cut.tile_tokens;
     const int64_t padded_rows = weight.num_groups() * GROUP;
-    float* slabs = scratch.at_least(slabs_size + num_threads * sums_size + padded_rows);
-    if (!slabs) return NO_MEMORY;
-    float* initial = slabs + slabs_size + num_threads * sums_size;
+    float* initial =
+        scratch().at_least(padded_rows + num_threads * sums_size + cut.num_at_once * tile_size);
+    if (!initial) return NO_MEMORY;
+    float* all_sums = initial + padded_rows;
+    float* slabs = all_sums + num_threads * sums_size;
     for (int64_t r = 0; r < padded_rows; r++)
         initial[r] = weight.bias && r < weight.num_rows ? weight.bias[r] : 0;
 
     std::atomic<bool> is_broken{false};
-    for (int64_t first_tile = 0; first_tile < num_tiles; first_tile += num_at_once) {
-        const int64_t num_now = std::min(num_at_once, num_tiles - first_tile);
-        struct Tile {
-            int64_t first_token, num_tokens, num_vectors;
-        };
-        auto tile_at = [&](int64_t i) {  // vectors spread evenly
-            int64_t first = (first_tile + i) * num_vectors / num_tiles;
-            int64_t last = (first_tile + i + 1) * num_vectors / num_tiles;
-            return Tile{first * W, std::min(last * W, num_tokens) - first * W, last - first};
-        };
+    for (int64_t start = 0; start < cut.num_tiles; start += cut.num_at_once) {
+        const int64_t num_now = std::min(cut.num_at_once, cut.num_tiles - start);
         for_each_task(num_now * weight.num_blocks(), num_threads, [&](int64_t task, int) {
-            const int64_t i = task / weight.num_blocks(), column = task % weight.num_blocks() * BLOCK;
-            const Tile tile = tile_at(i);
-            const int64_t padded = tile.num_vectors * W;
-            const int64_t num_columns = std::min(BLOCK, weight.num_columns - column);
-            float* slab = slabs + i * depth * slab_tokens + column * padded;
-            if (tile.num_tokens < padded || num_columns < BLOCK)
-                std::fill(slab, slab + BLOCK * padded, 0.0f);
-            transpose<W>(inputs + tile.first_token * input_stride + column, input_stride,
-                         tile.num_tokens, num_columns, slab, padded);
+            const int64_t i = task / weight.num_blocks(), block = task % weight.num_blocks();
+            const Cut::Tile tile = cut.tile(start + i);
+            fill_slab<W>(weight, tile, block, inputs, input_stride,
+                         slabs + i * tile_size + block * BLOCK * tile.num_vectors * W);
         });
-        for_each_task(num_now * num_row_tiles(), num_threads, [&](int64_t task, int worker) {
-            const int64_t i = task % num_now, first_row = task / num_now * tile_rows;
-            const Tile tile = tile_at(i);
-            const int64_t num_rows = std::min(tile_rows, weight.num_rows - first_row);
-            float* sums = slabs + slabs_size + worker * sums_size;
-            auto sum = sum_tile_of<W, Value>(tile.num_vectors, widths);
-            if (!sum(weight, first_row, num_rows, slabs + i * depth * slab_tokens, sums,
-                     initial + first_row)) {
+        for_each_task(num_now * cut.num_row_tiles(weight), num_threads, [&](int64_t task, int worker) {
+            const int64_t i = task % num_now, first_row = task / num_now * cut.tile_rows;
+            const int64_t num_rows = std::min(cut.tile_rows, weight.num_rows - first_row);
+            const Cut::Tile tile = cut.tile(start + i);
+            float* sums = all_sums + worker * sums_size;
+            auto sum = sum_tile_of<W, Value>(tile.num_vectors, std::make_integer_sequence<int, MAX_V>());
+            if (!sum(weight, first_row, num_rows, slabs + i * tile_size, sums, initial + first_row))
                 is_broken = true;
-                return;
-            }
-            transpose<W>(sums, tile.num_vectors * W, num_rows, tile.num_tokens,
-                         outputs + tile.first_token * weight.num_rows + first_row, weight.num_rows);
+            else
+                transpose<W>(sums, tile.num_vectors * W, num_rows, tile.num_tokens,
+                             outputs + tile.first_token * weight.num_rows + first_row,
+                             weight.num_rows);
         });
     }
     return is_broken ? BROKEN_WEIGHT : OK;

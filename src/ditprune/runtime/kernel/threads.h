@@ -14,12 +14,16 @@
 
 namespace ditprune {
 
+#ifndef GOMP_PARALLEL
+#define GOMP_PARALLEL "GOMP_parallel"
+#endif
+
 constexpr size_t ALIGNMENT = 64;
 
 inline void run_on_threads(int num_threads, void (*work)(void*), void* job) {
     // The OpenMP runtime that torch has loaded, so that both share one pool of threads.
     using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-    static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    static const auto parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, GOMP_PARALLEL));
     if (num_threads == 1) return work(job);
     if (parallel) return parallel(work, job, unsigned(num_threads), 0);
     std::vector<std::thread> threads;
@@ -65,5 +69,10 @@ struct Scratch {
     }
     ~Scratch() { std::free(floats); }
 };
+
+inline Scratch& scratch() {
+    static thread_local Scratch scratch;
+    return scratch;
+}
 
 }  // namespace ditprune
