@@ -175,6 +175,7 @@ def test_bfloat16_outputs_are_rounded_to_even(name: str) -> None:
     pairs = [(1, ulp / 2), (1 + ulp, ulp / 2), (1, ulp / 2 + ulp / 256), (3e38, 3e38), (1, 0)]
     pairs += [(torch.nan, 1), (-1, -ulp / 2)]
     weight = torch.tensor(pairs)
+    weight[-2, 0] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(FLOAT32)  # a NaN, too
     for num_tokens in (1, 20):
         outputs = multiply(
             torch.ones(num_tokens, 2, dtype=BFLOAT16), pack(weight), len(pairs), None, name

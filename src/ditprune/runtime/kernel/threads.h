@@ -53,13 +53,19 @@ void for_each_task(int64_t num_tasks, int num_threads, const Task& task) {
     run_on_threads(int(std::min<int64_t>(num_threads, num_tasks)), work, &job);
 }
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool KEEPS_SCRATCH = false;  // spare memory would hide what runs over
+#else
+constexpr bool KEEPS_SCRATCH = true;
+#endif
+
 // Memory that stays with the calling thread, since fresh pages cost as much as a small product.
 struct Scratch {
     float* floats = nullptr;
     size_t size = 0;
 
     float* at_least(size_t num_floats) {
-        if (num_floats > size) {
+        if (num_floats > size || !KEEPS_SCRATCH) {
             std::free(floats);
             size_t bytes = (num_floats * sizeof(float) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
             floats = static_cast<float*>(std::aligned_alloc(ALIGNMENT, bytes));
