@@ -14,7 +14,7 @@ import ditprune
 ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
-    {"saliency", "masks", "targets", "allocation"},
+    {"saliency", "masks", "targets", "allocation", "runtime"},
     {"checkpoints"},
     {"calibration"},
     {"recipe", "evaluation"},
