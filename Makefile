@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check sanitize format bench clean
 
 demo: $(READY)
 	$(BIN)/ditprune demo -o demo
@@ -18,6 +18,13 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# The kernel's tests with every access and every arithmetic operation checked.
+sanitize: $(READY)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 CXX=$(CXX) \
+	DITPRUNE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
+	$(BIN)/python -m pytest -p no:cacheprovider tests/runtime/test_multiply.py
+
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -25,6 +32,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/selection.py
 	$(BIN)/python bench/calibration.py
+	$(BIN)/python bench/kernel.py
 
 clean:
 	rm -rf $(VENV) demo

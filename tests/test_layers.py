@@ -14,7 +14,7 @@ import ditprune
 ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
-    {"saliency", "masks", "targets", "allocation", "refinement"},
+    {"saliency", "masks", "targets", "allocation", "refinement", "runtime"},
     {"checkpoints", "reconstruction"},
     {"calibration"},
     {"recipe", "evaluation"},

@@ -5,7 +5,8 @@
     ├── ModelError             a model folder, its weights, or a module without blocks
     ├── TargetError            a target, or a pattern that should match one
     ├── StatisticsError        statistics that are missing, malformed or of another model
-    └── OutputError            a place that cannot be written
+    ├── OutputError            a place that cannot be written
+    └── KernelError            the sparse kernel, which cannot be built or cannot run on what it got
 
 Every message says where, what was given, what was expected and what to do.
 """
@@ -38,6 +39,10 @@ class StatisticsError(DitpruneError):
 
 class OutputError(DitpruneError):
     """The result cannot be written where it was asked for."""
+
+
+class KernelError(DitpruneError):
+    """The sparse kernel cannot be built here, or cannot run on these tensors."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -171,11 +171,9 @@ def _prune_denoiser(
     if not staging.is_written:
         adjusted = None
         if recipe.adjusts:
-            file = staging.part / f".adjusted-{job.name}.safetensors"
+            file = _adjusted_file(staging, job)
             adjusted = adjusted_tensors(model, job, source, recipe, threshold, file, report)
         written = _write_rest(job, staging, recipe, threshold, written, report, adjusted)
-        if recipe.adjusts:
-            file.unlink()
     targets = {
         name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
         for name in job.selection.targets
@@ -185,7 +183,13 @@ def _prune_denoiser(
         hashes = {entry.name: written[entry.name]["sha256"] for entry in job.weights.in_order()}
         content = claims(outcome, job.base, hashes, job.stats)
         manifest.write(staging.part / job.place, content)
+        _adjusted_file(staging, job).unlink(missing_ok=True)
     return outcome
+
+
+def _adjusted_file(staging: Staging, job: Job) -> Path:
+    """Where adjusted weights are kept until the denoiser is written."""
+    return staging.part / f".adjusted-{job.name}.safetensors"
 
 
 def _write_rest(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.adjustment.layers import Layer, adjust_layer
+from ditprune.adjustment.refine import training
 from ditprune.allocation.budget import Curve, allocate
 from ditprune.allocation.owl import outlier_share, sparsities
 from ditprune.calibration.replay import predicted_noise, run_call
@@ -141,7 +142,7 @@ def output_gains(
 
     handles = [denoiser.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
-        with torch.enable_grad():
+        with training(denoiser, ()), torch.enable_grad():
             for call in calls:
                 output = predicted_noise(denoiser(*call.args, **call.kwargs))
                 signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1

@@ -44,7 +44,7 @@ class Layer:
         """The mask that the scores choose."""
         choice = self.choice(sparsity)
         grouped = self.scores.reshape(-1, choice.group_size)
-        return keep_best(grouped, choice.num_keep).view(self.weight.shape)
+        return keep_best(grouped, choice.num_keep).reshape(self.weight.shape)
 
 
 def prepare(

@@ -53,7 +53,7 @@ def refine_(
     masks = [mask.view(w.shape).to(w) for mask, w in zip(keep.values(), weights, strict=True)]
     draws = _draws(denoiser, rows, settings)
     start = [weight.detach().clone() for weight in weights]
-    with _training(denoiser, weights), evaluating(dense):
+    with training(denoiser, weights), evaluating(dense):
         optimizer = torch.optim.Adam(weights, lr=rate, betas=_BETAS, foreach=True)
         for step in range(settings.num_steps):
             for group in optimizer.param_groups:
@@ -142,7 +142,7 @@ def _outputs_of(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
 
 
 @contextmanager
-def _training(denoiser: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
+def training(denoiser: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     """Gradients for these weights and no others; eval mode; all as it was afterwards."""
     asked = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
     try:

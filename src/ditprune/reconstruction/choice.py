@@ -28,7 +28,7 @@ class Choice:
         """The mask by these scores; with a `share` below 1 only that share is removed as yet."""
         num_remove = round(share * (self.group_size - self.num_keep))
         groups = scores.reshape(-1, self.group_size)
-        return keep_best(groups, self.group_size - num_remove).view(scores.shape)
+        return keep_best(groups, self.group_size - num_remove).reshape(scores.shape)
 
     def splits_into(self, num_columns: int) -> bool:
         """Whether a run of so many columns, from a multiple of it, holds whole groups only."""

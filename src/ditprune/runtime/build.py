@@ -1,0 +1,139 @@
+"""Compiles the kernel on first use, for the instruction set of this machine, and loads it.
+
+The library lies in the user's cache folder under a name made of the source, the compiler and the
+flags, so nothing stale is loaded. It needs a C++17 compiler and links against nothing of torch.
+`CXX` names another compiler, `XDG_CACHE_HOME` another cache, `DITPRUNE_CXXFLAGS` adds flags.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ditprune.errors import KernelError
+
+SOURCES = Path(__file__).parent / "kernel"
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
+
+
+class InstructionSet(NamedTuple):
+    """Floats in one vector, and the compiler's flags."""
+
+    lanes: int
+    flags: tuple[str, ...]
+
+
+INSTRUCTION_SETS = {
+    "avx512": InstructionSet(
+        16, ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma")
+    ),
+    "avx2": InstructionSet(8, ("-mavx2", "-mfma")),
+    "plain": InstructionSet(4, ()),  # NEON or SSE, whatever the compiler assumes
+}
+
+_POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+# As in kernel.cpp.
+_ARGUMENTS = (
+    *(_POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64),
+    *(_POINTER, _INT, _INT64),
+    *(_POINTER, _INT64, _INT),
+)
+
+
+def instruction_set() -> str:
+    """The widest set that this machine has, as torch sees it."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "plain")
+
+
+@functools.cache
+def load(name: str | None = None) -> Callable[..., int]:
+    """The kernel's function for an instruction set, compiled if it is not in the cache.
+
+    Raises KernelError.
+    """
+    path = _build(name or instruction_set())
+    try:
+        function = ctypes.CDLL(str(path)).ditprune_multiply
+    except OSError as error:
+        raise KernelError(
+            f"{path}: the compiled kernel does not load ({error}); delete it"
+        ) from None
+    function.argtypes, function.restype = _ARGUMENTS, ctypes.c_int
+    return function
+
+
+def _build(name: str) -> Path:
+    lanes, flags = INSTRUCTION_SETS[name]
+    compiler = _compiler()
+    extra = shlex.split(os.environ.get("DITPRUNE_CXXFLAGS", ""))
+    command = [*compiler, *FLAGS, f"-DLANES={lanes}", *flags, *extra, str(SOURCES / "kernel.cpp")]
+    library = _cache_folder() / f"kernel-{name}-{_key(compiler, command)}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=library.parent) as beside:
+        part = Path(beside) / library.name
+        compiled = _run([*command, "-o", str(part), "-ldl"])
+        if compiled.returncode:
+            said = compiled.stderr.strip() or f"exit status {compiled.returncode}"
+            first_error = next((line for line in said.splitlines() if "error" in line), said)
+            raise KernelError(
+                f"sparse kernel: {shlex.join(compiler)} cannot compile it ({first_error}); "
+                "set CXX to a C++17 compiler"
+            )
+        part.replace(library)
+    return library
+
+
+def _compiler() -> list[str]:
+    given = shlex.split(os.environ.get("CXX", ""))
+    found = [shutil.which(name) for name in (given[:1] or COMPILERS)]
+    path = next((path for path in found if path), None)
+    if path is None:
+        looked_for = f"CXX={given[0]}" if given else ", ".join(COMPILERS)
+        raise KernelError(
+            f"sparse kernel: no C++ compiler (looked for {looked_for}); install one, or stay dense"
+        )
+    return [path, *given[1:]]
+
+
+def _key(compiler: list[str], command: list[str]) -> str:
+    version = _run([*compiler, "--version"]).stdout
+    digest = hashlib.sha256("\0".join([version, *command[:-1]]).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise KernelError(f"sparse kernel: {command[0]} does not run ({error})") from None
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "ditprune"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        raise KernelError(
+            f"sparse kernel: no cache at {folder} ({error}); set XDG_CACHE_HOME to a folder "
+            "that can be written"
+        ) from None
+    return folder

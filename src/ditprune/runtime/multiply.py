@@ -1,0 +1,119 @@
+"""Calls the kernel: dense tokens times a packed weight, with every buffer checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditprune.errors import KernelError
+from ditprune.runtime import build
+from ditprune.runtime.packed import BLOCK, GROUP, Packed
+
+DTYPES = (torch.float32, torch.bfloat16)
+_PROBLEMS = {
+    1: "the packed weight is not what `pack` writes; load the model again",
+    2: "not enough memory for the transposed tokens; call it with fewer",
+}
+
+
+def multiply(
+    inputs: Tensor,
+    packed: Packed,
+    num_rows: int,
+    bias: Tensor | None = None,
+    instruction_set: str | None = None,
+) -> Tensor:
+    """`inputs @ weight.T + bias`, summed in float32; no gradient.
+
+    Args:
+        inputs: [..., C_in], float32 or bfloat16, on the CPU, any strides.
+        packed: the weight [num_rows, C_in].
+        num_rows: C_out.
+        bias: [C_out].
+        instruction_set: a key of `build.INSTRUCTION_SETS`; the machine's widest by default.
+
+    Returns:
+        [..., C_out] in the dtype of the inputs.
+
+    Raises:
+        KernelError: no kernel, or tensors it cannot take.
+    """
+    num_columns = inputs.shape[-1]
+    _check(inputs, packed, num_rows, num_columns, bias)
+    function = build.load(instruction_set)
+    tokens = inputs.detach().reshape(-1, num_columns)
+    if tokens.stride(1) != 1:
+        tokens = tokens.contiguous()
+    outputs = tokens.new_empty(len(tokens), num_rows)
+    if len(tokens):
+        bias = None if bias is None else bias.detach().float().contiguous()
+        status = function(
+            packed.values.data_ptr(), packed.values.dtype == torch.bfloat16,
+            packed.columns.data_ptr(), packed.counts.data_ptr(), packed.starts.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            len(packed.values), num_rows, num_columns,
+            tokens.data_ptr(), tokens.dtype == torch.bfloat16, tokens.stride(0),
+            outputs.data_ptr(), len(tokens), torch.get_num_threads(),
+        )  # fmt: skip
+        if status:
+            raise KernelError(f"sparse kernel: {_PROBLEMS[status]}")
+    return outputs.view(*inputs.shape[:-1], num_rows)
+
+
+@torch.library.custom_op(
+    "ditprune::multiply",
+    mutates_args=(),
+    schema="(Tensor inputs, Tensor values, Tensor columns, Tensor counts, Tensor starts, "
+    "int num_rows, Tensor? bias) -> Tensor",
+)
+def multiply_in_graph(
+    inputs: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    counts: Tensor,
+    starts: Tensor,
+    num_rows: int,
+    bias: Tensor | None,
+) -> Tensor:
+    """The same as an operator, which torch.compile can put into a graph; slower to call."""
+    return multiply(inputs, Packed(values, columns, counts, starts), num_rows, bias)
+
+
+@multiply_in_graph.register_fake
+def _(inputs: Tensor, *others: Any) -> Tensor:
+    *_, num_rows, _bias = others
+    return inputs.new_empty(*inputs.shape[:-1], num_rows)
+
+
+def _check(
+    inputs: Tensor, packed: Packed, num_rows: int, num_columns: int, bias: Tensor | None
+) -> None:
+    """Everything the kernel relies on but the counts, which it checks itself."""
+    for name, tensor in (("inputs", inputs), ("weight", packed.values)):
+        if tensor.dtype not in DTYPES or tensor.device.type != "cpu":
+            raise KernelError(
+                f"sparse kernel: {name} are {tensor.dtype} on {tensor.device}, expected float32 "
+                "or bfloat16 on the CPU; call desparsify_ before moving the model elsewhere"
+            )
+    num_parts = -(-num_rows // GROUP) * -(-num_columns // BLOCK)
+    expected = {
+        "columns": (torch.uint8, len(packed.values)),
+        "counts": (torch.uint8, num_parts * GROUP),
+        "starts": (torch.int64, num_parts + 1),
+        "values": (packed.values.dtype, packed.columns.numel()),
+    }
+    for name, tensor in packed._asdict().items():
+        dtype, size = expected[name]
+        given = (tensor.dtype, tensor.numel(), tensor.device.type, tensor.is_contiguous())
+        if given != (dtype, size, "cpu", True):
+            raise KernelError(
+                f"sparse kernel: {name} are {tensor.dtype} {list(tensor.shape)}, expected {size} "
+                f"of {dtype} for a weight [{num_rows}, {num_columns}]; {_PROBLEMS[1]}"
+            )
+    if num_rows < 1 or num_columns < 1 or (bias is not None and bias.numel() != num_rows):
+        raise KernelError(
+            f"sparse kernel: a weight [{num_rows}, {num_columns}] with a bias of "
+            f"{0 if bias is None else bias.numel()}; expected one number a row"
+        )

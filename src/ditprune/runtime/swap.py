@@ -1,0 +1,210 @@
+"""Swaps the Linears of a denoiser that run faster sparse, and swaps them back.
+
+Nothing is assumed to gain: each shape, sparsity and number of tokens is timed dense and sparse on
+this machine, with the threads torch has now, and with caches as cold as in a whole denoiser.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.errors import KernelError
+from ditprune.runtime import build
+from ditprune.runtime.multiply import DTYPES
+from ditprune.runtime.packed import packed_bytes
+from ditprune.runtime.sparse_linear import SparseLinear
+
+# Without a call to learn from: one guided image's modulation, and its tokens at 256².
+NUM_TOKENS = (2, 512)
+MIN_GAIN = 1.05  # less is noise
+REPEATS = 5
+_COLD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was measured of a Linear, and why it stayed dense if it did.
+
+    Args:
+        shape: (C_out, C_in).
+        sparsity: the share of zeros.
+        dense_s, sparse_s: by number of tokens, the best time of one call; empty if not timed.
+        size_bytes: of the weight as it is now.
+        reason: why it stays dense; empty where it was swapped.
+    """
+
+    shape: tuple[int, int]
+    sparsity: float
+    dense_s: Mapping[int, float]
+    sparse_s: Mapping[int, float]
+    size_bytes: int
+    reason: str
+
+    @property
+    def is_swapped(self) -> bool:
+        return not self.reason
+
+
+class Times(NamedTuple):
+    """Seconds of one call by its number of tokens."""
+
+    dense_s: dict[int, float]
+    sparse_s: dict[int, float]
+
+
+def sparsify_(denoiser: nn.Module, call: Mapping[str, Any] | None = None) -> dict[str, Choice]:
+    """Replace each Linear that runs faster sparse by a SparseLinear, in place.
+
+    Without a C++ compiler it warns and leaves every layer dense.
+
+    Args:
+        denoiser: any module, on the CPU; layers that do not qualify are left alone.
+        call: arguments of its forward, to learn how many tokens each layer gets; without it, a
+            layer must gain with 2 tokens and with 512.
+
+    Returns:
+        What was decided of each Linear, by name.
+    """
+    try:
+        build.load()
+    except KernelError as error:
+        warnings.warn(f"{error}; every layer stays dense", stacklevel=2)
+        return {name: _stays(linear, "no kernel") for name, linear in _linears(denoiser)}
+    num_tokens = {} if call is None else _count_tokens(denoiser, call)
+    uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
+    cold = torch.ones(min(_COLD_BYTES, _size_bytes(denoiser)) // 4)
+    timed: dict[Any, Times] = {}
+    choices = {}
+    for name, linear in list(_linears(denoiser)):
+        counts = NUM_TOKENS if call is None else num_tokens[name]
+        reason = _obstacle(linear, uses[id(linear.weight)], counts)
+        if reason:
+            choices[name] = _stays(linear, reason)
+            continue
+        key = (linear.weight.shape, round(_sparsity(linear), 2), linear.bias is None, counts)
+        if key not in timed:
+            timed[key] = _time_both(linear, counts, cold)
+        choices[name] = _swap_if_faster(denoiser, name, linear, timed[key])
+    return choices
+
+
+def desparsify_(denoiser: nn.Module) -> list[str]:
+    """Replace each SparseLinear by the Linear it stands for, in place; returns their names."""
+    layers = {
+        name: module
+        for name, module in denoiser.named_modules()
+        if name and isinstance(module, SparseLinear)
+    }
+    for name, layer in layers.items():
+        denoiser.set_submodule(name, layer.to_linear())
+    return list(layers)
+
+
+def _linears(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Every Linear that can be set anew, under each of its names; subclasses have ideas of their
+    own."""
+    for name, module in denoiser.named_modules(remove_duplicate=False):
+        if name and type(module) is nn.Linear:
+            yield name, module
+
+
+def _obstacle(linear: nn.Linear, num_uses: int, counts: tuple[int, ...]) -> str:
+    """Why a layer cannot be swapped, whatever the clock says; empty if it can."""
+    weight = linear.weight
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+        return f"its weight is {weight.dtype} on {weight.device}"
+    if num_uses > 1:
+        return "its weight is shared"
+    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
+        return "it has hooks"
+    if not counts:
+        return "never called"
+    if packed_bytes(weight) >= _size_bytes(weight):
+        return "too few zeros to be smaller"
+    return ""
+
+
+def _count_tokens(denoiser: nn.Module, call: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The numbers of tokens that each Linear receives in a call."""
+    seen: dict[str, set[int]] = {name: set() for name, _ in _linears(denoiser)}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = args[0] if args else kwargs["input"]
+            seen[name].add(inputs.numel() // inputs.shape[-1])
+
+        return hook
+
+    handles = [
+        linear.register_forward_pre_hook(watch(name), with_kwargs=True)
+        for name, linear in _linears(denoiser)
+    ]
+    try:
+        with torch.no_grad():
+            denoiser(**call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: tuple(sorted(counts)) for name, counts in seen.items()}
+
+
+def _time_both(linear: nn.Linear, counts: tuple[int, ...], cold: Tensor) -> Times:
+    """Seconds by number of tokens, dense and sparse in turn so that a busy machine hits both."""
+    sparse = SparseLinear(linear)
+    times = Times({}, {})
+    with torch.no_grad():
+        for count in counts:
+            inputs = torch.ones(count, linear.in_features, dtype=linear.weight.dtype)
+            rounds = [
+                (_seconds(linear, inputs, cold), _seconds(sparse, inputs, cold))
+                for _ in range(REPEATS)
+            ]
+            times.dense_s[count], times.sparse_s[count] = map(min, zip(*rounds, strict=True))
+    return times
+
+
+def _seconds(layer: nn.Module, inputs: Tensor, cold: Tensor) -> float:
+    cold.neg_()  # puts other layers' weights into the cache
+    start = time.perf_counter()
+    layer(inputs)
+    return time.perf_counter() - start
+
+
+def _swap_if_faster(denoiser: nn.Module, name: str, linear: nn.Linear, times: Times) -> Choice:
+    gains = {count: times.dense_s[count] / times.sparse_s[count] for count in times.dense_s}
+    count, gain = min(gains.items(), key=lambda item: item[1])
+    if gain < MIN_GAIN:
+        return _stays(linear, f"{gain:.2f}× as fast with {count} tokens", times)
+    shape, sparsity = (linear.out_features, linear.in_features), _sparsity(linear)
+    sparse = SparseLinear(linear)
+    denoiser.set_submodule(name, sparse)
+    return Choice(shape, sparsity, times.dense_s, times.sparse_s, sparse.size_bytes, "")
+
+
+def _stays(linear: nn.Linear, reason: str, times: Times | None = None) -> Choice:
+    dense_s, sparse_s = times or ({}, {})
+    return Choice(
+        shape=(linear.out_features, linear.in_features),
+        sparsity=_sparsity(linear),
+        dense_s=dense_s,
+        sparse_s=sparse_s,
+        size_bytes=_size_bytes(linear.weight),
+        reason=reason,
+    )
+
+
+def _sparsity(linear: nn.Linear) -> float:
+    return 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
+
+
+def _size_bytes(of: nn.Module | Tensor) -> int:
+    tensors = [of] if isinstance(of, Tensor) else of.parameters()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,133 @@
+"""The kernel is compiled once, kept under a name of its own, and refused with a reason."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ditprune.errors import KernelError
+from ditprune.runtime import build
+from ditprune.runtime.multiply import multiply
+from ditprune.runtime.packed import pack
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty cache folder, and nothing loaded before or after."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build.load.cache_clear()
+    yield
+    build.load.cache_clear()
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "ditprune").iterdir())
+
+
+def counting_compiler(tmp_path: Path) -> Path:
+    """A compiler that notes each call."""
+    script = tmp_path / "cxx"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexec c++ "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+def num_compiled(tmp_path: Path) -> int:
+    return (tmp_path / "calls").read_text().count("kernel.cpp")
+
+
+def test_it_is_compiled_once_and_kept(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", str(counting_compiler(tmp_path)))
+    build.load("plain")
+    (library,) = cached(tmp_path)
+    assert library.name.startswith("kernel-plain-")
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+    build.load("plain")
+    build.load.cache_clear()
+    build.load("plain")
+    assert num_compiled(tmp_path) == 1
+
+
+def test_other_flags_give_another_library(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", str(counting_compiler(tmp_path)))
+    for flags in ("", "-O1"):
+        monkeypatch.setenv("DITPRUNE_CXXFLAGS", flags)
+        build.load.cache_clear()
+        build.load("plain")
+    assert len(cached(tmp_path)) == num_compiled(tmp_path) == 2
+
+
+def test_other_sources_give_another_library(tmp_path, monkeypatch) -> None:
+    sources = tmp_path / "kernel"
+    sources.mkdir()
+    for source in build.SOURCES.iterdir():
+        (sources / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, "SOURCES", sources)
+    build.load("plain")
+    with (sources / "weight.h").open("a") as header:
+        header.write("// changed\n")
+    build.load.cache_clear()
+    build.load("plain")
+    assert len(cached(tmp_path)) == 2
+
+
+def test_two_processes_at_once_do_not_disturb_each_other(tmp_path) -> None:
+    code = "from ditprune.runtime import build; build.load('plain')"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(cached(tmp_path)) == 1
+
+
+def test_what_does_not_compile_is_said_in_one_line_and_leaves_nothing(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("DITPRUNE_CXXFLAGS", "-DLANES=oops")
+    with pytest.raises(KernelError, match=r"cannot compile it \(.*error.*\); set CXX") as caught:
+        build.load("plain")
+    assert "\n" not in str(caught.value)
+    assert cached(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "match"),
+    [
+        ({"CXX": "no-such-compiler"}, "looked for CXX=no-such-compiler"),
+        ({"PATH": ""}, r"looked for c\+\+, g\+\+, clang\+\+"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "no cache at /dev/null/ditprune"),
+    ],
+)
+def test_a_missing_compiler_or_cache_is_said(variables, match, monkeypatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KernelError, match=match):
+        build.load("plain")
+
+
+def test_a_library_that_does_not_load_is_said(tmp_path) -> None:
+    build.load("plain")
+    (library,) = cached(tmp_path)
+    broken = library.read_bytes()[:100]
+    library.unlink()  # the loaded file must stay as it is
+    library.write_bytes(broken)
+    code = "from ditprune.runtime import build; build.load('plain')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"KernelError: {library}: the compiled kernel does not load" in run.stderr
+    assert "; delete it" in run.stderr
+
+
+def test_threads_of_its_own_where_torch_has_no_openmp(with_threads, monkeypatch) -> None:
+    """The same product without the runtime that torch shares with it."""
+    monkeypatch.setenv("DITPRUNE_CXXFLAGS", "-DGOMP_PARALLEL='\"no_such_function\"'")
+    inputs, weight = torch.randn(300, 70), torch.randn(200, 70)
+    with_threads(3, lambda: multiply(inputs, pack(weight), 200, None, "plain"))
+    outputs = with_threads(3, lambda: multiply(inputs, pack(weight), 200, None, "plain"))
+    torch.testing.assert_close(outputs, inputs @ weight.T)
+
+
+def test_this_machine_has_one_of_the_sets() -> None:
+    assert build.instruction_set() in build.INSTRUCTION_SETS

@@ -1,0 +1,154 @@
+"""Swapping layers of a real denoiser there and back; the clock is not under test, the rules are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+import ditprune
+from ditprune.runtime import SparseLinear, build, desparsify_, sparsify_, swap
+
+TARGETS = 21
+
+
+@pytest.fixture
+def always_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any layer gains: at sizes of a test the clock would decide by chance."""
+    monkeypatch.setattr(swap, "MIN_GAIN", 0.0)
+
+
+@pytest.fixture
+def pruned(tiny_dit) -> nn.Module:
+    denoiser = tiny_dit()
+    ditprune.prune_(denoiser, saliency="magnitude", granularity="channel", sparsity=0.5)
+    return denoiser
+
+
+def sample_of(denoiser: nn.Module, call: dict[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return denoiser(**call).sample
+
+
+def swapped_names(denoiser: nn.Module) -> set[str]:
+    return {name for name, m in denoiser.named_modules() if isinstance(m, SparseLinear)}
+
+
+@pytest.mark.usefixtures("always_faster")
+@pytest.mark.parametrize("with_call", [True, False])
+def test_a_denoiser_runs_sparse_and_comes_back(with_call: bool, pruned, batches, same_bits) -> None:
+    call = batches(pruned, 1)[0]
+    dense, state = sample_of(pruned, call), copy.deepcopy(pruned.state_dict())
+    choices = sparsify_(pruned, call if with_call else None)
+    swapped = swapped_names(pruned)
+    assert len(swapped) == TARGETS
+    assert {name for name, choice in choices.items() if choice.is_swapped} == swapped
+    torch.testing.assert_close(sample_of(pruned, call), dense, rtol=1e-4, atol=1e-5)
+    assert list(pruned.state_dict()) == list(state)
+    assert set(desparsify_(pruned)) == swapped
+    assert not swapped_names(pruned)
+    for name, tensor in pruned.state_dict().items():
+        same_bits(tensor, state[name])
+    torch.testing.assert_close(sample_of(pruned, call), dense, rtol=0, atol=0)
+    assert desparsify_(pruned) == []
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_the_tokens_of_each_layer_come_from_the_call(pruned, batches) -> None:
+    choices = sparsify_(pruned, batches(pruned, 1)[0])
+    first = "transformer_blocks.0."
+    assert set(choices[f"{first}norm1.linear"].dense_s) == {2}
+    assert set(choices[f"{first}ff.net.2"].sparse_s) == {32}
+    assert choices["proj_out_1"].reason == "too few zeros to be smaller"
+    assert choices["proj_out_1"].dense_s == {}
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_what_a_choice_says_of_size_and_sparsity(pruned) -> None:
+    choices = sparsify_(pruned)
+    choice = choices["transformer_blocks.0.ff.net.2"]
+    assert (choice.shape, choice.sparsity) == ((32, 128), 0.5)
+    layer = pruned.get_submodule("transformer_blocks.0.ff.net.2")
+    assert choice.size_bytes == layer.size_bytes < 0.8 * 4 * 32 * 128
+    assert all(seconds > 0 for seconds in (*choice.dense_s.values(), *choice.sparse_s.values()))
+    dense = choices["proj_out_1"]
+    assert dense.size_bytes == 4 * dense.shape[0] * dense.shape[1]
+
+
+def test_what_does_not_gain_stays_the_same_object(pruned, monkeypatch) -> None:
+    monkeypatch.setattr(swap, "MIN_GAIN", 1e9)
+    before = dict(pruned.named_modules())
+    choices = sparsify_(pruned)
+    assert dict(pruned.named_modules()) == before
+    reasons = [choice.reason for choice in choices.values() if choice.dense_s]
+    assert len(reasons) == TARGETS
+    assert all("× as fast with" in reason for reason in reasons)
+
+
+def test_what_cannot_be_swapped_is_left_with_its_reason(monkeypatch) -> None:
+    monkeypatch.setattr(swap, "MIN_GAIN", 0.0)
+    model = nn.ModuleDict({name: nn.Linear(256, 256) for name in "abcdefg"})
+    with torch.no_grad():
+        for linear in model.values():
+            linear.weight[:, ::2] = 0
+    model["b"].weight = model["a"].weight
+    model["c"].half()
+    model["d"].register_forward_hook(lambda *_: None)
+    model["e"] = type("Own", (nn.Linear,), {})(256, 256)
+    model["h"] = model["g"]
+    choices = sparsify_(model)
+    assert {name for name, choice in choices.items() if choice.is_swapped} == {"f"}
+    assert {name: choices[name].reason for name in "abcdgh"} == {
+        "a": "its weight is shared",
+        "b": "its weight is shared",
+        "c": "its weight is torch.float16 on cpu",
+        "d": "it has hooks",
+        "g": "its weight is shared",
+        "h": "its weight is shared",
+    }
+    assert "e" not in choices
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_a_layer_that_the_call_does_not_reach_stays(original_dit, batches) -> None:
+    denoiser = original_dit()
+    ditprune.prune_(denoiser, saliency="magnitude", granularity="channel", sparsity=0.5)
+    denoiser.blocks[0].unused = copy.deepcopy(denoiser.blocks[0].mlp.fc1)
+    choices = sparsify_(denoiser, batches(denoiser, 1)[0])
+    assert choices["blocks.0.unused"].reason == "never called"
+    assert not any(module._forward_pre_hooks for module in denoiser.modules())
+
+
+@pytest.mark.usefixtures("always_faster")
+def test_a_pipeline_draws_the_same_and_saves_the_same(own_pipeline, tmp_path, same_bits) -> None:
+    def draw(pipeline: Any) -> torch.Tensor:
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        images = pipeline([1, 2], num_inference_steps=2, generator=generator, output_type="np")
+        return torch.as_tensor(images.images)
+
+    pipeline = diffusers.DiTPipeline.from_pretrained(own_pipeline)
+    ditprune.prune_(pipeline.transformer, saliency="magnitude", granularity="layer")
+    dense, state = draw(pipeline), copy.deepcopy(pipeline.transformer.state_dict())
+    sparsify_(pipeline.transformer)
+    assert len(swapped_names(pipeline.transformer)) == TARGETS
+    torch.testing.assert_close(draw(pipeline), dense, rtol=1e-3, atol=1e-3)
+    pipeline.to("cpu").save_pretrained(tmp_path / "saved")
+    saved = diffusers.DiTPipeline.from_pretrained(tmp_path / "saved").transformer.state_dict()
+    assert list(saved) == list(state)
+    for name, tensor in state.items():
+        same_bits(saved[name], tensor)
+
+
+def test_without_a_kernel_it_warns_once_and_stays_dense(pruned, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load.cache_clear()
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler .*every layer stays dense"):
+        choices = sparsify_(pruned)
+    assert {choice.reason for choice in choices.values()} == {"no kernel"}
+    assert not swapped_names(pruned)
