@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -166,14 +167,20 @@ def _given() -> set[str]:
 
 
 def _show_forecast(model: ModelFolder, sampling: Sampling, place: Placement) -> None:
-    expected = forecast(model, load_pipeline(model, place), sampling, place)
+    start_s, begun = time.process_time(), time.monotonic()
+    pipeline = load_pipeline(model, place)
+    loading_s = start_s + time.monotonic() - begun
+    expected = forecast(model, pipeline, sampling, place)
+    total_s = loading_s + expected.sampling_s + expected.observing_s
     console.out.print(
+        f"loading the pipeline: about {console.duration(loading_s)}\n"
         f"{sampling.num_samples} samples in {sampling.num_units} sampling runs, "
         f"{expected.num_steps} denoiser steps: about {console.duration(expected.sampling_s)}\n"
         f"observing them: about {console.duration(expected.observing_s)}\n"
+        f"in all: about {console.duration(total_s)}\n"
         f"peak memory: about {console.size(expected.peak_bytes)}\n"
         f"writes: calls {console.size(expected.calls_bytes)}, "
         f"statistics {console.size(expected.statistics_bytes)}\n"
-        "nothing was written; loading the pipeline comes on top",
+        "nothing was written",
         markup=False,
     )
