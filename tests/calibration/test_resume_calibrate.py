@@ -222,14 +222,14 @@ def other_config(model: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Any, str]] = {
-    "seed": (["--seed", 1], r"sampling\.seed 0 → 1"),
-    "steps": (["--num-inference-steps", 3], r"sampling\.num_inference_steps 4 → 3"),
-    "samples": (["--num-samples", 12], r"sampling\.num_samples 10 → 12"),
-    "numbers": (["--dtype", "bfloat16"], r"placement\.dtype 'float32' → 'bfloat16'"),
-    "weight": (other_weight, r"weights\.transformer '\w+' → '\w+'"),
-    "decoder": (other_decoder, r"files '\w+…? → '\w+…?"),
-    "config": (other_config, r"configuration '\w+…? → '\w+…?"),
-    "version": ("0.0", r"versions\.torch '[\d.+a-z]+' → '0\.0'"),
+    "seed": (["--seed", 1], r"sampling\.seed: 0 → 1"),
+    "steps": (["--num-inference-steps", 3], r"sampling\.num_inference_steps: 4 → 3"),
+    "samples": (["--num-samples", 12], r"sampling\.num_samples: 10 → 12"),
+    "numbers": (["--dtype", "bfloat16"], r"placement\.dtype: float32 → bfloat16"),
+    "weight": (other_weight, r"weights\.transformer: \w+ → \w+"),
+    "decoder": (other_decoder, r"files: \w+…? → \w+…?"),
+    "config": (other_config, r"configuration: \w+…? → \w+…?"),
+    "version": ("0.0", r"versions\.torch: [\d.+a-z]+ → 0\.0"),
 }
 
 
@@ -270,6 +270,6 @@ def test_an_unfinished_set_is_refused_by_what_differs(interrupted, model, tmp_pa
     assert cli([*line, "--seed", 1]) == 2
     message = capsys.readouterr().err
     assert f"{kept}: this calibration set is unfinished" in message
-    assert "(sampling.seed 0 → 1); give those again to finish it, or remove it" in message
+    assert "(sampling.seed: 0 → 1); give those again to finish it, or remove it" in message
     assert files_of(tmp_path) == before
     assert cli(line) == 0

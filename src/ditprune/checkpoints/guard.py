@@ -11,14 +11,14 @@ _LONGEST = 60
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key before → now` for every value that is not the same, nested keys with dots."""
+    """`key: before → now` for every value that is not the same, nested keys with dots."""
     found = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} {_short(old)} → {_short(new)}")
+            found.append(f"{prefix}{key}: {_short(old)} → {_short(new)}")
     return found
 
 
@@ -32,5 +32,5 @@ def config_hash(root: Path) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from ditprune.checkpoints.guard import differences
 from ditprune.checkpoints.journal import Journal
 from ditprune.checkpoints.output import (
     check_folder,
@@ -125,10 +126,10 @@ def _open(
             out.parent.mkdir(parents=True, exist_ok=True)
             journal = Journal(file)
         elif journal.guard is not None and not resumes and not overwrite:
+            changed = "; ".join(differences(journal.guard, guard))
             raise OutputError(
-                f"{out}: an unfinished run with other settings lies beside it "
-                f"({_difference(journal.guard, guard)}); finish it with its own settings, or "
-                "pass --overwrite to drop it"
+                f"{out}: an unfinished run with other settings lies beside it ({changed}); finish "
+                "it with its own settings, or pass --overwrite to drop it"
             )
         if not resumes or (_is_written(journal) and not part.exists()):
             shutil.rmtree(part, ignore_errors=True)
@@ -195,18 +196,3 @@ def _allocated_bytes(file: Path) -> int:
     """The file's bytes on the disk; what is only reserved for later counts as none."""
     state = file.stat()
     return min(state.st_size, getattr(state, "st_blocks", 0) * 512)
-
-
-def _difference(left: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Every value that is not the same, old → new, under its path."""
-    old, new = dict(_flat(left)), dict(_flat(asked))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key}: {old.get(key)} → {new.get(key)}" for key in keys)
-
-
-def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
