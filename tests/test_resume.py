@@ -240,9 +240,9 @@ def test_an_automatic_threshold_is_found_once(tiny, tmp_path, monkeypatch) -> No
 CHANGES = {
     "recipe": r"recipe\.sparsity: 0\.5 → 0\.25",
     "weights": r"denoisers\.transformer\.fingerprint: \w+ → \w+",
-    "touched weights": r"files: \w+ → \w+",
-    "config": r"denoisers\.transformer\.config_sha256: \w+ → \w+",
-    "statistics": r"denoisers\.transformer\.statistics: None → \w+",
+    "touched weights": r"files: \w+…? → \w+…?",
+    "config": r"denoisers\.transformer\.config_sha256: \w+…? → \w+…?",
+    "statistics": r"denoisers\.transformer\.statistics: None → \w+…?",
     "version": r"versions\.torch: [\d.+a-z]+ → 0\.0",
 }
 
