@@ -21,7 +21,16 @@ def test_inspect_changes_nothing(tiny_dit, tiny_stats, same_bits) -> None:
 
 def test_inspect_takes_the_arguments_of_prune() -> None:
     asked = [set(signatures.signature(f).parameters) for f in (ditprune.inspect, ditprune.prune_)]
-    assert asked[0] == asked[1]
+    # What adjusting takes beside the recipe: the calls, and who hears of them.
+    assert asked[0] == asked[1] - {"batches", "report"}
+
+
+def test_inspect_leaves_open_what_an_allocation_will_measure(tiny_dit, tiny_stats) -> None:
+    even = ditprune.inspect(tiny_dit(), tiny_stats, preset="paper")
+    assert all(target.num_prune for target in even.targets.values())
+    best = ditprune.inspect(tiny_dit(), tiny_stats, preset="best")
+    assert {target.num_prune for target in best.targets.values()} == {None}
+    assert {t.granularity for t in best.targets.values()} == {"layer", "channel"}
 
 
 def test_inspect_without_statistics_says_what_can_be_known(tiny_dit) -> None:

@@ -44,7 +44,8 @@ class PlannedTarget(Target):
         g_out: heterogeneity of its output channels (paper, Eq. 10); None without statistics.
         granularity: the comparison group it will have, `layer`, `channel` or N:M; None where
             that takes statistics which were not given.
-        num_prune: weights to remove; None where the granularity is not known.
+        num_prune: weights to remove; None where the granularity is not known, or where an
+            allocation has yet to be measured.
     """
 
     g_out: float | None = None
@@ -83,6 +84,12 @@ def inspect(
     weight_power: float | None = None,
     activation_power: float | None = None,
     cag_threshold: float | str | None = None,
+    reconstruction: Any = None,
+    mask: str | None = None,
+    allocation: str | None = None,
+    timestep_weighting: str | None = None,
+    refinement: Any = None,
+    preset: str | None = None,
 ) -> Plan:
     """What `prune_` with the same arguments would do to a denoiser; nothing is changed.
 
@@ -99,6 +106,12 @@ def inspect(
         include,
         exclude,
         auxiliary,
+        reconstruction,
+        mask,
+        allocation,
+        timestep_weighting,
+        refinement,
+        preset=preset,
     )
     selection = select_in_module(denoiser, recipe, stats)
     return make_plan(selection, read_module(denoiser), stats, recipe)
@@ -268,6 +281,10 @@ def _plan_target(
         groups = groups.choose(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
+    is_known = recipe.allocation == "uniform"
     return PlannedTarget(
-        **asdict(target), g_out=g_out, granularity=groups.name, num_prune=num_prune
+        **asdict(target),
+        g_out=g_out,
+        granularity=groups.name,
+        num_prune=num_prune if is_known else None,
     )
