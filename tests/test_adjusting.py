@@ -71,6 +71,17 @@ def test_a_budget_that_was_changed_is_found(source, tiny_pipeline, tiny_stats, t
     assert line.startswith(f"{name}: the recipe asks for")
 
 
+def test_outliers_are_counted_without_calls(tiny_dit, tiny_pipeline, tiny_stats, tmp_path) -> None:
+    """OWL looks at the scores alone."""
+    recipe = build(sparsity=0.6, allocation="owl")
+    done = prune_checkpoint(
+        locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, recipe
+    )
+    assert list(verify(locate(str(tmp_path / "out")))) == []
+    own = ditprune.prune_(tiny_dit(), tiny_stats, 0.6, allocation="owl")
+    assert done["transformer"].targets == own.targets
+
+
 def test_without_calls_nothing_begins(tiny_pipeline, tiny_stats, tmp_path) -> None:
     recipe = build(reconstruction="admm")
     with pytest.raises(RecipeError, match="--calibration-set DIR"):

@@ -17,6 +17,7 @@ from ditprune.adjustment.adjust import Adjustment, adjust
 from ditprune.calibration.pipeline import load_denoiser
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.rows import to_placement
+from ditprune.calls import Call
 from ditprune.checkpoints import tensors_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
@@ -73,6 +74,21 @@ def adjusted_tensors(
     """
     if file.is_file():
         return _restore(file)
+    calls = _calls(job, source) if recipe.needs_calls else []
+    place = source.place if source is not None else Placement()
+    denoiser = load_denoiser(model.denoisers[job.name], place)
+    done = adjust(denoiser, job.selection.targets, job.stats, recipe, threshold, calls, report)
+    found = {}
+    for name, one in done.items():
+        weight = job.weights.read(f"{name}.weight")
+        outcome = write_adjustment_(weight.flatten(1), one)
+        found[name] = (weight, outcome)
+    _keep(found, file)
+    return found
+
+
+def _calls(job: Job, source: Source | None) -> list[Call]:
+    """The calibration calls of this denoiser. Raises RecipeError where there are not all."""
     if source is None:
         raise RecipeError(
             "this recipe adjusts weights to calibration calls and none were given; sample them "
@@ -83,21 +99,12 @@ def adjusted_tensors(
             f"--calibration-set {source.kept.folder}: {len(missing)} of {source.kept.num_units} "
             "units are missing; finish it with the `ditprune calibrate` that began it"
         )
-    denoiser = load_denoiser(model.denoisers[job.name], source.place)
-    calls = [
+    return [
         to_placement(call, source.place.device, source.place.dtype)
         for unit in range(source.kept.num_units)
         for call in source.kept.read(unit)[0]
         if call.denoiser == job.name
     ]
-    done = adjust(denoiser, job.selection.targets, job.stats, recipe, threshold, calls, report)
-    found = {}
-    for name, one in done.items():
-        weight = job.weights.read(f"{name}.weight")
-        outcome = write_adjustment_(weight.flatten(1), one)
-        found[name] = (weight, outcome)
-    _keep(found, file)
-    return found
 
 
 def _keep(found: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:

@@ -102,6 +102,11 @@ def prune_(
         refinement, preset=preset,
     )  # fmt: skip
     check_scorable(recipe, stats)
+    if batches is not None and not recipe.needs_calls:
+        raise RecipeError(
+            "batches: this recipe adjusts no weights and measures no budgets; leave them out, or "
+            "ask for a reconstruction, an allocation or preset='best'"
+        )
     selection = select_in_module(denoiser, recipe, stats)
     read = read_module(denoiser)
     # Scores everything once before anything changes, so that a refusal leaves the module whole.

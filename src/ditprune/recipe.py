@@ -153,6 +153,12 @@ def build(
     )  # fmt: skip
     constants = {"weight_power": weight_power, "activation_power": activation_power}
     chosen = _choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
+    sees_inputs = bool(chosen.needs or adjusting["reconstruction"].needs)
+    if adjusting["timestep_weighting"] != "uniform" and not sees_inputs:
+        raise RecipeError(
+            f"--timestep-weighting {timestep_weighting} weights the inputs of layers, and "
+            f"--saliency {chosen.name} looks at none; leave it out"
+        )
     if auxiliary not in (None, True, False):
         raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
     targets = (_globs("include", include), _globs("exclude", exclude), bool(auxiliary))
@@ -212,6 +218,8 @@ def _adjusting(
     ):  # fmt: skip
         if given is not None and given not in known:
             raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, known)}")
+    if refine is not None and not isinstance(refine, Distill):
+        raise RecipeError(f"--refinement {refine!r}: expected none, distill, or a Distill(…)")
     if mask == "reconstruction" and not method.needs:
         raise RecipeError(
             "--mask reconstruction needs a reconstruction that chooses one; "
@@ -232,12 +240,18 @@ def _method(
     """A method by name with its constants, or the object itself; the first choice for None."""
     given = next(iter(choices)) if given is None else given
     if not isinstance(given, str):
+        if isinstance(given, type) or not hasattr(given, "name"):
+            raise RecipeError(
+                f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) or an object"
+            )
         if constants:
             raise RecipeError(f"{_flag(option)}: {given!r} already has its constants")
         return given
     if given not in choices:
         raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
     if choices[given] is None:
+        if constants:
+            raise RecipeError(f"{_flag(option)} {given} takes no constants; leave them out")
         return None
     try:
         return choices[given](**dict(constants or {}))

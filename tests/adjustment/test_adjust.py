@@ -55,7 +55,8 @@ def test_counts_are_exact_and_all_else_is_untouched(
     words, tiny_dit, tiny_stats, calls, same_bits
 ) -> None:
     denoiser, dense = tiny_dit(), tiny_dit()
-    outcome = ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
+    given = {"batches": calls} if build(**words).needs_calls else {}
+    outcome = ditprune.prune_(denoiser, tiny_stats, **given, **words)
     targets = discover(denoiser)
     assert outcome.targets.keys() == targets.keys()
     for name, tensor in dense.named_parameters():
@@ -87,7 +88,8 @@ def test_what_costs_more_gives_more(better, worse, tiny_dit, tiny_stats, calls) 
     errors = []
     for words in (better, worse):
         denoiser = tiny_dit()
-        ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
+        given = {"batches": calls} if words else {}
+        ditprune.prune_(denoiser, tiny_stats, **given, **words)
         errors.append(error(denoiser, tiny_dit(), calls))
     assert errors[0] < errors[1]
 
@@ -106,10 +108,8 @@ def test_a_run_is_the_same_twice(tiny_dit, tiny_stats, calls, same_bits) -> None
 def test_an_allocation_moves_weights_between_layers_and_keeps_the_total(
     tiny_dit, tiny_stats, calls
 ) -> None:
-    even, budgets = (
-        ditprune.prune_(tiny_dit(), tiny_stats, 0.6, batches=calls, **words)
-        for words in ({}, {"allocation": "sensitivity"})
-    )
+    even = ditprune.prune_(tiny_dit(), tiny_stats, 0.6)
+    budgets = ditprune.prune_(tiny_dit(), tiny_stats, 0.6, allocation="sensitivity", batches=calls)
     assert budgets.num_pruned == even.num_pruned
     shares = {n: t.num_pruned / t.num_weights for n, t in budgets.targets.items()}
     assert max(shares.values()) - min(shares.values()) > 0.1
@@ -175,12 +175,25 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
         ({"refinement": "distil"}, "--refinement 'distil' is unknown; did you mean 'distill'"),
         ({"pattern": "2:4", "allocation": "owl"}, "--allocation owl and --pattern exclude"),
         ({"reconstruction": "admm", "reconstruction_constants": {"rho": 1}}, "constants"),
+        ({"refinement_constants": {"num_steps": 9}}, "--refinement none takes no constants"),
+        ({"reconstruction": 3}, "--reconstruction 3: expected a name"),
+        ({"refinement": build().reconstruction}, "--refinement Nothing"),
+        (
+            {"saliency": "magnitude", "timestep_weighting": "log-decrease"},
+            "--timestep-weighting log-decrease weights the inputs",
+        ),
     ],
     ids=str,
 )
 def test_recipes_that_cannot_be(words, match) -> None:
     with pytest.raises(RecipeError, match=match):
         build(**words)
+
+
+def test_batches_that_nobody_would_read_are_refused(tiny_dit, tiny_stats, calls) -> None:
+    for words in ({}, {"allocation": "owl"}):
+        with pytest.raises(RecipeError, match="batches: this recipe adjusts no weights"):
+            ditprune.prune_(tiny_dit(), tiny_stats, batches=calls, **words)
 
 
 def test_the_best_preset_of_a_pattern_keeps_every_layers_count() -> None:

@@ -38,7 +38,7 @@ class Adjustment:
         keep: True stays.
         layer: the target as it was, and its groups.
         sparsity: the share it was to lose; None under N:M.
-        damping, error, error_of_zeros: of its reconstruction, see `reconstruction.adjusted`.
+        damping: of its reconstruction, against a unit diagonal.
     """
 
     weight: Tensor
@@ -46,8 +46,6 @@ class Adjustment:
     layer: Layer
     sparsity: float | None
     damping: float
-    error: float
-    error_of_zeros: float
 
 
 def adjust(
@@ -87,10 +85,7 @@ def adjust(
     found: dict[str, Adjustment] = {}
     for name, layer in layers.items():
         done = adjust_layer(layer, grams.of(name), recipe, shares[name])
-        found[name] = Adjustment(
-            done.weight, done.keep, layer, shares[name], done.damping, done.error,
-            done.error_of_zeros,
-        )  # fmt: skip
+        found[name] = Adjustment(done.weight, done.keep, layer, shares[name], done.damping)
         report("reconstructing", len(found), len(layers))
     if recipe.refinement is None:
         return found
