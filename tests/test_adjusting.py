@@ -16,7 +16,7 @@ from ditprune.checkpoints import calibration_set, staging
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.main import run
 from ditprune.errors import RecipeError
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from ditprune.refinement import Distill
 from ditprune.verify import verify
@@ -107,7 +107,7 @@ def test_what_was_computed_is_not_computed_again(
     monkeypatch.setattr(adjusting, "adjust", counted)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("ditprune.prune.manifest.write", interrupt)
+        patch.setattr("ditprune.prune_checkpoint.manifest.write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prune_checkpoint(model, out, {"any": tiny_stats}, recipe, source=source)
     assert staging.part_of(out).exists()

@@ -12,7 +12,7 @@ import pytest
 from ditprune.checkpoints.locate import locate
 from ditprune.estimate import estimate
 from ditprune.job import open_jobs
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import files_of, save_denoiser
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from ditprune.checkpoints.locate import locate
 from ditprune.estimate import estimate
 from ditprune.job import open_jobs
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 model, recipe = locate(sys.argv[1]), build("magnitude", sys.argv[3])
 if sys.argv[2] == "estimate":

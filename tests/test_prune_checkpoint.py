@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import ditprune
-from ditprune import prune as prune_module
+from ditprune import prune_checkpoint as prune_module
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError, RecipeError
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import STEM, files_of, save_denoiser, save_pipeline, tensors_on_disk
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from ditprune import prune as prune_module
+from ditprune import prune_checkpoint as prune_module
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import add_denoiser, edit_json, files_of, save_pipeline
 from killed import Server, serving

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import ditprune
-from ditprune import prune as prune_module
+from ditprune import prune_checkpoint as prune_module
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError, StatisticsError
 from ditprune.job import open_jobs, plan_jobs
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from ditprune.verify import verify
 from folders import (

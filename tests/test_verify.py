@@ -14,7 +14,7 @@ import torch
 
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from ditprune.verify import verify
 from folders import STEM, edit_header, edit_json, edit_tensors, save_pipeline, shards_of

@@ -1,37 +1,27 @@
-"""The one loop: score → group → keep → write, for a module or a folder tensor by tensor."""
+"""Score → group → keep, for one weight and for all of a loaded module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditprune.adjusting import Source, adjusted_tensors, write_adjustment_
+from ditprune.adjusting import write_adjustment_
 from ditprune.adjustment.adjust import adjust
 from ditprune.calls import Call
-from ditprune.checkpoints import manifest
-from ditprune.checkpoints.journal import Journal
-from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.rewrite import ShardWriter, copy_other_files, sha256
-from ditprune.checkpoints.staging import Staging, resumable_folder
-from ditprune.checkpoints.stream import Syncing, stream, unchanged
-from ditprune.checkpoints.weights import Entry, as_tensor
 from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
-from ditprune.job import Job, guard, num_bytes, open_jobs
 from ditprune.masks import keep_best
-from ditprune.outcome import Outcome, TargetOutcome, claims, outcome_of
+from ditprune.outcome import Outcome, TargetOutcome, outcome_of
 from ditprune.plan import (
     Read,
     Selection,
     make_plan,
     measure_heterogeneity,
     read_module,
-    read_weights,
     select_in_module,
 )
 from ditprune.progress import Report, silent
@@ -39,11 +29,9 @@ from ditprune.recipe import Recipe, build
 from ditprune.scoring import can_score, row_chunks, scores_of
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target
-from ditprune.targets.matrix import as_matrix
 
 # A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_Records = dict[str, dict[str, Any]]
 
 
 def prune_(
@@ -123,137 +111,6 @@ def prune_(
         for name, target in selection.targets.items()
     }
     return outcome_of(selection, outcomes, recipe, threshold)
-
-
-def prune_checkpoint(
-    model: ModelFolder,
-    out: Path,
-    stats: Mapping[str, Statistics] | None,
-    recipe: Recipe,
-    overwrite: bool = False,
-    report: Report = silent,
-    source: Source | None = None,
-) -> dict[str, Outcome]:
-    """Prune every denoiser of a folder into another, with three tensors in memory at a time.
-
-    `out` appears whole at the end or not at all. Everything but the removed weights is copied
-    byte for byte. What a killed or interrupted run has left beside `out` is gone on with, where
-    the model, the statistics, the recipe and the versions are the same.
-
-    Args:
-        stats: by denoiser; a single entry serves a single denoiser whatever its key.
-        source: calibration calls, where the recipe adjusts weights.
-
-    Raises:
-        DitpruneError: before any work where it can be known, else with `out` as it was.
-    """
-    check_scorable(recipe, stats)
-    jobs = open_jobs(model, stats, recipe)
-    size_bytes, run = num_bytes(model, jobs), guard(model, jobs, recipe)
-    if source is not None:
-        run["calibration_set"] = {
-            "protocol": dict(source.kept.protocol), "guard": dict(source.kept.guard),
-        }  # fmt: skip
-    with resumable_folder(out, model.root, size_bytes, run, overwrite) as staging:
-        if not staging.is_written:
-            copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
-        return {
-            job.name: _prune_denoiser(model, job, staging, recipe, report, source) for job in jobs
-        }
-
-
-def _prune_denoiser(
-    model: ModelFolder, job: Job, staging: Staging, recipe: Recipe, report: Report,
-    source: Source | None,
-) -> Outcome:  # fmt: skip
-    """Write what is not written yet; the outcome is of all of it."""
-    written = {
-        record["tensor"]: record
-        for record in staging.journal.records
-        if record.get("denoiser") == job.name and "tensor" in record
-    }
-    threshold = _threshold_once(job, staging.journal, recipe)
-    if not staging.is_written:
-        adjusted = None
-        if recipe.adjusts:
-            file = _adjusted_file(staging, job)
-            adjusted = adjusted_tensors(model, job, source, recipe, threshold, file, report)
-        written = _write_rest(job, staging, recipe, threshold, written, report, adjusted)
-    targets = {
-        name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
-        for name in job.selection.targets
-    }
-    outcome = outcome_of(job.selection, targets, recipe, threshold)
-    if not staging.is_written:
-        hashes = {entry.name: written[entry.name]["sha256"] for entry in job.weights.in_order()}
-        content = claims(outcome, job.base, hashes, job.stats)
-        manifest.write(staging.part / job.place, content)
-        _adjusted_file(staging, job).unlink(missing_ok=True)
-    return outcome
-
-
-def _adjusted_file(staging: Staging, job: Job) -> Path:
-    """Where adjusted weights are kept until the denoiser is written."""
-    return staging.part / f".adjusted-{job.name}.safetensors"
-
-
-def _write_rest(
-    job: Job,
-    staging: Staging,
-    recipe: Recipe,
-    threshold: float | None,
-    recorded: _Records,
-    report: Report,
-    adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
-) -> _Records:
-    """Write every tensor but those recorded whose bytes are there; the records of all."""
-    by_tensor = {f"{name}.weight": target for name, target in job.selection.targets.items()}
-    what = "checking what is done"
-    folder = staging.part / job.place
-    with ShardWriter(job.weights, folder) as writer, Syncing(writer, staging.journal) as syncing:
-        hashes = {name: record["sha256"] for name, record in recorded.items()}
-        there = unchanged(job.weights, folder, hashes, lambda *done: report(what, *done))
-        written = {name: recorded[name] for name in there}
-        num_done = len(by_tensor.keys() & there)
-
-        def change(entry: Entry, raw: memoryview) -> TargetOutcome | None:
-            nonlocal num_done
-            if entry.name not in by_tensor:
-                return None
-            target, weight = by_tensor[entry.name], as_matrix(as_tensor(raw, entry))
-            if adjusted is None:
-                outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
-            else:
-                new, outcome = adjusted[target.name]
-                weight.copy_(as_matrix(new))
-            num_done += 1
-            report("pruning targets", num_done, len(by_tensor))
-            return outcome
-
-        def write(entry: Entry, raw: memoryview, outcome: TargetOutcome | None) -> None:
-            writer.write(entry, raw)
-            written[entry.name] = {
-                "denoiser": job.name,
-                "tensor": entry.name,
-                "sha256": sha256(raw),
-                "outcome": outcome and asdict(outcome),
-            }
-            staging.journal.append(written[entry.name])
-            syncing.wrote(len(raw))
-
-        stream((e for e in job.weights.in_order() if e.name not in there), change, write)
-    return written
-
-
-def _threshold_once(job: Job, journal: Journal, recipe: Recipe) -> float | None:
-    """The threshold of CAG as the journal has it, else found and put there."""
-    for record in journal.records:
-        if record.get("denoiser") == job.name and "cag_threshold" in record:
-            return record["cag_threshold"]
-    read = read_weights(job.weights)
-    threshold = resolve_threshold(job.selection, read, job.stats, recipe)
-    journal.append({"denoiser": job.name, "cag_threshold": threshold})
-    return threshold
 
 
 def check_scorable(recipe: Recipe, stats: object | None) -> None:

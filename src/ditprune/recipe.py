@@ -5,12 +5,12 @@ The command line's flags, the fields of `build` and the keys of the JSON are the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ditprune.allocation import ALLOCATIONS
+from ditprune.choices import choose, constants_of, flag, globs, method_of, threshold_of
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.granularity import GRANULARITIES
 from ditprune.granularity.cag import CAG
@@ -19,7 +19,6 @@ from ditprune.reconstruction import RECONSTRUCTIONS
 from ditprune.reconstruction.none import Nothing
 from ditprune.refinement import REFINEMENTS, Distill
 from ditprune.saliency import SALIENCIES, Saliency
-from ditprune.saliency.power import check_powers
 from ditprune.saliency.stw import STW
 from ditprune.statistics.weighting import TIMESTEP_WEIGHTINGS
 
@@ -44,11 +43,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # The words of grouping by share; a pattern stands in their place.
 _BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
-# What an object must have to stand for a name, one of these sets.
-_PROTOCOLS = {
-    "saliency": [("name", "needs", "__call__")],
-    "granularity": [("name", "group_shape", "num_keep"), ("name", "threshold", "choose")],
-}
 
 
 @dataclass(frozen=True)
@@ -96,21 +90,21 @@ class Recipe:
         is_pattern = isinstance(self.granularity, NM)
         return {
             "saliency": self.saliency.name,
-            **_constants_of(self.saliency),
+            **constants_of(self.saliency),
             "granularity": None if is_pattern else self.granularity.name,
-            **({} if is_pattern else _constants_of(self.granularity)),
+            **({} if is_pattern else constants_of(self.granularity)),
             "sparsity": self.sparsity,
             "pattern": self.granularity.name if is_pattern else None,
             "include": list(self.include),
             "exclude": list(self.exclude),
             "auxiliary": self.auxiliary,
             "reconstruction": self.reconstruction.name,
-            "reconstruction_constants": _constants_of(self.reconstruction),
+            "reconstruction_constants": constants_of(self.reconstruction),
             "mask": self.mask,
             "allocation": self.allocation,
             "timestep_weighting": self.timestep_weighting,
             "refinement": "none" if self.refinement is None else self.refinement.name,
-            "refinement_constants": _constants_of(self.refinement),
+            "refinement_constants": constants_of(self.refinement),
         }
 
 
@@ -152,7 +146,7 @@ def build(
         reconstruction_constants, refinement_constants,
     )  # fmt: skip
     constants = {"weight_power": weight_power, "activation_power": activation_power}
-    chosen = _choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
+    chosen = choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
     sees_inputs = bool(chosen.needs or adjusting["reconstruction"].needs)
     if adjusting["timestep_weighting"] != "uniform" and not sees_inputs:
         raise RecipeError(
@@ -161,7 +155,7 @@ def build(
         )
     if auxiliary not in (None, True, False):
         raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
-    targets = (_globs("include", include), _globs("exclude", exclude), bool(auxiliary))
+    targets = (globs("include", include), globs("exclude", exclude), bool(auxiliary))
     if isinstance(granularity, NM) and pattern is None:
         granularity, pattern = None, granularity
     if pattern is not None:
@@ -170,7 +164,7 @@ def build(
         ):  # fmt: skip
             if value is not None:
                 raise RecipeError(
-                    f"{_flag(option)} and --pattern exclude each other: N:M fixes the groups and "
+                    f"{flag(option)} and --pattern exclude each other: N:M fixes the groups and "
                     "the count; pass one of them"
                 )
         groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
@@ -189,9 +183,9 @@ def build(
         raise RecipeError(
             f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
         )
-    groups = _choose(
+    groups = choose(
         "granularity", GRANULARITIES, "cag" if granularity is None else granularity,
-{"cag_threshold": _threshold(cag_threshold)},
+{"cag_threshold": threshold_of(cag_threshold)},
     )  # fmt: skip
     return Recipe(chosen, groups, float(sparsity), *targets, **adjusting)
 
@@ -210,14 +204,14 @@ def _adjusting(
     refinement_constants: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The checked fields of a recipe that say how what stays adjusts."""
-    method = _method("reconstruction", RECONSTRUCTIONS, reconstruction, reconstruction_constants)
-    refine = _method("refinement", REFINEMENTS, refinement, refinement_constants)
+    method = method_of("reconstruction", RECONSTRUCTIONS, reconstruction, reconstruction_constants)
+    refine = method_of("refinement", REFINEMENTS, refinement, refinement_constants)
     for option, given, known in (
         ("mask", mask, MASKS), ("allocation", allocation, ALLOCATIONS),
         ("timestep_weighting", timestep_weighting, TIMESTEP_WEIGHTINGS),
     ):  # fmt: skip
         if given is not None and given not in known:
-            raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, known)}")
+            raise RecipeError(f"{flag(option)} '{given}' is unknown; {did_you_mean(given, known)}")
     if refine is not None and not isinstance(refine, Distill):
         raise RecipeError(f"--refinement {refine!r}: expected none, distill, or a Distill(…)")
     if mask == "reconstruction" and not method.needs:
@@ -232,35 +226,6 @@ def _adjusting(
         "timestep_weighting": timestep_weighting or "uniform",
         "refinement": refine,
     }
-
-
-def _method(
-    option: str, choices: Mapping[str, Any], given: Any, constants: Mapping[str, Any] | None
-) -> Any:
-    """A method by name with its constants, or the object itself; the first choice for None."""
-    given = next(iter(choices)) if given is None else given
-    if not isinstance(given, str):
-        if isinstance(given, type) or not hasattr(given, "name"):
-            raise RecipeError(
-                f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) or an object"
-            )
-        if constants:
-            raise RecipeError(f"{_flag(option)}: {given!r} already has its constants")
-        return given
-    if given not in choices:
-        raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
-    if choices[given] is None:
-        if constants:
-            raise RecipeError(f"{_flag(option)} {given} takes no constants; leave them out")
-        return None
-    try:
-        return choices[given](**dict(constants or {}))
-    except TypeError:
-        known = [one.name for one in dataclasses.fields(choices[given])]
-        raise RecipeError(
-            f"{_flag(option)} {given}: constants {dict(constants or {})}; expected numbers for "
-            f"some of {', '.join(known) or 'none'}"
-        ) from None
 
 
 def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
@@ -294,65 +259,3 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
         return build(**{**content, **given})
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-
-
-def _choose(
-    option: str, choices: Mapping[str, Any], given: Any, constants: Mapping[str, Any]
-) -> Any:
-    """The choice by name with its constants, or the object itself."""
-    wanted = {name: value for name, value in constants.items() if value is not None}
-    if not isinstance(given, str):
-        if isinstance(given, type) or not any(
-            all(hasattr(given, attribute) for attribute in one) for one in _PROTOCOLS[option]
-        ):
-            raise RecipeError(
-                f"{_flag(option)} {given!r}: expected a name ({', '.join(choices)}) "
-                f"or an object such as {next(iter(choices.values())).__name__}()"
-            )
-        if wanted:
-            raise RecipeError(
-                f"{_flag(next(iter(wanted)))}: {given!r} already has its constants; set them there"
-            )
-        return given
-    if given not in choices:
-        raise RecipeError(f"{_flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
-    fields = {one.name: one for one in dataclasses.fields(choices[given])}
-    check_powers(**{n: v for n, v in wanted.items() if n in _CONSTANTS["saliency"]})
-    for name in wanted:
-        if name not in fields:
-            raise RecipeError(f"{_flag(name)} does not apply to --{option} {given}; leave it out")
-    for name, constant in fields.items():
-        if constant.default is dataclasses.MISSING and name not in wanted:
-            raise RecipeError(f"--{option} {given} needs {_flag(name)}")
-    return choices[given](**wanted)
-
-
-def _threshold(given: float | str | None) -> float | str | None:
-    """A threshold from the command line, where numbers are text, or from JSON."""
-    if given is None or given == "auto":
-        return given
-    try:
-        if not isinstance(given, (int, float, str)) or isinstance(given, bool):
-            raise ValueError
-        number = float(given)
-        return number if isinstance(given, str) else given
-    except (ValueError, OverflowError):
-        raise RecipeError(
-            f"--cag-threshold {given}: expected a number from 0 up, or 'auto'"
-        ) from None
-
-
-def _globs(option: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
-    patterns = (given,) if isinstance(given, str) else () if given is None else given
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise RecipeError(f"--{option} {given!r}: expected globs such as '*.attn1.to_q'")
-    return tuple(patterns)
-
-
-def _constants_of(choice: Any) -> dict[str, Any]:
-    is_instance = dataclasses.is_dataclass(choice) and not isinstance(choice, type)
-    return dataclasses.asdict(choice) if is_instance else {}
-
-
-def _flag(option: str) -> str:
-    return "--" + option.replace("_", "-")

@@ -18,7 +18,7 @@ from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.locate import locate
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import files_of
 from tiny_denoisers import FAMILIES, Draw

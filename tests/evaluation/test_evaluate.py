@@ -16,7 +16,7 @@ from ditprune.calibration.sample import sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import RecipeError
 from ditprune.evaluation.evaluate import Protocol, evaluate
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import files_of, save_pipeline
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ditprune.checkpoints.locate import locate
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import files_of
 

@@ -14,7 +14,7 @@ import ditprune
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from ditprune.verify import verify
 from folders import STEM, edit_json, edit_tensors, save_denoiser, tensors_on_disk

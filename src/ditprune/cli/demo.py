@@ -15,7 +15,7 @@ from ditprune.cli import console
 from ditprune.cli.calibrate import collect
 from ditprune.cli.evaluate import show_results
 from ditprune.evaluation.evaluate import Protocol, evaluate
-from ditprune.prune import prune_checkpoint
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 
 # What the names in the paper's tables mean here.

@@ -24,7 +24,8 @@ from ditprune.errors import RecipeError
 from ditprune.estimate import estimate
 from ditprune.job import Job, num_bytes, open_jobs, plan_jobs
 from ditprune.outcome import Outcome
-from ditprune.prune import check_scorable, prune_checkpoint
+from ditprune.prune import check_scorable
+from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import Recipe
 
 

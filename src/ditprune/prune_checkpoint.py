@@ -1,0 +1,167 @@
+"""From folder to folder, tensor by tensor: what is written is in the journal, so a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ditprune.adjusting import Source, adjusted_tensors
+from ditprune.checkpoints import manifest
+from ditprune.checkpoints.journal import Journal
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.rewrite import ShardWriter, copy_other_files, sha256
+from ditprune.checkpoints.staging import Staging, resumable_folder
+from ditprune.checkpoints.stream import Syncing, stream, unchanged
+from ditprune.checkpoints.weights import Entry, as_tensor
+from ditprune.job import Job, guard, num_bytes, open_jobs
+from ditprune.outcome import Outcome, TargetOutcome, claims, outcome_of
+from ditprune.plan import read_weights
+from ditprune.progress import Report, silent
+from ditprune.prune import check_scorable, prune_weight_, resolve_threshold
+from ditprune.recipe import Recipe
+from ditprune.statistics.collected import Statistics
+from ditprune.targets.matrix import as_matrix
+
+_Records = dict[str, dict[str, Any]]
+
+
+def prune_checkpoint(
+    model: ModelFolder,
+    out: Path,
+    stats: Mapping[str, Statistics] | None,
+    recipe: Recipe,
+    overwrite: bool = False,
+    report: Report = silent,
+    source: Source | None = None,
+) -> dict[str, Outcome]:
+    """Prune every denoiser of a folder into another, with three tensors in memory at a time.
+
+    `out` appears whole at the end or not at all. Everything but the removed weights is copied
+    byte for byte. What a killed or interrupted run has left beside `out` is gone on with, where
+    the model, the statistics, the recipe and the versions are the same.
+
+    Args:
+        stats: by denoiser; a single entry serves a single denoiser whatever its key.
+        source: calibration calls, where the recipe adjusts weights.
+
+    Raises:
+        DitpruneError: before any work where it can be known, else with `out` as it was.
+    """
+    check_scorable(recipe, stats)
+    jobs = open_jobs(model, stats, recipe)
+    size_bytes, run = num_bytes(model, jobs), guard(model, jobs, recipe)
+    if source is not None:
+        run["calibration_set"] = {
+            "protocol": dict(source.kept.protocol), "guard": dict(source.kept.guard),
+        }  # fmt: skip
+    with resumable_folder(out, model.root, size_bytes, run, overwrite) as staging:
+        if not staging.is_written:
+            copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
+        return {
+            job.name: _prune_denoiser(model, job, staging, recipe, report, source) for job in jobs
+        }
+
+
+def _prune_denoiser(
+    model: ModelFolder, job: Job, staging: Staging, recipe: Recipe, report: Report,
+    source: Source | None,
+) -> Outcome:  # fmt: skip
+    """Write what is not written yet; the outcome is of all of it."""
+    written = {
+        record["tensor"]: record
+        for record in staging.journal.records
+        if record.get("denoiser") == job.name and "tensor" in record
+    }
+    threshold = _threshold_once(job, staging.journal, recipe)
+    if not staging.is_written:
+        adjusted = None
+        if recipe.adjusts:
+            file = _adjusted_file(staging, job)
+            adjusted = adjusted_tensors(model, job, source, recipe, threshold, file, report)
+        written = _write_rest(job, staging, recipe, threshold, written, report, adjusted)
+    targets = {
+        name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
+        for name in job.selection.targets
+    }
+    outcome = outcome_of(job.selection, targets, recipe, threshold)
+    if not staging.is_written:
+        hashes = {entry.name: written[entry.name]["sha256"] for entry in job.weights.in_order()}
+        content = claims(outcome, job.base, hashes, job.stats)
+        manifest.write(staging.part / job.place, content)
+        _adjusted_file(staging, job).unlink(missing_ok=True)
+    return outcome
+
+
+def _adjusted_file(staging: Staging, job: Job) -> Path:
+    """Where adjusted weights are kept until the denoiser is written."""
+    return staging.part / f".adjusted-{job.name}.safetensors"
+
+
+def _write_rest(
+    job: Job,
+    staging: Staging,
+    recipe: Recipe,
+    threshold: float | None,
+    recorded: _Records,
+    report: Report,
+    adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
+) -> _Records:
+    """Write every tensor but those recorded whose bytes are there; the records of all."""
+    by_tensor = {f"{name}.weight": target for name, target in job.selection.targets.items()}
+    what = "checking what is done"
+    folder = staging.part / job.place
+    with ShardWriter(job.weights, folder) as writer, Syncing(writer, staging.journal) as syncing:
+        hashes = {name: record["sha256"] for name, record in recorded.items()}
+        there = unchanged(job.weights, folder, hashes, lambda *done: report(what, *done))
+        written = {name: recorded[name] for name in there}
+        num_done = len(by_tensor.keys() & there)
+
+        def change(entry: Entry, raw: memoryview) -> TargetOutcome | None:
+            nonlocal num_done
+            if entry.name not in by_tensor:
+                return None
+            target, weight = by_tensor[entry.name], as_matrix(as_tensor(raw, entry))
+            if adjusted is None:
+                outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
+            else:
+                new, outcome = adjusted[target.name]
+                weight.copy_(as_matrix(new))
+            num_done += 1
+            report("pruning targets", num_done, len(by_tensor))
+            return outcome
+
+        def write(entry: Entry, raw: memoryview, outcome: TargetOutcome | None) -> None:
+            writer.write(entry, raw)
+            written[entry.name] = _record(job, entry, raw, outcome)
+            staging.journal.append(written[entry.name])
+            syncing.wrote(len(raw))
+
+        stream((e for e in job.weights.in_order() if e.name not in there), change, write)
+    return written
+
+
+def _record(
+    job: Job, entry: Entry, raw: memoryview, outcome: TargetOutcome | None
+) -> dict[str, Any]:
+    """The journal's line of one tensor."""
+    return {
+        "denoiser": job.name,
+        "tensor": entry.name,
+        "sha256": sha256(raw),
+        "outcome": outcome and asdict(outcome),
+    }
+
+
+def _threshold_once(job: Job, journal: Journal, recipe: Recipe) -> float | None:
+    """The threshold of CAG as the journal has it, else found and put there."""
+    for record in journal.records:
+        if record.get("denoiser") == job.name and "cag_threshold" in record:
+            return record["cag_threshold"]
+    read = read_weights(job.weights)
+    threshold = resolve_threshold(job.selection, read, job.stats, recipe)
+    journal.append({"denoiser": job.name, "cag_threshold": threshold})
+    return threshold
