@@ -31,6 +31,10 @@ _CONSTANTS = {
     "refinement": {"refinement_constants"},
 }
 MASKS = ("saliency", "reconstruction")
+# Words that are choices by themselves, the default first.
+_WORDS: dict[str, tuple[str, ...]] = {
+    "mask": MASKS, "allocation": ALLOCATIONS, "timestep_weighting": TIMESTEP_WEIGHTINGS,
+}  # fmt: skip
 # What one word stands for; what it does not name is the default.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -132,21 +136,15 @@ def build(
 
     Raises RecipeError for unknown names, impossible values and options that exclude each other.
     """
+    given = {word: value for word, value in locals().items() if value is not None}
+    is_pattern = pattern is not None or isinstance(granularity, NM)
     if preset is not None:
-        words = preset_words(preset, is_pattern=pattern is not None or isinstance(granularity, NM))
-        reconstruction, mask, allocation, timestep_weighting, refinement = (
-            words.get(word) if given is None else given
-            for word, given in (
-                ("reconstruction", reconstruction), ("mask", mask), ("allocation", allocation),
-                ("timestep_weighting", timestep_weighting), ("refinement", refinement),
-            )
-        )  # fmt: skip
-    adjusting = _adjusting(
-        reconstruction, mask, allocation, timestep_weighting, refinement,
-        reconstruction_constants, refinement_constants,
+        given = preset_words(preset, is_pattern) | given
+    chosen = choose(
+        "saliency", SALIENCIES, given.get("saliency", "stw"),
+        {"weight_power": weight_power, "activation_power": activation_power},
     )  # fmt: skip
-    constants = {"weight_power": weight_power, "activation_power": activation_power}
-    chosen = choose("saliency", SALIENCIES, "stw" if saliency is None else saliency, constants)
+    adjusting = _adjusting(given)
     sees_inputs = bool(chosen.needs or adjusting["reconstruction"].needs)
     if adjusting["timestep_weighting"] != "uniform" and not sees_inputs:
         raise RecipeError(
@@ -155,39 +153,41 @@ def build(
         )
     if auxiliary not in (None, True, False):
         raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
+    groups, share = _pattern(given) if is_pattern else _by_share(given)
     targets = (globs("include", include), globs("exclude", exclude), bool(auxiliary))
-    if isinstance(granularity, NM) and pattern is None:
-        granularity, pattern = None, granularity
-    if pattern is not None:
-        for option, value in (
-            ("sparsity", sparsity), ("granularity", granularity), ("cag_threshold", cag_threshold),
-        ):  # fmt: skip
-            if value is not None:
-                raise RecipeError(
-                    f"{flag(option)} and --pattern exclude each other: N:M fixes the groups and "
-                    "the count; pass one of them"
-                )
-        groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
-        if adjusting["allocation"] != "uniform":
+    return Recipe(chosen, groups, share, *targets, **adjusting)
+
+
+def _pattern(given: Mapping[str, Any]) -> tuple[NM, None]:
+    """The groups of an N:M pattern, which leaves no other word of grouping."""
+    pattern, others = given.get("pattern"), dict(given)
+    if pattern is None:
+        pattern = others.pop("granularity")
+    for option in ("sparsity", "granularity", "cag_threshold"):
+        if option in others:
             raise RecipeError(
-                f"--allocation {allocation} and --pattern exclude each other: N:M fixes the count "
-                "of every layer; leave sensitive layers dense with --exclude"
+                f"{flag(option)} and --pattern exclude each other: N:M fixes the groups and "
+                "the count; pass one of them"
             )
-        return Recipe(chosen, groups, None, *targets, **adjusting)
-    sparsity = DEFAULT_SPARSITY if sparsity is None else sparsity
-    if (
-        isinstance(sparsity, bool)
-        or not isinstance(sparsity, (int, float))
-        or not 0 <= sparsity < 1
-    ):
+    if others.get("allocation", "uniform") != "uniform":
+        raise RecipeError(
+            f"--allocation {others['allocation']} and --pattern exclude each other: N:M fixes the "
+            "count of every layer; leave sensitive layers dense with --exclude"
+        )
+    return pattern if isinstance(pattern, NM) else NM.parse(str(pattern)), None
+
+
+def _by_share(given: Mapping[str, Any]) -> tuple[Any, float]:
+    """The granularity, and the share that is removed."""
+    sparsity = given.get("sparsity", DEFAULT_SPARSITY)
+    is_number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
+    if not is_number or not 0 <= sparsity < 1:
         raise RecipeError(
             f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
         )
-    groups = choose(
-        "granularity", GRANULARITIES, "cag" if granularity is None else granularity,
-{"cag_threshold": threshold_of(cag_threshold)},
-    )  # fmt: skip
-    return Recipe(chosen, groups, float(sparsity), *targets, **adjusting)
+    constants = {"cag_threshold": threshold_of(given.get("cag_threshold"))}
+    groups = choose("granularity", GRANULARITIES, given.get("granularity", "cag"), constants)
+    return groups, float(sparsity)
 
 
 def preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
@@ -198,34 +198,25 @@ def preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
     return words | {"allocation": "uniform"} if is_pattern else words
 
 
-def _adjusting(
-    reconstruction: Any, mask: str | None, allocation: str | None, timestep_weighting: str | None,
-    refinement: Any, reconstruction_constants: Mapping[str, Any] | None,
-    refinement_constants: Mapping[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
+def _adjusting(given: Mapping[str, Any]) -> dict[str, Any]:
     """The checked fields of a recipe that say how what stays adjusts."""
-    method = method_of("reconstruction", RECONSTRUCTIONS, reconstruction, reconstruction_constants)
-    refine = method_of("refinement", REFINEMENTS, refinement, refinement_constants)
-    for option, given, known in (
-        ("mask", mask, MASKS), ("allocation", allocation, ALLOCATIONS),
-        ("timestep_weighting", timestep_weighting, TIMESTEP_WEIGHTINGS),
-    ):  # fmt: skip
-        if given is not None and given not in known:
-            raise RecipeError(f"{flag(option)} '{given}' is unknown; {did_you_mean(given, known)}")
+    method, refine = (
+        method_of(word, choices, given.get(word), given.get(f"{word}_constants"))
+        for word, choices in (("reconstruction", RECONSTRUCTIONS), ("refinement", REFINEMENTS))
+    )
+    words = {word: given.get(word, known[0]) for word, known in _WORDS.items()}
+    for word, value in words.items():
+        if value not in _WORDS[word]:
+            hint = did_you_mean(str(value), _WORDS[word])
+            raise RecipeError(f"{flag(word)} '{value}' is unknown; {hint}")
     if refine is not None and not isinstance(refine, Distill):
         raise RecipeError(f"--refinement {refine!r}: expected none, distill, or a Distill(…)")
-    if mask == "reconstruction" and not method.needs:
+    if words["mask"] == "reconstruction" and not method.needs:
         raise RecipeError(
             "--mask reconstruction needs a reconstruction that chooses one; "
             "pass --reconstruction obs or admm, or leave --mask out"
         )
-    return {
-        "reconstruction": method,
-        "mask": mask or "saliency",
-        "allocation": allocation or "uniform",
-        "timestep_weighting": timestep_weighting or "uniform",
-        "refinement": refine,
-    }
+    return {"reconstruction": method, "refinement": refine, **words}
 
 
 def from_json(content: Any, source: str, **overrides: Any) -> Recipe:

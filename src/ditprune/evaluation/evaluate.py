@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions, draw
-from ditprune.calibration.pipeline import check_denoiser, load_denoiser, load_pipeline
+from ditprune.calibration.pipeline import load_denoiser, load_pipeline
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.replay import predicted_noise, replay
 from ditprune.calibration.rows import to_placement
@@ -23,14 +23,13 @@ from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import MANIFEST, results_folder, write_beside
-from ditprune.checkpoints.weights import Weights
-from ditprune.errors import ModelError, RecipeError
+from ditprune.checkpoints.output import results_folder, write_beside
+from ditprune.errors import RecipeError
 from ditprune.evaluation import judge
+from ditprune.evaluation.claims import claimed_sparsity, zero_share
 from ditprune.evaluation.grid import save_grid
 from ditprune.metrics import relative_error, similarity
 from ditprune.progress import Report, silent
-from ditprune.targets.discover import discover
 
 FORMAT = 1
 
@@ -117,9 +116,9 @@ def _evaluate(
     pipeline = load_pipeline(dense, place)
     names = tuple(dense.denoisers)
     own = denoisers_of(pipeline, names)
-    sparsities = [_claimed_sparsity(model, own) for _, model in pruned]
-    asked = conditions(pipeline, protocol.labels, protocol.prompts)
-    asked = [asked[i % len(asked)] for i in range(protocol.num_images)]
+    sparsities = [claimed_sparsity(model, own) for _, model in pruned]
+    pool = conditions(pipeline, protocol.labels, protocol.prompts)
+    asked = [pool[i % len(pool)] for i in range(protocol.num_images)]
     calls = held_out_calls(pipeline, protocol, report, names, worker)
     noise = {name: predictions(one, calls.get(name, []), place) for name, one in own.items()}
     images = {"dense": draw_images(pipeline, asked, protocol, "dense", report, worker)}
@@ -137,7 +136,7 @@ def _evaluate(
         rows.append({
             "name": name,
             "sparsity_asked": sparsity_asked,
-            "sparsity": _zero_share(model, targets),
+            "sparsity": zero_share(model, targets),
             "relative_error": _total_error(error, worker),
             **_similarity(as_unit(images[name]), as_unit(images["dense"])),
             **judge.read(as_unit(images[name]), asked),
@@ -148,11 +147,15 @@ def _evaluate(
         "models": rows,
     }
     if worker.is_first:
-        save_grid(images, 10, out / "grid.png")
-        with write_beside(out / "results.json") as part:
-            part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        _write(results, images, out)
     worker.wait()
     return results
+
+
+def _write(results: Mapping[str, Any], images: Mapping[str, Tensor], out: Path) -> None:
+    save_grid(images, 10, out / "grid.png")
+    with write_beside(out / "results.json") as part:
+        part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_names(pruned: Sequence[tuple[str, ModelFolder]]) -> None:
@@ -248,69 +251,6 @@ def draw_images(
 
 def as_unit(images: Tensor) -> Tensor:
     return images.float() / 255
-
-
-def _claimed_sparsity(
-    model: ModelFolder, dense: Mapping[str, nn.Module]
-) -> tuple[Any, dict[str, list[str]]]:
-    """What the manifests asked for, and the targets of each denoiser.
-
-    Refuses a model that is not a copy of the dense one. Raises ModelError.
-    """
-    if model.denoisers.keys() != dense.keys():
-        raise ModelError(
-            f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
-            f"{', '.join(dense)}; expected a pruned copy of it"
-        )
-    asked, targets = None, {}
-    for name, folder in model.denoisers.items():
-        asked, targets[name] = _claims_of(model, folder, dense[name])
-    return asked, targets
-
-
-def _claims_of(model: ModelFolder, folder: Path, dense: nn.Module) -> tuple[Any, list[str]]:
-    tree = check_denoiser(folder)
-    if type(tree) is not type(dense):
-        raise ModelError(
-            f"{model.name}: holds a {type(tree).__name__}, expected a {type(dense).__name__} as "
-            "in the dense model"
-        )
-    shapes, expected = (
-        {name: tuple(parameter.shape) for name, parameter in one.named_parameters()}
-        for one in (tree, dense)
-    )
-    if shapes != expected:
-        raise ModelError(
-            f"{model.name}: its parameters have other names or shapes than the dense model's; "
-            "expected a pruned copy of it"
-        )
-    if not (folder / MANIFEST).is_file():
-        return None, list(discover(tree))
-    claims = manifest.read(folder)
-    try:
-        recipe, targets = claims["recipe"], list(claims["targets"])
-        asked = recipe["pattern"] or recipe["sparsity"]
-        for name in targets:
-            tree.get_parameter(f"{name}.weight")
-        if not targets:
-            raise ValueError("no targets")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(
-            f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
-        ) from None
-    return asked, targets
-
-
-def _zero_share(model: ModelFolder, targets: Mapping[str, Sequence[str]]) -> float:
-    """The share of zeros in the targets, counted on disk."""
-    num_zero = num_weights = 0
-    for component, names in targets.items():
-        weights = Weights(model.denoisers[component])
-        for name in names:
-            weight = weights.read(f"{name}.weight")
-            num_zero += weight.numel() - int(torch.count_nonzero(weight))
-            num_weights += weight.numel()
-    return num_zero / num_weights
 
 
 def _protocol(
