@@ -47,20 +47,12 @@ class Source:
 def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
     """Put an adjusted weight in the place of a dense one [C_out, C_in], in its dtype."""
     layer = done.layer
-    num_groups, group_size = layer.groups.group_shape(*layer.target.shape)
-    num_keep = layer.groups.num_keep(group_size, done.sparsity)
     weight.copy_(done.weight)
-    return TargetOutcome(
-        **asdict(layer.target),
-        granularity=layer.groups.name,
-        num_groups=num_groups,
-        g_out=layer.g_out,
-        num_asked=num_groups * (group_size - num_keep),
-        num_pruned=done.keep.numel() - int(torch.count_nonzero(done.keep)),
-        num_zero=int(torch.count_nonzero(weight == 0)),
-        sparsity=done.sparsity,
-        damping=done.damping,
-    )
+    num_zero = int(torch.count_nonzero(weight == 0))
+    return TargetOutcome.of(
+        layer.target, layer.groups, done.sparsity, layer.g_out, done.keep, num_zero,
+        sparsity=done.sparsity, damping=done.damping,
+    )  # fmt: skip
 
 
 def adjusted_tensors(

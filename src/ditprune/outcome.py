@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ditprune.plan import Selection
 from ditprune.recipe import Recipe
 from ditprune.statistics.collected import Statistics
@@ -36,6 +39,24 @@ class TargetOutcome(Target):
     num_zero: int
     sparsity: float | None = None
     damping: float | None = None
+
+    @classmethod
+    def of(
+        cls, target: Target, groups: Any, share: float | None, g_out: float, keep: Tensor,
+        num_zero: int, **more: float | None,
+    ) -> TargetOutcome:  # fmt: skip
+        """What a mask [C_out, C_in] did to a target whose groups were to lose this share."""
+        num_groups, group_size = groups.group_shape(*target.shape)
+        return cls(
+            **asdict(target),
+            granularity=groups.name,
+            num_groups=num_groups,
+            g_out=g_out,
+            num_asked=num_groups * (group_size - groups.num_keep(group_size, share)),
+            num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
+            num_zero=num_zero,
+            **more,  # type: ignore[arg-type]
+        )
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> TargetOutcome:

@@ -274,11 +274,9 @@ def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe
 def _plan_target(
     target: Target, g_out: float | None, threshold: float | None, recipe: Recipe
 ) -> PlannedTarget:
-    groups = recipe.granularity
-    if isinstance(groups, CAG):
-        if g_out is None:
-            return PlannedTarget(**asdict(target))
-        groups = groups.choose(g_out, threshold)
+    if isinstance(recipe.granularity, CAG) and g_out is None:
+        return PlannedTarget(**asdict(target))
+    groups = recipe.groups(g_out or 0.0, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
     is_known = recipe.allocation == "uniform"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -144,9 +143,7 @@ def prune_weight_(
     """Zero the least important entries of one weight [C_out, C_in], in place."""
     scores = scores_of(target, weight, stats, recipe)
     g_out = heterogeneity(scores)
-    groups = recipe.granularity
-    if isinstance(groups, CAG):
-        groups = groups.choose(g_out, threshold)
+    groups = recipe.groups(g_out, threshold)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_keep = groups.num_keep(group_size, recipe.sparsity)
     keep = keep_best(scores.reshape(num_groups, group_size), num_keep).reshape(weight.shape)
@@ -155,12 +152,4 @@ def prune_weight_(
     for rows in row_chunks(weight):
         weight[rows].view(_BITS[weight.element_size()]).mul_(keep[rows])
         num_zero += int(torch.count_nonzero(weight[rows] == 0))
-    return TargetOutcome(
-        **asdict(target),
-        granularity=groups.name,
-        num_groups=num_groups,
-        g_out=g_out,
-        num_asked=num_groups * (group_size - num_keep),
-        num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
-        num_zero=num_zero,
-    )
+    return TargetOutcome.of(target, groups, recipe.sparsity, g_out, keep, num_zero)

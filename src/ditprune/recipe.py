@@ -78,6 +78,11 @@ class Recipe:
     timestep_weighting: str = "uniform"
     refinement: Distill | None = None
 
+    def groups(self, g_out: float, threshold: float | None) -> Any:
+        """Who competes in a target of this heterogeneity: CAG's choice, or the one granularity."""
+        groups = self.granularity
+        return groups.choose(g_out, threshold) if isinstance(groups, CAG) else groups
+
     @property
     def adjusts(self) -> bool:
         """Whether anything but the saliency's mask at one share is asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditprune.granularity.cag import CAG, heterogeneity
+from ditprune.granularity.cag import heterogeneity
 from ditprune.masks import keep_best
 from ditprune.recipe import Recipe
 from ditprune.reconstruction.adjusted import Adjusted
@@ -54,9 +54,7 @@ def prepare(
     """The layer, before anything is removed from it."""
     scores = scores_of(target, weight, stats, recipe)
     g_out = heterogeneity(scores)
-    groups = recipe.granularity
-    if isinstance(groups, CAG):
-        groups = groups.choose(g_out, threshold)
+    groups = recipe.groups(g_out, threshold)
     return Layer(target, weight.detach().float().clone(), scores, groups, g_out)
 
 
