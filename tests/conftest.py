@@ -133,3 +133,24 @@ def tiny_pipeline(
 def own_pipeline(tiny_pipeline: Path, tmp_path: Path) -> Path:
     """A copy of that folder, to spoil."""
     return Path(shutil.copytree(tiny_pipeline, tmp_path / "model"))
+
+
+@pytest.fixture
+def ditprune(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `ditprune …` in this process, off the network; gives exit code, stdout and stderr."""
+    import huggingface_hub
+
+    from ditprune.cli.main import run
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def call(*args: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from ditprune.checkpoints.output import (
     MANIFEST,
     check_file,
     check_folder,
-    staged_folder,
     write_beside,
 )
 from ditprune.errors import OutputError
@@ -39,71 +37,6 @@ def ours(tmp_path):
 
 def raised_by(failure: BaseException) -> type[BaseException]:
     return OutputError if isinstance(failure, OSError) else type(failure)
-
-
-def fail_inside(out: Path, failure: BaseException) -> None:
-    with staged_folder(out) as part:
-        (part / "file").write_text("half", encoding="utf-8")
-        raise failure
-
-
-def test_a_staged_folder_appears_at_the_end_only(tmp_path) -> None:
-    out = tmp_path / "a" / "b" / "out"
-    with staged_folder(out) as part:
-        assert list(part.iterdir()) == []
-        (part / "file").write_text("new", encoding="utf-8")
-        assert not out.exists()
-        assert part.parent == out.parent
-    assert files_of(tmp_path) == {"a/b/out/file": b"new"}
-
-
-def test_a_staged_folder_replaces_the_old_one_whole(ours) -> None:
-    with staged_folder(ours) as part:
-        (part / "file").write_text("new", encoding="utf-8")
-        assert files_of(ours) == {MANIFEST: b"{}"}
-    assert files_of(ours.parent) == {"ours/file": b"new"}
-
-
-def test_what_a_killed_run_left_is_swept(tmp_path) -> None:
-    out = tmp_path / "out"
-    for rest in (".out.part", ".out.old"):
-        (tmp_path / rest).mkdir()
-        (tmp_path / rest / "rest").write_text("old", encoding="utf-8")
-    for text in ("one", "two"):
-        with staged_folder(out) as part:
-            assert list(part.iterdir()) == []
-            (part / "file").write_text(text, encoding="utf-8")
-        assert files_of(out) == {"file": text.encode()}
-    assert not (tmp_path / ".out.part").exists()
-    assert not (tmp_path / ".out.old").exists()
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=repr)
-def test_a_failure_inside_leaves_nothing(failure, tmp_path) -> None:
-    with pytest.raises(raised_by(failure)):
-        fail_inside(tmp_path / "out", failure)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=repr)
-def test_a_failure_inside_keeps_the_old_folder(failure, ours) -> None:
-    with pytest.raises(raised_by(failure)):
-        fail_inside(ours, failure)
-    assert files_of(ours.parent) == {f"ours/{MANIFEST}": b"{}"}
-
-
-def test_a_folder_below_a_file_is_refused(tmp_path) -> None:
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    with (
-        pytest.raises(OutputError, match="cannot be written"),
-        staged_folder(tmp_path / "file" / "out"),
-    ):
-        pass  # pragma: no cover
-
-
-def test_a_full_disk_says_so(tmp_path) -> None:
-    with pytest.raises(OutputError, match=r"out: no space left on the disk; make room"):
-        fail_inside(tmp_path / "out", OSError(errno.ENOSPC, "No space left on device"))
 
 
 @pytest.mark.parametrize("failure", [None, *FAILURES], ids=repr)
@@ -208,17 +141,9 @@ def test_a_folder_that_holds_pruned_models_among_others_is_never_replaced(model,
     refused("not a folder that ditprune wrote|is a link", check_folder, out, model, 0, True)
 
 
-def test_a_link_to_a_pruned_folder_is_refused_or_replaced(ours, model, tmp_path) -> None:
-    """What check_folder lets pass, staged_folder must be able to write."""
+def test_a_link_to_a_pruned_folder_is_refused(ours, model, tmp_path) -> None:
     (tmp_path / "link").symlink_to(ours)
-    try:
-        check_folder(tmp_path / "link", model, 0, overwrite=True)
-    except OutputError:
-        return
-    with staged_folder(tmp_path / "link") as part:
-        (part / "file").write_text("new", encoding="utf-8")
-    assert files_of(tmp_path / "link") == {"file": b"new"}
-    assert {p.name for p in tmp_path.iterdir()} == {"model", "ours", "link"}
+    refused("is a link", check_folder, tmp_path / "link", model, 0, True)
 
 
 def test_no_space_is_seen_before_any_work(model, tmp_path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""Running the command line in this process, with nothing from the network."""
+"""What the command line refuses, and short options of sampling."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from ditprune.cli.main import run
 
 SAMPLING = ("--num-inference-steps", 2, "--guidance-scale", 1.5)
-
-
-@pytest.fixture
-def ditprune(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs `ditprune …`; gives its exit code, stdout and stderr."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-    def call(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

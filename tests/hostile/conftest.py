@@ -6,7 +6,6 @@ import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hostile_ground import Ground, copy, picture
 
@@ -40,23 +39,6 @@ def ground(valid: Path, tmp_path: Path) -> Ground:
     for folder in valid.iterdir():
         copy(folder, tmp_path / folder.name)
     return Ground(tmp_path)
-
-
-@pytest.fixture
-def ditprune(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Runs `ditprune …`; gives its exit code, stdout and stderr."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-    def call(*args: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -102,32 +102,6 @@ def is_ours(folder: Path) -> bool:
     return any(place.is_file() for place in places) or not any(folder.iterdir())
 
 
-@contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its place when the block ends well.
-
-    On any failure the folder is removed and `out` is what it was. Raises OutputError.
-    """
-    part = out.with_name(f".{out.name}.part")
-    try:
-        put_back(out)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        if out.exists():
-            old = old_of(out)
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-            part.rename(out)
-            shutil.rmtree(old)
-        else:
-            part.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(why(out, error)) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def existing_parent(path: Path) -> Path:
     """The nearest folder above a path. Raises OutputError."""
     for parent in path.parents:
