@@ -102,14 +102,9 @@ def _adjusted_file(staging: Staging, job: Job) -> Path:
 
 
 def _write_rest(
-    job: Job,
-    staging: Staging,
-    recipe: Recipe,
-    threshold: float | None,
-    recorded: _Records,
-    report: Report,
-    adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
-) -> _Records:
+    job: Job, staging: Staging, recipe: Recipe, threshold: float | None, recorded: _Records,
+    report: Report, adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
+) -> _Records:  # fmt: skip
     """Write every tensor but those recorded whose bytes are there; the records of all."""
     by_tensor = {f"{name}.weight": target for name, target in job.selection.targets.items()}
     what = "checking what is done"

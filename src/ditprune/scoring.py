@@ -11,7 +11,7 @@ from torch import Tensor
 from ditprune.errors import TargetError
 from ditprune.recipe import Recipe
 from ditprune.saliency import Saliency
-from ditprune.statistics.collected import NUM_BINS, Statistics
+from ditprune.statistics.collected import Statistics
 from ditprune.statistics.weighting import weights
 from ditprune.targets.discover import Target
 
@@ -30,7 +30,7 @@ def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: 
     """
     norm = None
     if stats is not None and recipe.saliency.needs:
-        norm = stats.column_norm(target.name, weights(recipe.timestep_weighting, NUM_BINS))
+        norm = stats.column_norm(target.name, weights(recipe.timestep_weighting, stats.num_bins))
     scores = _by_rows(recipe.saliency, weight, norm)
     if not scores.amax().isfinite():
         if weight.isfinite().all():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ditprune.calibration.calibrate import calibrate
 from ditprune.calibration.replay import predicted_noise, replay
 from ditprune.calls import Call
-from ditprune.errors import ModelError, StatisticsError
+from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.prune import prune_
 from ditprune.statistics.collected import Statistics, merge
 from ditprune.statistics.column_norm import ColumnNorm
@@ -361,3 +361,20 @@ def test_predicted_noise_is_found_in_any_output_and_without_the_variance() -> No
         torch.testing.assert_close(predicted_noise(output, 2), noise, rtol=0, atol=0)
     torch.testing.assert_close(predicted_noise((both,), 2), noise, rtol=0, atol=0)
     torch.testing.assert_close(predicted_noise(both), both, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_bins", [1, 3, 10])
+def test_norms_are_kept_for_as_many_bins_as_asked(num_bins, tiny_dit, batches) -> None:
+    denoiser = tiny_dit()
+    calls = [Call.of(batch) for batch in batches(denoiser, 6)]
+    placed = [Call(c.args, c.kwargs, place=(i + 0.5) / 6) for i, c in enumerate(calls)]
+    stats = calibrate(denoiser, placed, num_bins=num_bins)
+    assert stats.num_bins == num_bins
+    assert_same(stats, calibrate(denoiser, placed))
+    state = stats.column_norms["transformer_blocks.0.attn1.to_q"]
+    counts = [0] * (num_bins + 1)
+    for call in placed:
+        counts[int(call.place * num_bins)] += 2 * 16
+    assert list(state.tokens_in_bin) == counts
+    with pytest.raises(RecipeError, match="--num-bins 0"):
+        calibrate(denoiser, placed, num_bins=0)

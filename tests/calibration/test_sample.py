@@ -262,6 +262,7 @@ def test_calls_that_differ_elsewhere_stay_apart(other) -> None:
         ({"num_inference_steps": 0}, "--num-inference-steps 0"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"height": -1}, "--height -1"),
+        ({"num_bins": 0}, "--num-bins 0"),
         ({"timesteps": "latte"}, "--timesteps 'latte': did you mean 'late'"),
     ],
     ids=str,
@@ -341,3 +342,9 @@ def test_positions_of_tokens_are_no_rows(same_bits) -> None:
 def test_calls_of_other_arguments_stay_apart() -> None:
     one, two = Call((torch.zeros(1, 2),)), Call((torch.zeros(1, 2), torch.zeros(1)))
     assert merge_calls([one, two]) == [one, two]
+
+
+def test_items_share_calls_by_the_bins_that_are_asked_for(pipeline) -> None:
+    for num_bins, num_calls in ((1, 1), (4, 4), (12, 12)):
+        calls = calls_of(pipeline, num_samples=12, num_inference_steps=12, num_bins=num_bins)
+        assert len(calls) == num_calls

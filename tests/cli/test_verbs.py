@@ -135,7 +135,9 @@ def test_two_calibrations_are_the_same_bytes(ditprune, tiny_pipeline, statistics
 
 
 @pytest.mark.parametrize(
-    "options", [["--timesteps", "late"], ["--labels", "3"], ["--guidance-scale", 1]], ids=str
+    "options",
+    [["--timesteps", "late"], ["--labels", "3"], ["--num-bins", 2], ["--guidance-scale", 1]],
+    ids=str,
 )
 def test_every_option_of_calibrate_acts(
     options, ditprune, tiny_pipeline, statistics, tmp_path

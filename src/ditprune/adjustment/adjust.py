@@ -80,7 +80,8 @@ def adjust(
             name: prepare(target, _weight(denoiser, name), stats, recipe, threshold)
             for name, target in targets.items()
         }
-    grams = _Grams(denoiser, targets, calls, recipe, max_gram_bytes, report)
+    num_bins = NUM_BINS if stats is None else stats.num_bins
+    grams = _Grams(denoiser, targets, calls, recipe, max_gram_bytes, report, num_bins)
     shares = _shares(denoiser, layers, grams, calls, recipe, report)
     found: dict[str, Adjustment] = {}
     for name, layer in layers.items():
@@ -97,10 +98,10 @@ class _Grams:
 
     def __init__(
         self, denoiser: nn.Module, targets: Mapping[str, Target], calls: Sequence[Call],
-        recipe: Recipe, max_bytes: int, report: Report,
+        recipe: Recipe, max_bytes: int, report: Report, num_bins: int,
     ) -> None:  # fmt: skip
         self._denoiser, self._targets, self._calls = denoiser, targets, calls
-        self._weights = timestep_weights(recipe.timestep_weighting, NUM_BINS)
+        self._weights = timestep_weights(recipe.timestep_weighting, num_bins)
         self._is_needed = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
         self._report = report
         self._stages = stages(targets, max_bytes)

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.observe import NORMS, observing, watching
+from ditprune.calibration.observe import norms, observing, watching
 from ditprune.calibration.reach import unused
 from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
 from ditprune.checkpoints import fingerprint
-from ditprune.errors import ModelError, StatisticsError
-from ditprune.statistics.collected import Statistics
+from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.statistics.collected import NUM_BINS, Statistics
 from ditprune.targets.discover import discover
 
 _MASK = re.compile(r"mask", re.IGNORECASE)
 
 
 def calibrate(
-    denoiser: nn.Module, batches: Iterable[Any], protocol: Mapping[str, object] | None = None
+    denoiser: nn.Module,
+    batches: Iterable[Any],
+    protocol: Mapping[str, object] | None = None,
+    num_bins: int = NUM_BINS,
 ) -> Statistics:
     """Observe the inputs of every target while the denoiser runs over `batches`.
 
@@ -33,14 +36,18 @@ def calibrate(
         batches: `ditprune.Call`s, dicts of keyword arguments for its forward, or pairs
             (args, kwargs).
         protocol: how the batches were made, kept with the statistics.
+        num_bins: parts of the way from noise to image to keep norms for.
 
     Returns:
         Statistics with the ℓ2 norm of every input channel over all tokens.
 
     Raises:
+        RecipeError: no bins.
         ModelError: no transformer blocks, or a batch of another kind.
         StatisticsError: no batches, or an input with NaN or Inf.
     """
+    if num_bins < 1:
+        raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
     targets = discover(denoiser, auxiliary=True)
     own = fingerprint.of_module(denoiser, targets.values())
     vain: list[str] = []
@@ -51,18 +58,19 @@ def calibrate(
                 vain.extend(find_unused(denoiser, Call.of(batch), own))
             yield batch
 
-    statistics = observe_calls(denoiser, watched(), own)
+    statistics = observe_calls(denoiser, watched(), own, num_bins)
     warn_of_silence(statistics)
     return replace(statistics, protocol=dict(protocol or {}), unused=tuple(vain))
 
 
 def observe_calls(
-    denoiser: nn.Module, batches: Iterable[Any], fingerprints: Mapping[str, str]
-) -> Statistics:
+    denoiser: nn.Module, batches: Iterable[Any], fingerprints: Mapping[str, str],
+    num_bins: int = NUM_BINS,
+) -> Statistics:  # fmt: skip
     """The statistics of the targets that `fingerprints` names, over these calls."""
     num_calls = 0
     padding: dict[str, tuple[int, int]] = {}
-    with observing(denoiser, fingerprints, NORMS) as observation:
+    with observing(denoiser, fingerprints, norms(num_bins)) as observation:
         for batch in batches:
             call = Call.of(batch)
             with watching(observation, call.place):

@@ -31,9 +31,10 @@ from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, StatisticsError
 from ditprune.progress import Report
-from ditprune.statistics.collected import Statistics, merge
+from ditprune.statistics.collected import NUM_BINS, Statistics, merge
 from ditprune.targets.discover import discover
 
+_MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
 
 
@@ -130,7 +131,7 @@ def _observe_units(
     for number, unit in enumerate(units[done:], start=done + 1):
         calls = [call for call in kept.read(unit)[0] if call.denoiser == name]
         if calls:
-            more = _observe(denoiser, calls, own, place, kept.folder)
+            more = _observe(denoiser, calls, own, place, kept)
             total = more if total is None else merge(total, more)
         if time.monotonic() - saved_at > _SAVE_EVERY_S:
             _save(part, number, total)
@@ -140,20 +141,33 @@ def _observe_units(
 
 
 def _observe(
-    denoiser: nn.Module, calls: Iterable[Call], own: dict[str, str], place: Placement, source: Path
-) -> Statistics:
+    denoiser: nn.Module, calls: Iterable[Call], own: dict[str, str], place: Placement,
+    kept: CalibrationSet,
+) -> Statistics:  # fmt: skip
+    num_bins = _num_bins(kept)
+
     def moved() -> Iterator[Call]:
         for call in calls:
             yield to_placement(call, place.device, place.dtype)
 
     try:
-        return observe_calls(denoiser, moved(), own)
+        return observe_calls(denoiser, moved(), own, num_bins)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
-            f"{source}: the denoiser cannot run the calibration calls ({reason}); "
+            f"{kept.folder}: the denoiser cannot run the calibration calls ({reason}); "
             "sample them from this model"
         ) from None
+
+
+def _num_bins(kept: CalibrationSet) -> int:
+    """The parts of the way that a set was sampled in. Raises ModelError."""
+    given = kept.protocol.get("num_bins", NUM_BINS)
+    if not isinstance(given, int) or not 1 <= given <= _MOST_BINS:
+        raise ModelError(
+            f"{kept.folder}: its num_bins is {given!r}, expected 1 to {_MOST_BINS}; sample it again"
+        )
+    return given
 
 
 def _restore(part: Path) -> tuple[int, Statistics | None]:

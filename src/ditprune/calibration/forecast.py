@@ -82,7 +82,7 @@ def _observe(
     call = to_placement(calls[0], place.device, place.dtype)
     denoiser = getattr(pipeline, call.denoiser)
     own = of_denoiser(model.denoisers[call.denoiser])
-    items = [bin_of(sampling.place(item)) for item in sampling.items(0)]
+    items = [bin_of(sampling.place(item), sampling.num_bins) for item in sampling.items(0)]
     num_shared = items.count(items[0])
     rows = call.sample().shape[0]
 
@@ -91,9 +91,9 @@ def _observe(
         return torch.cat([leaf] * num_shared) if is_rows else leaf
 
     merged = call.map(repeat)
-    statistics = observe_calls(denoiser, [merged], own)  # warms up
+    statistics = observe_calls(denoiser, [merged], own, sampling.num_bins)  # warms up
     begun = time.monotonic()
-    observe_calls(denoiser, [merged], own)
+    observe_calls(denoiser, [merged], own, sampling.num_bins)
     return (time.monotonic() - begun) * len(calls), num_shared, statistics
 
 

@@ -11,7 +11,7 @@ from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
 from ditprune.errors import StatisticsError
 from ditprune.statistics import gram
-from ditprune.statistics.collected import NUM_BINS, bin_of
+from ditprune.statistics.collected import bin_of
 from ditprune.statistics.gram import Gram
 from ditprune.targets.discover import Target
 
@@ -77,4 +77,4 @@ def _weight(weights: Sequence[float], place: float | None) -> float:
             "--timestep-weighting: a call does not say where between noise and image it is; give "
             "ditprune.Call(…, place=…), or weight uniformly"
         )
-    return weights[bin_of(place, NUM_BINS)]
+    return weights[bin_of(place, len(weights))]

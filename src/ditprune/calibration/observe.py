@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.statistics import column_norm
-from ditprune.statistics.collected import NUM_BINS, bin_of
+from ditprune.statistics.collected import bin_of
 from ditprune.statistics.column_norm import ColumnNorm
 from ditprune.targets.matrix import channels_last
 
@@ -39,11 +39,12 @@ class Collector(Generic[State]):
     update: Callable[[State, Tensor, float | None], State]
 
 
-# One bin more, for calls that do not say where they are.
-NORMS = Collector[ColumnNorm](
-    lambda num_channels, device: column_norm.start(num_channels, NUM_BINS + 1, device),
-    lambda state, inputs, place: column_norm.update(state, inputs, bin_of(place)),
-)
+def norms(num_bins: int) -> Collector[ColumnNorm]:
+    """Column norms in so many bins, and one more for calls that do not say where they are."""
+    return Collector[ColumnNorm](
+        lambda num_channels, device: column_norm.start(num_channels, num_bins + 1, device),
+        lambda state, inputs, place: column_norm.update(state, inputs, bin_of(place, num_bins)),
+    )
 
 
 class Observation(Generic[State]):

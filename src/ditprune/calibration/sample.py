@@ -21,7 +21,7 @@ from ditprune.calibration.rows import merge_calls
 from ditprune.calibration.seeds import item_seed
 from ditprune.calls import DENOISER, Call
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.statistics.collected import bin_of
+from ditprune.statistics.collected import NUM_BINS, bin_of
 
 # Shares of the trajectory, from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
 TIMESTEPS = {"uniform": (0.0, 1.0), "early": (0.0, 1 / 3), "late": (2 / 3, 1.0)}
@@ -42,6 +42,7 @@ class Sampling:
         purpose: draws of different purposes are independent (`calibration`, `held-out`).
         batch_size: items drawn together; changes speed and rounding, not which items.
         pipeline_options: further arguments of the pipeline, such as `num_frames`.
+        num_bins: parts of the way; items of one part may share a call.
     """
 
     num_samples: int = 128
@@ -56,9 +57,12 @@ class Sampling:
     height: int | None = None
     width: int | None = None
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)
+    num_bins: int = NUM_BINS
 
     def __post_init__(self) -> None:
-        for option in ("num_samples", "num_inference_steps", "batch_size", "height", "width"):
+        for option in (
+            "num_samples", "num_inference_steps", "batch_size", "height", "width", "num_bins",
+        ):  # fmt: skip
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise RecipeError(f"--{option.replace('_', '-')} {value}: expected at least 1")
@@ -112,7 +116,8 @@ def sample_unit(
 
     recorder = StepRecorder(pipeline, denoisers_of(pipeline, names), len(items), wanted)
     run_unit(pipeline, sampling, unit, recorder)
-    return _merged([recorder.taken[row] for row in range(len(items))]), recorder.style()
+    taken = [recorder.taken[row] for row in range(len(items))]
+    return _merged(taken, sampling.num_bins), recorder.style()
 
 
 def run_unit(pipeline: Any, sampling: Sampling, unit: int, recorder: StepRecorder) -> None:
@@ -142,10 +147,14 @@ def sample_calls(
     ]
 
 
-def _merged(taken: Sequence[Sequence[Call]]) -> list[Call]:
+def _merged(taken: Sequence[Sequence[Call]], num_bins: int) -> list[Call]:
     """Items of one bin and one denoiser, call by call, as few calls as their arguments allow."""
     merged = []
-    for _, group in groupby(taken, lambda item: [(bin_of(c.place), c.denoiser) for c in item]):
+
+    def kind(item: Sequence[Call]) -> list[tuple[int, str]]:
+        return [(bin_of(call.place, num_bins), call.denoiser) for call in item]
+
+    for _, group in groupby(taken, kind):
         for calls in zip(*group, strict=True):
             merged += merge_calls(calls)
     return merged

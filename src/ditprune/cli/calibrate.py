@@ -31,6 +31,7 @@ from ditprune.cli.options import (
     sampling_options,
 )
 from ditprune.errors import DitpruneError, OutputError, RecipeError
+from ditprune.statistics.collected import NUM_BINS
 
 
 @click.command()
@@ -40,6 +41,13 @@ from ditprune.errors import DitpruneError, OutputError, RecipeError
 @click.option("--timesteps", default="uniform", show_default=True, help="uniform, early or late")
 @sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="drawn together")
+@click.option(
+    "--num-bins",
+    type=int,
+    default=NUM_BINS,
+    show_default=True,
+    help="parts of the way from noise to image to keep norms for",
+)
 @placement_options
 @click.option(
     "--calibration-set",

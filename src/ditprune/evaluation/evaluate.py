@@ -122,10 +122,7 @@ def _evaluate(
     calls = held_out_calls(pipeline, protocol, report, names, worker)
     noise = {name: predictions(one, calls.get(name, []), place) for name, one in own.items()}
     images = {"dense": draw_images(pipeline, asked, protocol, "dense", report, worker)}
-    rows: list[dict[str, Any]] = [{
-        "name": "dense", "sparsity_asked": 0.0, "sparsity": 0.0, "relative_error": 0.0,
-        "ssim": None, "psnr": None, **judge.read(as_unit(images["dense"]), asked),
-    }]  # fmt: skip
+    rows = [_dense_row(images["dense"], asked)]
     for (name, model), (sparsity_asked, targets) in zip(pruned, sparsities, strict=True):
         error = relative_error.RelativeError()
         for component, folder in model.denoisers.items():
@@ -150,6 +147,13 @@ def _evaluate(
         _write(results, images, out)
     worker.wait()
     return results
+
+
+def _dense_row(images: Tensor, asked: Sequence[Any]) -> dict[str, Any]:
+    return {
+        "name": "dense", "sparsity_asked": 0.0, "sparsity": 0.0, "relative_error": 0.0,
+        "ssim": None, "psnr": None, **judge.read(as_unit(images), asked),
+    }  # fmt: skip
 
 
 def _write(results: Mapping[str, Any], images: Mapping[str, Tensor], out: Path) -> None:

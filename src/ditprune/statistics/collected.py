@@ -12,7 +12,7 @@ from ditprune.errors import StatisticsError, did_you_mean
 from ditprune.statistics import column_norm
 from ditprune.statistics.column_norm import ColumnNorm
 
-# Of the way from noise to image; calls that do not say where they are go to one more, the last.
+# Of the way from noise to image, by default; calls that do not say where they are go to one more.
 NUM_BINS = 10
 
 
@@ -63,6 +63,12 @@ class Statistics:
                 "ditprune.Call(…, place=…)"
             )
         return column_norm.finish(state, [*weights, 0.0])
+
+    @property
+    def num_bins(self) -> int:
+        """Parts of the way from noise to image that the norms are kept for."""
+        state = next(iter(self.column_norms.values()), None)
+        return NUM_BINS if state is None else len(state.tokens_in_bin) - 1
 
     def num_tokens(self, name: str) -> int:
         """How many tokens entered layer `name`."""
