@@ -15,7 +15,7 @@ from ditprune.errors import RecipeError, did_you_mean
 from ditprune.granularity import GRANULARITIES
 from ditprune.granularity.cag import CAG
 from ditprune.granularity.nm import NM
-from ditprune.reconstruction import RECONSTRUCTIONS
+from ditprune.reconstruction import RECONSTRUCTIONS, Reconstruction
 from ditprune.reconstruction.none import Nothing
 from ditprune.refinement import REFINEMENTS, Distill
 from ditprune.saliency import SALIENCIES, Saliency
@@ -72,7 +72,7 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     auxiliary: bool = False
-    reconstruction: Any = field(default_factory=Nothing)
+    reconstruction: Reconstruction = field(default_factory=Nothing)
     mask: str = "saliency"
     allocation: str = "uniform"
     timestep_weighting: str = "uniform"

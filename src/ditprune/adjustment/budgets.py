@@ -49,7 +49,7 @@ def by_owl(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | Non
     curves = {}
     for name, layer in layers.items():
         share, size = wanted[name], layer.target.num_weights
-        # A valley whose floor is the wanted share: the exact total is met next to it.
+        # Cheap up to the wanted share and dear beyond: the exact total is met next to it.
         points = [0.0, share, 1.0]
         curves[name] = Curve(size, _step(layer), points, [0.0, share * size * 1e-3, size])
     return _as_shares(layers, allocate(curves, _total(layers, recipe)))

@@ -8,7 +8,6 @@ the activations and the buffers; each call reads the whole model once.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +29,8 @@ def is_too_large(folder: Path, place: Placement) -> bool:
     """Whether the denoiser's weights would take more than their share of the memory allowed."""
     if place.max_memory is None:
         return False
-    num_parameters = sum(math.prod(e.shape) for e in Weights(folder).entries.values())
-    return num_parameters * place.dtype.itemsize > _SHARE * place.max_memory
+    size_bytes = Weights(folder).num_parameters * place.dtype.itemsize
+    return size_bytes > _SHARE * place.max_memory
 
 
 def streamed(folder: Path, place: Placement) -> nn.Module:
