@@ -232,6 +232,7 @@ def wrong_buffers(packed: Packed) -> dict[str, Packed]:
     }
 
 
+@pytest.mark.no_compiler
 def test_buffers_of_other_sizes_and_dtypes_are_refused() -> None:
     inputs, weight, bias = draw(5, 100, 200, 0.5)
     packed = pack(weight)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from ditprune.runtime.packed import pack, packed_bytes, unpack
 
+pytestmark = pytest.mark.no_compiler
+
 
 @given(
     num_rows=st.integers(1, 100),

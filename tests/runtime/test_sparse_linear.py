@@ -25,6 +25,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.mark.no_compiler
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_state_dict_is_the_linears(bias: bool, same_bits) -> None:
     linear = half_zero(bias=bias)
@@ -46,6 +47,7 @@ def test_a_state_dict_is_loaded_strictly_inside_a_model(same_bits) -> None:
         torch.testing.assert_close(model(inputs), other(inputs))
 
 
+@pytest.mark.no_compiler
 def test_what_is_wrong_with_a_state_dict_is_said() -> None:
     model = nn.Sequential(SparseLinear(half_zero()))
     state = model.state_dict()
@@ -60,6 +62,7 @@ def test_what_is_wrong_with_a_state_dict_is_said() -> None:
         model.load_state_dict({**state, "0.weight": torch.zeros(40, 71)})
 
 
+@pytest.mark.no_compiler
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_linear_comes_back(bias: bool, same_bits) -> None:
     linear = half_zero(bias=bias).eval()
@@ -96,12 +99,14 @@ def test_dtypes_follow_to(same_bits) -> None:
             sparse.half()(inputs)
 
 
+@pytest.mark.no_compiler
 def test_the_dtype_of_a_loaded_state_dict_is_the_modules() -> None:
     sparse = SparseLinear(half_zero()).to(torch.bfloat16)
     sparse.load_state_dict(half_zero().state_dict())
     assert sparse.values.dtype == sparse.bias.dtype == torch.bfloat16
 
 
+@pytest.mark.no_compiler
 def test_another_device_is_refused_and_the_way_back_works() -> None:
     sparse = SparseLinear(half_zero())
     with torch.no_grad(), pytest.raises(KernelError, match="call desparsify_ before moving"):

@@ -144,6 +144,7 @@ def test_a_pipeline_draws_the_same_and_saves_the_same(own_pipeline, tmp_path, sa
         same_bits(saved[name], tensor)
 
 
+@pytest.mark.no_compiler
 def test_without_a_kernel_it_warns_once_and_stays_dense(pruned, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
