@@ -52,6 +52,7 @@ def prune_(
     allocation: str | None = None,
     timestep_weighting: str | None = None,
     refinement: Any = None,
+    packages: int | None = None,
     preset: str | None = None,
     batches: Iterable[Any] | None = None,
     report: Report = silent,
@@ -69,10 +70,11 @@ def prune_(
         auxiliary: also prune block lists beside the trunk, such as text refiners.
         weight_power, activation_power, cag_threshold: constants of a choice given by name.
         reconstruction: how the kept weights adjust: `none` (default), `obs`, `admm`, or an object.
-        mask: who chooses it: the `saliency` (default) or the `reconstruction`.
+        mask: who chooses it: `saliency` (default), `reconstruction` or `refinement`.
         allocation: how the total is shared: `uniform` (default), `owl`, `sensitivity`, `proxy`.
         timestep_weighting: `uniform` (default) or `log-decrease`, from noise to image.
         refinement: gradient steps at the end: `none` (default), `distill`, or an object.
+        packages: runs of blocks to reconstruct one after the other; 1 by default.
         preset: `paper` (all the defaults) or `best`.
         batches: as for `calibrate`, where a recipe adjusts weights or measures budgets.
         report: hears how far it is.
@@ -86,7 +88,7 @@ def prune_(
     recipe = build(
         saliency, granularity, sparsity, pattern, weight_power, activation_power, cag_threshold,
         include, exclude, auxiliary, reconstruction, mask, allocation, timestep_weighting,
-        refinement, preset=preset,
+        refinement, packages=packages, preset=preset,
     )  # fmt: skip
     check_scorable(recipe, stats)
     if batches is not None and not recipe.needs_calls:

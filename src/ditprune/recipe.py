@@ -30,7 +30,7 @@ _CONSTANTS = {
     "reconstruction": {"reconstruction_constants"},
     "refinement": {"refinement_constants"},
 }
-MASKS = ("saliency", "reconstruction")
+MASKS = ("saliency", "reconstruction", "refinement")
 # Words that are choices by themselves, the default first.
 _WORDS: dict[str, tuple[str, ...]] = {
     "mask": MASKS, "allocation": ALLOCATIONS, "timestep_weighting": TIMESTEP_WEIGHTINGS,
@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "best": {
         "reconstruction": "admm",
-        "mask": "reconstruction",
+        "mask": "refinement",
         "allocation": "sensitivity",
         "refinement": "distill",
     },
@@ -60,10 +60,13 @@ class Recipe:
         include, exclude: globs over target names.
         auxiliary: also blocks outside the trunk, such as text refiners.
         reconstruction: how the kept weights of a layer adjust.
-        mask: who chooses it, the `saliency` or the `reconstruction` itself.
+        mask: who chooses it, the `saliency`, the `reconstruction` itself, or that and for the last
+            of the removal the `refinement`.
         allocation: how the total is shared among layers, a name in `ALLOCATIONS`.
         timestep_weighting: how much each part of the way from noise to image counts.
         refinement: gradient steps at the end; None for none.
+        packages: runs of blocks that are reconstructed one after the other, each from inputs as
+            the earlier ones leave them; 1 reconstructs all from dense inputs.
     """
 
     saliency: Saliency = field(default_factory=STW)
@@ -77,6 +80,7 @@ class Recipe:
     allocation: str = "uniform"
     timestep_weighting: str = "uniform"
     refinement: Distill | None = None
+    packages: int = 1
 
     def groups(self, g_out: float, threshold: float | None) -> Any:
         """Who competes in a target of this heterogeneity: CAG's choice, or the one granularity."""
@@ -114,6 +118,7 @@ class Recipe:
             "timestep_weighting": self.timestep_weighting,
             "refinement": "none" if self.refinement is None else self.refinement.name,
             "refinement_constants": constants_of(self.refinement),
+            "packages": self.packages,
         }
 
 
@@ -135,6 +140,7 @@ def build(
     refinement: Any = None,
     reconstruction_constants: Mapping[str, Any] | None = None,
     refinement_constants: Mapping[str, Any] | None = None,
+    packages: int | None = None,
     preset: str | None = None,
 ) -> Recipe:
     """A checked recipe from words or objects; None means the preset's, else the default.
@@ -179,6 +185,11 @@ def _pattern(given: Mapping[str, Any]) -> tuple[NM, None]:
             f"--allocation {others['allocation']} and --pattern exclude each other: N:M fixes the "
             "count of every layer; leave sensitive layers dense with --exclude"
         )
+    if others.get("mask") == "refinement":
+        raise RecipeError(
+            "--mask refinement and --pattern exclude each other: N:M leaves nothing to remove "
+            "later; pass --mask reconstruction"
+        )
     return pattern if isinstance(pattern, NM) else NM.parse(str(pattern)), None
 
 
@@ -200,7 +211,9 @@ def preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
     if preset not in PRESETS:
         raise RecipeError(f"--preset '{preset}' is unknown; {did_you_mean(preset, PRESETS)}")
     words = dict(PRESETS[preset])
-    return words | {"allocation": "uniform"} if is_pattern else words
+    # N:M fixes each layer's count, and leaves nothing to remove later.
+    fixed = {"allocation": "uniform", "mask": "reconstruction"}
+    return words | {word: fixed[word] for word in words if word in fixed} if is_pattern else words
 
 
 def _adjusting(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,12 +229,24 @@ def _adjusting(given: Mapping[str, Any]) -> dict[str, Any]:
             raise RecipeError(f"{flag(word)} '{value}' is unknown; {hint}")
     if refine is not None and not isinstance(refine, Distill):
         raise RecipeError(f"--refinement {refine!r}: expected none, distill, or a Distill(…)")
-    if words["mask"] == "reconstruction" and not method.needs:
+    if words["mask"] != "saliency" and not method.needs:
         raise RecipeError(
-            "--mask reconstruction needs a reconstruction that chooses one; "
+            f"--mask {words['mask']} needs a reconstruction that chooses one; "
             "pass --reconstruction obs or admm, or leave --mask out"
         )
-    return {"reconstruction": method, "refinement": refine, **words}
+    if words["mask"] == "refinement" and refine is None:
+        raise RecipeError(
+            "--mask refinement needs one; pass --refinement distill, or --mask reconstruction"
+        )
+    packages = given.get("packages", 1)
+    if isinstance(packages, bool) or not isinstance(packages, int) or packages < 1:
+        raise RecipeError(f"--packages {packages!r}: expected a number of packages, from 1 up")
+    if packages > 1 and not method.needs:
+        raise RecipeError(
+            f"--packages {packages} says in which steps layers are reconstructed; pass "
+            "--reconstruction obs or admm, or leave it out"
+        )
+    return {"reconstruction": method, "refinement": refine, "packages": packages, **words}
 
 
 def from_json(content: Any, source: str, **overrides: Any) -> Recipe:

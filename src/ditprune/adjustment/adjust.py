@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ditprune.adjustment import budgets
 from ditprune.adjustment.layers import Layer, adjust_layer, prepare
-from ditprune.adjustment.refine import refine_
-from ditprune.calibration.grams import collect_grams, stages
+from ditprune.adjustment.refine import Refinement, rate_for
+from ditprune.adjustment.thinning import Thinning, thinning
+from ditprune.calibration.grams import collect_grams, packages, stages
+from ditprune.calibration.rows import merge_calls, num_rows, take_item
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.progress import Report
@@ -27,6 +30,7 @@ from ditprune.targets.matrix import as_matrix
 
 DEFAULT_GRAM_BYTES = 4_000_000_000
 _NUM_MEASURING_ROWS = 64  # of calibration, on which budgets are measured
+_MEASURED_TOGETHER = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,8 @@ def adjust(
     """New weights for every target; the denoiser itself is left as it was.
 
     Grams of all targets are collected at once where they fit `max_gram_bytes`, else stage by
-    stage with a pass over the calls for each, twice where budgets are measured.
+    stage with a pass over the calls for each, twice where budgets are measured. With packages,
+    each begins a stage.
 
     Args:
         threshold: of CAG, resolved.
@@ -82,15 +87,33 @@ def adjust(
         }
     num_bins = NUM_BINS if stats is None else stats.num_bins
     grams = _Grams(denoiser, targets, calls, recipe, max_gram_bytes, report, num_bins)
-    shares = _shares(denoiser, layers, grams, calls, recipe, report)
+    share_out = _sharing(denoiser, layers, grams, calls, recipe, report)
+    after = share_out(recipe)
+    before = share_out(_first_part(recipe)) if recipe.mask == "refinement" else None
     found: dict[str, Adjustment] = {}
+    begin: dict[str, Adjustment] = {}
     for name, layer in layers.items():
-        done = adjust_layer(layer, grams.of(name), recipe, shares[name])
-        found[name] = Adjustment(done.weight, done.keep, layer, shares[name], done.damping)
+        gram_II = grams.of(name, found)
+        found[name] = _adjustment(layer, gram_II, recipe, after[name])
+        if before is not None:
+            begin[name] = _adjustment(layer, gram_II, recipe, before[name])
         report("reconstructing", len(found), len(layers))
     if recipe.refinement is None:
         return found
-    return _refined(denoiser, found, calls, recipe, report)
+    thin = None if before is None else thinning(layers, recipe, before, after)
+    return _refined(denoiser, found, begin or found, thin, calls, recipe, report)
+
+
+def _adjustment(layer: Layer, gram: Tensor, recipe: Recipe, share: float | None) -> Adjustment:
+    done = adjust_layer(layer, gram, recipe, share)
+    return Adjustment(done.weight, done.keep, layer, share, done.damping)
+
+
+def _first_part(recipe: Recipe) -> Recipe:
+    """The recipe without what the refinement removes."""
+    assert recipe.refinement is not None
+    assert recipe.sparsity is not None
+    return replace(recipe, sparsity=recipe.sparsity * (1 - recipe.refinement.held_back))
 
 
 class _Grams:
@@ -104,19 +127,31 @@ class _Grams:
         self._weights = timestep_weights(recipe.timestep_weighting, num_bins)
         self._is_needed = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
         self._report = report
-        self._stages = stages(targets, max_bytes)
+        self._in_steps = recipe.packages > 1
+        self._stages = [
+            names
+            for package in packages(targets, recipe.packages)
+            for names in stages(package, max_bytes)
+        ]
         self._stage_of = {name: i for i, names in enumerate(self._stages) for name in names}
         self._stage = -1
         self._states: dict[str, Gram] = {}
 
-    def of(self, name: str) -> Tensor:
-        """XᵀX of one target's inputs, float32; the unit matrix where nobody needs it."""
+    def of(self, name: str, done: Mapping[str, Adjustment] | None = None) -> Tensor:
+        """XᵀX of one target's inputs, float32; the unit matrix where nobody needs it.
+
+        Args:
+            done: targets that were adjusted before; with packages, the inputs of the next are as
+                these leave them.
+        """
         if not self._is_needed:
             return torch.eye(self._targets[name].shape[1])
         if self._stage_of[name] != self._stage:
             self._stage = self._stage_of[name]
             self._states = {}
-            self._collect(self._stages[self._stage])
+            weights = _weights(done) if done and self._in_steps else {}
+            with replaced(self._denoiser, weights):
+                self._collect(self._stages[self._stage])
         if name not in self._states:
             raise StatisticsError(
                 f"{name}: no calibration call reaches it, so it cannot be reconstructed; exclude "
@@ -137,15 +172,15 @@ class _Grams:
         self._states = collect_grams(self._denoiser, counted(), names, self._weights)
 
 
-def _shares(
+def _sharing(
     denoiser: nn.Module, layers: Mapping[str, Layer], grams: _Grams, calls: Sequence[Call],
     recipe: Recipe, report: Report,
-) -> dict[str, float | None]:  # fmt: skip
-    """The share that every layer loses, by the recipe's allocation."""
+) -> Callable[[Recipe], dict[str, float | None]]:  # fmt: skip
+    """What tells the share that every layer loses under a recipe's total; measured once."""
     if recipe.allocation == "uniform":
-        return budgets.uniform(layers, recipe)
+        return partial(budgets.uniform, layers)
     if recipe.allocation == "owl":
-        return budgets.by_owl(layers, recipe)
+        return partial(budgets.by_owl, layers)
     some = _some_rows(calls)
     if recipe.allocation == "proxy":
         gains = budgets.output_gains(denoiser, list(layers), some)
@@ -153,30 +188,53 @@ def _shares(
     else:
         with torch.no_grad():
             costs = budgets.measure_costs(denoiser, layers, grams.of, some, recipe, report)
-    return budgets.by_curves(layers, costs, recipe)
+    return partial(budgets.by_curves, layers, costs)
 
 
 def _some_rows(calls: Sequence[Call]) -> list[Call]:
-    """Calls spread over all of them, with about as many rows as budgets are measured on."""
-    rows = [call.sample().shape[0] for call in calls]
-    every = max(1, round(sum(rows) / _NUM_MEASURING_ROWS))
-    return list(calls[::every])
+    """Rows spread over all of the calls, as many as budgets are measured on, few to a call."""
+    places = [(call, row) for call in calls for row in range(num_rows(call))]
+    every = max(1, len(places) // _NUM_MEASURING_ROWS)
+    rows = [take_item(call, row, num_rows(call)) for call, row in places[::every]]
+    together = range(0, len(rows), _MEASURED_TOGETHER)
+    return [call for i in together for call in merge_calls(rows[i : i + _MEASURED_TOGETHER])]
 
 
 def _refined(
-    denoiser: nn.Module, found: Mapping[str, Adjustment], calls: Sequence[Call], recipe: Recipe,
-    report: Report,
+    denoiser: nn.Module, found: Mapping[str, Adjustment], begin: Mapping[str, Adjustment],
+    thin: Thinning | None, calls: Sequence[Call], recipe: Recipe, report: Report,
 ) -> dict[str, Adjustment]:  # fmt: skip
-    """The adjustments after gradient steps on all kept weights together."""
-    assert recipe.refinement is not None
-    names = list(found)
+    """What gradient steps on all kept weights together make of `begin`; `found` where that is
+    better on the rows kept aside.
+    """
+    settings = recipe.refinement
+    assert settings is not None
     blocks = list(dict.fromkeys(one.layer.target.block for one in found.values()))
-    dense = copy.deepcopy(denoiser)
-    with replaced(denoiser, {name: one.weight for name, one in found.items()}):
-        keep = {name: one.keep for name, one in found.items()}
-        refine_(denoiser, dense, keep, blocks, calls, recipe.refinement, report)
-        refined = {name: _weight(denoiser, name).float().clone() for name in names}
-    return {name: replace(one, weight=refined[name]) for name, one in found.items()}
+    refinement = Refinement(denoiser, copy.deepcopy(denoiser), blocks, calls, settings)
+    with replaced(denoiser, _weights(found)):
+        before = refinement.error()
+    with replaced(denoiser, _weights(begin)):
+        keep = {name: one.keep for name, one in begin.items()}
+        keep = refinement.train_(keep, rate_for(before, settings), thin, report)
+        if not refinement.error() < before:
+            return dict(found)
+        refined = {name: _weight(denoiser, name).float().clone() for name in found}
+    return {
+        name: replace(
+            one, weight=refined[name], keep=keep[name],
+            sparsity=_share(keep[name]) if thin and thin.is_joint else one.sparsity,
+        )
+        for name, one in found.items()
+    }  # fmt: skip
+
+
+def _weights(adjustments: Mapping[str, Adjustment]) -> dict[str, Tensor]:
+    return {name: one.weight for name, one in adjustments.items()}
+
+
+def _share(keep: Tensor) -> float:
+    """The share that a mask removes."""
+    return (keep.numel() - int(keep.sum())) / keep.numel()
 
 
 @contextmanager

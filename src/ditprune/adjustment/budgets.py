@@ -34,12 +34,6 @@ def uniform(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | No
     return dict.fromkeys(layers, recipe.sparsity)
 
 
-def num_pruned(layer: Layer, sparsity: float | None) -> int:
-    """Weights that a layer loses at a share."""
-    num_groups, group_size = layer.groups.group_shape(*layer.target.shape)
-    return num_groups * (group_size - layer.groups.num_keep(group_size, sparsity))
-
-
 def by_owl(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | None]:
     """More for layers with few outliers (arXiv 2310.05175), the total that of uniform shares."""
     outliers = {name: outlier_share(layer.scores) for name, layer in layers.items()}
@@ -158,7 +152,7 @@ def _step(layer: Layer) -> int:
 
 
 def _total(layers: Mapping[str, Layer], recipe: Recipe) -> int:
-    return sum(num_pruned(layer, recipe.sparsity) for layer in layers.values())
+    return sum(layer.num_pruned(recipe.sparsity) for layer in layers.values())
 
 
 def _as_shares(layers: Mapping[str, Layer], counts: Mapping[str, int]) -> dict[str, float | None]:
@@ -166,7 +160,7 @@ def _as_shares(layers: Mapping[str, Layer], counts: Mapping[str, int]) -> dict[s
     shares: dict[str, float | None] = {}
     for name, layer in layers.items():
         shares[name] = counts[name] / layer.target.num_weights
-        got = num_pruned(layer, shares[name])
+        got = layer.num_pruned(shares[name])
         if got != counts[name]:
             raise RecipeError(f"{name}: a budget of {counts[name]} weights gives {got}")
     return shares

@@ -40,6 +40,11 @@ class Layer:
         _, group_size = self.groups.group_shape(*self.target.shape)
         return Choice(group_size, self.groups.num_keep(group_size, sparsity))
 
+    def num_pruned(self, sparsity: float | None) -> int:
+        """Weights that it loses at this share."""
+        num_groups, group_size = self.groups.group_shape(*self.target.shape)
+        return num_groups * (group_size - self.groups.num_keep(group_size, sparsity))
+
     def mask_by_saliency(self, sparsity: float | None) -> Tensor:
         """The mask that the scores choose."""
         choice = self.choice(sparsity)
@@ -61,6 +66,6 @@ def prepare(
 @torch.no_grad()
 def adjust_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> Adjusted:
     """Its mask and new weight at a share, by the recipe's reconstruction."""
-    if recipe.mask == "reconstruction":
+    if recipe.mask != "saliency":
         return recipe.reconstruction(layer.weight, layer.choice(sparsity), gram)
     return recipe.reconstruction(layer.weight, layer.mask_by_saliency(sparsity), gram)

@@ -15,63 +15,109 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.capture import moment_of
+from ditprune.adjustment.mixtures import draws
+from ditprune.adjustment.thinning import Thinning
 from ditprune.calibration.replay import evaluating, predicted_noise
 from ditprune.calibration.rows import merge_calls, num_rows, take_item
 from ditprune.calls import Call
 from ditprune.metrics import relative_error
 from ditprune.progress import Report
 from ditprune.refinement import Distill
+from ditprune.targets.matrix import as_matrix
 
 _WARM_UP = 0.05
 _BETAS = (0.9, 0.99)
-_RATE_OF_ERROR = 6e-3
+_RATE_OF_ERROR = 8e-3
 _ASIDE = 16
 _JUDGED_TOGETHER = 32
 
 
-def refine_(
-    denoiser: nn.Module, dense: nn.Module, keep: Mapping[str, Tensor], blocks: Sequence[str],
-    calls: Sequence[Call], settings: Distill, report: Report,
-) -> None:  # fmt: skip
-    """Train the kept weights of the targets in place; the mask's zeros stay zero.
+class Refinement:
+    """Training towards the dense denoiser on some rows of the calls, and judging on the others.
 
-    Adam with a short warm-up and a cosine to zero; each step sees `batch_size` rows, all rows once
-    before any comes again. One row in sixteen is kept aside: where the error on those does not
-    fall, the weights stay what they were.
+    One row in sixteen is kept aside to judge by.
 
     Args:
+        denoiser: trained in place.
         dense: the denoiser as it was; the teacher.
-        keep: by target, True where a weight is kept, [C_out, C_in].
         blocks: paths of the modules whose outputs are compared too.
     """
-    rows = [take_item(call, row, num_rows(call)) for call in calls for row in range(num_rows(call))]
-    rows, aside = _split(rows, settings.seed)
-    before = _error(denoiser, dense, aside or rows)
-    rate = settings.learning_rate or _RATE_OF_ERROR * math.sqrt(before)
-    weights: list[Tensor] = [denoiser.get_parameter(f"{name}.weight") for name in keep]
-    masks = [mask.view(w.shape).to(w) for mask, w in zip(keep.values(), weights, strict=True)]
-    draws = _draws(denoiser, rows, settings)
-    start = [weight.detach().clone() for weight in weights]
-    with training(denoiser, weights), evaluating(dense):
-        optimizer = torch.optim.Adam(weights, lr=rate, betas=_BETAS, foreach=True)
-        for step in range(settings.num_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _rate(step, settings.num_steps)
-            optimizer.zero_grad()
-            batch = next(draws)
-            for call in merge_calls(batch):
-                share = num_rows(call) / len(batch)
-                _backward(denoiser, dense, blocks, call, settings.block_weight, share)
-            optimizer.step()
-            with torch.no_grad():
-                for weight, mask in zip(weights, masks, strict=True):
-                    weight.mul_(mask)
-            report("refining", step + 1, settings.num_steps)
-    if aside and _error(denoiser, dense, aside) >= before:
-        with torch.no_grad():
-            for weight, old in zip(weights, start, strict=True):
-                weight.copy_(old)
+
+    def __init__(
+        self, denoiser: nn.Module, dense: nn.Module, blocks: Sequence[str],
+        calls: Sequence[Call], settings: Distill,
+    ) -> None:  # fmt: skip
+        self._denoiser, self._dense = denoiser, dense
+        self._blocks, self._settings = blocks, settings
+        rows = [
+            take_item(call, row, num_rows(call)) for call in calls for row in range(num_rows(call))
+        ]
+        self._rows, aside = _split(rows, settings.seed)
+        self._aside = aside or self._rows
+
+    def error(self) -> float:
+        """The relative error of the denoiser's predictions on the rows kept aside."""
+        return _error(self._denoiser, self._dense, self._aside)
+
+    def train_(
+        self, keep: Mapping[str, Tensor], rate: float, thinning: Thinning | None, report: Report
+    ) -> dict[str, Tensor]:
+        """Train the kept weights of the targets in place; the mask's zeros stay zero.
+
+        Adam with a short warm-up and a cosine to zero.
+
+        Args:
+            keep: by target, True where a weight is kept, [C_out, C_in].
+            rate: the largest learning rate.
+            thinning: what else is removed on the way.
+
+        Returns:
+            The masks at the end.
+        """
+        settings, keep = self._settings, dict(keep)
+        weights = {name: self._denoiser.get_parameter(f"{name}.weight") for name in keep}
+        batches = draws(self._denoiser, self._rows, settings)
+        with training(self._denoiser, list(weights.values())), evaluating(self._dense):
+            optimizer = torch.optim.Adam(weights.values(), lr=rate, betas=_BETAS, foreach=True)
+            for step in range(settings.num_steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * _rate(step, settings.num_steps)
+                if thinning and optimizer.state and thinning.is_due(step, settings.num_steps):
+                    scores = _scores(weights, optimizer)
+                    keep = thinning.masks(keep, scores, step, settings.num_steps)
+                optimizer.zero_grad()
+                self._backward(next(batches))
+                optimizer.step()
+                _mask_(weights, keep)
+                report("refining", step + 1, settings.num_steps)
+        return keep
+
+    def _backward(self, batch: Sequence[Call]) -> None:
+        """Gradients of the relative errors of a batch."""
+        for call in merge_calls(batch):
+            share = num_rows(call) / len(batch)
+            weight = self._settings.block_weight
+            _backward(self._denoiser, self._dense, self._blocks, call, weight, share)
+
+
+def rate_for(error: float, settings: Distill) -> float:
+    """The largest learning rate that suits this error, or the one that was asked for."""
+    return settings.learning_rate or _RATE_OF_ERROR * math.sqrt(error)
+
+
+@torch.no_grad()
+def _mask_(weights: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        weight.mul_(keep[name].view(weight.shape))
+
+
+@torch.no_grad()
+def _scores(weights: Mapping[str, Tensor], optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """W² √v of every weight, as matrices."""
+    return {
+        name: as_matrix(weight.square() * optimizer.state[weight]["exp_avg_sq"].sqrt()).float()
+        for name, weight in weights.items()
+    }
 
 
 def _split(rows: list[Call], seed: int) -> tuple[list[Call], list[Call]]:
@@ -163,32 +209,3 @@ def _rate(step: int, num_steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, num_steps - warm)))
-
-
-def _draws(denoiser: nn.Module, rows: Sequence[Call], settings: Distill) -> Iterator[list[Call]]:
-    """Batches of rows without end, each row turned towards another of its timestep."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    of_moment: dict[Any, list[int]] = {}
-    moments = [(moment_of(denoiser, row), row.sample().shape) for row in rows]
-    for number, moment in enumerate(moments):
-        of_moment.setdefault(moment, []).append(number)
-    size = min(settings.batch_size, len(rows))
-    while True:
-        order = torch.randperm(len(rows), generator=generator).tolist()
-        for first in range(0, len(rows) - size + 1, size):
-            batch = []
-            for number in order[first : first + size]:
-                likes = of_moment[moments[number]]
-                other = likes[int(torch.randint(len(likes), (), generator=generator))]
-                angle = settings.mixing * float(torch.rand((), generator=generator))
-                batch.append(_turned(rows[number], rows[other], angle))
-            yield batch
-
-
-def _turned(row: Call, other: Call, angle: float) -> Call:
-    """The row with its noisy input turned towards another's: the variance stays what it was."""
-    if not angle or row is other:
-        return row
-    own = row.sample()
-    mixture = math.cos(angle) * own + math.sin(angle) * other.sample()
-    return row.map(lambda leaf: mixture if leaf is own else leaf)

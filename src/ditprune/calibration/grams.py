@@ -37,6 +37,15 @@ def stages(targets: Mapping[str, Target], max_bytes: int) -> list[list[str]]:
     return found
 
 
+def packages(targets: Mapping[str, Target], num_packages: int) -> list[dict[str, Target]]:
+    """Targets in module order in so many runs of blocks, as even as whole blocks allow."""
+    blocks = list(dict.fromkeys(target.block for target in targets.values()))
+    found: list[dict[str, Target]] = [{} for _ in range(min(num_packages, len(blocks)))]
+    for name, target in targets.items():
+        found[blocks.index(target.block) * len(found) // len(blocks)][name] = target
+    return found
+
+
 def gram_bytes(target: Target) -> int:
     """What collecting one target's Gram takes."""
     return _COPIES * _FLOAT * target.shape[1] ** 2

@@ -67,6 +67,10 @@ _RECIPE: tuple[Decorator, ...] = (
         help=f"[default: uniform] {', '.join(TIMESTEP_WEIGHTINGS)}",
     ),
     click.option("--refinement", metavar="NAME", help=f"[default: none] {', '.join(REFINEMENTS)}"),
+    click.option(
+        "--packages", type=int, metavar="N",
+        help="[default: 1] runs of blocks to reconstruct one after the other",
+    ),
     *_TARGETS,
     click.option(
         "--recipe",
