@@ -6,7 +6,7 @@ What was computed is kept beside OUT until OUT is there, so a killed run need no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def adjusted_tensors(
     """
     if file.is_file():
         return _restore(file)
-    calls = _calls(job, source) if recipe.needs_calls else []
+    calls = _all_calls(job, source) if recipe.needs_calls else []
     place = source.place if source is not None else Placement()
     denoiser = load_denoiser(model.denoisers[job.name], place)
     done = adjust(denoiser, job.selection.targets, job.stats, recipe, threshold, calls, report)
@@ -79,24 +79,29 @@ def adjusted_tensors(
     return found
 
 
-def _calls(job: Job, source: Source | None) -> list[Call]:
-    """The calibration calls of this denoiser. Raises RecipeError where there are not all."""
+def _all_calls(job: Job, source: Source | None) -> list[Call]:
     if source is None:
         raise RecipeError(
             "this recipe adjusts weights to calibration calls and none were given; sample them "
             "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
         )
+    return list(calls_of(job, source))
+
+
+def calls_of(job: Job, source: Source) -> Iterator[Call]:
+    """The calibration calls of this denoiser, in their place, a unit in memory at a time.
+
+    Raises RecipeError where there are not all.
+    """
     if missing := source.kept.missing():
         raise RecipeError(
             f"--calibration-set {source.kept.folder}: {len(missing)} of {source.kept.num_units} "
             "units are missing; finish it with the `ditprune calibrate` that began it"
         )
-    return [
-        to_placement(call, source.place.device, source.place.dtype)
-        for unit in range(source.kept.num_units)
-        for call in source.kept.read(unit)[0]
-        if call.denoiser == job.name
-    ]
+    for unit in range(source.kept.num_units):
+        for call in source.kept.read(unit)[0]:
+            if call.denoiser == job.name:
+                yield to_placement(call, source.place.device, source.place.dtype)
 
 
 def _keep(found: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:

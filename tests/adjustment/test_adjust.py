@@ -25,16 +25,29 @@ METHODS: list[dict[str, Any]] = [
     {"reconstruction": "admm", "allocation": "owl"},
     {"reconstruction": "admm", "mask": "reconstruction", "allocation": "sensitivity"},
     {"reconstruction": "admm", "allocation": "proxy"},
+    {"reconstruction": "admm", "mask": "reconstruction", "packages": 2},
     {"allocation": "owl"},
     {"allocation": "proxy"},
+    {
+        "reconstruction": "admm",
+        "mask": "refinement",
+        "allocation": "sensitivity",
+        "refinement": Distill(num_steps=40, learning_rate=1e-3, batch_size=4, held_back=0.2),
+    },
+    {
+        "reconstruction": "obs",
+        "mask": "refinement",
+        "allocation": "owl",
+        "refinement": Distill(num_steps=40, learning_rate=1e-3, batch_size=4, held_back=0.2),
+    },
     {"refinement": Distill(num_steps=20, learning_rate=1e-3, batch_size=4)},
     {"refinement": Distill(num_steps=5, batch_size=4, mixing=0, block_weight=0)},
 ]
 PATTERNS = [
     words | {"pattern": "2:4"}
     for words in METHODS
-    if words.get("allocation", "uniform") == "uniform"
-]
+    if words.get("allocation", "uniform") == "uniform" and words.get("mask") != "refinement"
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -170,6 +183,17 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
         ({"reconstruction": "adm"}, "--reconstruction 'adm' is unknown; did you mean 'admm'"),
         ({"allocation": "even"}, "--allocation 'even' is unknown"),
         ({"mask": "reconstruction"}, "needs a reconstruction that chooses one"),
+        (
+            {"reconstruction": "admm", "mask": "refinement"},
+            "--mask refinement needs one; pass --refinement distill",
+        ),
+        (
+            {"preset": "best", "pattern": "2:4", "mask": "refinement"},
+            "--mask refinement and --pattern exclude",
+        ),
+        ({"packages": 2}, "--packages 2 says in which steps"),
+        ({"packages": 0, "reconstruction": "obs"}, "--packages 0: expected a number"),
+        ({"packages": True, "reconstruction": "obs"}, "--packages True"),
         ({"mask": "none"}, "--mask 'none' is unknown"),
         ({"timestep_weighting": "log"}, "--timestep-weighting 'log'"),
         ({"refinement": "distil"}, "--refinement 'distil' is unknown; did you mean 'distill'"),
@@ -196,9 +220,75 @@ def test_batches_that_nobody_would_read_are_refused(tiny_dit, tiny_stats, calls)
             ditprune.prune_(tiny_dit(), tiny_stats, batches=calls, **words)
 
 
+def test_the_refinement_chooses_some_of_the_mask(tiny_dit, tiny_stats, calls) -> None:
+    """Not what the reconstruction alone would choose, and no worse on the calls it was given."""
+    words = {"reconstruction": "admm", "allocation": "sensitivity", "sparsity": 0.6}
+    settings = Distill(num_steps=100, learning_rate=1e-3, batch_size=4)
+    denoisers = {}
+    for mask in ("reconstruction", "refinement"):
+        denoisers[mask] = tiny_dit()
+        ditprune.prune_(
+            denoisers[mask], tiny_stats, mask=mask, refinement=settings, batches=calls, **words
+        )
+    one, two = (dict(denoisers[mask].named_parameters()) for mask in denoisers)
+    assert any(not torch.equal(one[name] == 0, two[name] == 0) for name in one)
+    plain = tiny_dit()
+    ditprune.prune_(plain, tiny_stats, mask="reconstruction", batches=calls, **words)
+    dense = tiny_dit()
+    assert error(denoisers["refinement"], dense, calls) < error(plain, dense, calls)
+
+
+def test_a_refinement_that_does_not_help_is_dropped(tiny_dit, tiny_stats, calls, same_bits) -> None:
+    """At a rate that destroys the weights: what is left is the reconstruction at the full share."""
+    words = {"reconstruction": "admm", "allocation": "sensitivity", "sparsity": 0.6}
+    wild, plain = tiny_dit(), tiny_dit()
+    settings = Distill(num_steps=30, learning_rate=10, batch_size=4)
+    outcome = ditprune.prune_(
+        wild, tiny_stats, mask="refinement", refinement=settings, batches=calls, **words
+    )
+    own = ditprune.prune_(plain, tiny_stats, mask="reconstruction", batches=calls, **words)
+    for name, tensor in plain.state_dict().items():
+        same_bits(wild.state_dict()[name], tensor)
+    assert outcome.targets == own.targets
+
+
+def test_packages_see_what_the_earlier_ones_leave(tiny_dit, tiny_stats, calls, same_bits) -> None:
+    """The first block as without packages, the second fitted to its new inputs."""
+    even, turns = tiny_dit(), tiny_dit()
+    ditprune.prune_(even, tiny_stats, 0.7, reconstruction="admm", batches=calls)
+    ditprune.prune_(turns, tiny_stats, 0.7, reconstruction="admm", packages=2, batches=calls)
+    differs = set()
+    for name, tensor in even.named_parameters():
+        if not torch.equal(turns.get_parameter(name), tensor):
+            differs.add(name.split(".")[1])
+    assert differs == {"1"}
+    name = "transformer_blocks.1.ff.net.2.weight"
+    dense = tiny_dit()
+
+    def inputs(denoiser: nn.Module) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        layer = denoiser.get_submodule(name.removesuffix(".weight"))
+        handle = layer.register_forward_pre_hook(
+            lambda _, args: seen.append(args[0].flatten(0, -2))
+        )
+        predictions(denoiser, calls)
+        handle.remove()
+        return torch.cat(seen)
+
+    # Both denoisers have the same first block, so one input serves to compare them.
+    tokens = inputs(turns)
+    losses = [
+        ((tokens @ (one.get_parameter(name) - dense.get_parameter(name)).T).square().sum().item())
+        for one in (even, turns)
+    ]
+    assert losses[1] < losses[0]
+
+
 def test_the_best_preset_of_a_pattern_keeps_every_layers_count() -> None:
     assert build(preset="best").allocation == "sensitivity"
+    assert build(preset="best").mask == "refinement"
     assert build(preset="best", pattern="2:4").allocation == "uniform"
+    assert build(preset="best", pattern="2:4").mask == "reconstruction"
     assert build(preset="best", allocation="owl").allocation == "owl"
     assert build(preset="paper") == build()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,7 +23,7 @@ SHAPES = {"a": (8, 20), "b": (6, 10), "c": (4, 30)}
 def layers(**groups: object) -> dict[str, Layer]:
     return {
         name: Layer(
-            Target(name, shape, "mlp", "block", 0), torch.ones(shape), torch.ones(shape), kind, 0.0
+            Target(name, shape, "mlp", "block", 0), partial(torch.ones, shape), torch.abs, kind, 0.0
         )
         for (name, shape), kind in zip(SHAPES.items(), groups.values(), strict=True)
     }
@@ -36,9 +39,7 @@ def begin(which: dict[str, Layer], share: float) -> dict[str, Tensor]:
     masks = {}
     for name, layer in which.items():
         scores = torch.rand(layer.target.shape, generator=generator)
-        masks[name] = Layer(layer.target, layer.weight, scores, layer.groups, 0.0).mask_by_saliency(
-            share
-        )
+        masks[name] = replace(layer, read=lambda scores=scores: scores).mask_by_saliency(share)
     return masks
 
 

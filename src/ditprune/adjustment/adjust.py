@@ -29,7 +29,7 @@ from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
 DEFAULT_GRAM_BYTES = 4_000_000_000
-_NUM_MEASURING_ROWS = 64  # of calibration, on which budgets are measured
+NUM_MEASURING_ROWS = 64  # of calibration, on which budgets are measured
 _MEASURED_TOGETHER = 8
 
 
@@ -82,7 +82,7 @@ def adjust(
         )
     with torch.no_grad():
         layers = {
-            name: prepare(target, _weight(denoiser, name), stats, recipe, threshold)
+            name: prepare(target, partial(_weight, denoiser, name), stats, recipe, threshold)
             for name, target in targets.items()
         }
     num_bins = NUM_BINS if stats is None else stats.num_bins
@@ -194,7 +194,7 @@ def _sharing(
 def _some_rows(calls: Sequence[Call]) -> list[Call]:
     """Rows spread over all of the calls, as many as budgets are measured on, few to a call."""
     places = [(call, row) for call in calls for row in range(num_rows(call))]
-    every = max(1, len(places) // _NUM_MEASURING_ROWS)
+    every = max(1, len(places) // NUM_MEASURING_ROWS)
     rows = [take_item(call, row, num_rows(call)) for call, row in places[::every]]
     together = range(0, len(rows), _MEASURED_TOGETHER)
     return [call for i in together for call in merge_calls(rows[i : i + _MEASURED_TOGETHER])]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ def uniform(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | No
 
 def by_owl(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | None]:
     """More for layers with few outliers (arXiv 2310.05175), the total that of uniform shares."""
-    outliers = {name: outlier_share(layer.scores) for name, layer in layers.items()}
+    outliers = {name: outlier_share(layer.scores()) for name, layer in layers.items()}
     sizes = {name: layer.target.num_weights for name, layer in layers.items()}
     assert recipe.sparsity is not None
     wanted = sparsities(outliers, sizes, recipe.sparsity)
@@ -83,10 +85,11 @@ def measure_costs(
     for number, (name, layer) in enumerate(layers.items(), start=1):
         weight = as_matrix(denoiser.get_parameter(f"{name}.weight")).detach()
         before = weight.clone()
+        dense_layer = replace(layer, read=partial(torch.clone, before))
         try:
             costs[name] = []
             for level in LEVELS:
-                weight.copy_(adjust_layer(layer, gram_of(name), recipe, level).weight)
+                weight.copy_(adjust_layer(dense_layer, gram_of(name), recipe, level).weight)
                 costs[name].append(_error(denoiser, calls, dense))
         finally:
             weight.copy_(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +21,28 @@ from ditprune.targets.discover import Target
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A target with all that its pruning at any share needs.
+    """A target with all that its pruning at any share needs; its numbers are read when asked for.
 
     Args:
-        weight: dense, float32 [C_out, C_in].
-        scores: the recipe's saliency of it.
+        read: gives its dense weight, [C_out, C_in].
+        score: gives the recipe's saliency of that, float32 [C_out, C_in].
         groups: the granularity it has under the recipe, `layer`, `channel` or N:M.
         g_out: heterogeneity of its output channels.
     """
 
     target: Target
-    weight: Tensor
-    scores: Tensor
+    read: Callable[[], Tensor]
+    score: Callable[[Tensor], Tensor]
     groups: Any
     g_out: float
+
+    def weight(self) -> Tensor:
+        """Dense, float32, a copy."""
+        return self.read().detach().float().clone()
+
+    def scores(self) -> Tensor:
+        """Higher is kept."""
+        return self.score(self.read())
 
     def choice(self, sparsity: float | None) -> Choice:
         """Who competes, and how many stay at this share."""
@@ -48,24 +57,26 @@ class Layer:
     def mask_by_saliency(self, sparsity: float | None) -> Tensor:
         """The mask that the scores choose."""
         choice = self.choice(sparsity)
-        grouped = self.scores.reshape(-1, choice.group_size)
-        return keep_best(grouped, choice.num_keep).reshape(self.weight.shape)
+        grouped = self.scores().reshape(-1, choice.group_size)
+        return keep_best(grouped, choice.num_keep).reshape(self.target.shape)
 
 
 def prepare(
-    target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe,
+    target: Target, read: Callable[[], Tensor], stats: Statistics | None, recipe: Recipe,
     threshold: float | None,
 ) -> Layer:  # fmt: skip
     """The layer, before anything is removed from it."""
-    scores = scores_of(target, weight, stats, recipe)
-    g_out = heterogeneity(scores)
-    groups = recipe.groups(g_out, threshold)
-    return Layer(target, weight.detach().float().clone(), scores, groups, g_out)
+
+    def score(weight: Tensor) -> Tensor:
+        return scores_of(target, weight, stats, recipe)
+
+    g_out = heterogeneity(score(read()))
+    return Layer(target, read, score, recipe.groups(g_out, threshold), g_out)
 
 
 @torch.no_grad()
 def adjust_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> Adjusted:
     """Its mask and new weight at a share, by the recipe's reconstruction."""
     if recipe.mask != "saliency":
-        return recipe.reconstruction(layer.weight, layer.choice(sparsity), gram)
-    return recipe.reconstruction(layer.weight, layer.mask_by_saliency(sparsity), gram)
+        return recipe.reconstruction(layer.weight(), layer.choice(sparsity), gram)
+    return recipe.reconstruction(layer.weight(), layer.mask_by_saliency(sparsity), gram)

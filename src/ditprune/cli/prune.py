@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,18 @@ from typing import Any
 import click
 
 from ditprune.adjusting import Source
-from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES
-from ditprune.calibration.grams import gram_bytes, stages
 from ditprune.calibration.placement import placement
 from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
 from ditprune.checkpoints.staging import missing_bytes, part_of
 from ditprune.cli import console
+from ditprune.cli.adjusting import show_adjusting
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
 from ditprune.errors import RecipeError
 from ditprune.estimate import estimate
-from ditprune.job import Job, num_bytes, open_jobs, plan_jobs
+from ditprune.job import num_bytes, open_jobs, plan_jobs
 from ditprune.outcome import Outcome
 from ditprune.prune import check_scorable
 from ditprune.prune_checkpoint import prune_checkpoint
@@ -61,30 +60,15 @@ def prune(
         expected = estimate(folder, jobs, recipe, existing_parent(out.resolve()))
         show_plans(plan_jobs(jobs, recipe))
         show_estimate(expected)
-        _show_adjusting(jobs, recipe)
+        if source is not None:
+            for job in jobs:
+                show_adjusting(folder, job, recipe, source, console.prefix(job.name, jobs))
         return
     with console.progress() as report, _promise(out):
         outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report, source)
     for name, outcome in outcomes.items():
         _show(outcome, console.prefix(name, outcomes))
     console.out.print(f"pruned model: {out}", markup=False)
-
-
-def _show_adjusting(jobs: Sequence[Job], recipe: Recipe) -> None:
-    """What a recipe that adjusts weights does beside writing them."""
-    if not recipe.needs_calls:
-        return
-    for job in jobs:
-        cut = stages(job.selection.targets, DEFAULT_GRAM_BYTES)
-        largest = max(sum(gram_bytes(job.selection.targets[n]) for n in names) for names in cut)
-        is_measured = recipe.allocation in ("sensitivity", "proxy")
-        passes = len(cut) * (2 if is_measured and len(cut) > 1 else 1)
-        console.out.print(
-            f"{console.prefix(job.name, jobs)}before that it adjusts the weights of the loaded "
-            f"denoiser: {passes} passes over the calibration calls for Grams of "
-            f"{console.size(largest)} at a time, the time of which is not estimated",
-            markup=False,
-        )
 
 
 def _source(recipe: Recipe, set_folder: Path | None, device: str | None) -> Source | None:

@@ -1,0 +1,60 @@
+"""What a recipe that adjusts weights will take, for `prune --dry-run`."""
+
+from __future__ import annotations
+
+import torch
+
+from ditprune.adjusting import Source, calls_of
+from ditprune.adjustment.cost import Cost, call_cost, cost, measured_rate
+from ditprune.calibration.rows import num_rows
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.cli import console
+from ditprune.errors import ModelError
+from ditprune.job import Job
+from ditprune.recipe import Recipe
+
+# Where there is no GPU to measure: what one of the larger ones does in float32.
+_ASSUMED_RATE = 40e12
+
+
+def show_adjusting(
+    model: ModelFolder, job: Job, recipe: Recipe, source: Source, prefix: str
+) -> None:
+    """Stages, time on this CPU and on one GPU, and memory."""
+    targets, total = job.selection.targets, 0
+    first = None
+    for call in calls_of(job, source):
+        first, total = first or call, total + num_rows(call)
+    if first is None:
+        console.out.print(f"{prefix}no calibration call reaches this denoiser", markup=False)
+        return
+    try:
+        one = call_cost(skeleton(model.denoisers[job.name]), targets, first)
+    except ModelError as error:
+        console.out.print(f"{prefix}{error}", markup=False)
+        return
+    expected = cost(targets, recipe, one, total, job.selection.num_parameters)
+    console.out.print(
+        f"{prefix}before that it adjusts the weights of the loaded denoiser, from {total:,} rows "
+        f"of calls; Grams take {expected.num_passes} passes over them\n"
+        f"{prefix}  memory: about {console.size(expected.peak_bytes)} and the activations of "
+        f"a batch\n{prefix}  {_times(expected, 'this CPU', measured_rate(), 'measured')}\n"
+        f"{prefix}  {_on_gpu(expected)}",
+        markup=False,
+    )
+
+
+def _on_gpu(expected: Cost) -> str:
+    if torch.cuda.is_available():
+        return _times(expected, "this GPU", measured_rate("cuda"), "measured")
+    return _times(expected, "one GPU", _ASSUMED_RATE, "assumed, for there is none here")
+
+
+def _times(expected: Cost, where: str, rate: float, how: str) -> str:
+    stages = ", ".join(
+        f"{name} {console.duration(value / rate)}"
+        for name, value in expected.num_operations.items()
+    )
+    total = console.duration(sum(expected.num_operations.values()) / rate)
+    return f"on {where}, at {rate / 1e12:.3g} TFLOP/s ({how}): about {total} ({stages})"
