@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,15 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
     assert run_line(*plain, "--calibration-set", calls) == 2
     assert "adjusts no weights" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
+    best = ["prune", model, "-o", tmp_path / "b", "--statistics", stats, "--preset", "best"]
+    assert run_line(*best, "--calibration-set", calls, "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "from 12 rows of calls; Grams take 1 passes over them" in plan
+    for where in ("this CPU, at", "GPU, at"):
+        (line,) = [line for line in plan.splitlines() if where in line]
+        for stage in ("Grams", "budgets", "layers", "refinement"):
+            assert re.search(rf"{stage} [\d.]+ (s|min|h)", line)
+    assert not (tmp_path / "b").exists()
 
 
 def run_line(*words: object) -> int:
