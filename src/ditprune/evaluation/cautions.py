@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.tools import Tools
 from ditprune.metrics.estimate import Estimate, overlap
 
 Estimates = Mapping[str, Estimate]
@@ -16,7 +15,6 @@ _DISTANCES = ("fid", "sfid", "kid")
 def cautions(
     name: str,
     models: Mapping[str, Estimates],
-    tools: Tools,
     num_images: int,
     widths: tuple[int, int],
 ) -> list[str]:

@@ -69,7 +69,7 @@ def results_of(
         "metrics": {key: _described(key, tools) for key in tools.chosen},
         "models": [
             _row(model, tools, work, dense)
-            | {"warnings": cautions(model.name, estimates, tools, protocol["num_images"], widths)}
+            | {"warnings": cautions(model.name, estimates, protocol["num_images"], widths)}
             for model in models
         ],
     }

@@ -7,13 +7,9 @@ their bias, [N, 1008].
 
 from __future__ import annotations
 
-import importlib
 import io
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,14 +18,14 @@ from torch import Tensor
 
 from ditprune.metrics.features import Seen
 
-PACKAGE = "torch_fidelity"
+PACKAGES = ("torch_fidelity", "torchvision")  # the first cannot be imported without the second
 NUM_POOLED = 2048
 _SPATIAL, _NUM_CHANNELS = "Mixed_6d.branch1x1", 7
 
 
 def is_installed() -> bool:
     """Whether the network's code is here; its weights are another matter."""
-    return find_spec(PACKAGE) is not None
+    return all(find_spec(name) is not None for name in PACKAGES)
 
 
 def weights_address() -> str:
@@ -63,24 +59,6 @@ def load(
 
 
 def _network_module() -> Any:
-    """The module of the network alone: the package around it imports torchvision for others."""
-    with _hollow(PACKAGE):
-        return importlib.import_module(f"{PACKAGE}.feature_extractor_inceptionv3")
+    from torch_fidelity import feature_extractor_inceptionv3
 
-
-@contextmanager
-def _hollow(package: str) -> Iterator[None]:
-    """A package whose modules can be imported while its own `__init__` is not run."""
-    before = {name: m for name, m in sys.modules.items() if name.split(".")[0] == package}
-    if package not in before:
-        spec = find_spec(package)
-        assert spec is not None
-        hollow = ModuleType(package)
-        hollow.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules[package] = hollow
-    try:
-        yield
-    finally:
-        if package not in before:  # so that importing it later gives the whole
-            for name in [n for n in sys.modules if n.split(".")[0] == package]:
-                del sys.modules[name]
+    return feature_extractor_inceptionv3
