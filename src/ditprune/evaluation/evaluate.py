@@ -97,7 +97,7 @@ def evaluate(
         command: how to repeat it, for the record.
 
     Returns:
-        What results.json holds, as docs/results.md tells.
+        What results.json holds, on every worker: format 2, as `results.py` builds it.
 
     Raises:
         DitpruneError: before sampling where it can be known.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def _lpips(measures: Measures, like: Tensor, _asked: Sequence[Any], place: Place
 def _clip(measures: Measures, _like: Tensor, asked: Sequence[Any], place: Placement) -> Any:
     if not all(isinstance(one, str) for one in asked):
         return _NO_PROMPTS
+    if find_spec("transformers") is None:
+        return "CLIP needs transformers: pip install 'ditprune[metrics]'"
     fetch = measures.fetches("clip_score")
     found = _try(lambda: clip_score.load(measures.clip, place.device, fetch))
     if isinstance(found, str) and not fetch:

@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from ditprune.metrics.estimate import Estimate, bootstrap
 
 # Resamples for an interval: one takes the eigenvalues of a [f, f] matrix.
-_MOST_RESAMPLES, _FEWEST_RESAMPLES, _MANY_FEATURES = 200, 20, 512
+_MOST_RESAMPLES, _FEWEST_RESAMPLES, _MANY_FEATURES = 200, 20, 128
 
 
 class _Features(nn.Module):
@@ -71,7 +71,7 @@ def compute(
 ) -> Estimate:
     """The distance of features of two images or more, and its interval over these images.
 
-    The interval takes 200 resamples up to 512 features and 20 above; the reference stays as it is.
+    The interval takes 200 resamples up to 128 features and 20 above; the reference stays as it is.
     """
     metric = against(reference, lambda values: values)
     metric.update(features.double(), real=False)
