@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ditprune.evaluation.cautions import cautions
+from ditprune.evaluation.cautions import Found, cautions
 from ditprune.metrics.estimate import Estimate
 
 WIDTHS = (64, 448)
@@ -11,7 +11,8 @@ WIDTHS = (64, 448)
 def said(own: dict[str, Estimate], dense: dict[str, Estimate], num_images: int = 1000,
          **others: dict[str, Estimate]) -> list[str]:  # fmt: skip
     models = {"dense": dense, **others, "own": own}
-    return cautions("own", models, num_images, WIDTHS)
+    found = {name: Found(estimates) for name, estimates in models.items()}
+    return cautions("own", found, num_images, WIDTHS)
 
 
 def test_a_distance_below_dense_is_told() -> None:
@@ -44,7 +45,22 @@ def test_models_that_nothing_tells_apart_are_told() -> None:
 
 def test_fewer_images_than_features_are_told_of_every_model() -> None:
     own = {"fid": Estimate(3, 1, 5), "sfid": Estimate(3, 1, 5)}
-    (line,) = cautions("dense", {"dense": own}, 100, WIDTHS)
+    (line,) = cautions("dense", {"dense": Found(own)}, 100, WIDTHS)
     assert line.startswith("sFID of 100 images in 448 features")
-    assert len(cautions("dense", {"dense": own}, 60, WIDTHS)) == 2
-    assert cautions("dense", {"dense": own}, 449, WIDTHS) == []
+    assert len(cautions("dense", {"dense": Found(own)}, 60, WIDTHS)) == 2
+    assert cautions("dense", {"dense": Found(own)}, 449, WIDTHS) == []
+
+
+def test_the_same_items_are_compared_one_by_one() -> None:
+    """Intervals overlap since items differ in difficulty; each item is a little worse."""
+    hard = [i / 10 for i in range(50)]
+    wide = {"ssim": Estimate(2.45, 2.0, 2.9)}, {"ssim": Estimate(2.44, 2.0, 2.9)}
+    models = {
+        "dense": Found({}),
+        "a": Found(wide[0], {"ssim": hard}),
+        "own": Found(wide[1], {"ssim": [value - 0.01 for value in hard]}),
+    }
+    assert cautions("own", models, 50, WIDTHS) == []
+    mixed = [value + (0.5 if i % 2 else -0.52) for i, value in enumerate(hard)]
+    models["own"] = Found(wide[1], {"ssim": mixed})
+    assert cautions("own", models, 50, WIDTHS) == ["50 images cannot tell it from a by SSIM"]

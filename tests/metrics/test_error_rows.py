@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ditprune.metrics import relative_error
-from ditprune.metrics.error_rows import Row, by_timestep, compute, update
+from ditprune.metrics.error_rows import Row, by_timestep, compute, shares, update
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -55,3 +57,11 @@ def test_what_is_not_known_has_no_part() -> None:
     assert by_timestep([Row(1.0, 2.0, None, None)]) == []
     (part,) = by_timestep([Row(1.0, 2.0, 1.0, None)])
     assert part == {"timestep": None, "place": 0.95, "error": 0.5, "num_rows": 1}
+
+
+def test_shares_have_the_error_as_their_mean_in_one_order() -> None:
+    rows = calls()
+    assert sum(shares(rows)) / len(rows) == pytest.approx(compute(rows).value, rel=1e-12)
+    assert shares(rows) == shares(rows[::-1])
+    worse = tuple(replace(row, difference=2 * row.difference) for row in rows[::-1])
+    assert shares(worse) == pytest.approx([2 * one for one in shares(rows)])

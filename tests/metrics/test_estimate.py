@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ditprune.metrics import per_image
-from ditprune.metrics.estimate import Estimate, bootstrap, overlap, resamples
+from ditprune.metrics.estimate import Estimate, bootstrap, differ, overlap, resamples
 from ditprune.metrics.per_image import PerImage
 
 
@@ -84,3 +84,12 @@ def test_batches_do_not_matter() -> None:
 def test_intervals_overlap_where_they_share_a_point(two, is_so) -> None:
     one = Estimate(1, 0.0, 2.0)
     assert overlap(one, two) is overlap(two, one) is is_so
+
+
+def test_means_over_the_same_items_differ_where_every_item_does() -> None:
+    hard = normal(60).tolist()
+    assert differ(hard, [value - 0.01 for value in hard])
+    assert differ([value - 0.01 for value in hard], hard)
+    assert not differ(hard, (normal(60, 1)).tolist())
+    assert not differ(hard, hard)
+    assert not differ([1.0], [2.0])

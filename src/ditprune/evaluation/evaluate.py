@@ -35,7 +35,6 @@ from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
 from ditprune.metrics import error_rows
 from ditprune.metrics.error_rows import Row
-from ditprune.metrics.estimate import Estimate
 from ditprune.progress import Report, silent
 
 
@@ -186,9 +185,13 @@ def _measure(
         )
         first = first or found
         stock = take_stock(one.folder, one.claims.names())
-        estimates = {**_error(one.rows, tools.has("relative_error"), run), **found.estimates}
+        estimates, values = dict(found.estimates), dict(found.values)
+        if one.rows and tools.has("relative_error"):
+            error = error_rows.compute(one.rows, run.protocol.seed)
+            estimates = {"relative_error": error, **estimates}
+            values["relative_error"] = error_rows.shares(one.rows)
         models.append(
-            Model(one.name, one.claims, stock, one.images, estimates, found.ssim, one.rows)
+            Model(one.name, one.claims, stock, one.images, estimates, values, found.ssim, one.rows)
         )
         run.report("measuring", number, len(sampled))
     assert first is not None
@@ -200,13 +203,6 @@ def _measure(
     for one in sampled[1:]:
         one.images.remove()
     return results
-
-
-def _error(rows: Sequence[Row], is_wanted: bool, run: Run) -> dict[str, Estimate]:
-    """The relative error of a pruned model; of the dense one there is none to tell."""
-    if not is_wanted or not rows:
-        return {}
-    return {"relative_error": error_rows.compute(rows, run.protocol.seed)}
 
 
 def _check_names(pruned: Sequence[tuple[str, ModelFolder]]) -> None:

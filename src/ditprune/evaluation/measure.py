@@ -36,11 +36,13 @@ class Measured:
     """Args:
     estimates: by metric; a metric that does not apply to this model is not there.
     ssim: of each image against the dense one; empty for the dense model.
+    values: of metrics that are a mean over images, the number of each image.
     seen: the features of its images, where an extractor looked.
     """
 
     estimates: dict[str, Estimate]
     ssim: tuple[float, ...]
+    values: dict[str, tuple[float, ...]]
     seen: Seen
 
 
@@ -69,7 +71,7 @@ def measure(
     estimates = {name: per_image.compute(state, seed) for name, state in states.items()}
     if tools.extractor is not None:
         estimates |= _of_features(seen, dense_seen, tools, seed)
-    return Measured(estimates, ssim, seen)
+    return Measured(estimates, ssim, {n: state.values for n, state in states.items()}, seen)
 
 
 def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:

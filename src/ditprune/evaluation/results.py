@@ -16,7 +16,7 @@ from ditprune.checkpoints import manifest
 from ditprune.checkpoints.output import write_beside
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import cautions
+from ditprune.evaluation.cautions import Found, cautions
 from ditprune.evaluation.claims import Claims, target_rows
 from ditprune.evaluation.commands import prune_command
 from ditprune.evaluation.gallery import gallery
@@ -37,6 +37,7 @@ class Model:
     """What was found of one model.
 
     Args:
+        values: of the metrics that are means over items, the number of each item.
         ssim: of each image against the dense one; empty for the dense model.
         rows: of the held-out calls; empty for the dense model.
     """
@@ -46,6 +47,7 @@ class Model:
     stock: Stock
     images: Images
     estimates: Mapping[str, Estimate]
+    values: Mapping[str, tuple[float, ...]]
     ssim: tuple[float, ...]
     rows: tuple[Row, ...]
 
@@ -61,7 +63,7 @@ def results_of(
         dense: the dense model as the user wrote it.
         widths: how many features FID and sFID are of.
     """
-    estimates = {model.name: model.estimates for model in models}
+    found = {model.name: Found(model.estimates, model.values) for model in models}
     return {
         "format": FORMAT,
         "command": command,
@@ -69,7 +71,7 @@ def results_of(
         "metrics": {key: _described(key, tools) for key in tools.chosen},
         "models": [
             _row(model, tools, work, dense)
-            | {"warnings": cautions(model.name, estimates, protocol["num_images"], widths)}
+            | {"warnings": cautions(model.name, found, protocol["num_images"], widths)}
             for model in models
         ],
     }

@@ -57,6 +57,15 @@ def compute(rows: Sequence[Row], seed: int = 0) -> Estimate:
     )  # fmt: skip
 
 
+def shares(rows: Sequence[Row]) -> tuple[float, ...]:
+    """What each row adds, scaled so that the mean is the relative error; in an order that is the
+    same for all models, so that rows of two can be compared.
+    """
+    ordered = sorted(rows, key=lambda row: (row.dense, row.place or 0, row.timestep or 0))
+    mean = sum(row.dense for row in ordered) / len(ordered)
+    return tuple(row.difference / mean for row in ordered)
+
+
 def by_timestep(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The error in each tenth of the way that has rows, from noise to image.
 

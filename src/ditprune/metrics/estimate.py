@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +60,18 @@ def bootstrap(
         shift = value - values.mean().item()
         low, high = (torch.quantile(values, q).item() + shift for q in (_TAIL, 1 - _TAIL))
     return Estimate(value, low if lowest is None else max(low, lowest), high)
+
+
+def differ(one: Sequence[float], two: Sequence[float], seed: int = 0) -> bool:
+    """Whether two means over the same items differ: 0 lies outside the interval of the mean
+    difference. Item by item, so what makes items hard for both does not count.
+    """
+    between = torch.tensor(one, dtype=torch.float64) - torch.tensor(two, dtype=torch.float64)
+    count = len(between)
+    found = bootstrap(
+        between.mean().item(), lambda weights: (weights @ between).item() / count, count, seed
+    )
+    return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 
 
 def overlap(one: Estimate, two: Estimate) -> bool:
