@@ -41,6 +41,8 @@ def test_models_that_nothing_tells_apart_are_told() -> None:
     other = {"ssim": Estimate(0.95, 0.94, 0.96), "psnr": Estimate(25, 24.9, 25.1)}
     own = {"ssim": Estimate(0.955, 0.945, 0.965), "psnr": Estimate(27, 26.9, 27.1)}
     assert said(own, {}, other=other) == ["1,000 images cannot tell it from other by SSIM"]
+    models = {"dense": Found({}), "own": Found(own), "other": Found(other)}
+    assert cautions("own", models, 1000, WIDTHS) == []  # once, with the later one
 
 
 def test_fewer_images_than_features_are_told_of_every_model() -> None:

@@ -23,15 +23,15 @@ def opened(uri: str) -> Image.Image:
 
 
 def test_the_worst_of_any_model_come_first_then_a_spread() -> None:
-    ssim = {"a": [i / 100 for i in range(100)], "b": [1.0] * 100}
-    ssim["b"][70] = -0.5
+    ssim = {"a": [1 - i / 100 for i in range(100)], "b": [1.0] * 100}
+    ssim["b"][30] = -0.5
     chosen = choose(ssim, 100)
-    assert chosen[:12] == [70, *range(11)]
+    assert chosen[:12] == [30, *range(99, 88, -1)]
     assert len(chosen) == len(set(chosen)) == 24
     others = chosen[12:]
-    assert others == sorted(others)
-    assert others[0] < 20
-    assert others[-1] > 90
+    assert others == sorted(others, reverse=True)
+    assert others[0] > 80
+    assert others[-1] < 10
 
 
 def test_few_images_are_all_shown() -> None:
