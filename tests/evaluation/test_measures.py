@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from PIL import Image
 import pipeline_parts as parts
 from ditprune.bundled import PIPELINE
 from ditprune.checkpoints.locate import locate
+from ditprune.errors import ModelError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
+from folders import edit_json
 from tiny_pipelines import PIPELINES
 
 # A warning of diffusers' DPM-Solver about its own use of numpy.
@@ -109,6 +112,23 @@ def test_a_pruned_model_tells_its_recipe_and_its_targets(of_prompts) -> None:
     assert one["g_out"] == claims["targets"][one["name"]]["g_out"]
     assert one["granularity"] in ("layer", "channel")
     assert one["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("change", ["g_out", "cag_threshold"])
+def test_a_manifest_with_numbers_that_json_lacks_is_refused(change, of_prompts, tmp_path) -> None:
+    place, _ = of_prompts
+    folder = Path(shutil.copytree(place / "pruned", tmp_path / "pruned"))
+
+    def spoil(claims: dict[str, Any]) -> None:
+        held = claims["recipe"] if change == "cag_threshold" else next(
+            iter(claims["targets"].values())
+        )  # fmt: skip
+        held[change] = float("nan")
+
+    edit_json(folder / "transformer" / "ditprune.json", spoil)
+    with pytest.raises(ModelError, match=r"ditprune\.json cannot be read"):
+        run(place / "model", tmp_path / "e", Measures())
+    assert not (tmp_path / "e").exists()
 
 
 def test_only_what_is_named_is_measured_against_a_folder(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ def _claims_of(
         for name in targets:
             tree.get_parameter(f"{name}.weight")
             targets[name].get("block")
+        json.dumps([recipe, targets], allow_nan=False)  # results.json will hold parts of them
         if not targets:
             raise ValueError("no targets")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -108,12 +110,12 @@ def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> li
     for denoiser, targets in claims.targets.items():
         prefix = f"{denoiser}." if len(claims.targets) > 1 else ""
         for name, record in targets.items():
-            block = str(record.get("block") or "")
+            block, shape = str(record.get("block") or ""), record.get("shape")
             rows.append({
                 "name": prefix + name,
                 "role": name.removeprefix(f"{block}."),
                 "depth": record.get("depth"),
-                "shape": list(record.get("shape") or []),
+                "shape": list(shape) if isinstance(shape, (list, tuple)) else [],
                 "sparsity": shares[denoiser][name],
                 "g_out": record.get("g_out"),
                 "granularity": record.get("granularity"),

@@ -34,7 +34,8 @@ def prune_command(dense: str, name: str, recipe: Mapping[str, Any], needs_statis
         if value is not None and value != _DEFAULTS.get(word):
             words += ["--" + word.replace("_", "-"), f"{value}"]
     for word in ("include", "exclude"):
-        for pattern in recipe.get(word) or ():
+        patterns = recipe.get(word)
+        for pattern in patterns if isinstance(patterns, (list, tuple)) else ():
             words += [f"--{word}", str(pattern)]
     if recipe.get("auxiliary"):
         words.append("--auxiliary")
