@@ -102,15 +102,20 @@ def evaluate(
         DitpruneError: before sampling where it can be known.
     """
     _check_names(pruned)
-    words = ["ditprune", "evaluate", dense.name, *(m.name for _, m in pruned), "-o", str(out)]
     run = Run(
-        dense, pruned, out, protocol, measures or Measures(), command or shlex.join(words),
+        dense, pruned, out, protocol, measures or Measures(), command or _words(dense, pruned, out),
         report, place or Placement(), worker or Worker(),
     )  # fmt: skip
     kept = out / FOLDER
     check_no_link(kept)
     with results_folder(out, lambda: kept.is_dir() and any(kept.rglob("*.safetensors"))):
         return _evaluate(run)
+
+
+def _words(dense: ModelFolder, pruned: Sequence[tuple[str, ModelFolder]], out: Path) -> str:
+    """The command line of an evaluation that was not asked for by one, without its options."""
+    names = [dense.name, *(model.name for _, model in pruned)]
+    return shlex.join(["ditprune", "evaluate", *names, "-o", str(out)])
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
