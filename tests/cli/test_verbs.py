@@ -33,7 +33,8 @@ OPTIONS = {
     "--activation-power --cag-threshold --include --exclude --auxiliary --dry-run --recipe "
     "--overwrite",
     "verify": "OUT",
-    "evaluate": "DENSE PRUNED -o --num-images --seed",
+    "evaluate": "DENSE PRUNED -o --num-images --seed --metrics --feature-extractor --reference "
+    "--clip --images",
     "demo": "-o",
 }
 
