@@ -8,6 +8,7 @@ import click
 
 from ditprune.cli import console
 from ditprune.cli.calibrate import calibrate
+from ditprune.cli.convert import convert
 from ditprune.cli.demo import demo
 from ditprune.cli.evaluate import evaluate
 from ditprune.cli.inspect import inspect
@@ -43,7 +44,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, convert, demo):
     app.add_command(verb)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ditprune.calibration.placement import placement
 from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
-from ditprune.checkpoints.staging import missing_bytes, part_of
+from ditprune.checkpoints.staging import missing_bytes
 from ditprune.cli import console
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
@@ -63,7 +62,7 @@ def prune(
         show_estimate(expected)
         _show_adjusting(jobs, recipe)
         return
-    with console.progress() as report, _promise(out):
+    with console.progress() as report, console.promise(out):
         outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report, source)
     for name, outcome in outcomes.items():
         _show(outcome, console.prefix(name, outcomes))
@@ -100,17 +99,6 @@ def _source(recipe: Recipe, set_folder: Path | None, device: str | None) -> Sour
             "`ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
         )
     return Source(calibration_set.load(set_folder), placement(device))
-
-
-@contextmanager
-def _promise(out: Path) -> Iterator[None]:
-    """Say what an interrupt leaves."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if part_of(out).exists():
-            console.say(f"{part_of(out)} holds what is done; the same command goes on from there")
-        raise
 
 
 def _show(outcome: Outcome, prefix: str) -> None:

@@ -17,7 +17,7 @@ def refuse_sparse(denoiser: nn.Module) -> None:
     ]
     if swapped:
         raise ModelError(
-            f"{type(denoiser).__name__}: {len(swapped)} layers run sparse (first {swapped[0]}), and "
-            "their weights are packed; call ditprune.runtime.desparsify_(denoiser) first, and "
+            f"{type(denoiser).__name__}: {len(swapped)} layers run sparse (first {swapped[0]}), "
+            "and their weights are packed; call ditprune.runtime.desparsify_(denoiser) first, and "
             "sparsify_ again afterwards"
         )
