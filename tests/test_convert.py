@@ -1,4 +1,4 @@
-"""Converting: the same bytes come back, what is written is smaller, and nothing else is accepted."""
+"""Converting: the same bytes come back, what is written is smaller, all else is refused."""
 
 from __future__ import annotations
 
