@@ -64,11 +64,11 @@ def test_what_is_written_is_not_written_again(to, folders, tmp_path) -> None:
     written: list[int] = []
 
     def stop(what: str, done: int, total: int) -> None:
-        if what == "converting tensors" and done == total // 2:
+        if what == "writing tensors" and done == total // 2:
             raise KeyboardInterrupt
 
     def count(what: str, done: int, total: int) -> None:
-        written.extend([total] if what == "converting tensors" else [])
+        written.extend([total] if what == "writing tensors" else [])
 
     with pytest.raises(KeyboardInterrupt):
         work(locate(str(source)), tmp_path / "out", report=stop)
@@ -80,7 +80,7 @@ def test_what_is_written_is_not_written_again(to, folders, tmp_path) -> None:
 
 def test_work_of_the_other_direction_is_not_gone_on_with(folders, tmp_path) -> None:
     def stop(what: str, done: int, total: int) -> None:
-        if what == "converting tensors":
+        if what == "writing tensors":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

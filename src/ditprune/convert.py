@@ -7,23 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
 
 from ditprune.checkpoints import guard, manifest
 from ditprune.checkpoints.compact_weights import CompactWeights, write_manifest
 from ditprune.checkpoints.layout import Layout, layout_of, packed_layout
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import MANIFEST, is_compact
-from ditprune.checkpoints.rewrite import (
-    ShardWriter,
-    copy_other_files,
-    other_files,
-    sha256,
-    stamp,
-)
+from ditprune.checkpoints.rewrite import copy_other_files, other_files, stamp
+from ditprune.checkpoints.rewriting import Change, Record, rewrite
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.staging import Staging, check_early, resumable_folder
-from ditprune.checkpoints.stream import Syncing, stream, unchanged
+from ditprune.checkpoints.staging import check_early, resumable_folder
 from ditprune.checkpoints.weights import Entry, Weights
 from ditprune.compact.head import ITEM_BYTES, Head
 from ditprune.compact.packing import pack, smallest
@@ -31,7 +24,7 @@ from ditprune.errors import ModelError
 from ditprune.progress import Report, silent
 from ditprune.targets.discover import discover
 
-_Hashes = Mapping[str, tuple[str, str]]  # by tensor, of the bytes written and of those read
+_Records = Mapping[str, Record]  # by tensor
 
 
 @dataclass(frozen=True)
@@ -68,8 +61,7 @@ class _Part:
         place: its folder, from the root of the model.
         source: what is read.
         layout: what is written.
-        change: the bytes to write of a tensor.
-        check: refuses a tensor by its name and the hashes of its bytes, read and written.
+        change, check: as `rewrite` takes them.
         finish: writes what stands beside the shards.
     """
 
@@ -77,9 +69,9 @@ class _Part:
     place: Path
     source: Weights
     layout: Layout
-    change: Callable[[Entry, memoryview], memoryview]
-    check: Callable[[str, str, str], None]
-    finish: Callable[[Path, _Hashes], None]
+    change: Change
+    check: Callable[[Record], None]
+    finish: Callable[[Path, _Records], None]
 
 
 def to_compact(
@@ -173,10 +165,11 @@ def _no_gain(heads: Mapping[str, Mapping[str, Head]]) -> str:
 
 
 def _compacting(name: str, model: ModelFolder, dense: Weights, heads: Mapping[str, Head]) -> _Part:
-    def change(entry: Entry, raw: memoryview) -> memoryview:
-        return pack(raw, heads[entry.name]) if entry.name in heads else raw
+    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, None]:
+        return (pack(raw, heads[entry.name]) if entry.name in heads else raw), None
 
-    def finish(folder: Path, hashes: _Hashes) -> None:
+    def finish(folder: Path, records: _Records) -> None:
+        hashes = {n: (one["sha256"], one["source_sha256"]) for n, one in records.items()}
         write_manifest(folder, dense, heads, hashes)
 
     place = model.denoisers[name].relative_to(model.root)
@@ -184,25 +177,28 @@ def _compacting(name: str, model: ModelFolder, dense: Weights, heads: Mapping[st
 
 
 def _unpacking(name: str, model: ModelFolder, compact: CompactWeights) -> _Part:
-    def change(entry: Entry, raw: memoryview) -> memoryview:
-        return compact.dense(entry.name, raw)
+    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, None]:
+        return compact.dense(entry.name, raw), None
 
-    def finish(folder: Path, _hashes: _Hashes) -> None:
+    def check(record: Record) -> None:
+        compact.check(record["tensor"], record["source_sha256"], record["sha256"])
+
+    def finish(folder: Path, _records: _Records) -> None:
         (folder / "config.json").write_bytes(compact.config)
 
     place = model.denoisers[name].relative_to(model.root)
-    return _Part(name, place, compact.packed, compact.layout, change, compact.check, finish)
+    return _Part(name, place, compact.packed, compact.layout, change, check, finish)
 
 
 def _copying(name: str, model: ModelFolder, weights: Weights) -> _Part:
     place = model.denoisers[name].relative_to(model.root)
     return _Part(
         name, place, weights, layout_of(weights),
-        lambda _entry, raw: raw, _accept, lambda _folder, _hashes: None,
+        lambda _entry, raw: (raw, None), _accept, lambda _folder, _records: None,
     )  # fmt: skip
 
 
-def _accept(_name: str, _read: str, _written: str) -> None:
+def _accept(_record: Record) -> None:
     """Where there is nothing to compare hashes with."""
 
 
@@ -224,42 +220,11 @@ def _convert(
             return
         copy_other_files(model, weights, staging.part)
         for part in parts:
-            hashes = _write(part, staging, report)
             folder = staging.part / part.place
+            records = rewrite(
+                part.name, part.source, part.layout, folder, staging.journal,
+                part.change, part.check, report,
+            )  # fmt: skip
             if (model.root / part.place / MANIFEST).is_file():
                 copyfile(model.root / part.place / MANIFEST, folder / MANIFEST)
-            part.finish(folder, hashes)
-
-
-def _write(part: _Part, staging: Staging, report: Report) -> dict[str, tuple[str, str]]:
-    """Write every tensor but those in the journal whose bytes are there; the hashes of all."""
-    recorded: dict[str, tuple[str, str]] = {
-        record["tensor"]: (record["sha256"], record["source_sha256"])
-        for record in staging.journal.records
-        if record.get("denoiser") == part.name and "tensor" in record
-    }
-    folder, total = staging.part / part.place, len(part.layout.entries)
-    with ShardWriter(part.layout, folder) as writer, Syncing(writer, staging.journal) as syncing:
-        expected = {name: written for name, (written, _) in recorded.items()}
-        what = "checking what is done"
-        there = unchanged(part.layout, folder, expected, lambda *done: report(what, *done))
-        hashes = {name: recorded[name] for name in there}
-
-        def write(entry: Entry, raw: memoryview, result: memoryview) -> None:
-            found, written = sha256(raw), sha256(result)
-            part.check(entry.name, found, written)
-            writer.write(part.layout.entries[entry.name], result)
-            hashes[entry.name] = written, found
-            staging.journal.append(_record(part, entry, written, found))
-            syncing.wrote(len(result))
-            report("converting tensors", len(hashes), total)
-
-        stream((e for e in part.source.in_order() if e.name not in there), part.change, write)
-    return hashes
-
-
-def _record(part: _Part, entry: Entry, written: str, found: str) -> dict[str, Any]:
-    """The journal's line of one tensor."""
-    return {
-        "denoiser": part.name, "tensor": entry.name, "sha256": written, "source_sha256": found,
-    }  # fmt: skip
+            part.finish(folder, records)

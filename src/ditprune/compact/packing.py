@@ -28,7 +28,7 @@ def smallest(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Head:
         raw: its bytes.
         dtype: a key of ITEM_BYTES.
     """
-    words = _words(raw, dtype)
+    words = words_of(raw, dtype)
     bits = np.packbits(words != 0, bitorder="little")
     most = {size: most_in_group(bits, size) for size in {size for _, size in GROUPS}}
     heads = [
@@ -43,7 +43,7 @@ def smallest(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Head:
 
 def pack(raw: memoryview, head: Head) -> memoryview:
     """The packed weight of a dense one, in the form that `smallest` chose for these bytes."""
-    words = _words(raw, head.dtype)
+    words = words_of(raw, head.dtype)
     packed = np.zeros(head.size_bytes, np.uint8)
     packed[: head.values_start] = np.frombuffer(head.to_bytes(), np.uint8)
     values, places = _parts(packed, head)
@@ -111,7 +111,8 @@ def _indices(bits: np.ndarray, count: int) -> np.ndarray:
     return np.flatnonzero(np.unpackbits(bits, bitorder="little", count=count).view(np.bool_))
 
 
-def _words(raw: memoryview, dtype: str) -> np.ndarray:
+def words_of(raw: memoryview, dtype: str) -> np.ndarray:
+    """The bytes of weights as one unsigned integer each, without a copy."""
     return np.frombuffer(raw, _WORDS[ITEM_BYTES[dtype]])
 
 
