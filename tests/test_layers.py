@@ -23,7 +23,7 @@ ROWS: list[set[str]] = [
     {"adjustment"},
     {"outcome", "job"},
     {"adjusting"},
-    {"prune", "verify", "convert"},
+    {"prune", "verify", "convert", "masking", "mask_extraction"},
     {"prune_checkpoint"},
     {"estimate"},
     {"cli"},

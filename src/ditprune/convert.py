@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +213,6 @@ def _convert(
         "files": stamp(model, weights),
         "json": guard.config_hash(model.root),
     }
-    run = json.loads(json.dumps(run))
     with resumable_folder(out, model.root, size_bytes, run, overwrite) as staging:
         if staging.is_written:
             return

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from ditprune.checkpoints.output import write_beside
 from ditprune.checkpoints.rewrite import sha256
-from ditprune.checkpoints.weights import Entry, read_header, read_range
+from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range
 from ditprune.compact.mask_bits import compressed, expanded, num_set
 from ditprune.errors import ModelError
+from ditprune.targets.matrix import matrix_shape
 
 _FORMAT = 1
 _KEY = "ditprune.mask"
@@ -111,6 +112,28 @@ def write(file: Path, denoisers: Claims, masks: Iterable[tuple[str, np.ndarray]]
         stream.write(room.to_bytes(8, "little"))
         stream.write(_header(denoisers, written, hashes).ljust(room))
     return size_bytes
+
+
+def check_targets(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse weights without these targets. Raises ModelError."""
+    folder = weights.shards[0].parent
+    for target, shape in shapes.items():
+        entry = weights.entries.get(f"{target}.weight")
+        if entry is None:
+            raise ModelError(
+                f"{folder}: has no '{target}.weight', which the mask is of; expected a model of "
+                "the same class and size"
+            )
+        try:
+            found = matrix_shape(entry.shape)
+        except ValueError as error:
+            raise ModelError(f"{folder}: {target}.weight: {error}") from None
+        if found != tuple(shape):
+            raise ModelError(
+                f"{folder}: {target}.weight is {list(found)}, its mask {list(shape)}; expected a "
+                "model of the same class and size"
+            )
+        dtype_of(entry)
 
 
 def _header(denoisers: Claims, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> bytes:
