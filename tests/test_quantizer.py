@@ -207,7 +207,10 @@ print(status("VmHWM:") - before, sum(p.numel() * p.element_size() for p in model
 @pytest.mark.parametrize("size", ["10GB", "60MB"], ids=["one file", "shards"])
 def test_the_peak_of_loading_is_the_dense_model_and_one_layer(folders, size, tmp_path) -> None:
     from diffusers import DiTTransformer2DModel
+    from diffusers.quantizers.base import DiffusersQuantizer
 
+    if not hasattr(DiffusersQuantizer, "maybe_update_loaded_keys"):
+        pytest.skip("this diffusers does not say which files it loads")
     torch.manual_seed(0)
     with torch.device("meta"):
         denoiser = DiTTransformer2DModel(
@@ -259,8 +262,11 @@ def test_another_format_is_refused(folders) -> None:
 
 
 def test_options_that_would_lose_weights_are_refused(folders, tmp_path) -> None:
+    from diffusers.quantizers.base import DiffusersQuantizer
+
     _, small = folders()
-    refused(small, "leave ignore_mismatched_sizes out", ignore_mismatched_sizes=True)
+    if hasattr(DiffusersQuantizer, "maybe_update_loaded_keys"):
+        refused(small, "leave ignore_mismatched_sizes out", ignore_mismatched_sizes=True)
     options = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offload")}
     refused(small, "cannot be offloaded to disk", **options)
 
