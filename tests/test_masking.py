@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.mask_file import MaskFile
+from ditprune.compact.mask_bits import compressed, expanded
 from ditprune.convert import to_compact
 from ditprune.errors import ModelError, OutputError
 from ditprune.mask_extraction import extract
@@ -269,6 +270,14 @@ def record(content: dict[str, Any]) -> dict[str, Any]:
 
 
 KEY = f"transformer/{NAME}"
+
+
+def turn(tensors: dict[str, torch.Tensor]) -> None:
+    """The mask with its bytes in another order."""
+    bits = expanded(tensors[KEY].numpy().data, 1024, KEY)
+    tensors[KEY] = torch.tensor(list(compressed(bits[::-1].copy())), dtype=torch.uint8)
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (lambda f: f.unlink(), "no such mask file"),
     "no safetensors": (lambda f: f.write_bytes(b"PK"), "not a complete safetensors file"),
@@ -291,6 +300,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f, lambda t: t.update({KEY: torch.full((128,), 85, dtype=torch.uint8)})),
         "not the mask that was extracted",
     ),
+    "as many zeros elsewhere": (lambda f: edit(f, turn), "not the mask that was extracted"),
     "bytes of noise": (
         lambda f: edit(f, lambda t: t.update({KEY: torch.arange(40, dtype=torch.uint8)})),
         "not the mask of its target",
