@@ -14,16 +14,16 @@ import ditprune
 ROWS: list[set[str]] = [
     {"errors"},
     {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
-    {"saliency", "masks", "targets", "allocation", "refinement", "runtime"},
+    {"saliency", "masks", "targets", "allocation", "refinement", "runtime", "compact"},
     {"checkpoints", "reconstruction", "choices"},
-    {"calibration"},
+    {"calibration", "quantizer"},
     {"recipe", "evaluation"},
     {"scoring"},
     {"plan"},
     {"adjustment"},
     {"outcome", "job"},
     {"adjusting"},
-    {"prune", "verify"},
+    {"prune", "verify", "convert", "masking", "mask_extraction"},
     {"prune_checkpoint"},
     {"estimate"},
     {"cli"},
@@ -32,7 +32,7 @@ ROWS: list[set[str]] = [
 # Pure tensor maths: torch only, and no modules.
 PURE = {
     "errors", "statistics", "granularity", "calls", "saliency", "masks", "allocation",
-    "reconstruction", "refinement",
+    "reconstruction", "refinement", "compact",
 }  # fmt: skip
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {

@@ -11,6 +11,7 @@ work; docs/architecture.md is the map.
 
 from importlib.metadata import version as _version
 
+from ditprune import quantizer as _quantizer
 from ditprune.calibration.calibrate import calibrate
 from ditprune.calibration.capture import recorded
 from ditprune.calls import Call
@@ -29,6 +30,7 @@ from ditprune.saliency.wanda import Wanda
 from ditprune.statistics.collected import Statistics
 
 __version__ = _version("ditprune")
+_quantizer.register()
 
 __all__ = [
     "CAG",

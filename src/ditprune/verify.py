@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ditprune.checkpoints import manifest
+from ditprune.checkpoints.compact_weights import CompactWeights, open_weights
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import MANIFEST
-from ditprune.checkpoints.rewrite import header_hashes, sha256, tensors_of
+from ditprune.checkpoints.output import MANIFEST, is_compact
+from ditprune.checkpoints.rewrite import header_hashes, sha256
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.granularity import GRANULARITIES
@@ -33,11 +34,12 @@ def verify(model: ModelFolder) -> Iterator[str]:
     Checked for each denoiser: the recipe can be read; config.json is the dense model's; every
     untouched tensor is byte-identical to the dense model's; every pruned tensor has the bytes that
     were written, the zeros that are claimed, and in every group at least those the recipe asks for
-    (N:M included); the totals are the sums. Lines name the denoiser where there are several.
+    (N:M included); the totals are the sums. A compact folder is unpacked for it, and has the bytes
+    that were packed. Lines name the denoiser where there are several.
 
     Raises ModelError where there is no manifest at all.
     """
-    if not any((folder / MANIFEST).is_file() for folder in model.denoisers.values()):
+    if not any(map(_has_manifest, model.denoisers.values())):
         raise ModelError(
             f"{model.denoiser}: no {MANIFEST}; expected a folder that `ditprune prune` wrote"
         )
@@ -46,15 +48,37 @@ def verify(model: ModelFolder) -> Iterator[str]:
         yield from (f"{prefix}{claim}" for claim in _false_claims(folder))
 
 
+def _has_manifest(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() or is_compact(folder)
+
+
 def _false_claims(folder: Path) -> Iterator[str]:
-    if not (folder / MANIFEST).is_file():
+    if not _has_manifest(folder):
         yield f"no {MANIFEST}; expected one for each denoiser"
         return
     try:
-        weights = Weights(folder)
+        weights = open_weights(folder)
     except ModelError as error:
         yield f"the weights are not those that were written: {error}"
         return
+    if isinstance(weights, CompactWeights) and not weights.keeps_config(folder):
+        yield "config.json: is not the dense model's with our name in it"
+    if (folder / MANIFEST).is_file():
+        yield from _false_manifest(folder, weights)
+    else:  # convert packed what was pruned without a manifest
+        yield from (raw for _, raw in _tensors(weights) if isinstance(raw, str))
+
+
+def _tensors(weights: Weights) -> Iterator[tuple[Entry, memoryview | str]]:
+    """Every tensor with its bytes, or with the reason why they cannot be had."""
+    for entry in weights.in_order():
+        try:
+            yield entry, weights.raw(entry)
+        except ModelError as error:
+            yield entry, str(error)
+
+
+def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
     try:
         claims = manifest.read(folder)
         recipe = from_json(claims["recipe"], "recipe")
@@ -68,8 +92,10 @@ def _false_claims(folder: Path) -> Iterator[str]:
         return
     for name in sorted((targets.keys() | untouched.keys()) - weights.entries.keys()):
         yield f"{name}: missing from the weights"
-    for entry, raw in tensors_of(weights):
-        if entry.name in untouched:
+    for entry, raw in _tensors(weights):
+        if isinstance(raw, str):
+            yield raw
+        elif entry.name in untouched:
             if sha256(raw) != untouched[entry.name]:
                 yield f"{entry.name}: differs from the dense model, expected the same bytes"
         elif entry.name in targets:
@@ -149,10 +175,14 @@ def _false_base(base: Mapping[str, Any], folder: Path, weights: Weights) -> Iter
     config = folder / "config.json"
     if not config.is_file():
         yield "config.json: missing"
-    elif sha256(config.read_bytes()) != base["config_sha256"]:
+    elif sha256(_dense_config(config, weights)) != base["config_sha256"]:
         yield "config.json: is not the dense model's"
     if header_hashes(weights) != base["headers_sha256"]:
         yield "the headers of the shards (names, dtypes, shapes) are not the dense model's"
+
+
+def _dense_config(file: Path, weights: Weights) -> bytes:
+    return weights.config if isinstance(weights, CompactWeights) else file.read_bytes()
 
 
 def _false_totals(claims: Mapping[str, Any], weights: Weights) -> Iterator[str]:

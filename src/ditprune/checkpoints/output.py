@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ditprune.errors import OutputError
 
 MANIFEST = "ditprune.json"
+COMPACT_MANIFEST = "ditprune-compact.json"
 
 
 @contextmanager
@@ -102,11 +103,17 @@ def results_folder(
 
 
 def is_ours(folder: Path) -> bool:
-    """Empty, or with a manifest where `prune` puts it."""
+    """Empty, or with a manifest where `prune` or `convert` puts it."""
     if not folder.is_dir():
         return False
-    places = (folder / MANIFEST, *folder.glob(f"*/{MANIFEST}"))
+    names = (MANIFEST, COMPACT_MANIFEST)
+    places = [p for name in names for p in (folder / name, *folder.glob(f"*/{name}"))]
     return any(place.is_file() for place in places) or not any(folder.iterdir())
+
+
+def is_compact(folder: Path) -> bool:
+    """Whether `convert` has packed the weights of a denoiser's folder."""
+    return (folder / COMPACT_MANIFEST).is_file()
 
 
 def existing_parent(path: Path) -> Path:

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from ditprune.checkpoints.layout import Layout, layout_of
 from ditprune.checkpoints.locate import ModelFolder, check_inside
-from ditprune.checkpoints.weights import PICKLES, Entry, Weights, read_range
+from ditprune.checkpoints.weights import PICKLES, Entry, Weights
 from ditprune.errors import ModelError
 
 _WEIGHTS = (".safetensors", *PICKLES)
@@ -55,15 +56,7 @@ def _is_card(file: Path) -> bool:
 
 def header_hashes(weights: Weights) -> dict[str, str]:
     """The sha256 of each shard's header: names, dtypes, shapes and places of its tensors."""
-    return {
-        shard.name: sha256(read_range(shard, 0, _header_bytes(weights, shard)))
-        for shard in weights.shards
-    }
-
-
-def _header_bytes(weights: Weights, shard: Path) -> int:
-    entries = weights.in_shard(shard)
-    return entries[0].offset if entries else shard.stat().st_size
+    return {shard.name: sha256(weights.header(shard)) for shard in weights.shards}
 
 
 def copied_bytes(model: ModelFolder, weights: Mapping[str, Weights]) -> int:
@@ -92,28 +85,23 @@ def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destina
             shutil.copyfile(source, target)
 
 
-def tensors_of(weights: Weights) -> Iterator[tuple[Entry, memoryview]]:
-    """Every tensor with its bytes, shard by shard, by offset."""
-    for entry in weights.in_order():
-        yield entry, read_range(entry.file, entry.offset, entry.size_bytes)
-
-
 class ShardWriter:
-    """Writes shards with the headers of the originals, tensor after tensor, in any order.
+    """Writes shards with the headers of the originals, or of a layout, tensors in any order.
 
     Shards that are there already keep the tensors that lie in them.
     """
 
-    def __init__(self, weights: Weights, folder: Path) -> None:
+    def __init__(self, weights: Weights | Layout, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._streams: dict[str, BinaryIO] = {}
-        for shard in weights.shards:
-            target = folder / shard.name
+        layout = weights if isinstance(weights, Layout) else layout_of(weights)
+        for shard, header in layout.headers.items():
+            target = folder / shard
             target.touch()
             with target.open("r+b") as stream:
-                stream.write(read_range(shard, 0, _header_bytes(weights, shard)))
-                stream.truncate(shard.stat().st_size)
+                stream.write(header)
+                stream.truncate(layout.size_bytes_of(shard))
 
     def __enter__(self) -> ShardWriter:
         return self

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ditprune.checkpoints.locate import read_json
+from ditprune.checkpoints.output import is_compact
 from ditprune.errors import ModelError, did_you_mean
 
 # Far above any model; a module takes memory even without weights, so more would be built for ever.
@@ -30,6 +31,11 @@ def skeleton(folder: Path) -> nn.Module:
         raise ModelError(
             f"{folder / 'config.json'}: class {name!r} is no denoiser of diffusers "
             f"{diffusers.__version__}; {did_you_mean(str(name), known)}"
+        )
+    if is_compact(folder):
+        raise ModelError(
+            f"{folder}: its weights are compact; convert it first: "
+            "`ditprune convert FOLDER --to dense -o DENSE`"
         )
     if "quantization_config" in config:
         raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")

@@ -98,6 +98,15 @@ def resumable_folder(
         staging.journal.close()
 
 
+def check_early(out: Path, source: Path, overwrite: bool) -> None:
+    """Refuse, before long preparations, places that `resumable_folder` would refuse after them.
+
+    Raises OutputError.
+    """
+    if not (out.name and _journal_of(out).exists()):  # which may tell of a finished OUT
+        check_folder(out, source, needs_bytes=0, overwrite=overwrite)
+
+
 def missing_bytes(out: Path, needs_bytes: int) -> int:
     """What is still to be written of a folder, where a killed run has left some."""
     left = part_of(out).rglob("*") if out.name else ()

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from ditprune.checkpoints.journal import Journal
+from ditprune.checkpoints.layout import Layout
 from ditprune.checkpoints.rewrite import ShardWriter, sha256
 from ditprune.checkpoints.weights import Entry, Weights, read_range
 
@@ -95,7 +96,7 @@ class Syncing:
 
 
 def unchanged(
-    weights: Weights,
+    weights: Weights | Layout,
     folder: Path,
     hashes: Mapping[str, str],
     report: Callable[[int, int], None],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,16 @@ class Weights:
         for shard in self.shards:
             yield from self.in_shard(shard)
 
+    def header(self, shard: Path) -> bytes:
+        """The first bytes of a shard, up to its tensors: a length and JSON."""
+        with shard.open("rb") as stream:
+            size = stream.read(8)
+            return size + stream.read(int.from_bytes(size, "little"))
+
+    def raw(self, entry: Entry) -> memoryview:
+        """The bytes of one tensor. Raises ModelError."""
+        return read_range(entry.file, entry.offset, entry.size_bytes)
+
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""
         entry = self.entries[name]
@@ -132,6 +143,11 @@ def read_header(file: Path) -> Iterator[Entry]:
         raise ModelError(
             f"{file}: not a complete safetensors file ({error}); fetch it again"
         ) from None
+    yield from entries_of(header, header_size, file)
+
+
+def entries_of(header: Mapping[str, Any], header_size: int, file: Path) -> Iterator[Entry]:
+    """What the header of a safetensors file lists; its JSON takes `header_size` bytes."""
     for name, record in header.items():
         if name != "__metadata__":
             begin, end = record["data_offsets"]

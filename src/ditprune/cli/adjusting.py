@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ditprune.adjusting import Source, calls_of
@@ -43,6 +45,25 @@ def show_adjusting(
         f"{prefix}  {_on_gpu(expected)}",
         markup=False,
     )
+    for words, other in _cheaper(recipe).items():
+        less = cost(targets, other, one, total, job.selection.num_parameters)
+        console.out.print(
+            f"{prefix}  with {words}: {console.size(less.peak_bytes)}; {_on_gpu(less)}",
+            markup=False,
+        )
+
+
+def _cheaper(recipe: Recipe) -> dict[str, Recipe]:
+    """What to ask for where it takes too long: the flags, and the recipe they make."""
+    found = {}
+    if recipe.allocation == "sensitivity":
+        recipe = replace(recipe, allocation="proxy")
+        found["--allocation proxy"] = recipe
+    if recipe.refinement is not None:
+        mask = "reconstruction" if recipe.mask == "refinement" else recipe.mask
+        flags = [*found, f"--refinement none --mask {mask}"]
+        found[" ".join(flags)] = replace(recipe, refinement=None, mask=mask)
+    return found
 
 
 def _on_gpu(expected: Cost) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ditprune.checkpoints.staging import part_of
 from ditprune.progress import Report
 
 out = Console(highlight=False, soft_wrap=True)
@@ -58,6 +60,17 @@ def progress() -> Iterator[Report]:
     finally:
         if bars:
             live.stop()
+
+
+@contextmanager
+def promise(out: Path) -> Iterator[None]:
+    """Say what an interrupt leaves of a folder that takes long to write."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if part_of(out).exists():
+            say(f"{part_of(out)} holds what is done; the same command goes on from there")
+        raise
 
 
 @contextmanager

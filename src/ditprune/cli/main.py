@@ -8,9 +8,11 @@ import click
 
 from ditprune.cli import console
 from ditprune.cli.calibrate import calibrate
+from ditprune.cli.convert import convert
 from ditprune.cli.demo import demo
 from ditprune.cli.evaluate import evaluate
 from ditprune.cli.inspect import inspect
+from ditprune.cli.mask import mask
 from ditprune.cli.prune import prune
 from ditprune.cli.verify import verify
 from ditprune.errors import DitpruneError, did_you_mean
@@ -43,7 +45,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, convert, mask, demo):
     app.add_command(verb)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from ditprune.calibration.placement import placement
 from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
-from ditprune.checkpoints.staging import missing_bytes, part_of
+from ditprune.checkpoints.staging import missing_bytes
 from ditprune.cli import console
 from ditprune.cli.adjusting import show_adjusting
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
@@ -64,7 +62,7 @@ def prune(
             for job in jobs:
                 show_adjusting(folder, job, recipe, source, console.prefix(job.name, jobs))
         return
-    with console.progress() as report, _promise(out):
+    with console.progress() as report, console.promise(out):
         outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report, source)
     for name, outcome in outcomes.items():
         _show(outcome, console.prefix(name, outcomes))
@@ -84,17 +82,6 @@ def _source(recipe: Recipe, set_folder: Path | None, device: str | None) -> Sour
             "`ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
         )
     return Source(calibration_set.load(set_folder), placement(device))
-
-
-@contextmanager
-def _promise(out: Path) -> Iterator[None]:
-    """Say what an interrupt leaves."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if part_of(out).exists():
-            console.say(f"{part_of(out)} holds what is done; the same command goes on from there")
-        raise
 
 
 def _show(outcome: Outcome, prefix: str) -> None:

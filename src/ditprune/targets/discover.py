@@ -12,6 +12,7 @@ from ditprune.targets.blocks import find_blocks, join
 from ditprune.targets.fused import refuse_fused
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.prunable import prunable
+from ditprune.targets.sparse import refuse_sparse
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ def discover(denoiser: nn.Module, auxiliary: bool = False) -> dict[str, Target]:
 
     Works on the meta device. `auxiliary` adds those of the blocks outside the trunk.
 
-    Raises ModelError where no transformer block is found, or fused copies of projections are.
+    Raises ModelError where no transformer block is found, or fused copies of projections are, or
+    layers that run sparse.
     """
+    refuse_sparse(denoiser)
     blocks = find_blocks(denoiser)
     if not blocks:
         raise ModelError(

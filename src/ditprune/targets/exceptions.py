@@ -35,6 +35,9 @@ FUSED_COPIES = {
     "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
 
+# What `runtime.sparsify_` puts in a Linear's place.
+SPARSE_CLASS = "SparseLinear"
+
 # What a layer does, by its path below its block; the first match names the role.
 ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (
     (

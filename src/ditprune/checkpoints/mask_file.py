@@ -1,0 +1,162 @@
+"""Masks of a model's targets ⇄ one safetensors file, and what was said of the pruning they made.
+
+One tensor of bytes a target, `denoiser/target`; the metadata hold the manifest's records, so that
+a model to which the masks are applied can be verified. Written target by target: the header's
+place is kept free, and its text is filled up with spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ditprune.checkpoints.output import write_beside
+from ditprune.checkpoints.rewrite import sha256
+from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range
+from ditprune.compact.mask_bits import compressed, expanded, num_set
+from ditprune.errors import ModelError
+from ditprune.targets.matrix import matrix_shape
+
+_FORMAT = 1
+_KEY = "ditprune.mask"
+_HASH = "0" * 64
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+Claims = Mapping[str, Mapping[str, Any]]
+
+
+class MaskFile:
+    """An open mask file; masks are read one at a time.
+
+    Raises ModelError for what is none, whole and sane.
+
+    Attributes:
+        denoisers: what the manifests said, by denoiser.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        if not file.is_file():
+            raise ModelError(f"{file}: no such mask file; make one with `ditprune mask extract`")
+        try:
+            self._entries = {entry.name: entry for entry in read_header(file)}
+            with safe_open(file, framework="pt") as stream:
+                content = json.loads((stream.metadata() or {})[_KEY])
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
+            self.denoisers: Claims = dict(content["denoisers"])
+            self._hashes: Mapping[str, str] = dict(content["sha256"])
+            self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
+        except (SafetensorError, OSError, *_MALFORMED) as error:
+            raise ModelError(
+                f"{file}: not a mask file ({error!r}); make one with `ditprune mask extract`"
+            ) from None
+
+    def shapes(self, denoiser: str) -> dict[str, tuple[int, int]]:
+        """(C_out, C_in) of each target."""
+        return {name: self._shapes[f"{denoiser}/{name}"] for name in self._targets(denoiser)}
+
+    def bits(self, denoiser: str, target: str) -> np.ndarray:
+        """The mask of a target, one bit a weight, as in `mask_bits`. Raises ModelError."""
+        key = f"{denoiser}/{target}"
+        entry = self._entries[key]
+        raw = read_range(self.file, entry.offset, entry.size_bytes)
+        num_weights = math.prod(self._shapes[key])
+        bits = expanded(raw, num_weights, f"{self.file}: {target}")
+        num_zero = num_weights - num_set(bits)
+        if sha256(bits.data) != self._hashes[key] or num_zero != self._num_zero(denoiser, target):
+            raise ModelError(
+                f"{self.file}: {target} is not the mask that was extracted; extract it again"
+            )
+        return bits
+
+    def _targets(self, denoiser: str) -> Mapping[str, Any]:
+        return self.denoisers[denoiser]["targets"]
+
+    def _num_zero(self, denoiser: str, target: str) -> Any:
+        return self._targets(denoiser)[target]["num_zero"]
+
+
+def write(file: Path, denoisers: Claims, masks: Iterable[tuple[str, np.ndarray]]) -> int:
+    """Write masks, all or nothing; the size of the file.
+
+    Args:
+        denoisers: the manifests, with a record of every target.
+        masks: `denoiser/target` and its mask, for every target.
+
+    Raises OutputError, and what `masks` raises.
+    """
+    sizes = {
+        f"{denoiser}/{name}": -(-math.prod(record["shape"]) // 8)
+        for denoiser, one in denoisers.items()
+        for name, record in one["targets"].items()
+    }
+    room = len(_header(denoisers, sizes, dict.fromkeys(sizes, _HASH)))
+    room += -room % 8
+    hashes: dict[str, str] = {}
+    written: dict[str, int] = {}
+    with write_beside(file) as part, part.open("wb") as stream:
+        stream.seek(8 + room)
+        for key, bits in masks:
+            small = compressed(bits)
+            written[key], hashes[key] = len(small), sha256(bits.data)
+            stream.write(small)
+        size_bytes = stream.tell()
+        stream.seek(0)
+        stream.write(room.to_bytes(8, "little"))
+        stream.write(_header(denoisers, written, hashes).ljust(room))
+    return size_bytes
+
+
+def check_targets(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse weights without these targets. Raises ModelError."""
+    folder = weights.shards[0].parent
+    for target, shape in shapes.items():
+        entry = weights.entries.get(f"{target}.weight")
+        if entry is None:
+            raise ModelError(
+                f"{folder}: has no '{target}.weight', which the mask is of; expected a model of "
+                "the same class and size"
+            )
+        try:
+            found = matrix_shape(entry.shape)
+        except ValueError as error:
+            raise ModelError(f"{folder}: {target}.weight: {error}") from None
+        if found != tuple(shape):
+            raise ModelError(
+                f"{folder}: {target}.weight is {list(found)}, its mask {list(shape)}; expected a "
+                "model of the same class and size"
+            )
+        dtype_of(entry)
+
+
+def _header(denoisers: Claims, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> bytes:
+    content = {"format": _FORMAT, "denoisers": denoisers, "sha256": dict(hashes)}
+    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(content)}}
+    begin = 0
+    for key, size in sizes.items():
+        header[key] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+        begin += size
+    return json.dumps(header, separators=(",", ":")).encode()
+
+
+def _checked_shapes(
+    denoisers: Claims, entries: Mapping[str, Entry], hashes: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """The shape of each target. Raises ValueError where one is none, or other than the tensors."""
+    shapes = {}
+    for denoiser, one in denoisers.items():
+        for name, record in one["targets"].items():
+            num_out, num_in = record["shape"]
+            if not all(isinstance(size, int) and size > 0 for size in (num_out, num_in)):
+                raise ValueError(f"{name} has the shape {record['shape']}")
+            shapes[f"{denoiser}/{name}"] = (num_out, num_in)
+    if not shapes or shapes.keys() != entries.keys() or shapes.keys() != hashes.keys():
+        raise ValueError("its records are of other targets than its masks")
+    return shapes

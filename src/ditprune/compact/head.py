@@ -1,0 +1,133 @@
+"""What a packed weight says of itself, and how many bytes each part of it takes.
+
+A packed weight is one run of bytes, little-endian, each part filled with zeros up to 8 bytes:
+
+    head    magic `DPc1` · dtype as safetensors names it, 4 bytes · N, M: uint16 (0, 0 for a mask)
+            · axes: uint32 · values: uint64 · the shape: uint64 each
+    values  the values that are kept, in the order of the dense weight
+    places  where they stand: one bit a weight, first weight lowest; or, for N:M, the positions of
+            each group's N values, ascending, in GROUPS[N, M] bits each, first position lowest
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+from ditprune.errors import ModelError
+
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+# (N, M) and the bits of a position; with every other N:M a mask is as small.
+GROUPS = {(2, 4): 2, (1, 2): 1, (1, 4): 2, (1, 8): 4}
+
+_MAGIC = b"DPc1"
+_FIXED = struct.Struct("<4s4sHHIQ")
+_MOST_AXES = 8
+
+
+@dataclass(frozen=True)
+class Head:
+    """A packed weight without its data.
+
+    Args:
+        dtype: of the values, a key of ITEM_BYTES.
+        shape: of the dense weight.
+        num_values: how many values are kept; those of N:M may be zeros.
+        group: (N, M), or None where the places are a mask.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    num_values: int
+    group: tuple[int, int] | None = None
+
+    @property
+    def form(self) -> str:
+        """`mask`, or N:M."""
+        return "mask" if self.group is None else "{}:{}".format(*self.group)
+
+    @property
+    def num_weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dense_bytes(self) -> int:
+        return self.num_weights * ITEM_BYTES[self.dtype]
+
+    @property
+    def value_bytes(self) -> int:
+        """Of the values, before they are filled up."""
+        return self.num_values * ITEM_BYTES[self.dtype]
+
+    @property
+    def place_bytes(self) -> int:
+        """Of the places, before they are filled up."""
+        bits = self.num_values * GROUPS[self.group] if self.group else self.num_weights
+        return -(-bits // 8)
+
+    @property
+    def values_start(self) -> int:
+        return _FIXED.size + 8 * len(self.shape)
+
+    @property
+    def places_start(self) -> int:
+        return self.values_start + filled(self.value_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole packed weight, a multiple of 8."""
+        return self.places_start + filled(self.place_bytes)
+
+    def to_bytes(self) -> bytes:
+        fixed = _FIXED.pack(
+            _MAGIC, self.dtype.encode(), *(self.group or (0, 0)), len(self.shape), self.num_values
+        )
+        return fixed + struct.pack(f"<{len(self.shape)}Q", *self.shape)
+
+
+def filled(num_bytes: int) -> int:
+    """The next multiple of 8."""
+    return -(-num_bytes // 8) * 8
+
+
+def read_head(raw: memoryview, name: str) -> Head:
+    """The head of a packed weight, which fits its bytes; nothing is allocated before that.
+
+    Raises ModelError, with the name, for anything that `Head.to_bytes` does not write.
+    """
+    if raw.nbytes < _FIXED.size:
+        raise _spoiled(name, f"{raw.nbytes} bytes, expected at least {_FIXED.size}")
+    magic, dtype_bytes, kept, size, num_axes, num_values = _FIXED.unpack_from(raw)
+    dtype = dtype_bytes.rstrip(b"\0").decode("ascii", "replace")
+    if magic != _MAGIC:
+        raise _spoiled(name, f"begins with {magic!r}, expected {_MAGIC!r}")
+    if dtype not in ITEM_BYTES:
+        raise _spoiled(name, f"dtype {dtype!r}, expected one of {', '.join(ITEM_BYTES)}")
+    if not 1 <= num_axes <= _MOST_AXES or raw.nbytes < _FIXED.size + 8 * num_axes:
+        raise _spoiled(name, f"{num_axes} axes in {raw.nbytes} bytes, expected 1 to {_MOST_AXES}")
+    shape = struct.unpack_from(f"<{num_axes}Q", raw, _FIXED.size)
+    group = None if (kept, size) == (0, 0) else (kept, size)
+    if group is not None and group not in GROUPS:
+        known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
+        raise _spoiled(name, f"{kept}:{size}, expected a mask or one of {known}")
+    head = Head(dtype, shape, num_values, group)
+    _check_counts(head, name)
+    if head.size_bytes != raw.nbytes:
+        raise _spoiled(name, f"{raw.nbytes} bytes, its head speaks of {head.size_bytes}")
+    return head
+
+
+def _check_counts(head: Head, name: str) -> None:
+    if head.num_values > head.num_weights or not head.num_weights:
+        raise _spoiled(name, f"{head.num_values} values of {head.num_weights} weights")
+    if head.group is not None:
+        kept, size = head.group
+        if head.num_weights % size or head.num_values != head.num_weights // size * kept:
+            raise _spoiled(
+                name, f"{head.num_values} values of {head.num_weights} weights under {head.form}"
+            )
+
+
+def _spoiled(name: str, reason: str) -> ModelError:
+    return ModelError(f"{name}: not a packed weight ({reason}); convert the dense folder again")
