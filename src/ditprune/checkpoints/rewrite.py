@@ -50,7 +50,7 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
 
 
 def _is_card(file: Path) -> bool:
-    return file.name in ("config.json", "README.md") or file.name.startswith("LICENSE")
+    return file.name == "config.json" or file.name.startswith(("README", "LICENSE"))
 
 
 def header_hashes(weights: Weights) -> dict[str, str]:
