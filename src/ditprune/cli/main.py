@@ -12,6 +12,7 @@ from ditprune.cli.demo import demo
 from ditprune.cli.evaluate import evaluate
 from ditprune.cli.inspect import inspect
 from ditprune.cli.prune import prune
+from ditprune.cli.push import push
 from ditprune.cli.report import report
 from ditprune.cli.verify import verify
 from ditprune.errors import DitpruneError, did_you_mean
@@ -44,7 +45,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, report, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, report, push, demo):
     app.add_command(verb)
 
 
