@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -239,3 +240,30 @@ def flow_by_unipc() -> Any:
     return UniPCMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3
     )
+
+
+# --- A CLIP that compares images with texts ---
+
+
+def save_clip(folder: Path) -> Path:
+    """A whole CLIP of random weights with its tokenizer and image processor."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    text = {
+        "vocab_size": len(TOKENS), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": CLIP_LENGTH,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPModel(
+            CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+        ).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
+    return folder

@@ -95,8 +95,8 @@ def test_bfloat16_evaluates(tiny_pipeline, tmp_path) -> None:
     results = evaluated(tiny_pipeline, tmp_path / "e", dtype="bfloat16")
     assert results["protocol"]["dtype"] == "bfloat16"
     same = results["models"][1]
-    assert same["relative_error"] == 0
-    assert same["ssim"] == pytest.approx(1)
+    assert same["metrics"]["relative_error"]["value"] == 0
+    assert same["metrics"]["ssim"]["value"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("device", ELSEWHERE)
@@ -107,4 +107,4 @@ def test_another_device_calibrates_near_the_cpu_and_evaluates(
     assert_near(there, calibrated(tiny_pipeline, tmp_path / "here"), 0.01)
     results = evaluated(tiny_pipeline, tmp_path / "e", device=device)
     assert results["protocol"]["device"].startswith(device)
-    assert results["models"][1]["relative_error"] == 0
+    assert results["models"][1]["metrics"]["relative_error"]["value"] == 0

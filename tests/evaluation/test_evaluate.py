@@ -15,6 +15,7 @@ from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import RecipeError
+from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
@@ -22,7 +23,8 @@ from folders import files_of, save_pipeline
 
 SMALL = {"num_images": 10, "num_inference_steps": 2, "guidance_scale": 1.5, "num_held_out": 6}
 KEYS = {
-    "name", "sparsity_asked", "sparsity", "relative_error", "ssim", "psnr", "fid", "accuracy",
+    "name", "sparsity_asked", "sparsity", "recipe", "command", "metrics", "warnings",
+    "error_by_timestep", "accounting", "targets",
 }  # fmt: skip
 
 
@@ -43,6 +45,23 @@ def run(dense: Path | str, models: dict[str, Path], out: Path, **options: Any) -
     return evaluate(locate(str(dense)), folders, out, Protocol(**{**SMALL, **options}))
 
 
+def value(row: dict[str, Any], metric: str) -> float:
+    return row["metrics"][metric]["value"]
+
+
+def timeless(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models without the seconds they took."""
+    models = json.loads(json.dumps(results["models"]))
+    for row in models:
+        assert row["accounting"].pop("seconds_per_image") > 0
+    return models
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    """The files of results, without the images kept for the next run."""
+    return {n: raw for n, raw in files_of(folder).items() if not n.startswith(".images/")}
+
+
 def test_results_json_holds_every_field(tiny_pipeline, pruned, tmp_path) -> None:
     results = run(tiny_pipeline, pruned, tmp_path / "a" / "e")
     text = (tmp_path / "a" / "e" / "results.json").read_text(encoding="utf-8")
@@ -54,7 +73,11 @@ def test_results_json_holds_every_field(tiny_pipeline, pruned, tmp_path) -> None
     assert (protocol["scheduler"], protocol["resolution"]) == ("DDIMScheduler", [16, 16])
     assert protocol["dense"] == "model"
     assert "torch" in protocol["versions"]
-    assert files_of(tmp_path / "a" / "e").keys() == {"results.json", "grid.png"}
+    assert visible(tmp_path / "a" / "e").keys() == {"results.json", "grid.png"}
+    assert results["metrics"].keys() == CATALOGUE.keys()
+    assert all(row["metrics"].keys() == CATALOGUE.keys() for row in results["models"])
+    assert results["format"] == 2
+    assert results["command"].startswith(f"ditprune evaluate {tiny_pipeline} ")
     with Image.open(tmp_path / "a" / "e" / "grid.png") as grid:
         assert grid.size == (190 + 10 * 100 + 4, 4 * 100 + 4)
 
@@ -62,9 +85,9 @@ def test_results_json_holds_every_field(tiny_pipeline, pruned, tmp_path) -> None
 def test_more_pruning_is_further_away(tiny_pipeline, pruned, tmp_path) -> None:
     rows = {row["name"]: row for row in run(tiny_pipeline, pruned, tmp_path)["models"]}
     little, much = rows["little"], rows["much"]
-    assert 0 < little["relative_error"] < much["relative_error"]
-    assert 1 > little["ssim"] > much["ssim"]
-    assert 100 > little["psnr"] > much["psnr"]
+    assert 0 < value(little, "relative_error") < value(much, "relative_error")
+    assert 1 > value(little, "ssim") > value(much, "ssim")
+    assert 100 > value(little, "psnr") > value(much, "psnr")
     assert [rows[n]["sparsity_asked"] for n in ("dense", *pruned)] == [0.0, 0.1, 0.7, "2:4"]
     for name, share in (("little", 0.1), ("much", 0.7), ("2in4", 0.5)):
         assert rows[name]["sparsity"] == pytest.approx(share, abs=0.02)
@@ -85,19 +108,27 @@ def test_the_relative_error_is_the_definition_over_the_held_out_calls(
             own = other(**call.kwargs, hidden_states=call.args[0]).sample
         upper += (own - dense).double().square().sum().item()
         lower += dense.double().square().sum().item()
-    assert row["relative_error"] == pytest.approx(upper / lower, rel=1e-6)
+    assert value(row, "relative_error") == pytest.approx(upper / lower, rel=1e-6)
+    parts = row["error_by_timestep"]
+    assert sum(part["num_rows"] for part in parts) == 2 * SMALL["num_held_out"]
+    # Two steps: in the third and in the eighth tenth of the way.
+    assert [(part["timestep"], part["place"]) for part in parts] == [(500, 0.25), (0, 0.75)]
+    assert all(0 < part["error"] < 1 for part in parts)
 
 
 def test_the_dense_model_against_itself(tmp_path) -> None:
     dense, same = run("bundled", {"same": locate("bundled").root}, tmp_path)["models"]
-    assert same["relative_error"] == 0.0
-    assert same["ssim"] == pytest.approx(1.0, abs=1e-6)
-    assert same["psnr"] == 100.0
-    assert same["fid"] == dense["fid"]
-    assert same["accuracy"] == dense["accuracy"]
-    assert math.isfinite(dense["fid"])
-    assert 0 <= dense["accuracy"] <= 1
-    assert (dense["ssim"], dense["psnr"]) == (None, None)
+    assert value(same, "relative_error") == 0.0
+    assert value(same, "ssim") == pytest.approx(1.0, abs=1e-6)
+    assert value(same, "psnr") == 100.0
+    for metric in ("fid", "accuracy", "inception_score"):
+        assert same["metrics"][metric] == dense["metrics"][metric]
+    assert value(same, "sfid") == pytest.approx(0.0, abs=0.05)
+    assert (value(same, "precision"), value(same, "recall")) == (1.0, 1.0)
+    assert math.isfinite(value(dense, "fid"))
+    assert 0 <= value(dense, "accuracy") <= 1
+    for metric in ("relative_error", "ssim", "psnr", "sfid", "kid", "precision", "recall"):
+        assert dense["metrics"][metric] is None
     assert same["sparsity_asked"] is None
     assert same["sparsity"] < 0.01  # a trained weight may be zero by itself
 
@@ -109,36 +140,44 @@ def test_the_batch_size_changes_no_number(tiny_pipeline, pruned, tmp_path) -> No
     )
     for one, two in zip(five["models"], ten["models"], strict=True):
         assert one.keys() == two.keys() == KEYS
-        for key in KEYS - {"name"}:
-            assert one[key] == (two[key] and pytest.approx(two[key], rel=1e-3)), key
+        assert one["sparsity"] == two["sparsity"]
+        for metric in CATALOGUE:
+            if one["metrics"][metric] is not None:
+                assert value(one, metric) == pytest.approx(value(two, metric), rel=1e-3), metric
 
 
 def test_two_runs_are_the_same_and_another_seed_is_not(tiny_pipeline, pruned, tmp_path) -> None:
     models = {"much": pruned["much"]}
     one, two, other = (
-        run(tiny_pipeline, models, tmp_path / name, seed=seed)["models"]
+        run(tiny_pipeline, models, tmp_path / name, seed=seed)
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    assert one == two
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
-    assert other[1]["relative_error"] != one[1]["relative_error"]
-    assert other[1]["ssim"] != one[1]["ssim"]
+    assert timeless(one) == timeless(two)
+    assert one["gallery"] == two["gallery"]
+    grids = [(tmp_path / name / "grid.png").read_bytes() for name in "ab"]
+    assert grids[0] == grids[1]
+    for metric in ("relative_error", "ssim"):
+        assert value(other["models"][1], metric) != value(one["models"][1], metric)
 
 
-def test_colour_images_have_no_fid_and_no_accuracy(tiny_dit, tiny_stats, tmp_path) -> None:
+def test_colour_images_have_no_fid_without_inception_and_no_accuracy(
+    tiny_dit, tiny_stats, tmp_path
+) -> None:
     folder = save_pipeline(tiny_dit(), tmp_path / "colour", num_colours=3)
     prune_checkpoint(locate(str(folder)), tmp_path / "half", {"any": tiny_stats}, build())
     results = run(folder, {"half": tmp_path / "half"}, tmp_path / "e")
     for row in results["models"]:
-        assert (row["fid"], row["accuracy"]) == (None, None)
-    assert results["protocol"]["feature_extractor"].startswith("not available")
-    assert results["models"][1]["ssim"] < 1
+        assert (row["metrics"]["fid"], row["metrics"]["accuracy"]) == (None, None)
+    assert results["protocol"]["feature_extractor"].startswith("not available: InceptionV3")
+    assert results["metrics"]["fid"]["unavailable"].startswith("InceptionV3")
+    assert "grey digits" in results["metrics"]["accuracy"]["unavailable"]
+    assert value(results["models"][1], "ssim") < 1
 
 
 def test_a_bare_denoiser_is_measured_like_its_pipeline(tiny_pipeline, pruned, tmp_path) -> None:
     whole = run(tiny_pipeline, {"much": pruned["much"]}, tmp_path / "a")
     bare = run(tiny_pipeline, {"much": pruned["much"] / "transformer"}, tmp_path / "b")
-    assert whole["models"] == bare["models"]
+    assert timeless(whole) == timeless(bare)
 
 
 def test_the_report_hears_of_everything(tiny_pipeline, pruned, tmp_path) -> None:
@@ -153,6 +192,7 @@ def test_the_report_hears_of_everything(tiny_pipeline, pruned, tmp_path) -> None
     evaluate(locate(str(tiny_pipeline)), models, tmp_path, protocol, report)
     assert heard == {
         "held-out calls": (1, 1), "images: dense": (10, 10), "images: much": (10, 10),
+        "measuring": (2, 2),
     }  # fmt: skip
 
 
@@ -161,7 +201,7 @@ def test_labels_are_drawn_in_turn(tiny_pipeline, pruned, tmp_path) -> None:
     one = run(tiny_pipeline, models, tmp_path / "a", labels=(2,))
     two = run(tiny_pipeline, models, tmp_path / "b", labels=(3,))
     assert one["protocol"]["labels"] in ([2], (2,))
-    assert one["models"][1]["ssim"] != two["models"][1]["ssim"]
+    assert value(one["models"][1], "ssim") != value(two["models"][1], "ssim")
 
 
 @pytest.mark.parametrize("option", ["num_images", "num_held_out", "batch_size"])

@@ -78,8 +78,9 @@ def disk(ground) -> Iterator[Callable[[str], None]]:
 
 
 def work_of(ground: Ground, verb: str) -> tuple[Path, ...]:
-    """What calibrate did may stay beside OUT."""
-    return (ground.out.with_name(".out.work"),) if verb == "calibrate" else ()
+    """What calibrate did may stay beside OUT, and what evaluate drew in it."""
+    kept = {"calibrate": (ground.out.with_name(".out.work"),), "evaluate": (ground.out,)}
+    return kept.get(verb, ())
 
 
 DISKS = {
@@ -96,6 +97,7 @@ def test_a_disk_that_takes_nothing(kind, verb, ground, disk, refused) -> None:
     disk(options)
     line = refused(ground, *ground.command(verb), is_midway=True, leave_out=work_of(ground, verb))
     assert re.search(word, line), line
+    assert not (ground.out / "results.json").exists()
 
 
 @pytest.mark.parametrize("room", [0, 8192, 40960])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -76,8 +76,13 @@ def ensure_folder(folder: Path) -> None:
 
 
 @contextmanager
-def results_folder(folder: Path) -> Iterator[None]:
+def results_folder(
+    folder: Path, is_worth_keeping: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """A folder that results are put into; one that was not there goes again if the block fails.
+
+    Args:
+        is_worth_keeping: asked then; where it is so, everything stays for the next run.
 
     Raises OutputError.
     """
@@ -86,6 +91,8 @@ def results_folder(folder: Path) -> Iterator[None]:
         ensure_folder(folder)
         yield
     except BaseException:
+        if is_worth_keeping():
+            raise
         if folder in made:
             shutil.rmtree(folder, ignore_errors=True)
         for parent in made[1:]:

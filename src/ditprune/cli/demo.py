@@ -13,8 +13,9 @@ from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import ensure_folder
 from ditprune.cli import console
 from ditprune.cli.calibrate import collect
-from ditprune.cli.evaluate import show_results
-from ditprune.evaluation.evaluate import Protocol, evaluate
+from ditprune.cli.evaluate import own_command, show_results
+from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.protocol import Protocol
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 
@@ -52,7 +53,7 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     console.say("3/3 draw the same seeds with every model, and measure")
     with console.progress() as report:
         folders = [(name, locate(str(out / name))) for name in recipes]
-        results = evaluate(model, folders, out, protocol, report)
+        results = evaluate(model, folders, out, protocol, report, command=own_command())
     show_results(results)
     console.out.print(
         f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.table import Table
+from rich.text import Text
 
 from ditprune.calibration.placement import placement
 from ditprune.calibration.workers import joined, own_device
@@ -19,18 +24,10 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
-from ditprune.evaluation.evaluate import Protocol
+from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import evaluate as measure
-
-_COLUMNS = (
-    ("sparsity_asked", "asked", "{}"),
-    ("sparsity", "got", "{:.4f}"),
-    ("relative_error", "relative error", "{:.5f}"),
-    ("ssim", "SSIM", "{:.4f}"),
-    ("psnr", "PSNR dB", "{:.2f}"),
-    ("fid", "FID*", "{:.3f}"),
-    ("accuracy", "accuracy", "{:.3f}"),
-)
+from ditprune.evaluation.protocol import EXTRACTORS, Measures, Protocol
+from ditprune.metrics.clip_score import MODEL as CLIP
 
 
 @click.command()
@@ -41,26 +38,45 @@ _COLUMNS = (
 @click.option("--num-held-out", type=int, default=128, show_default=True,
               help="denoiser calls for the relative error")  # fmt: skip
 @click.option("--batch-size", type=int, default=50, show_default=True, help="images drawn together")
+@click.option("--metrics", metavar="NAME,…",
+              help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; "
+              "what is named is fetched")  # fmt: skip
+@click.option("--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",
+              help=f"{', '.join(EXTRACTORS)}, or a file of InceptionV3's weights")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path), metavar="DIR",
+              help="real images for FID [default: the bundled digits]")  # fmt: skip
+@click.option("--clip", default=CLIP, show_default=True, metavar="MODEL",
+              help="hub id or folder of the CLIP model")  # fmt: skip
+@click.option("--images", type=click.Path(path_type=Path), metavar="DIR",
+              help="[default: .images in the results] where drawn images are kept")  # fmt: skip
 @sampling_options
 @placement_options
 def evaluate(
     dense: str, pruned: tuple[str, ...], out: Path, labels: str | None, prompts: Path | None,
     device: str | None, dtype: str | None, max_memory: str | None,
-    pipeline_options: tuple[str, ...], **options: Any,
+    pipeline_options: tuple[str, ...], metrics: str | None, feature_extractor: str,
+    reference: Path | None, clip: str, images: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     """Draw the same seeds with DENSE and each PRUNED model, and measure the difference.
 
-    Under `torchrun` or `accelerate launch` the processes share the images.
+    A run that is stopped goes on when the same command is given again. Under `torchrun` or
+    `accelerate launch` the processes share the images.
     """
     protocol = Protocol(
         labels=read_labels(labels), prompts=read_prompts(prompts),
         pipeline_options=read_pipeline_options(pipeline_options), **options,
     )  # fmt: skip
+    names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
+    measures = Measures(names, feature_extractor, reference, clip, images)
     models = [(Path(folder).name, locate(folder)) for folder in pruned]
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)
-        with console.progress() as report:
-            results = measure(locate(dense), models, out, protocol, report, place, worker)
+        try:
+            with console.progress() as report:
+                results = measure(locate(dense), models, out, protocol, report, place, worker,
+                                  measures, own_command())  # fmt: skip
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("run the same command again to go on") from None
         if worker.is_first:
             show_results(results)
             console.out.print(
@@ -68,26 +84,113 @@ def evaluate(
             )
 
 
+def own_command() -> str:
+    """The command line that is running: what was given, defaults left out."""
+    context = click.get_current_context()
+    words = ["ditprune", str(context.info_name)]
+    for parameter in context.command.params:
+        value, name = context.params.get(str(parameter.name)), str(parameter.name)
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        for one in values:
+            is_option = isinstance(parameter, click.Option)
+            words += [max(parameter.opts, key=len), str(one)] if is_option else [str(one)]
+    return shlex.join(words)
+
+
 def show_results(results: dict[str, Any]) -> None:
-    """The table of results.json, and how it was made."""
-    table = Table("model", *(title for _, title, _ in _COLUMNS), box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    """The table of results.json, what is not in it and why, and how it was made."""
+    shown = {key: one for key, one in results["metrics"].items() if one["unavailable"] is None}
+    for table in _tables(results["models"], shown):
+        console.out.print(table)
+    for one in results["metrics"].values():
+        if one["unavailable"] is not None:
+            console.out.print(f"{one['title']}: not available: {one['unavailable']}", markup=False)
     for row in results["models"]:
-        cells = (
-            "–" if row[key] is None else pattern.format(row[key]) for key, _, pattern in _COLUMNS
-        )
-        table.add_row(row["name"], *cells)
-    console.out.print(table)
-    protocol = results["protocol"]
+        for warning in row["warnings"]:
+            console.out.print(f"{row['name']}: {warning}", markup=False)
+    _show_costs(results["models"])
+    _show_protocol(results["protocol"])
+
+
+def _tables(rows: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> Iterator[Table]:
+    """A model's numbers, and below each the ends of its 95 % interval; as wide as the screen."""
+    columns: list[tuple[str, list[str]]] = [
+        ("asked", ["–" if r["sparsity_asked"] is None else f"{r['sparsity_asked']}" for r in rows]),
+        ("got", [f"{row['sparsity']:.4f}" for row in rows]),
+    ]
+    for key, one in metrics.items():
+        title = f"{one['title']} {one['unit']}".strip()
+        columns.append((title, [_cell(row["metrics"][key], one["digits"]) for row in rows]))
+    names = [row["name"] for row in rows]
+    room = console.out.width - max(map(len, [*names, "model"]))
+    while columns:
+        taken = max(1, _num_fitting(columns, room))
+        table = Table("model", box=None, pad_edge=False)
+        for title, _ in columns[:taken]:
+            table.add_column(title, justify="right", no_wrap=True)
+        for number, name in enumerate(names):
+            table.add_row(Text(name), *(cells[number] for _, cells in columns[:taken]))
+        yield table
+        columns = columns[taken:]
+
+
+def _num_fitting(columns: Sequence[tuple[str, list[str]]], room: int) -> int:
+    """How many columns fit side by side, with the two blanks before each."""
+    widths = (
+        2 + max(len(line) for cell in (title, *cells) for line in cell.split("\n"))
+        for title, cells in columns
+    )
+    return sum(total <= room for total in accumulate(widths))
+
+
+def _cell(estimate: dict[str, Any] | None, digits: int) -> str:
+    if estimate is None:
+        return "–"
+    value, low, high = (
+        None if estimate[key] is None else f"{estimate[key]:.{digits}f}"
+        for key in ("value", "low", "high")
+    )
+    return f"{value}" if low is None or high is None else f"{value}\n{low}–{high}"
+
+
+def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        costs = row["accounting"]
+        said = [
+            f"{costs['num_nonzero']:,} of {costs['num_parameters']:,} parameters not zero",
+            console.size(costs["size_bytes"]),
+        ]
+        if costs["macs_per_step"]:
+            said.append(
+                f"{_count(costs['macs_per_step_effective'])} of {_count(costs['macs_per_step'])} "
+                "MACs a step without zeros"
+            )
+        if costs["seconds_per_image"] is not None:
+            said.append(f"{costs['seconds_per_image']:.3g} s an image, measured")
+        console.out.print(f"{row['name']}: {', '.join(said)}", markup=False)
+
+
+def _count(number: float) -> str:
+    """`1.2 T`, `118.7 G`, `34 M`."""
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.4g} {unit}"
+    return f"{number:,}"
+
+
+def _show_protocol(protocol: dict[str, Any]) -> None:
     steps, guidance = (
         "the pipeline's default" if protocol[key] is None else protocol[key]
         for key in ("num_inference_steps", "guidance_scale")
     )
     console.out.print(
-        f"{protocol['num_images']} images a model, seed {protocol['seed']}, "
-        f"{protocol['scheduler']}, steps: {steps}, guidance: {guidance}; relative error of the "
-        f"predicted noise over {protocol['num_held_out']} held-out calls; SSIM and PSNR to the "
-        f"dense image of the same seed\n* FID and accuracy by {protocol['feature_extractor']}",
+        f"{protocol['num_images']} images a model in batches of {protocol['batch_size']}, seed "
+        f"{protocol['seed']}, {protocol['scheduler']}, steps: {steps}, guidance: {guidance}; "
+        f"relative error of the predicted noise over {protocol['num_held_out']} held-out calls; "
+        "SSIM, PSNR and LPIPS to the dense image of the same seed; below each number its 95 % "
+        f"bootstrap interval\nfeatures: {protocol['feature_extractor']}\n"
+        f"reference: {protocol['reference'] or 'the dense model’s images'}",
         markup=False,
     )

@@ -1,27 +1,45 @@
-"""What a pruned folder says of itself, and what is counted in it."""
+"""What a pruned folder says of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ditprune.calibration.pipeline import check_denoiser
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import MANIFEST
-from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
 from ditprune.targets.discover import discover
 
 
-def claimed_sparsity(
-    model: ModelFolder, dense: Mapping[str, nn.Module]
-) -> tuple[Any, dict[str, list[str]]]:
-    """What the manifests asked for, and the targets of each denoiser.
+@dataclass(frozen=True)
+class Claims:
+    """What a model says of itself.
+
+    Args:
+        asked: the sparsity or the pattern; None without a manifest.
+        recipe: as in its manifest.
+        needs_statistics: whether that recipe read any.
+        targets: each denoiser's targets by name: what its manifest, or its structure, tells.
+    """
+
+    asked: Any
+    recipe: Mapping[str, Any] | None
+    needs_statistics: bool
+    targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+    def names(self) -> dict[str, list[str]]:
+        """The targets' names, by denoiser."""
+        return {denoiser: list(own) for denoiser, own in self.targets.items()}
+
+
+def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
+    """What the manifests of a model claim, or its structure where there are none.
 
     Refuses a model that is not a copy of the dense one. Raises ModelError.
     """
@@ -30,13 +48,24 @@ def claimed_sparsity(
             f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
             f"{', '.join(dense)}; expected a pruned copy of it"
         )
-    asked, targets = None, {}
+    asked, recipe, needs, targets = None, None, False, {}
     for name, folder in model.denoisers.items():
-        asked, targets[name] = _claims_of(model, folder, dense[name])
-    return asked, targets
+        asked, recipe, needs, targets[name] = _claims_of(model, folder, dense[name])
+    return Claims(asked, recipe, needs, targets)
 
 
-def _claims_of(model: ModelFolder, folder: Path, dense: nn.Module) -> tuple[Any, list[str]]:
+def structure_of(denoisers: Mapping[str, nn.Module]) -> Claims:
+    """The targets of a dense model."""
+    return Claims(0.0, None, False, {name: _found(one) for name, one in denoisers.items()})
+
+
+def _found(tree: nn.Module) -> dict[str, dict[str, Any]]:
+    return {name: asdict(target) for name, target in discover(tree).items()}
+
+
+def _claims_of(
+    model: ModelFolder, folder: Path, dense: nn.Module
+) -> tuple[Any, Mapping[str, Any] | None, bool, dict[str, Any]]:
     tree = check_denoiser(folder)
     if type(tree) is not type(dense):
         raise ModelError(
@@ -53,29 +82,40 @@ def _claims_of(model: ModelFolder, folder: Path, dense: nn.Module) -> tuple[Any,
             "expected a pruned copy of it"
         )
     if not (folder / MANIFEST).is_file():
-        return None, list(discover(tree))
+        return None, None, False, _found(tree)
     claims = manifest.read(folder)
     try:
-        recipe, targets = claims["recipe"], list(claims["targets"])
+        recipe, targets = claims["recipe"], dict(claims["targets"])
         asked = recipe["pattern"] or recipe["sparsity"]
         for name in targets:
             tree.get_parameter(f"{name}.weight")
+            targets[name].get("block")
         if not targets:
             raise ValueError("no targets")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
-    return asked, targets
+    return asked, recipe, claims.get("statistics") is not None, targets
 
 
-def zero_share(model: ModelFolder, targets: Mapping[str, Sequence[str]]) -> float:
-    """The share of zeros in the targets, counted on disk."""
-    num_zero = num_weights = 0
-    for component, names in targets.items():
-        weights = Weights(model.denoisers[component])
-        for name in names:
-            weight = weights.read(f"{name}.weight")
-            num_zero += weight.numel() - int(torch.count_nonzero(weight))
-            num_weights += weight.numel()
-    return num_zero / num_weights
+def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """The `targets` of results.json, given the share of zeros of each by denoiser.
+
+    `role` is the name inside its block; of two denoisers the names begin with theirs.
+    """
+    rows = []
+    for denoiser, targets in claims.targets.items():
+        prefix = f"{denoiser}." if len(claims.targets) > 1 else ""
+        for name, record in targets.items():
+            block = str(record.get("block") or "")
+            rows.append({
+                "name": prefix + name,
+                "role": name.removeprefix(f"{block}."),
+                "depth": record.get("depth"),
+                "shape": list(record.get("shape") or []),
+                "sparsity": shares[denoiser][name],
+                "g_out": record.get("g_out"),
+                "granularity": record.get("granularity"),
+            })  # fmt: skip
+    return rows

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditprune.checkpoints.output import write_beside
+from ditprune.evaluation.gallery import picture
 
 _TILE = 96
 _GAP = 4
@@ -28,12 +28,8 @@ def save_grid(images: Mapping[str, Tensor], num_columns: int, file: Path) -> Non
         top = _GAP + row * (_TILE + _GAP)
         pen.text((_GAP * 2, top + _TILE // 2), name, fill=_INK, font=font, anchor="lm")
         for column in range(num_columns):
-            tile = _picture(batch[column]).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            shown = picture(batch[column]).convert("RGB")
+            tile = shown.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (_CAPTION + column * (_TILE + _GAP), top))
     with write_beside(file) as part:
         sheet.save(part, format="PNG")
-
-
-def _picture(image: Tensor) -> Image.Image:
-    pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")

@@ -1,0 +1,40 @@
+"""Every metric: its name, which way is better, and against what it is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Args:
+    title: for people.
+    better: `lower` or `higher`.
+    unit: after the number.
+    digits: after the point.
+    against: `dense` (the dense model's image or prediction), `real` (images, where there are
+        some), `condition` (what was asked for) or `none`.
+    """
+
+    title: str
+    better: str
+    against: str
+    digits: int = 3
+    unit: str = ""
+
+
+CATALOGUE: dict[str, Metric] = {
+    "relative_error": Metric("relative error", "lower", "dense", 5),
+    "ssim": Metric("SSIM", "higher", "dense", 4),
+    "psnr": Metric("PSNR", "higher", "dense", 2, "dB"),
+    "lpips": Metric("LPIPS", "lower", "dense", 4),
+    "fid": Metric("FID", "lower", "real"),
+    "sfid": Metric("sFID", "lower", "real"),
+    "kid": Metric("KID", "lower", "real", 5),
+    "inception_score": Metric("Inception Score", "higher", "none"),
+    "precision": Metric("precision", "higher", "real"),
+    "recall": Metric("recall", "higher", "real"),
+    "clip_score": Metric("CLIP score", "higher", "condition"),
+    "image_reward": Metric("ImageReward", "higher", "condition"),
+    "accuracy": Metric("accuracy", "higher", "condition"),
+}

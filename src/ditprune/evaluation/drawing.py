@@ -1,0 +1,76 @@
+"""Draws the same (condition, seed) pairs with any model, in any batches, by any process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditprune.calibration.draw import draw
+from ditprune.calibration.seeds import item_seed
+from ditprune.calibration.workers import Worker
+from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.store import Images
+from ditprune.progress import Report, silent
+
+
+def seed_of(protocol: Protocol, item: int) -> int:
+    """The seed of image i's noise."""
+    return item_seed("evaluation", protocol.seed, item)
+
+
+def draw_batch(pipeline: Any, asked: Sequence[Any], protocol: Protocol, items: range) -> Tensor:
+    """uint8 [n, C, H, W]: what a viewer would see of these items."""
+    batch = draw(
+        pipeline,
+        [asked[i] for i in items],
+        [seed_of(protocol, i) for i in items],
+        **protocol.held_out().run_options(),
+    )
+    pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def draw_missing(
+    pipeline: Any, asked: Sequence[Any], protocol: Protocol, images: Images, name: str,
+    report: Report = silent, worker: Worker | None = None,
+) -> None:  # fmt: skip
+    """Draw the batches that are not there yet; workers take them in turn, and wait for all."""
+    worker = worker or Worker()
+    ranges = images.ranges
+    missing = [items for items in ranges if not images.has(items)]
+    worker.wait()  # everybody has looked before anybody writes
+    for number, items in enumerate(missing):
+        if worker.owns(number):
+            begun = time.monotonic()
+            batch = draw_batch(pipeline, asked, protocol, items)
+            images.write(items, batch, time.monotonic() - begun)
+            report(f"images: {name}", items.stop, images.num_images)
+    worker.wait()
+
+
+def draw_images(
+    pipeline: Any, asked: Sequence[Any], protocol: Protocol, name: str,
+    report: Report = silent, worker: Worker | None = None,
+) -> Tensor:  # fmt: skip
+    """All images at once, uint8 [N, C, H, W], kept nowhere; workers draw batches in turn."""
+    worker = worker or Worker()
+    starts = range(0, len(asked), protocol.batch_size)
+    batches = {}
+    for number, first in enumerate(starts):
+        if worker.owns(number):
+            items = range(first, min(first + protocol.batch_size, len(asked)))
+            batches[number] = draw_batch(pipeline, asked, protocol, items)
+            report(f"images: {name}", items.stop, len(asked))
+    everyone: dict[int, Tensor] = {}
+    for some in worker.gather(batches):
+        everyone |= some
+    return torch.cat([everyone[number] for number in range(len(starts))])
+
+
+def as_unit(images: Tensor) -> Tensor:
+    """uint8 images as values in [0, 1]."""
+    return images.float() / 255

@@ -1,0 +1,110 @@
+"""The denoiser calls that no calibration has seen, and how far predictions lie apart on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.calibration.capture import Style, moment_of
+from ditprune.calibration.placement import Placement
+from ditprune.calibration.replay import predicted_noise, replay
+from ditprune.calibration.rows import num_rows, take_item, to_placement
+from ditprune.calibration.sample import sample_unit
+from ditprune.calibration.workers import Worker
+from ditprune.calls import DENOISER, Call
+from ditprune.evaluation.protocol import Protocol
+from ditprune.metrics import error_rows, relative_error
+from ditprune.metrics.error_rows import Row
+from ditprune.progress import Report, silent
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One worker's calls.
+
+    Args:
+        calls: by denoiser.
+        styles: how the pipeline makes them, for each sampling run.
+        num_steps: denoising steps of a run; 0 where this worker ran none.
+    """
+
+    calls: Mapping[str, list[Call]]
+    styles: tuple[Style, ...]
+    num_steps: int
+
+
+def sample_held_out(
+    pipeline: Any,
+    protocol: Protocol,
+    report: Report = silent,
+    names: Sequence[str] = (DENOISER,),
+    worker: Worker | None = None,
+) -> HeldOut:
+    """Run the pipeline for this worker's calls, from seeds that no calibration uses."""
+    worker, sampling = worker or Worker(), protocol.held_out()
+    units = [unit for unit in range(sampling.num_units) if worker.owns(unit)]
+    calls: dict[str, list[Call]] = {}
+    styles = []
+    for number, unit in enumerate(units, start=1):
+        found, style = sample_unit(pipeline, sampling, unit, names)
+        styles.append(style)
+        for call in found:
+            calls.setdefault(call.denoiser, []).append(call)
+        report("held-out calls", number, len(units))
+    num_steps = len(torch.unique_consecutive(pipeline.scheduler.timesteps)) if units else 0
+    return HeldOut(calls, tuple(styles), num_steps)
+
+
+def held_out_calls(
+    pipeline: Any,
+    protocol: Protocol,
+    report: Report = silent,
+    names: Sequence[str] = (DENOISER,),
+    worker: Worker | None = None,
+) -> dict[str, list[Call]]:
+    """This worker's denoiser calls, by denoiser, from seeds that no calibration uses."""
+    return dict(sample_held_out(pipeline, protocol, report, names, worker).calls)
+
+
+def predictions(
+    denoiser: nn.Module, calls: Sequence[Call], place: Placement | None = None
+) -> list[Tensor]:
+    """The predicted noise of every call, on the CPU."""
+    place = place or Placement()
+    moved = (to_placement(call, place.device, place.dtype) for call in calls)
+    return [
+        predicted_noise(output, call.sample().shape[1]).cpu()
+        for output, call in zip(replay(denoiser, moved), calls, strict=True)
+    ]
+
+
+def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
+    """The relative error over all calls together."""
+    state = relative_error.RelativeError()
+    for own, reference in zip(pruned, dense, strict=True):
+        state = relative_error.update(state, own, reference)
+    return relative_error.compute(state)
+
+
+def timesteps_of(denoiser: nn.Module, call: Call) -> list[float | None]:
+    """The largest timestep of each row of a call; None where it has none."""
+    count = num_rows(call)
+    moments = (moment_of(denoiser, take_item(call, row, count)) for row in range(count))
+    return [None if moment is None else moment[1] for moment in moments]
+
+
+def rows_between(
+    denoiser: nn.Module, calls: Sequence[Call], pruned: Sequence[Tensor], dense: Sequence[Tensor]
+) -> tuple[Row, ...]:
+    """How far apart two models' predictions for the same calls lie, row by row."""
+    rows: tuple[Row, ...] = ()
+    for call, own, reference in zip(calls, pruned, dense, strict=True):
+        times = timesteps_of(denoiser, call)
+        if len(times) != len(own):  # a denoiser whose output has no row for each latent
+            own, reference, times = own[None], reference[None], times[:1]
+        rows = error_rows.update(rows, own, reference, call.place, times)
+    return rows

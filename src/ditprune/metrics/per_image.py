@@ -1,0 +1,37 @@
+"""Metrics that are one number for each image (SSIM, PSNR, scores): their mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from ditprune.metrics.estimate import Estimate, bootstrap
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """The number of each image, in the order of images."""
+
+    values: tuple[float, ...] = ()
+
+
+def update(state: PerImage, values: Shaped[Tensor, " n"]) -> PerImage:
+    """Add the numbers of a batch."""
+    return PerImage(state.values + tuple(values.double().tolist()))
+
+
+def merge(first: PerImage, second: PerImage) -> PerImage:
+    """The images of both."""
+    return PerImage(first.values + second.values)
+
+
+def compute(state: PerImage, seed: int = 0) -> Estimate:
+    """The mean, and its interval over images."""
+    values = torch.tensor(state.values, dtype=torch.float64)
+    count = len(values)
+    return bootstrap(
+        values.mean().item(), lambda weights: (weights @ values).item() / count, count, seed
+    )
