@@ -65,3 +65,22 @@ def test_names_do_not_write_to_the_terminal(evaluation: Path, ditprune: Run) -> 
     assert code == 0
     assert "\x1b" not in out
     assert "a\\x1b[31m\\nb: indistinguishable" in out
+
+
+def test_from_pruning_to_the_card_and_the_page(ditprune: Run, tmp_path: Path) -> None:
+    """What evaluate writes is what report and the card read."""
+    out, place = tmp_path / "half", tmp_path / "e"
+    assert ditprune("prune", "bundled", "-o", out, "--saliency", "magnitude")[0] == 0
+    assert "Not measured yet" in (out / "README.md").read_text(encoding="utf-8")
+    command = ["evaluate", "bundled", out, "-o", place, "--num-images", 6, "--num-held-out", 2,
+               "--num-inference-steps", 1]  # fmt: skip
+    code, _, err = ditprune(*command)
+    assert code == 0, err
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "6 same-seed images" in text
+    assert (out / "ditprune.png").is_file()
+    assert ditprune("verify", out)[0] == 0
+    code, said, err = ditprune("report", place)
+    assert code == 0, err
+    assert "half: " in said
+    assert "transformer_blocks: weights removed" in (place / "report.html").read_text("utf-8")

@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.rewrite import stamp
+from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
@@ -104,6 +106,17 @@ def test_an_evaluation_puts_its_numbers_and_a_picture_in(own: Path) -> None:
     assert card.write(own)  # and without them it is as it was
     assert text_of(own) == before
     assert not (own / "ditprune.png").exists()
+
+
+def test_a_new_card_is_no_new_model(own: Path) -> None:
+    """Images that are kept and runs that go on are of the model, whatever is told of it."""
+    model = locate(str(own))
+    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    before = stamp(model, weights)
+    card.write(own, results())
+    assert stamp(model, weights) == before
+    (own / "vae" / "note.txt").touch()
+    assert stamp(model, weights) != before
 
 
 def test_results_of_other_models_say_nothing_of_this_one(own: Path) -> None:

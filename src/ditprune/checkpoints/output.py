@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from ditprune.errors import OutputError
 
 MANIFEST = "ditprune.json"
+CARD_PICTURE = "ditprune.png"
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints import manifest
-from ditprune.checkpoints.output import MANIFEST, write_beside
+from ditprune.checkpoints.output import CARD_PICTURE, MANIFEST, write_beside
 from ditprune.errors import ModelError
 from ditprune.report import numbers
 from ditprune.report.picture import write_samples
 from ditprune.report.verdict import judge, num_images_of
 
-CARD, BASE_CARD, PICTURE = "README.md", "README.base{}.md", "ditprune.png"
+CARD, BASE_CARD = "README.md", "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
 END = "<!-- what stands below is kept when the card is written again -->"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -77,9 +77,9 @@ def write(
     if known.is_ours and base_model is None:
         base_model = known.data.get("base_model")
     own = _own(results, folder.resolve().name if name is None else name)
-    has_picture = own is not None and write_samples(own[0], own[1]["name"], folder / PICTURE)
+    has_picture = own is not None and write_samples(own[0], own[1]["name"], folder / CARD_PICTURE)
     if not has_picture:
-        (folder / PICTURE).unlink(missing_ok=True)
+        (folder / CARD_PICTURE).unlink(missing_ok=True)
     try:
         body = _body(folder, claims, own, base_model, has_picture)
     except _MALFORMED as error:
@@ -174,7 +174,7 @@ def _body(
         base_model=base_model,
         is_pipeline=(folder / "model_index.json").is_file(),
         base_cards=sorted(file.name for file in folder.glob(BASE_CARD.format("*"))),
-        picture=PICTURE if has_picture else None,
+        picture=CARD_PICTURE if has_picture else None,
         n=numbers,
         json=lambda value: json.dumps(_cut(value), indent=1, ensure_ascii=False),
         **_measured(own),
