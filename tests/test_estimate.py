@@ -69,6 +69,7 @@ def test_the_bytes_are_exact_and_nothing_stays(words, tiny_pipeline, tiny_stats,
     prune_checkpoint(model, tmp_path / "out", stats, recipe)
     written = files_of(tmp_path / "out")
     manifest = written.pop("transformer/ditprune.json")
+    assert b"ditprune" in written.pop("README.md")
     assert json.loads(manifest)["recipe"] == recipe.to_json()
     assert expected.num_bytes == sum(map(len, written.values()))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,14 @@ from pathlib import Path
 import numpy as np
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOK = EXAMPLES / "prune_and_compare.ipynb"
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+nbformat.write(notebook, "done.ipynb")
+"""
 
 
 def run(*arguments: object) -> str:
@@ -38,3 +48,23 @@ def test_the_training_script_trains_and_resumes(tmp_path: Path) -> None:
     assert "resumed at step 2" in printed
     assert '"steps": 3' in printed
     assert "3 steps of 8" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
+
+
+def test_the_notebook(tmp_path: Path) -> None:
+    """In a folder of its own, by a kernel of this Python; a cell that fails fails the test."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(
+        [sys.executable, "-c", EXECUTE, NOTEBOOK], cwd=tmp_path, check=True, capture_output=True,
+        env={**os.environ, "PATH": path, "IPYTHONDIR": str(tmp_path / "ipython")},
+    )  # fmt: skip
+    text = (tmp_path / "done.ipynb").read_text(encoding="utf-8")
+    assert "stw: every claim holds" in text
+    assert "magnitude: mean difference from dense" in text
+    assert "image/png" in text
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 4
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)

@@ -17,7 +17,7 @@ ROWS: list[set[str]] = [
     {"saliency", "masks", "targets", "allocation", "refinement", "runtime", "compact"},
     {"checkpoints", "reconstruction", "choices"},
     {"calibration", "quantizer"},
-    {"recipe", "evaluation"},
+    {"recipe", "evaluation", "report"},
     {"scoring"},
     {"plan"},
     {"adjustment"},
@@ -37,12 +37,13 @@ PURE = {
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {
     "safetensors": {"checkpoints", "bundled"},
-    "matplotlib": {"evaluation"},
-    "PIL": {"evaluation"},
+    "jinja2": {"report"},
+    "matplotlib": {"report"},
+    "PIL": {"evaluation", "report"},
     "rich": {"cli"},
 }
 # Libraries imported inside functions only.
-LATE = {"diffusers"}
+LATE = {"diffusers", "huggingface_hub", "jinja2", "matplotlib"}
 
 ROOT = Path(ditprune.__file__).parent
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

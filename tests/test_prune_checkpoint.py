@@ -62,10 +62,10 @@ def test_the_bits_and_the_outcome_are_those_of_pruning_in_memory(made, tiny_dit,
         same_bits(tensor, state[name])
 
 
-def test_only_targets_and_the_manifest_differ(made, same_bits) -> None:
+def test_only_targets_the_manifest_and_the_card_differ(made, same_bits) -> None:
     _, folder, _, out, outcome = made
     before, after = files_of(folder), files_of(out)
-    assert after.keys() == before.keys() | {"transformer/ditprune.json"}
+    assert after.keys() == before.keys() | {"transformer/ditprune.json", "README.md"}
     changed = {name for name in before if after[name] != before[name]}
     assert changed
     assert all(name.startswith("transformer/") and name.endswith("safetensors") for name in changed)
@@ -133,7 +133,9 @@ def test_a_bare_denoiser_is_pruned(form, tiny_dit, tiny_stats, tmp_path, same_bi
     (folder / f"{STEM}.bin").write_bytes(b"pickle")
     out = tmp_path / "a" / "b" / "out"
     prune_checkpoint(locate(str(folder)), out, {"any": tiny_stats}, build())
-    assert files_of(out).keys() == files_of(folder).keys() - {f"{STEM}.bin"} | {"ditprune.json"}
+    made = {"ditprune.json", "README.base.md"}
+    assert files_of(out).keys() == files_of(folder).keys() - {f"{STEM}.bin"} | made
+    assert (out / "README.base.md").read_text(encoding="utf-8") == "card"
     denoiser = tiny_dit()
     ditprune.prune_(denoiser, tiny_stats)
     for name, tensor in tensors_on_disk(out).items():

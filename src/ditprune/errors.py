@@ -6,6 +6,7 @@
     ├── TargetError            a target, or a pattern that should match one
     ├── StatisticsError        statistics that are missing, malformed or of another model
     ├── OutputError            a place that cannot be written
+    ├── ResultsError           results of an evaluation that are missing or malformed
     └── KernelError            the sparse kernel, which cannot be built or cannot run on what it got
 
 Every message says where, what was given, what was expected and what to do.
@@ -39,6 +40,10 @@ class StatisticsError(DitpruneError):
 
 class OutputError(DitpruneError):
     """The result cannot be written where it was asked for."""
+
+
+class ResultsError(DitpruneError):
+    """The results of an evaluation are missing, malformed, or of another format."""
 
 
 class KernelError(DitpruneError):

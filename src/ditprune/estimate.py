@@ -38,7 +38,7 @@ class Estimate:
     """Of a whole run of `ditprune prune`.
 
     Args:
-        num_bytes: written, without the manifests; exact.
+        num_bytes: written, without the manifests and the card; exact.
         peak_bytes: resident at most.
         seconds: from the start of the command.
     """

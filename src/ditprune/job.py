@@ -59,7 +59,7 @@ def plan_jobs(jobs: Sequence[Job], recipe: Recipe) -> dict[str, Plan]:
 
 
 def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
-    """What the copy takes on the disk, without its manifests."""
+    """What the copy takes on the disk, without its manifests and its card."""
     return copied_bytes(model, _weights(jobs))
 
 

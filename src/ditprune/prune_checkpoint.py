@@ -23,6 +23,7 @@ from ditprune.plan import read_weights
 from ditprune.progress import Report, silent
 from ditprune.prune import check_scorable, prune_weight_, resolve_threshold
 from ditprune.recipe import Recipe
+from ditprune.report import card
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.matrix import as_matrix
 
@@ -41,8 +42,9 @@ def prune_checkpoint(
     """Prune every denoiser of a folder into another, with three tensors in memory at a time.
 
     `out` appears whole at the end or not at all. Everything but the removed weights is copied
-    byte for byte. What a killed or interrupted run has left beside `out` is gone on with, where
-    the model, the statistics, the recipe and the versions are the same.
+    byte for byte; only README.md is `out`'s own card, and the model's becomes README.base.md. What
+    a killed or interrupted run has left beside `out` is gone on with, where the model, the
+    statistics, the recipe and the versions are the same.
 
     Args:
         stats: by denoiser; a single entry serves a single denoiser whatever its key.
@@ -61,9 +63,12 @@ def prune_checkpoint(
     with resumable_folder(out, model.root, size_bytes, run, overwrite) as staging:
         if not staging.is_written:
             copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
-        return {
+        outcomes = {
             job.name: _prune_denoiser(model, job, staging, recipe, report, source) for job in jobs
         }
+        if not staging.is_written:
+            card.write(staging.part, base_model=model.hub_id)
+        return outcomes
 
 
 def _prune_denoiser(

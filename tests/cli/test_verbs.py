@@ -31,10 +31,12 @@ OPTIONS = {
     "--prompts --seed --calibration-set",
     "prune": "-o --statistics --saliency --granularity --sparsity --pattern --weight-power "
     "--activation-power --cag-threshold --include --exclude --auxiliary --dry-run --recipe "
-    "--overwrite",
+    "--overwrite --push-to-hub",
     "verify": "OUT",
     "evaluate": "DENSE PRUNED -o --num-images --seed --metrics --feature-extractor --reference "
     "--clip --images",
+    "report": "DIR -o",
+    "push": "OUT REPO --private",
     "demo": "-o",
 }
 
@@ -71,7 +73,8 @@ def test_the_help_of_prune_names_every_choice(ditprune) -> None:
 
 def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
     flags = {parameter.name for parameter in app.commands["prune"].params}
-    run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite", "set_folder", "device"}
+    run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite", "set_folder", "device",
+           "repo"}  # fmt: skip
     # Constants of methods that have many come from recipe files and from Python.
     constants = {"reconstruction_constants", "refinement_constants"}
     fields = set(signatures.signature(build).parameters) - constants
@@ -333,7 +336,8 @@ def test_what_inspect_and_a_dry_run_expect_is_written(
     monkeypatch.chdir(tmp_path)
     command = [tiny_pipeline, "--statistics", statistics]
     expected = json.loads(ok(ditprune("inspect", *command, "--json")))["estimate"]
-    files = {name: raw for name, raw in files_of(pruned).items() if "ditprune.json" not in name}
+    made = ("ditprune.json", "README.md")
+    files = {name: raw for name, raw in files_of(pruned).items() if not name.endswith(made)}
     assert expected["num_bytes"] == sum(map(len, files.values()))
     assert expected["seconds"] > 0
     assert expected["peak_bytes"] > 50_000_000

@@ -55,6 +55,11 @@ class ModelFolder:
     def is_pipeline(self) -> bool:
         return self.root != self.denoiser
 
+    @property
+    def hub_id(self) -> str | None:
+        """Its name on the hub, where it came from there."""
+        return self.name if _is_hub_id(self.name) and not Path(self.name).is_dir() else None
+
 
 def locate(model: str) -> ModelFolder:
     """Find MODEL. Raises ModelError, saying what was looked for."""
@@ -103,9 +108,13 @@ def _root(model: str) -> Path:
         return path
     if path.exists():
         raise ModelError(f"{model}: is a file; expected a folder written by save_pretrained")
-    if _HUB_ID.fullmatch(model) and not model.startswith("."):
+    if _is_hub_id(model):
         return _download(model)
     raise ModelError(f"{model}: no such folder; expected a model folder, a hub id or 'bundled'")
+
+
+def _is_hub_id(model: str) -> bool:
+    return bool(_HUB_ID.fullmatch(model)) and not model.startswith(".")
 
 
 def _download(hub_id: str) -> Path:

@@ -15,6 +15,7 @@ from ditprune.errors import OutputError
 
 MANIFEST = "ditprune.json"
 COMPACT_MANIFEST = "ditprune-compact.json"
+CARD_PICTURE = "ditprune.png"
 
 
 @contextmanager

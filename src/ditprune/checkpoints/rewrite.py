@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from ditprune.checkpoints.layout import Layout, layout_of
 from ditprune.checkpoints.locate import ModelFolder, check_inside
+from ditprune.checkpoints.output import CARD_PICTURE
 from ditprune.checkpoints.weights import PICKLES, Entry, Weights
 from ditprune.errors import ModelError
 
@@ -51,7 +52,12 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
 
 
 def _is_card(file: Path) -> bool:
-    return file.name in ("config.json", "README.md") or file.name.startswith("LICENSE")
+    return file.name == "config.json" or file.name.startswith(("README", "LICENSE"))
+
+
+def _is_told(file: Path) -> bool:
+    """Whether a file only tells of the model."""
+    return file.name.startswith("README") or file.name == CARD_PICTURE
 
 
 def header_hashes(weights: Weights) -> dict[str, str]:
@@ -66,10 +72,14 @@ def copied_bytes(model: ModelFolder, weights: Mapping[str, Weights]) -> int:
 
 
 def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
-    """A hash of the names, sizes and times of all files that are copied or pruned."""
+    """A hash of the names, sizes and times of all files that a model's calls depend on.
+
+    Its cards are none of them: an evaluation writes them anew.
+    """
     digest = hashlib.sha256()
     shards = [shard for one in weights.values() for shard in one.shards]
-    for file in (*other_files(model, weights), *shards):
+    others = (file for file in other_files(model, weights) if not _is_told(file))
+    for file in (*others, *shards):
         state = file.stat()
         place = file.relative_to(model.root).as_posix()
         digest.update(f"{place} {state.st_size} {state.st_mtime_ns}\n".encode())

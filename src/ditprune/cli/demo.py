@@ -13,7 +13,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import ensure_folder
 from ditprune.cli import console
 from ditprune.cli.calibrate import collect
-from ditprune.cli.evaluate import own_command, show_results
+from ditprune.cli.evaluate import own_command, show_results, write_cards
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
 from ditprune.prune_checkpoint import prune_checkpoint
@@ -55,6 +55,7 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
         folders = [(name, locate(str(out / name))) for name in recipes]
         results = evaluate(model, folders, out, protocol, report, command=own_command())
     show_results(results)
+    write_cards(folders, results)
     console.out.print(
         f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"
         f"pruned models: {', '.join(str(out / name) for name in recipes)}\n"

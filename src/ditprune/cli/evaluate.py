@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ditprune.calibration.placement import placement
 from ditprune.calibration.workers import joined, own_device
-from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.cli import console
 from ditprune.cli.options import (
     placement_options,
@@ -28,6 +28,7 @@ from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import evaluate as measure
 from ditprune.evaluation.protocol import EXTRACTORS, Measures, Protocol
 from ditprune.metrics.clip_score import MODEL as CLIP
+from ditprune.report import card
 
 
 @click.command()
@@ -82,6 +83,13 @@ def evaluate(
             console.out.print(
                 f"numbers:  {out / 'results.json'}\npictures: {out / 'grid.png'}", markup=False
             )
+            write_cards(models, results)
+
+
+def write_cards(models: Sequence[tuple[str, ModelFolder]], results: dict[str, Any]) -> None:
+    """Put the numbers into README.md of the folders that `prune` wrote; others stay as they are."""
+    for name, model in models:
+        card.write(model.root, results, name)
 
 
 def own_command() -> str:

@@ -14,6 +14,8 @@ from ditprune.cli.evaluate import evaluate
 from ditprune.cli.inspect import inspect
 from ditprune.cli.mask import mask
 from ditprune.cli.prune import prune
+from ditprune.cli.push import push
+from ditprune.cli.report import report
 from ditprune.cli.verify import verify
 from ditprune.errors import DitpruneError, did_you_mean
 
@@ -45,7 +47,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, convert, mask, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, report, push, convert, mask, demo):
     app.add_command(verb)
 
 

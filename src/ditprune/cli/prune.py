@@ -9,7 +9,7 @@ import click
 
 from ditprune.adjusting import Source
 from ditprune.calibration.placement import placement
-from ditprune.checkpoints import calibration_set
+from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
 from ditprune.checkpoints.staging import missing_bytes
@@ -41,9 +41,10 @@ from ditprune.recipe import Recipe
 @click.option("--device", metavar="NAME", help="[default: cpu] where weights are adjusted")
 @click.option("--dry-run", is_flag=True, help="show the plan and what it takes, write nothing")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
+@click.option("--push-to-hub", "repo", metavar="REPO", help="then put OUT there, as `push` does")
 def prune(
     model: str, out: Path, statistics: Path | None, set_folder: Path | None, device: str | None,
-    dry_run: bool, overwrite: bool, **fields: Any,
+    dry_run: bool, overwrite: bool, repo: str | None, **fields: Any,
 ) -> None:  # fmt: skip
     """Prune MODEL into the folder OUT. The default is the paper's method at 50 %."""
     recipe = read_recipe(**fields)
@@ -51,6 +52,8 @@ def prune(
     check_scorable(recipe, stats)
     folder = locate(model)
     source = _source(recipe, set_folder, device)
+    if repo is not None:
+        hub.check(repo)
     if dry_run:
         jobs = open_jobs(folder, stats, recipe)
         size_bytes = missing_bytes(out, num_bytes(folder, jobs))
@@ -67,6 +70,8 @@ def prune(
     for name, outcome in outcomes.items():
         _show(outcome, console.prefix(name, outcomes))
     console.out.print(f"pruned model: {out}", markup=False)
+    if repo is not None:
+        console.out.print(f"pushed: {hub.push(out, repo)}", markup=False)
 
 
 def _source(recipe: Recipe, set_folder: Path | None, device: str | None) -> Source | None:

@@ -1,0 +1,89 @@
+"""Up to the hub: a pruned folder as a repository, in one commit.
+
+Who may do so is known before any work: `check` asks the hub for the name behind the token and for
+what lies in the repository. The token is huggingface_hub's own and never shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ditprune.checkpoints.output import MANIFEST
+from ditprune.errors import OutputError
+
+# Weights that an earlier push put there and this one does not hold would be loaded beside it.
+_REPLACED = ["*.safetensors", "*.safetensors.index.json"]
+_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TOKEN = re.compile(r"hf_\w+")
+
+
+def check(repo: str) -> None:
+    """Refuse a repository that cannot be pushed to, or that holds another's work.
+
+    Raises OutputError: the id is none, nobody is logged in, the hub cannot be asked, or the
+    repository has files and none of them is a manifest of ours.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise OutputError(f"{repo}: is no id of a repository ({error})") from None
+    if not _ID.fullmatch(repo):
+        raise OutputError(f"{repo}: is no id of a repository; expected USER/NAME, as in me/pruned")
+    if get_token() is None:
+        raise OutputError(f"{repo}: not logged in to the hub; run `hf auth login` or set HF_TOKEN")
+    with _refusals(repo) as api:
+        api.whoami()
+        files = api.list_repo_files(repo) if api.repo_exists(repo) else []
+    others = [name for name in files if not name.startswith(".") and name != "README.md"]
+    if others and not any(Path(name).name == MANIFEST for name in files):
+        raise OutputError(
+            f"{repo}: holds {len(others)} files and no {MANIFEST}, so it is not a model that "
+            "ditprune pushed; choose a new name"
+        )
+
+
+def push(folder: Path, repo: str, private: bool = False) -> str:
+    """Make the repository if it is not there, and put the folder into it; its address.
+
+    Raises OutputError.
+    """
+    with _refusals(repo) as api:
+        address = str(api.create_repo(repo, private=private or None, exist_ok=True))
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="Upload a model that ditprune pruned",
+            ignore_patterns=[".*", "*/.*"],
+            delete_patterns=_REPLACED,
+        )
+    return address
+
+
+@contextmanager
+def _refusals(repo: str) -> Iterator[Any]:
+    """The hub's client; what it raises becomes one line without a token in it."""
+    from huggingface_hub import HfApi, get_token
+
+    try:
+        yield HfApi(library_name="ditprune")
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        token = get_token()
+        text = _said(error) + (f": {_said(error.__cause__)}" if error.__cause__ else "")
+        text = _TOKEN.sub("hf_…", text.replace(token, "hf_…") if token else text)
+        raise OutputError(
+            f"{repo}: the hub refused or did not answer ({text[:400]}); check the name, the "
+            "connection, and that the token may write (`hf auth whoami`)"
+        ) from None
+
+
+def _said(error: BaseException) -> str:
+    """Its message on one line, or its kind."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,85 @@
+"""The layers of a pruned model as tables: a row for each role, a column for each depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_SHORT = {"layer": "L", "channel": "C"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One layer.
+
+    Args:
+        share: of the shade that it gets, 0–1; None for none.
+        group: who competed in it, in a letter or as N:M; `group_name` in full.
+    """
+
+    text: str
+    share: float | None
+    name: str
+    shape: str
+    group: str = ""
+    group_name: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by role and depth of one list of blocks; None where a block has no such layer."""
+
+    blocks: str
+    depths: tuple[int, ...]
+    rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
+
+
+def sparsity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The removed share of every layer, in percent, shaded from 0 to 100."""
+
+    def cell(target: Mapping[str, Any]) -> Cell:
+        share = target["sparsity"]
+        return Cell(f"{100 * share:.3g}", share, target["name"], _shape(target))
+
+    return _tables(targets, cell)
+
+
+def heterogeneity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """G_out of every layer, shaded from the least to the most of this model, with who competed."""
+    known = [target["g_out"] for target in targets if target["g_out"] is not None]
+    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+
+    def cell(target: Mapping[str, Any]) -> Cell:
+        g_out, group = target["g_out"], target["granularity"]
+        share = (g_out - low) / (high - low) if g_out is not None and high > low else None
+        text = "–" if g_out is None else f"{g_out:.2f}"
+        short = _SHORT.get(group, group)
+        return Cell(text, share, target["name"], _shape(target), short, group)
+
+    return _tables(targets, cell)
+
+
+def _shape(target: Mapping[str, Any]) -> str:
+    return "×".join(f"{int(number)}" for number in target["shape"])
+
+
+def _tables(targets: Sequence[Mapping[str, Any]], cell: Any) -> list[Table]:
+    lists: dict[str, list[Mapping[str, Any]]] = {}
+    for target in targets:
+        lists.setdefault(_blocks_of(target), []).append(target)
+    return [_table(blocks, own, cell) for blocks, own in lists.items()]
+
+
+def _table(blocks: str, targets: Sequence[Mapping[str, Any]], cell: Any) -> Table:
+    depths = sorted({int(target["depth"]) for target in targets})
+    roles = dict.fromkeys(target["role"] for target in targets)
+    cells = {(target["role"], int(target["depth"])): cell(target) for target in targets}
+    rows = ((role, tuple(cells.get((role, depth)) for depth in depths)) for role in roles)
+    return Table(blocks, tuple(depths), tuple(rows))
+
+
+def _blocks_of(target: Mapping[str, Any]) -> str:
+    """`transformer_blocks` of `transformer_blocks.3.attn1.to_q`."""
+    stem = target["name"].removesuffix(target["role"]).rstrip(".")
+    return stem.rpartition(".")[0] or stem
