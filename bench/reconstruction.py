@@ -26,7 +26,7 @@ from ditprune.reconstruction.obs import OBS
 from ditprune.reconstruction.support import solve_on_support
 
 Mask = Tensor | Choice
-BLOCK, REPEATS = 128, 2
+BLOCK = 128
 
 
 def largest(scores: Tensor, choose: Choice, share: float = 1.0) -> Tensor:
@@ -89,9 +89,9 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def compare(ours: Callable[[], Any], plain: Callable[[], Any]) -> tuple[float, float]:
+def compare(ours: Callable[[], Any], plain: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """The fastest of each, in turns."""
-    both = [(seconds(ours), seconds(plain)) for _ in range(REPEATS)]
+    both = [(seconds(ours), seconds(plain)) for _ in range(repeats)]
     return min(a for a, _ in both), min(b for _, b in both)
 
 
@@ -109,6 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shapes", nargs="+", default=["1152x4608", "3072x12288"])
     parser.add_argument("--num-steps", type=int, default=30, help="of ADMM, fewer to save time")
+    parser.add_argument("--masks", nargs="+", default=["given", "2:4", "channel"])
+    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     steps = args.num_steps
     admm = ADMM(num_steps=steps, num_ramp_steps=max(1, steps // 2), num_support_steps=steps // 3)
@@ -121,13 +123,15 @@ def main() -> None:
             "2:4": Choice(4, 2),
             "channel": Choice(num_in, num_in // 2),
         }
-        for name, mask in choices.items():
+        for name, mask in ((name, choices[name]) for name in args.masks):
             for method, ours, plain in (
                 ("obs", OBS(BLOCK), plain_obs),
                 (f"admm, {steps} steps", admm, partial(plain_admm, num_steps=steps)),
             ):
                 arguments = (weight, mask, gram)
-                own, reference = compare(partial(ours, *arguments), partial(plain, *arguments))
+                own, reference = compare(
+                    partial(ours, *arguments), partial(plain, *arguments), args.repeats
+                )
                 console.print(
                     f"{shape:12} {method:15} {name:8} plain {reference:7.2f} s  ours {own:7.2f} s  "
                     f"{own / reference:.2f}×"

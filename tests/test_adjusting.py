@@ -146,6 +146,12 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
         (line,) = [line for line in plan.splitlines() if where in line]
         for stage in ("Grams", "budgets", "layers", "refinement"):
             assert re.search(rf"{stage} [\d.]+ (s|min|h)", line)
+    for size, passes in (("1KB", 112), ("1GB", 1)):
+        line = [*best, "--calibration-set", calls, "--gram-memory", size, "--dry-run"]
+        assert run_line(*line) == 0
+        assert f"Grams take {passes} passes" in capsys.readouterr().out
+    assert run_line(*best, "--calibration-set", calls, "--gram-memory", "much") == 2
+    assert "--gram-memory 'much': expected a size" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 

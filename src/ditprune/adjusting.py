@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditprune.adjustment.adjust import Adjustment, adjust
+from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, Adjustment, adjust
 from ditprune.calibration.pipeline import load_denoiser
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.rows import to_placement
@@ -37,10 +37,12 @@ class Source:
     Args:
         kept: a complete calibration set.
         place: where the denoiser runs.
+        max_gram_bytes: what Grams may take together; fewer bytes are more passes over the calls.
     """
 
     kept: CalibrationSet
     place: Placement
+    max_gram_bytes: int = DEFAULT_GRAM_BYTES
 
 
 @torch.no_grad()
@@ -68,8 +70,10 @@ def adjusted_tensors(
         return _restore(file)
     calls = _all_calls(job, source) if recipe.needs_calls else []
     place = source.place if source is not None else Placement()
+    most = source.max_gram_bytes if source is not None else DEFAULT_GRAM_BYTES
     denoiser = load_denoiser(model.denoisers[job.name], place)
-    done = adjust(denoiser, job.selection.targets, job.stats, recipe, threshold, calls, report)
+    targets = job.selection.targets
+    done = adjust(denoiser, targets, job.stats, recipe, threshold, calls, report, most)
     found = {}
     for name, one in done.items():
         weight = job.weights.read(f"{name}.weight")

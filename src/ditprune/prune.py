@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.adjusting import write_adjustment_
-from ditprune.adjustment.adjust import adjust
+from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, adjust
 from ditprune.calls import Call
 from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
@@ -55,6 +55,7 @@ def prune_(
     packages: int | None = None,
     preset: str | None = None,
     batches: Iterable[Any] | None = None,
+    max_gram_bytes: int = DEFAULT_GRAM_BYTES,
     report: Report = silent,
 ) -> Outcome:
     """Prune a denoiser in place. The default is the paper's method at 50 %.
@@ -77,6 +78,7 @@ def prune_(
         packages: runs of blocks to reconstruct one after the other; 1 by default.
         preset: `paper` (all the defaults) or `best`.
         batches: as for `calibrate`, where a recipe adjusts weights or measures budgets.
+        max_gram_bytes: of memory for Grams; fewer bytes are more passes over the batches.
         report: hears how far it is.
 
     Returns:
@@ -102,7 +104,9 @@ def prune_(
     threshold = make_plan(selection, read, stats, recipe).cag_threshold
     if recipe.adjusts:
         calls = [Call.of(batch) for batch in batches or ()]
-        done = adjust(denoiser, selection.targets, stats, recipe, threshold, calls, report)
+        done = adjust(
+            denoiser, selection.targets, stats, recipe, threshold, calls, report, max_gram_bytes
+        )
         outcomes = {
             name: write_adjustment_(read(one.layer.target), one) for name, one in done.items()
         }

@@ -74,7 +74,7 @@ def test_the_help_of_prune_names_every_choice(ditprune) -> None:
 def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
     flags = {parameter.name for parameter in app.commands["prune"].params}
     run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite", "set_folder", "device",
-           "repo"}  # fmt: skip
+           "repo", "gram_memory"}  # fmt: skip
     # Constants of methods that have many come from recipe files and from Python.
     constants = {"reconstruction_constants", "refinement_constants"}
     fields = set(signatures.signature(build).parameters) - constants

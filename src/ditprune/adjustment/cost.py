@@ -104,14 +104,15 @@ def _without_data(leaf: Any) -> Any:
 
 
 def cost(
-    targets: Mapping[str, Target], recipe: Recipe, one: CallCost, num_rows: int, num_parameters: int
-) -> Cost:
+    targets: Mapping[str, Target], recipe: Recipe, one: CallCost, num_rows: int,
+    num_parameters: int, max_gram_bytes: int = DEFAULT_GRAM_BYTES,
+) -> Cost:  # fmt: skip
     """What a recipe takes with so many rows of calibration calls."""
     measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
     cut = [
         names
         for package in packages(targets, recipe.packages)
-        for names in stages(package, DEFAULT_GRAM_BYTES)
+        for names in stages(package, max_gram_bytes)
     ]
     needs_grams = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
     passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if needs_grams else 0

@@ -53,11 +53,11 @@ def placement(
     return Placement(chosen, DTYPES[dtype or "float32"], parse_size(max_memory))
 
 
-def parse_size(text: str | None) -> int | None:
+def parse_size(text: str | None, option: str = "--max-memory") -> int | None:
     """`"8GB"` → 8,000,000,000. Raises RecipeError."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", text.strip(), re.IGNORECASE)
     if found is None or float(found[1]) == 0:
-        raise RecipeError(f"--max-memory '{text}': expected a size such as 8GB or 500MB")
+        raise RecipeError(f"{option} '{text}': expected a size such as 8GB or 500MB")
     return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -36,7 +36,8 @@ def show_adjusting(
     except ModelError as error:
         console.out.print(f"{prefix}{error}", markup=False)
         return
-    expected = cost(targets, recipe, one, total, job.selection.num_parameters)
+    size, most = job.selection.num_parameters, source.max_gram_bytes
+    expected = cost(targets, recipe, one, total, size, most)
     console.out.print(
         f"{prefix}before that it adjusts the weights of the loaded denoiser, from {total:,} rows "
         f"of calls; Grams take {expected.num_passes} passes over them\n"
@@ -46,7 +47,7 @@ def show_adjusting(
         markup=False,
     )
     for words, other in _cheaper(recipe).items():
-        less = cost(targets, other, one, total, job.selection.num_parameters)
+        less = cost(targets, other, one, total, size, most)
         console.out.print(
             f"{prefix}  with {words}: {console.size(less.peak_bytes)}; {_on_gpu(less)}",
             markup=False,

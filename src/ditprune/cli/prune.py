@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ditprune.adjusting import Source
-from ditprune.calibration.placement import placement
+from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES
+from ditprune.calibration.placement import parse_size, placement
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.output import check_folder, existing_parent
@@ -39,19 +40,24 @@ from ditprune.recipe import Recipe
     help="from ditprune calibrate; for recipes that adjust weights",
 )
 @click.option("--device", metavar="NAME", help="[default: cpu] where weights are adjusted")
+@click.option(
+    "--gram-memory",
+    metavar="SIZE",
+    help="[default: 4GB] for Grams; more memory is fewer passes over the calls",
+)
 @click.option("--dry-run", is_flag=True, help="show the plan and what it takes, write nothing")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 @click.option("--push-to-hub", "repo", metavar="REPO", help="then put OUT there, as `push` does")
 def prune(
     model: str, out: Path, statistics: Path | None, set_folder: Path | None, device: str | None,
-    dry_run: bool, overwrite: bool, repo: str | None, **fields: Any,
+    gram_memory: str | None, dry_run: bool, overwrite: bool, repo: str | None, **fields: Any,
 ) -> None:  # fmt: skip
     """Prune MODEL into the folder OUT. The default is the paper's method at 50 %."""
     recipe = read_recipe(**fields)
     stats = read_statistics(statistics)
     check_scorable(recipe, stats)
     folder = locate(model)
-    source = _source(recipe, set_folder, device)
+    source = _source(recipe, set_folder, device, gram_memory)
     if repo is not None:
         hub.check(repo)
     if dry_run:
@@ -74,19 +80,23 @@ def prune(
         console.out.print(f"pushed: {hub.push(out, repo)}", markup=False)
 
 
-def _source(recipe: Recipe, set_folder: Path | None, device: str | None) -> Source | None:
+def _source(
+    recipe: Recipe, set_folder: Path | None, device: str | None, gram_memory: str | None
+) -> Source | None:
     """The calibration calls of a recipe that needs them. Raises RecipeError, ModelError."""
     if not recipe.needs_calls:
-        for option, given in (("--calibration-set", set_folder), ("--device", device)):
+        options = {"calibration-set": set_folder, "device": device, "gram-memory": gram_memory}
+        for option, given in options.items():
             if given is not None:
-                raise RecipeError(f"{option}: this recipe adjusts no weights; leave it out")
+                raise RecipeError(f"--{option}: this recipe adjusts no weights; leave it out")
         return None
     if set_folder is None:
         raise RecipeError(
             "this recipe adjusts weights to calibration calls; sample them with "
             "`ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
         )
-    return Source(calibration_set.load(set_folder), placement(device))
+    most = parse_size(gram_memory, "--gram-memory") or DEFAULT_GRAM_BYTES
+    return Source(calibration_set.load(set_folder), placement(device), most)
 
 
 def _show(outcome: Outcome, prefix: str) -> None:
