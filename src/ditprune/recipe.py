@@ -45,6 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refinement": "distill",
     },
 }
+_FEWEST_STEPS = 2  # of a refinement that chooses: it removes between two steps
 # The words of grouping by share; a pattern stands in their place.
 _BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
 
@@ -234,9 +235,10 @@ def _adjusting(given: Mapping[str, Any]) -> dict[str, Any]:
             f"--mask {words['mask']} needs a reconstruction that chooses one; "
             "pass --reconstruction obs or admm, or leave --mask out"
         )
-    if words["mask"] == "refinement" and refine is None:
+    if words["mask"] == "refinement" and (refine is None or refine.num_steps < _FEWEST_STEPS):
         raise RecipeError(
-            "--mask refinement needs one; pass --refinement distill, or --mask reconstruction"
+            f"--mask refinement needs one of at least {_FEWEST_STEPS} steps; pass --refinement "
+            "distill, or --mask reconstruction"
         )
     packages = given.get("packages", 1)
     if isinstance(packages, bool) or not isinstance(packages, int) or packages < 1:

@@ -185,7 +185,11 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
         ({"mask": "reconstruction"}, "needs a reconstruction that chooses one"),
         (
             {"reconstruction": "admm", "mask": "refinement"},
-            "--mask refinement needs one; pass --refinement distill",
+            "--mask refinement needs one of at least 2 steps; pass --refinement distill",
+        ),
+        (
+            {"preset": "best", "refinement": Distill(num_steps=1)},
+            "--mask refinement needs one of at least 2 steps",
         ),
         (
             {"preset": "best", "pattern": "2:4", "mask": "refinement"},

@@ -111,3 +111,17 @@ def test_channels_lose_their_lowest_at_their_mean_price() -> None:
     scores = {"a": torch.rand(8, 20) * 0.1, "b": torch.rand(6, 10) + 1}
     counts = num_removed(plan.masks(keep, scores, NUM_STEPS // 2, NUM_STEPS))
     assert counts == {"a": (48 + 18) // 8 * 8, "b": 0}
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 10, 1000])
+def test_it_ends_however_short_the_training(num_steps) -> None:
+    plan = thinning(
+        ALL_LAYER, build(allocation="proxy"), dict.fromkeys(SHAPES, 0.4), dict.fromkeys(SHAPES, 0.6)
+    )
+    keep = begin(ALL_LAYER, 0.4)
+    for step in range(num_steps):
+        if plan.is_due(step, num_steps):
+            assert step > 0
+            keep = plan.masks(keep, {n: m.float() for n, m in keep.items()}, step, num_steps)
+    asked = sum(layer.num_pruned(0.6) for layer in ALL_LAYER.values())
+    assert sum(num_removed(keep).values()) == asked

@@ -82,7 +82,7 @@ class Refinement:
             for step in range(settings.num_steps):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * _rate(step, settings.num_steps)
-                if thinning and optimizer.state and thinning.is_due(step, settings.num_steps):
+                if thinning and thinning.is_due(step, settings.num_steps):
                     scores = _scores(weights, optimizer)
                     keep = thinning.masks(keep, scores, step, settings.num_steps)
                 optimizer.zero_grad()

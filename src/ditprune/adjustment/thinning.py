@@ -64,7 +64,8 @@ class Thinning:
         }
 
     def _times(self, num_steps: int) -> tuple[int, int, int]:
-        begin, end = int(_BEGIN * num_steps), int(_END * num_steps)
+        begin = max(1, int(_BEGIN * num_steps))  # Adam has seen no gradient before
+        end = max(begin, int(_END * num_steps))
         return begin, end, max(1, (end - begin) // _NUM_TIMES)
 
     def _alone(self, name: str, scores: Tensor, num_prune: int) -> Tensor:
