@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"adjusting"},
     {"prune", "verify"},
     {"prune_checkpoint"},
-    {"estimate"},
+    {"estimate", "reproduce"},
     {"cli"},
     {"__main__"},
 ]
@@ -37,12 +37,12 @@ PURE = {
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {
     "safetensors": {"checkpoints", "bundled"},
-    "matplotlib": {"evaluation"},
+    "matplotlib": {"reproduce"},
     "PIL": {"evaluation"},
     "rich": {"cli"},
 }
 # Libraries imported inside functions only.
-LATE = {"diffusers"}
+LATE = {"diffusers", "matplotlib"}
 
 ROOT = Path(ditprune.__file__).parent
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

@@ -12,6 +12,7 @@ from ditprune.cli.demo import demo
 from ditprune.cli.evaluate import evaluate
 from ditprune.cli.inspect import inspect
 from ditprune.cli.prune import prune
+from ditprune.cli.reproduce import reproduce
 from ditprune.cli.verify import verify
 from ditprune.errors import DitpruneError, did_you_mean
 
@@ -43,7 +44,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, reproduce, demo):
     app.add_command(verb)
 
 
