@@ -17,7 +17,7 @@ _PANEL = (3.6, 2.7)  # inches
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "ditprune", "font.size": 9, "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "grid.linewidth": 0.4,
-    "text.parse_math": False, "axes.formatter.use_mathtext": False, "axes.titlesize": 9,
+    "axes.titlesize": 9,
 }  # fmt: skip
 
 
@@ -86,12 +86,13 @@ def _panel(panel: Any, rows: Sequence[Mapping[str, Any]], key: str, axis: str) -
 def _series(rows: Sequence[Mapping[str, Any]], axis: str) -> dict[str, list[Mapping[str, Any]]]:
     """What one line joins: a method, or where methods stand side by side the rest."""
     series: dict[str, list[Mapping[str, Any]]] = {}
+    has_many = len({row["setting"]["guidance_scale"] for row in rows}) > 1
     for row in rows:
         own = row["setting"]
         if row["recipe"] is None and axis != "guidance_scale":
             continue
         share = own["pattern"] or f"{100 * own['sparsity']:g} %"
-        guidance = "" if own["guidance_scale"] is None else f", guidance {own['guidance_scale']:g}"
+        guidance = f", guidance {own['guidance_scale']:g}" if has_many else ""
         name = f"{share}{guidance}"
         if axis == "sparsity":
             name = f"{row['name']}{guidance}"
