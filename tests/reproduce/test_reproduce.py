@@ -141,6 +141,7 @@ def test_rows_in_common_are_made_once_and_a_done_study_needs_no_model(
     log = Log()
     main = run("main", tiny_pipeline, out, log, sparsities=(0.5,))
     assert log.num_drawn() == 2  # magnitude alone; dense, Wanda and DiT-Pruning are there
+    assert all(what != "calibrating" for what, *_ in log.heard)
     assert main["rows"][3]["metrics"] == again["rows"][3]["metrics"]
     assert [row["name"] for row in main["rows"]][3] == "DiT-Pruning"
 
@@ -171,7 +172,8 @@ def test_another_model_in_its_place_is_not_taken(ablation, own_pipeline, tmp_pat
     [
         ("nm", {}, ["dense", *("magnitude", "Wanda", "STW") * 2]),
         ("exponents", {}, ["dense", *(f"(m, n) = ({m}, 1)" for m in ("0.5", "1", "2", "3"))]),
-        ("timesteps", {"num_samples": 3, "steps": (6,)}, ["dense", "early", "middle", "late", "all"]),
+        ("timesteps", {"num_samples": 3, "steps": (6,)},
+         ["dense", "early", "middle", "late", "all"]),
         ("calibration-size", {"num_samples": None, "sizes": (2, 4)},
          ["dense", "2 samples", "4 samples"]),
         ("guidance", {"guidance_scales": (1.0, 3.0)},

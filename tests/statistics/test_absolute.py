@@ -27,11 +27,7 @@ def test_half_precision_is_summed_in_full() -> None:
     assert (state.mean, state.largest) == (0.5, 0.5)
 
 
-def test_merging_is_seeing_both_and_nothing_adds_nothing() -> None:
-    first, second = draw(4, 3), draw(5, 3, seed=1)
-    apart = absolute.merge(absolute.update(Absolute(), first), absolute.update(Absolute(), second))
-    together = absolute.update(absolute.update(Absolute(), first), second)
-    assert apart.count == together.count
-    assert apart.total == pytest.approx(together.total)
-    assert absolute.update(together, torch.empty(0, 3)) == together
+def test_nothing_adds_nothing() -> None:
+    state = absolute.update(Absolute(), draw(4, 3))
+    assert absolute.update(state, torch.empty(0, 3)) == state
     assert Absolute().mean == 0

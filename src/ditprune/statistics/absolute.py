@@ -31,10 +31,3 @@ def update(state: Absolute, inputs: Float[Tensor, "*tokens in"]) -> Absolute:
     return Absolute(
         state.total + total, state.count + values.numel(), max(state.largest, values.max().item())
     )
-
-
-def merge(first: Absolute, second: Absolute) -> Absolute:
-    """The statistic of both sets of values together."""
-    return Absolute(
-        first.total + second.total, first.count + second.count, max(first.largest, second.largest)
-    )
