@@ -25,7 +25,7 @@ ROWS: list[set[str]] = [
     {"adjusting"},
     {"prune", "verify", "convert", "masking", "mask_extraction"},
     {"prune_checkpoint"},
-    {"estimate"},
+    {"estimate", "reproduce"},
     {"cli"},
     {"__main__"},
 ]
@@ -38,7 +38,7 @@ PURE = {
 KEPT_TO = {
     "safetensors": {"checkpoints", "bundled"},
     "jinja2": {"report"},
-    "matplotlib": {"report"},
+    "matplotlib": {"report", "reproduce"},
     "PIL": {"evaluation", "report"},
     "rich": {"cli"},
 }

@@ -63,8 +63,10 @@ def test_fewer_samples_than_steps_fall_one_in_each_stratum(pipeline) -> None:
     assert sorted(steps.index(t) // 4 for t, _, _ in items) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("timesteps", "steps"), [("early", [0, 1, 2]), ("late", [6, 7, 8])])
-def test_early_and_late_are_a_third_each(timesteps, steps, pipeline) -> None:
+@pytest.mark.parametrize(
+    ("timesteps", "steps"), [("early", [0, 1, 2]), ("middle", [3, 4, 5]), ("late", [6, 7, 8])]
+)
+def test_early_middle_and_late_are_a_third_each(timesteps, steps, pipeline) -> None:
     items = items_of(pipeline, timesteps=timesteps, num_inference_steps=9)
     pipeline.scheduler.set_timesteps(9)
     expected = pipeline.scheduler.timesteps[steps].tolist()

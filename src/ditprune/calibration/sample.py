@@ -24,7 +24,12 @@ from ditprune.errors import RecipeError, did_you_mean
 from ditprune.statistics.collected import NUM_BINS, bin_of
 
 # Shares of the trajectory, from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
-TIMESTEPS = {"uniform": (0.0, 1.0), "early": (0.0, 1 / 3), "late": (2 / 3, 1.0)}
+TIMESTEPS = {
+    "uniform": (0.0, 1.0),
+    "early": (0.0, 1 / 3),
+    "middle": (1 / 3, 2 / 3),
+    "late": (2 / 3, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Sampling:
 
     Args:
         num_samples: how many items, each at one timestep.
-        timesteps: `uniform`, `early` (the noisy third) or `late`.
+        timesteps: `uniform`, `early` (the noisy third), `middle` or `late`.
         num_inference_steps, guidance_scale: of the sampling runs; None is the pipeline's default.
         height, width: of what is drawn; None is the pipeline's default.
         labels, prompts: what to draw, in turn; None is every label the pipeline knows, or our

@@ -38,7 +38,9 @@ from ditprune.statistics.collected import NUM_BINS
 @click.argument("model")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--num-samples", type=int, default=128, show_default=True, help="denoiser inputs")
-@click.option("--timesteps", default="uniform", show_default=True, help="uniform, early or late")
+@click.option(
+    "--timesteps", default="uniform", show_default=True, help="uniform, early, middle or late"
+)
 @sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="drawn together")
 @click.option(

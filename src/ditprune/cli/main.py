@@ -16,6 +16,7 @@ from ditprune.cli.mask import mask
 from ditprune.cli.prune import prune
 from ditprune.cli.push import push
 from ditprune.cli.report import report
+from ditprune.cli.reproduce import reproduce
 from ditprune.cli.verify import verify
 from ditprune.errors import DitpruneError, did_you_mean
 
@@ -47,7 +48,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, report, push, convert, mask, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, report, reproduce, push, convert, mask, demo):
     app.add_command(verb)
 
 

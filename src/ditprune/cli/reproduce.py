@@ -1,0 +1,116 @@
+"""ditprune reproduce: the paper's studies, one command each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ditprune.calibration.placement import placement
+from ditprune.checkpoints.locate import locate
+from ditprune.cli import console
+from ditprune.cli.evaluate import own_command
+from ditprune.cli.options import (
+    placement_options,
+    read_labels,
+    read_pipeline_options,
+    read_prompts,
+)
+from ditprune.errors import RecipeError
+from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.protocol import EXTRACTORS, Measures
+from ditprune.metrics.clip_score import MODEL as CLIP
+from ditprune.reproduce.reproduce import TABLE
+from ditprune.reproduce.reproduce import reproduce as remake
+from ditprune.reproduce.rows import BATCH_SIZE, NUM_HELD_OUT, NUM_IMAGES, NUM_SAMPLES, Options
+
+Number = TypeVar("Number", int, float)
+
+
+@click.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("model", default="bundled")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--num-images", type=int, help=f"[default: {NUM_IMAGES}] of each model")
+@click.option("--num-held-out", type=int,
+              help=f"[default: {NUM_HELD_OUT}] denoiser calls for the relative error")  # fmt: skip
+@click.option("--batch-size", type=int, help=f"[default: {BATCH_SIZE}] images drawn together")
+@click.option("--num-samples", type=int, help=f"[default: {NUM_SAMPLES}] of the calibration")
+@click.option("--sparsities", metavar="S,…", help="[default: the study's] as in 0.4,0.5")
+@click.option("--steps", metavar="N,…",
+              help="[default: the study's; another model: its pipeline's] as in 50,25")  # fmt: skip
+@click.option("--guidance-scales", metavar="G,…",
+              help="[default: the study's; another model: its pipeline's] as in 1.5,3")  # fmt: skip
+@click.option("--sizes", metavar="N,…", help="calibration-size: numbers of samples")
+@click.option("--include", "layers", multiple=True, metavar="GLOB",
+              help="importance: draw these layers; repeatable")  # fmt: skip
+@click.option("--metrics", metavar="NAME,…",
+              help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; "
+              "what is named is fetched")  # fmt: skip
+@click.option("--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",
+              help=f"{', '.join(EXTRACTORS)}, or a file of InceptionV3's weights")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path), metavar="DIR",
+              help="real images for FID [default: the bundled digits]")  # fmt: skip
+@click.option("--clip", default=CLIP, show_default=True, metavar="MODEL",
+              help="hub id or folder of the CLIP model")  # fmt: skip
+@click.option("--labels", metavar="0,1,…", help="[default: all] class ids to draw")
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
+              help="[default: our own 128] .txt or .tsv, as of evaluate")  # fmt: skip
+@click.option("--height", type=int, help="[default: the pipeline's]")
+@click.option("--width", type=int, help="[default: the pipeline's]")
+@click.option("--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
+              help="a further argument of the pipeline; repeatable")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@placement_options
+def reproduce(
+    study: str, model: str, out: Path, metrics: str | None, feature_extractor: str,
+    reference: Path | None, clip: str, labels: str | None, prompts: Path | None,
+    pipeline_options: tuple[str, ...], device: str | None, dtype: str | None,
+    max_memory: str | None, sparsities: str | None, steps: str | None,
+    guidance_scales: str | None, sizes: str | None, layers: tuple[str, ...], **plain: Any,
+) -> None:  # fmt: skip
+    """Remake a STUDY of the paper on MODEL: the bundled one, or any pipeline.
+
+    STUDY is main, ablation, nm, exponents, calibration-size, timesteps, guidance, statistics,
+    importance, or all. Each writes results.json, table.md and figures to DIR/STUDY. A run that is
+    stopped goes on when the same command is given again.
+    """
+    options = Options(
+        sparsities=_numbers("--sparsities", sparsities, float),
+        steps=_numbers("--steps", steps, int),
+        guidance_scales=_numbers("--guidance-scales", guidance_scales, float),
+        sizes=_numbers("--sizes", sizes, int), layers=layers or None,
+        labels=read_labels(labels), prompts=read_prompts(prompts),
+        pipeline_options=read_pipeline_options(pipeline_options), **plain,
+    )  # fmt: skip
+    names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
+    measures = Measures(names, feature_extractor, reference, clip)
+    place = placement(device, dtype, max_memory)
+    try:
+        with console.progress() as report:
+            found = remake(
+                study, locate(model), out, options, measures, report, place, own_command()
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to go on") from None
+    for name, results in found.items():
+        console.out.print(f"\n{name} · {results['title']}", markup=False)
+        console.out.print(f"paper: {results['paper']['said']}", markup=False)
+        for line in results["conclusions"]:
+            console.out.print(f"here:  {line}", markup=False)
+        console.out.print(f"table: {out / name / TABLE}", markup=False)
+
+
+def _numbers(flag: str, text: str | None, kind: Callable[[str], Number]) -> Any:
+    """`"0.4,0.5"` → (0.4, 0.5). Raises RecipeError."""
+    if text is None:
+        return None
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(f"{flag} '{text}': expected numbers with commas between") from None
+    if len(set(values)) < len(values):
+        raise RecipeError(f"{flag} '{text}': names a number twice; expected each once")
+    return values

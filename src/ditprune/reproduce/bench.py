@@ -1,0 +1,190 @@
+"""A pipeline under one protocol: what its rows share, and how one of them is made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ditprune.calibration.calibrate import observe_calls
+from ditprune.calibration.capture import denoisers_of
+from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.draw import conditions
+from ditprune.calibration.pipeline import load_denoiser, load_pipeline
+from ditprune.calibration.placement import Placement
+from ditprune.calibration.rows import to_placement
+from ditprune.calibration.sample import Sampling, sample_calls
+from ditprune.checkpoints import statistics_file
+from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.output import ensure_folder
+from ditprune.evaluation.accounting import take_stock
+from ditprune.evaluation.claims import claims_of, structure_of
+from ditprune.evaluation.drawing import draw_missing
+from ditprune.evaluation.held_out import held_out_calls, predictions, rows_between
+from ditprune.evaluation.measure import Measured, measure
+from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.results import Model, describe, results_of
+from ditprune.evaluation.store import Images
+from ditprune.evaluation.tools import Tools, prepare
+from ditprune.metrics import error_rows
+from ditprune.metrics.error_rows import Row as ErrorRow
+from ditprune.progress import Report, silent
+from ditprune.prune_checkpoint import prune_checkpoint
+from ditprune.reproduce.kept import Kept
+from ditprune.reproduce.rows import Row
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all rows of all studies need."""
+
+    model: ModelFolder
+    kept: Kept
+    place: Placement
+    command: str
+    report: Report = silent
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the rows under one protocol share.
+
+    Args:
+        pipeline: whose denoisers are exchanged.
+        asked: the condition of each image.
+        calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
+        dense, found: the dense model and its numbers.
+    """
+
+    run: Run
+    protocol: Protocol
+    pipeline: Any
+    asked: Sequence[Any]
+    calls: Mapping[str, Sequence[Any]]
+    noise: Mapping[str, Sequence[Tensor]]
+    tools: Tools
+    dense: Model
+    found: Measured
+
+
+def open_bench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Bench:
+    """Load the model, calibrate it in these ways, and draw the dense images if need be."""
+    protocol, names = dense.protocol, tuple(run.model.denoisers)
+    pipeline = load_pipeline(run.model, run.place)
+    own = denoisers_of(pipeline, names)
+    structure = structure_of(own)
+    pool = conditions(pipeline, protocol.labels, protocol.prompts)
+    asked = [pool[i % len(pool)] for i in range(protocol.num_images)]
+    for sampling in samplings:
+        calibrate(run, pipeline, own, sampling)
+    calls = held_out_calls(pipeline, protocol, run.report, names)
+    noise = {n: predictions(one, calls.get(n, []), run.place) for n, one in own.items()}
+    images = run.kept.images(dense)
+    draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.report))
+    tools = prepare(run.kept.measures, images.read(images.ranges[0]), asked, run.place)
+    found = measure(images, None, None, asked, tools, protocol.seed)
+    stock = take_stock(run.model, structure.names())
+    model = Model("dense", structure, stock, images, found.estimates, found.values, (), ())
+    return Bench(run, protocol, pipeline, asked, calls, noise, tools, model, found)
+
+
+def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: Sampling) -> None:
+    """Write the statistics of one way to calibrate, if they are not there yet."""
+    file = run.kept.statistics_file(sampling)
+    if file.is_file():
+        return
+    run.report("calibrating", 0, 1)
+    calls = sample_calls(pipeline, sampling, tuple(own))
+    moved = [to_placement(call, run.place.device, run.place.dtype) for call in calls]
+    found = {
+        name: replace(
+            observe_calls(
+                one, [call for call in moved if call.denoiser == name],
+                of_denoiser(run.model.denoisers[name]), sampling.num_bins,
+            ),
+            protocol=sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__),
+        )
+        for name, one in own.items()
+    }  # fmt: skip
+    ensure_folder(file.parent)
+    statistics_file.save(found, file)
+    run.report("calibrating", 1, 1)
+
+
+def make_row(bench: Bench, row: Row) -> dict[str, Any]:
+    """Prune, draw and measure one row; what is kept of it.
+
+    Returns:
+        `metrics`, `protocol` and `model` as in results.json of `evaluate`, and `values`: of
+        metrics that are means over items, the number of each item.
+    """
+    if row.recipe is None:
+        return _record(bench, [bench.dense])
+    run, folder = bench.run, bench.run.kept.pruned_folder(row)
+    stats = statistics_file.load(run.kept.statistics_file(row.sampling))
+    ensure_folder(folder.parent)
+    prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
+    pruned = locate(str(folder))
+    rows = _exchange(bench, pruned)
+    images = run.kept.images(row)
+    draw_missing(
+        bench.pipeline, bench.asked, row.protocol, images, row.method, _one_bar(run.report)
+    )
+    model = _measured(bench, row, pruned, images, rows)
+    record = _record(bench, [bench.dense, model])
+    images.remove()
+    shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _measured(
+    bench: Bench, row: Row, pruned: ModelFolder, images: Images, rows: tuple[ErrorRow, ...]
+) -> Model:
+    """The numbers of a pruned model, from its images and its predictions."""
+    seed, tools = bench.protocol.seed, bench.tools
+    found = measure(images, bench.dense.images, bench.found.seen, bench.asked, tools, seed)
+    estimates, values = dict(found.estimates), dict(found.values)
+    if rows and tools.has("relative_error"):
+        estimates["relative_error"] = error_rows.compute(rows, seed)
+        values["relative_error"] = error_rows.shares(rows)
+    claims = claims_of(pruned, denoisers_of(bench.pipeline, tuple(pruned.denoisers)))
+    stock = take_stock(pruned, claims.names())
+    return Model(row.method, claims, stock, images, estimates, values, found.ssim, rows)
+
+
+def _exchange(bench: Bench, pruned: ModelFolder) -> tuple[ErrorRow, ...]:
+    """Put a pruned model's denoisers into the pipeline; how far their predictions are off."""
+    rows: tuple[ErrorRow, ...] = ()
+    for name, folder in pruned.denoisers.items():
+        setattr(bench.pipeline, name, None)  # one model in memory at a time
+        denoiser = load_denoiser(folder, bench.run.place)
+        setattr(bench.pipeline, name, denoiser)
+        calls = list(bench.calls.get(name, ()))
+        predicted = predictions(denoiser, calls, bench.run.place)
+        rows += rows_between(denoiser, calls, predicted, bench.noise[name])
+    return rows
+
+
+def _record(bench: Bench, models: Sequence[Model]) -> dict[str, Any]:
+    run, images = bench.run, bench.dense.images
+    protocol = describe(
+        bench.protocol, bench.pipeline, run.model.root, images.read(images.ranges[0]), bench.tools,
+        run.place,
+    )  # fmt: skip
+    results = results_of(
+        models, bench.tools, None, protocol, run.command, run.model.name, bench.found.seen.widths
+    )
+    return {
+        "metrics": results["metrics"],
+        "protocol": results["protocol"],
+        "model": results["models"][-1],
+        "values": {name: list(own) for name, own in models[-1].values.items()},
+    }
+
+
+def _one_bar(report: Report) -> Report:
+    """One bar for what is drawn, whichever row it is of."""
+    return lambda _what, done, total: report("images of this row", done, total)

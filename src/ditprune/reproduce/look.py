@@ -1,0 +1,169 @@
+"""The studies that look at a model and prune nothing: `statistics` and `importance`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.calibration.calibrate import observe_calls
+from ditprune.calibration.capture import denoisers_of
+from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.observe import Collector, observing, watching
+from ditprune.calibration.pipeline import load_pipeline
+from ditprune.calibration.replay import run_call
+from ditprune.calibration.rows import to_placement
+from ditprune.calibration.sample import Sampling, sample_calls
+from ditprune.checkpoints import manifest
+from ditprune.checkpoints.weights import Weights
+from ditprune.errors import RecipeError
+from ditprune.granularity.cag import CAG, heterogeneity
+from ditprune.plan import read_weights
+from ditprune.recipe import build
+from ditprune.reproduce.bench import Run
+from ditprune.scoring import scores_of
+from ditprune.statistics import absolute
+from ditprune.statistics.absolute import Absolute
+from ditprune.statistics.collected import Statistics
+from ditprune.targets.discover import Target, discover
+from ditprune.targets.match import select
+
+# Of the histogram of |W|: the powers of ten between which its bins lie, and bins in each.
+LOWEST, HIGHEST, BINS_PER_DECADE = -6, 1, 8
+# A map is drawn in so many pixels at most, each the mean of those scores it stands for.
+MAP_PIXELS = 256
+_INPUTS = Collector[Absolute](
+    lambda _channels, _device: Absolute(),
+    lambda state, inputs, _place: absolute.update(state, inputs),
+)
+
+
+def look_at_statistics(run: Run, sampling: Sampling) -> dict[str, Any]:
+    """|X|, |W| and their ratios for every target, and the histogram of |W| of each role."""
+    pipeline, rows = load_pipeline(run.model, run.place), []
+    histograms: dict[str, Tensor] = {}
+    calls = _calls(run, pipeline, sampling)
+    for name, denoiser in denoisers_of(pipeline, tuple(run.model.denoisers)).items():
+        targets = discover(denoiser)
+        own = [call for call in calls if call.denoiser == name]
+        with observing(denoiser, targets, _INPUTS) as observation:
+            for number, call in enumerate(own, start=1):
+                with watching(observation, call.place):
+                    run_call(denoiser, call)
+                run.report("observing", number, len(own))
+        read = read_weights(Weights(run.model.denoisers[name]))
+        for target in targets.values():
+            weight = read(target).float().abs()
+            counts = _histogram(weight)
+            histograms[target.role] = histograms.get(target.role, torch.zeros_like(counts)) + counts
+            inputs = observation.states.get(target.name, Absolute())
+            rows.append(_named(run, name, target) | _sizes(weight, inputs))
+    return {
+        "rows": rows,
+        "histograms": {
+            "edges": _edges().tolist(),
+            "counts": {role: counts.tolist() for role, counts in histograms.items()},
+        },
+        "protocol": _protocol(pipeline, sampling),
+    }
+
+
+def look_at_importance(
+    run: Run, sampling: Sampling, layers: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """G_out of every target under STW, and the importance maps of some: [C_out, C_in], reduced."""
+    pipeline, rows, maps = load_pipeline(run.model, run.place), [], []
+    calls = _calls(run, pipeline, sampling)
+    recipe, cag = build(), CAG()
+    for name, denoiser in denoisers_of(pipeline, tuple(run.model.denoisers)).items():
+        stats = _norms(run, denoiser, name, calls)
+        targets = {k: t for k, t in discover(denoiser).items() if k not in stats.never_called}
+        drawn = select(targets, layers) if layers else _one_of_each(targets)
+        read = read_weights(Weights(run.model.denoisers[name]))
+        for number, target in enumerate(targets.values(), start=1):
+            scores = scores_of(target, read(target), stats, recipe)
+            g_out = heterogeneity(scores)
+            chosen = cag.choose(g_out, float(cag.cag_threshold)).name
+            row = _named(run, name, target) | {"g_out": g_out, "granularity": chosen}
+            rows.append(row)
+            if target.name in drawn:
+                maps.append({"name": row["name"], "map": _reduced(scores)})
+            run.report("scoring", number, len(targets))
+    protocol = _protocol(pipeline, sampling)
+    return {"rows": rows, "maps": maps, "recipe": recipe.to_json(), "protocol": protocol}
+
+
+def _calls(run: Run, pipeline: Any, sampling: Sampling) -> list[Any]:
+    if not run.model.is_pipeline:
+        raise RecipeError(f"{run.model.name}: is a bare denoiser; expected a pipeline to sample")
+    run.report("calibrating", 0, 1)
+    found = sample_calls(pipeline, sampling, tuple(run.model.denoisers))
+    run.report("calibrating", 1, 1)
+    return [to_placement(call, run.place.device, run.place.dtype) for call in found]
+
+
+def _norms(run: Run, denoiser: nn.Module, name: str, calls: list[Any]) -> Statistics:
+    own = [call for call in calls if call.denoiser == name]
+    return observe_calls(denoiser, own, of_denoiser(run.model.denoisers[name]))
+
+
+def _one_of_each(targets: Mapping[str, Target]) -> set[str]:
+    """The first target of each role in the middle block of those that have it."""
+    chosen = set()
+    for role in dict.fromkeys(target.role for target in targets.values()):
+        own = [target for target in targets.values() if target.role == role]
+        depths = sorted({target.depth for target in own})
+        middle = depths[len(depths) // 2]
+        chosen.add(next(target.name for target in own if target.depth == middle))
+    return chosen
+
+
+def _named(run: Run, denoiser: str, target: Target) -> dict[str, Any]:
+    prefix = f"{denoiser}." if len(run.model.denoisers) > 1 else ""
+    return {
+        "name": prefix + target.name,
+        "layer": target.name.removeprefix(f"{target.block}."),
+        "role": target.role,
+        "depth": target.depth,
+        "shape": list(target.shape),
+    }
+
+
+def _sizes(weight: Tensor, inputs: Absolute) -> dict[str, float | None]:
+    """Means and maxima, and the ratios of means; None where no call reached the layer."""
+    known = inputs.count > 0 and inputs.mean > 0
+    weight_mean, square = weight.mean().item(), weight.square().mean().item()
+    return {
+        "weight_mean": weight_mean,
+        "weight_max": weight.max().item(),
+        "input_mean": inputs.mean if inputs.count else None,
+        "input_max": inputs.largest if inputs.count else None,
+        "ratio": weight_mean / inputs.mean if known else None,
+        "squared_ratio": square / inputs.mean if known else None,
+    }
+
+
+def _edges() -> Tensor:
+    num_bins = (HIGHEST - LOWEST) * BINS_PER_DECADE
+    return torch.logspace(LOWEST, HIGHEST, num_bins + 1, dtype=torch.float64)
+
+
+def _histogram(weight: Tensor) -> Tensor:
+    """Weights in each bin of |W|; those beyond the ends count in the first and the last."""
+    edges = _edges()
+    place = torch.bucketize(weight.flatten().double(), edges[1:-1], right=True)
+    return torch.bincount(place, minlength=len(edges) - 1)
+
+
+def _reduced(scores: Tensor) -> list[list[float]]:
+    """At most 256 × 256 means over neighbouring scores."""
+    height, width = (min(MAP_PIXELS, length) for length in scores.shape)
+    pooled = nn.functional.adaptive_avg_pool2d(scores[None, None].float(), (height, width))
+    return pooled[0, 0].tolist()
+
+
+def _protocol(pipeline: Any, sampling: Sampling) -> dict[str, Any]:
+    words = sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__)
+    return {**words, "versions": manifest.versions()}
