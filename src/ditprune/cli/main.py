@@ -7,6 +7,7 @@ import sys
 import click
 
 from ditprune.cli import console
+from ditprune.cli.bench import bench
 from ditprune.cli.calibrate import calibrate
 from ditprune.cli.demo import demo
 from ditprune.cli.evaluate import evaluate
@@ -43,7 +44,7 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, demo):
+for verb in (inspect, calibrate, prune, verify, evaluate, bench, demo):
     app.add_command(verb)
 
 
