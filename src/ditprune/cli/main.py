@@ -7,6 +7,7 @@ import sys
 import click
 
 from ditprune.cli import console
+from ditprune.cli.bench import bench
 from ditprune.cli.calibrate import calibrate
 from ditprune.cli.convert import convert
 from ditprune.cli.demo import demo
@@ -48,7 +49,10 @@ def app() -> None:
     """
 
 
-for verb in (inspect, calibrate, prune, verify, evaluate, report, reproduce, push, convert, mask, demo):
+_VERBS = (
+    inspect, calibrate, prune, verify, evaluate, report, reproduce, bench, push, convert, mask, demo,
+)  # fmt: skip
+for verb in _VERBS:
     app.add_command(verb)
 
 

@@ -1,6 +1,7 @@
-"""RUNNING SPARSE: a kernel for the CPU, and the swap of the layers it makes faster."""
+"""RUNNING SPARSE: a kernel for the CPU, 2:4 on GPUs, and the swap of the layers that gain."""
 
+from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.sparse_linear import SparseLinear
 from ditprune.runtime.swap import Choice, desparsify_, sparsify_
 
-__all__ = ["Choice", "SparseLinear", "desparsify_", "sparsify_"]
+__all__ = ["Choice", "SemiStructuredLinear", "SparseLinear", "desparsify_", "sparsify_"]

@@ -6,7 +6,6 @@ this machine, with the threads torch has now, and with caches as cold as in a wh
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,17 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ditprune.calls import Call
 from ditprune.errors import KernelError
-from ditprune.runtime import build
-from ditprune.runtime.multiply import DTYPES
-from ditprune.runtime.packed import packed_bytes
+from ditprune.runtime.backends import Backend, backend_of
+from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.sparse_linear import SparseLinear
+from ditprune.runtime.timing import cold_buffer
 
 # Without a call to learn from: one guided image's modulation, and its tokens at 256².
 NUM_TOKENS = (2, 512)
 MIN_GAIN = 1.05  # less is noise
-REPEATS = 5
-_COLD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -60,48 +58,58 @@ class Times(NamedTuple):
     sparse_s: dict[int, float]
 
 
-def sparsify_(denoiser: nn.Module, call: Mapping[str, Any] | None = None) -> dict[str, Choice]:
-    """Replace each Linear that runs faster sparse by a SparseLinear, in place.
-
-    Without a C++ compiler it warns and leaves every layer dense.
+def sparsify_(
+    denoiser: nn.Module,
+    call: Mapping[str, Any] | Call | None = None,
+    backend: str | Backend = "cpu",
+) -> dict[str, Choice]:
+    """Replace each Linear that runs faster sparse, in place.
 
     Args:
-        denoiser: any module, on the CPU; layers that do not qualify are left alone.
+        denoiser: any module, on the backend's device; layers that do not qualify are left alone.
         call: arguments of its forward, to learn how many tokens each layer gets; without it, a
             layer must gain with 2 tokens and with 512.
+        backend: `cpu`, our kernel for any zeros; without a C++ compiler it warns and leaves every
+            layer dense. `semi-structured`, torch's for 2:4 in half precision on NVIDIA GPUs.
 
     Returns:
         What was decided of each Linear, by name.
+
+    Raises:
+        RecipeError: an unknown backend.
+        KernelError: `semi-structured` without a CUDA device.
     """
+    runs = backend_of(backend)
     try:
-        build.load()
+        runs.check()
     except KernelError as error:
+        if not runs.is_optional:
+            raise
         warnings.warn(f"{error}; every layer stays dense", stacklevel=2)
         return {name: _stays(linear, "no kernel") for name, linear in _linears(denoiser)}
     num_tokens = {} if call is None else _count_tokens(denoiser, call)
     uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
-    cold = torch.ones(min(_COLD_BYTES, _size_bytes(denoiser)) // 4)
     timed: dict[Any, Times] = {}
     choices = {}
     for name, linear in list(_linears(denoiser)):
         counts = NUM_TOKENS if call is None else num_tokens[name]
-        reason = _obstacle(linear, uses[id(linear.weight)], counts)
+        reason = _obstacle(linear, uses[id(linear.weight)], counts) or runs.obstacle(linear)
         if reason:
             choices[name] = _stays(linear, reason)
             continue
         key = (linear.weight.shape, round(_sparsity(linear), 2), linear.bias is None, counts)
         if key not in timed:
-            timed[key] = _time_both(linear, counts, cold)
-        choices[name] = _swap_if_faster(denoiser, name, linear, timed[key])
+            timed[key] = _time_both(linear, counts, runs, _size_bytes(denoiser))
+        choices[name] = _swap_if_faster(denoiser, name, linear, timed[key], runs)
     return choices
 
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
-    """Replace each SparseLinear by the Linear it stands for, in place; returns their names."""
+    """Replace each sparse layer by the Linear it stands for, in place; returns their names."""
     layers = {
         name: module
         for name, module in denoiser.named_modules()
-        if name and isinstance(module, SparseLinear)
+        if name and isinstance(module, (SparseLinear, SemiStructuredLinear))
     }
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
@@ -117,23 +125,21 @@ def _linears(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _obstacle(linear: nn.Linear, num_uses: int, counts: tuple[int, ...]) -> str:
-    """Why a layer cannot be swapped, whatever the clock says; empty if it can."""
-    weight = linear.weight
-    if weight.device.type != "cpu" or weight.dtype not in DTYPES:
-        return f"its weight is {weight.dtype} on {weight.device}"
+    """Why a layer cannot be swapped, whatever runs it; empty if it can."""
     if num_uses > 1:
         return "its weight is shared"
     if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
         return "it has hooks"
     if not counts:
         return "never called"
-    if packed_bytes(weight) >= _size_bytes(weight):
-        return "too few zeros to be smaller"
     return ""
 
 
-def _count_tokens(denoiser: nn.Module, call: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _count_tokens(
+    denoiser: nn.Module, call: Mapping[str, Any] | Call
+) -> dict[str, tuple[int, ...]]:
     """The numbers of tokens that each Linear receives in a call."""
+    one = Call.of(call)
     seen: dict[str, set[int]] = {name: set() for name, _ in _linears(denoiser)}
 
     def watch(name: str) -> Callable[..., None]:
@@ -149,42 +155,38 @@ def _count_tokens(denoiser: nn.Module, call: Mapping[str, Any]) -> dict[str, tup
     ]
     try:
         with torch.no_grad():
-            denoiser(**call)
+            denoiser(*one.args, **one.kwargs)
     finally:
         for handle in handles:
             handle.remove()
     return {name: tuple(sorted(counts)) for name, counts in seen.items()}
 
 
-def _time_both(linear: nn.Linear, counts: tuple[int, ...], cold: Tensor) -> Times:
-    """Seconds by number of tokens, dense and sparse in turn so that a busy machine hits both."""
-    sparse = SparseLinear(linear)
+def _time_both(
+    linear: nn.Linear, counts: tuple[int, ...], runs: Backend, model_bytes: int
+) -> Times:
+    """Seconds by number of tokens, dense and sparse, with caches as cold as in the model."""
+    sparse, weight = runs.sparse(linear), linear.weight
+    cold = cold_buffer(model_bytes, str(weight.device))
     times = Times({}, {})
     with torch.no_grad():
         for count in counts:
-            inputs = torch.ones(count, linear.in_features, dtype=linear.weight.dtype)
-            rounds = [
-                (_seconds(linear, inputs, cold), _seconds(sparse, inputs, cold))
-                for _ in range(REPEATS)
-            ]
-            times.dense_s[count], times.sparse_s[count] = map(min, zip(*rounds, strict=True))
+            inputs = torch.ones(count, linear.in_features, dtype=weight.dtype, device=weight.device)
+            works = [lambda x=inputs: linear(x), lambda x=inputs: sparse(x)]
+            best = runs.seconds(works, str(weight.device), cold)
+            times.dense_s[count], times.sparse_s[count] = best
     return times
 
 
-def _seconds(layer: nn.Module, inputs: Tensor, cold: Tensor) -> float:
-    cold.neg_()  # puts other layers' weights into the cache
-    start = time.perf_counter()
-    layer(inputs)
-    return time.perf_counter() - start
-
-
-def _swap_if_faster(denoiser: nn.Module, name: str, linear: nn.Linear, times: Times) -> Choice:
+def _swap_if_faster(
+    denoiser: nn.Module, name: str, linear: nn.Linear, times: Times, runs: Backend
+) -> Choice:
     gains = {count: times.dense_s[count] / times.sparse_s[count] for count in times.dense_s}
     count, gain = min(gains.items(), key=lambda item: item[1])
     if gain < MIN_GAIN:
         return _stays(linear, f"{gain:.2f}× as fast with {count} tokens", times)
     shape, sparsity = (linear.out_features, linear.in_features), _sparsity(linear)
-    sparse = SparseLinear(linear)
+    sparse = runs.sparse(linear)
     denoiser.set_submodule(name, sparse)
     return Choice(shape, sparsity, times.dense_s, times.sparse_s, sparse.size_bytes, "")
 

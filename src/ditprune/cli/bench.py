@@ -1,0 +1,145 @@
+"""ditprune bench: does it pay on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.measure import Measurement
+from rich.table import Table
+
+from ditprune.calibration.placement import parse_size, placement
+from ditprune.calibration.sample import Sampling
+from ditprune.checkpoints.locate import locate, read_json
+from ditprune.checkpoints.output import write_beside
+from ditprune.cli import console
+from ditprune.cli.options import read_pipeline_options
+from ditprune.errors import OutputError
+from ditprune.evaluation.bench import Options
+from ditprune.evaluation.bench import bench as measure
+from ditprune.runtime.backends import BACKENDS
+
+_PATHS = {
+    "dense_fp32": "dense float32", "dense_bf16": "dense bfloat16",
+    "sparse_fp32": "sparse float32", "sparse_bf16": "sparse bfloat16",
+}  # fmt: skip
+
+
+@click.command()
+@click.argument("model", metavar="MODEL|OUT")
+@click.option("--sparsity", type=float, help="prune a dense model by magnitude, in memory")
+@click.option("--pattern", metavar="N:M", help="likewise, keeping N of every M, as in 2:4")
+@click.option("--backend", metavar="NAME",
+              help=f"[default: what the device has] {', '.join(BACKENDS)}")  # fmt: skip
+@click.option("--device", metavar="NAME", help="[default: the backend's, cpu] cpu, cuda, cuda:1")
+@click.option("--max-memory", metavar="SIZE",
+              help="[default: what is free] as in 8GB; the step is timed if it fits")  # fmt: skip
+@click.option("--num-tokens", type=int, help="[default: of a real call] rows that layers get")
+@click.option("--height", type=int, help="[default: the pipeline's]")
+@click.option("--width", type=int, help="[default: the pipeline's]")
+@click.option("--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
+              help="an argument of the pipeline, as in num_frames=17; repeatable")  # fmt: skip
+@click.option("--time-limit", "limit_s", type=float, default=120, show_default=True,
+              help="seconds of timing, past two runs of each")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="machine-readable, everything")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="results.json",
+              help="add the table to results of ditprune evaluate, for its report")  # fmt: skip
+def bench(
+    model: str, device: str | None, max_memory: str | None, height: int | None,
+    width: int | None, pipeline_options: tuple[str, ...], as_json: bool, out: Path | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Time MODEL's own layers and step, dense and sparse, on this machine.
+
+    Says for each distinct layer and for a whole denoiser call whether sparse is faster.
+    """
+    results = None if out is None else _results(out)
+    if device is not None:
+        placement(device)  # refuses what is not here
+    sampling = Sampling(
+        num_samples=1, batch_size=1, height=height, width=width,
+        pipeline_options=read_pipeline_options(pipeline_options),
+    )  # fmt: skip
+    asked = Options(device=device, max_memory=parse_size(max_memory), sampling=sampling, **options)
+    with console.progress() as report:
+        found = measure(locate(model), asked, report)
+    if out is not None and results is not None:
+        with write_beside(out) as part:
+            text = json.dumps({**results, "bench": found["layers"]}, indent=1, allow_nan=False)
+            part.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(found, indent=1, allow_nan=False))
+    else:
+        _show(found)
+
+
+def _results(out: Path) -> dict[str, Any]:
+    if not out.is_file():
+        raise OutputError(
+            f"--out {out}: no such file; expected a results.json of ditprune evaluate, to which "
+            "the table is added (--json prints it alone)"
+        )
+    content = read_json(out)
+    if not isinstance(content.get("models"), list):
+        raise OutputError(f"--out {out}: is no results.json of ditprune evaluate; name that file")
+    return content
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    titles = (f"{title} ms" for title in _PATHS.values())
+    table = Table("layer", "shape", "tokens", "zeros", *titles, "pays", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for row in found["layers"]:
+        more = f" and {row['num_layers'] - 1} more" if row["num_layers"] > 1 else ""
+        times = (row[f"{path}_ms"] for path in _PATHS)
+        pays = "pays" if row["pays"] else "does not pay"
+        table.add_row(
+            f"{row['layer']}{more}", "×".join(map(str, row["shape"])), str(row["num_tokens"]),
+            f"{row['sparsity']:.0%}", *("–" if ms is None else f"{ms:.3g}" for ms in times),
+            f"{pays}: {_PATHS[row['best']]}",
+        )  # fmt: skip
+    room = console.out.options.update(max_width=1000)
+    console.out.print(table, width=Measurement.get(console.out, room, table).maximum)
+    for row in found["layers"]:
+        _show_reasons(row["layer"], row["reasons"])
+    _say("all layers", found["layers_together"])
+    for name, step in found["steps"].items():
+        what = f"a whole call{f' of {name}' if len(found['steps']) > 1 else ''}"
+        if "pays" in step:
+            _say(what, step)
+            held = (f"{_PATHS[p]} {console.size(b)}" for p, b in step["memory_bytes"].items())
+            console.out.print(f"{what}, memory of its weights: {', '.join(held)}")
+            _show_reasons(what, step["reasons"])
+        else:
+            console.out.print(f"{what}: not timed: {step['reason']}", markup=False)
+    on_disk = console.size(found["size_bytes_on_disk"])
+    console.out.print(f"on disk: {on_disk}, dense; running sparse changes no file")
+    for note in found["notes"]:
+        console.out.print(note, markup=False)
+
+
+def _say(what: str, one: Mapping[str, Any]) -> None:
+    """The verdict in words: in the same numbers, then against all."""
+    times = ", ".join(
+        f"{title} {one[f'{path}_ms']:.3g} ms"
+        for path, title in _PATHS.items()
+        if one[f"{path}_ms"] is not None
+    )
+    gains = [
+        f"{gain:.2f}× in {numbers}"
+        for numbers, gain in (("float32", one["gain_fp32"]), ("bfloat16", one["gain_bf16"]))
+        if gain is not None
+    ]
+    pays = "pays" if one["pays"] else "does not pay"
+    gained = f" (sparse over dense: {', '.join(gains)})" if gains else ""
+    console.out.print(f"{what}: {pays}; {times}{gained}; best setting: {_PATHS[one['best']]}",
+                      markup=False)  # fmt: skip
+
+
+def _show_reasons(what: str, reasons: Mapping[str, str]) -> None:
+    for path, reason in reasons.items():
+        console.out.print(f"{what}: no {_PATHS[path]}: {reason}", markup=False)

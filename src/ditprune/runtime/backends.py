@@ -1,0 +1,110 @@
+"""What can run a sparse Linear, and which layers each can take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from ditprune.errors import KernelError, RecipeError, did_you_mean
+from ditprune.runtime import build, semi_structured
+from ditprune.runtime.multiply import DTYPES
+from ditprune.runtime.packed import packed_bytes
+from ditprune.runtime.semi_structured import SemiStructuredLinear
+from ditprune.runtime.sparse_linear import SparseLinear
+from ditprune.runtime.timing import best_seconds
+
+REPEATS = 5
+
+Sparse = SparseLinear | SemiStructuredLinear
+
+
+class Backend(Protocol):
+    """One way to run sparse layers.
+
+    Attributes:
+        device: the kind of device its layers are on.
+        is_optional: whether a denoiser is left dense, with a warning, where it cannot run at all.
+    """
+
+    name: ClassVar[str]
+    device: ClassVar[str]
+    is_optional: ClassVar[bool]
+
+    def check(self) -> None:
+        """Raise KernelError where this machine cannot run it."""
+
+    def obstacle(self, linear: nn.Linear) -> str:
+        """Why it cannot run a layer; empty if it can."""
+
+    def sparse(self, linear: nn.Linear) -> Sparse:
+        """The layer that stands for a Linear without obstacle."""
+
+    def seconds(self, works: list[Any], device: str, cold: torch.Tensor) -> list[float]:
+        """The best time of each work."""
+
+
+class _Timed:
+    def seconds(self, works: list[Any], device: str, cold: torch.Tensor) -> list[float]:
+        return best_seconds(works, device, REPEATS, cold=cold)
+
+
+@dataclass(frozen=True)
+class OwnKernel(_Timed):
+    """The kernel of this package: any zeros, float32 and bfloat16, on a CPU."""
+
+    name: ClassVar[str] = "cpu"
+    device: ClassVar[str] = "cpu"
+    is_optional: ClassVar[bool] = True
+
+    def check(self) -> None:
+        build.load()
+
+    def obstacle(self, linear: nn.Linear) -> str:
+        weight = linear.weight
+        if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+            return f"its weight is {weight.dtype} on {weight.device}"
+        if packed_bytes(weight) >= weight.numel() * weight.element_size():
+            return "too few zeros to be smaller"
+        return ""
+
+    def sparse(self, linear: nn.Linear) -> SparseLinear:
+        return SparseLinear(linear)
+
+
+@dataclass(frozen=True)
+class SemiStructured(_Timed):
+    """torch's 2:4 kernels: float16 and bfloat16, on NVIDIA GPUs from Ampere on."""
+
+    name: ClassVar[str] = "semi-structured"
+    device: ClassVar[str] = "cuda"
+    is_optional: ClassVar[bool] = False
+
+    def check(self) -> None:
+        if not torch.cuda.is_available():
+            raise KernelError(
+                "semi-structured: torch finds no CUDA device on this machine; leave the backend "
+                "out to run sparse on the CPU"
+            )
+
+    def obstacle(self, linear: nn.Linear) -> str:
+        weight = linear.weight
+        reason = semi_structured.device_obstacle(weight.device)
+        return reason or semi_structured.weight_obstacle(weight)
+
+    def sparse(self, linear: nn.Linear) -> SemiStructuredLinear:
+        return SemiStructuredLinear(linear)
+
+
+BACKENDS = {one.name: one for one in (OwnKernel, SemiStructured)}
+
+
+def backend_of(given: str | Backend) -> Backend:
+    """A backend by name, or the object itself. Raises RecipeError."""
+    if not isinstance(given, str):
+        return given
+    if given not in BACKENDS:
+        raise RecipeError(f"--backend '{given}': {did_you_mean(given, BACKENDS)}")
+    return BACKENDS[given]()
