@@ -50,7 +50,8 @@ def app() -> None:
 
 
 _VERBS = (
-    inspect, calibrate, prune, verify, evaluate, report, reproduce, bench, push, convert, mask, demo,
+    inspect, calibrate, prune, verify, evaluate, report, reproduce, bench, push, convert, mask,
+    demo,
 )  # fmt: skip
 for verb in _VERBS:
     app.add_command(verb)
