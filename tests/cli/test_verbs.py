@@ -35,6 +35,8 @@ OPTIONS = {
     "verify": "OUT",
     "evaluate": "DENSE PRUNED -o --num-images --seed --metrics --feature-extractor --reference "
     "--clip --images",
+    "bench": "MODEL|OUT --sparsity --pattern --backend --device --max-memory --num-tokens --height "
+    "--width --pipeline-option --time-limit --json --out",
     "demo": "-o",
 }
 
