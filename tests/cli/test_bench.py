@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,13 @@ def test_a_model_larger_than_memory_is_timed_layer_by_layer(ditprune, half) -> N
     assert "its layers were timed one at a time" in found["steps"]["transformer"]["reason"]
 
 
-def test_layers_of_two_denoisers_bear_their_names(ditprune, tiny_dit, half) -> None:
+def test_layers_of_two_denoisers_bear_their_names(ditprune, tiny_dit, half, tmp_path) -> None:
     args = ("--num-tokens", 8)
     single = found_by(ditprune, half, *args)["layers"]
     assert not any(row["layer"].startswith("transformer: ") for row in single)
-    add_denoiser(half, tiny_dit(1))
-    rows = found_by(ditprune, half, *args)["layers"]
+    both = Path(shutil.copytree(half, tmp_path / "both"))
+    add_denoiser(both, tiny_dit(1))
+    rows = found_by(ditprune, both, *args)["layers"]
     assert [row["layer"].split(": ")[0] for row in rows] == (
         ["transformer"] * len(SHAPES) + ["transformer_2"] * len(SHAPES)
     )

@@ -37,6 +37,8 @@ OPTIONS = {
     "--clip --images",
     "report": "DIR -o",
     "push": "OUT REPO --private",
+    "bench": "MODEL|OUT --sparsity --pattern --backend --device --max-memory --num-tokens --height "
+    "--width --pipeline-option --time-limit --json --out",
     "demo": "-o",
 }
 

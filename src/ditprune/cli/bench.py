@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.measure import Measurement
-from rich.table import Table
 
 from ditprune.calibration.placement import parse_size, placement
 from ditprune.calibration.sample import Sampling
@@ -89,21 +87,20 @@ def _results(out: Path) -> dict[str, Any]:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    titles = (f"{title} ms" for title in _PATHS.values())
-    table = Table("layer", "shape", "tokens", "zeros", *titles, "pays", box=None, pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
+    lines = [["layer", "shape", "tokens", "zeros", *(f"{t} ms" for t in _PATHS.values()), "pays"]]
     for row in found["layers"]:
         more = f" and {row['num_layers'] - 1} more" if row["num_layers"] > 1 else ""
         times = (row[f"{path}_ms"] for path in _PATHS)
         pays = "pays" if row["pays"] else "does not pay"
-        table.add_row(
+        lines.append([
             f"{row['layer']}{more}", "×".join(map(str, row["shape"])), str(row["num_tokens"]),
             f"{row['sparsity']:.0%}", *("–" if ms is None else f"{ms:.3g}" for ms in times),
             f"{pays}: {_PATHS[row['best']]}",
-        )  # fmt: skip
-    room = console.out.options.update(max_width=1000)
-    console.out.print(table, width=Measurement.get(console.out, room, table).maximum)
+        ])  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:  # as wide as it is: a table cut to the screen would hide the names
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        console.out.print("  ".join(cells).rstrip(), markup=False)
     for row in found["layers"]:
         _show_reasons(row["layer"], row["reasons"])
     _say("all layers", found["layers_together"])
