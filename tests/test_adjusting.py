@@ -20,6 +20,7 @@ from ditprune.errors import RecipeError
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from ditprune.refinement import Distill
+from ditprune.targets.discover import discover
 from ditprune.verify import verify
 from folders import files_of, save_pipeline, tensors_on_disk
 
@@ -143,10 +144,13 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
     plan = capsys.readouterr().out
     assert "from 12 rows of calls; Grams take 1 passes over them" in plan
     for where in ("this CPU, at", "GPU, at"):
-        (line,) = [line for line in plan.splitlines() if where in line]
+        line = next(line for line in plan.splitlines() if where in line)
         for stage in ("Grams", "budgets", "layers", "refinement"):
             assert re.search(rf"{stage} [\d.]+ (s|min|h)", line)
-    for size, passes in (("1KB", 112), ("1GB", 1)):
+    assert "with --allocation proxy: " in plan
+    assert "with --allocation proxy --refinement none --mask reconstruction: " in plan
+    num_targets = len(discover(tiny_dit()))
+    for size, passes in (("1KB", 2 * num_targets), ("1GB", 1)):
         line = [*best, "--calibration-set", calls, "--gram-memory", size, "--dry-run"]
         assert run_line(*line) == 0
         assert f"Grams take {passes} passes" in capsys.readouterr().out
