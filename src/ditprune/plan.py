@@ -89,6 +89,7 @@ def inspect(
     allocation: str | None = None,
     timestep_weighting: str | None = None,
     refinement: Any = None,
+    packages: int | None = None,
     preset: str | None = None,
 ) -> Plan:
     """What `prune_` with the same arguments would do to a denoiser; nothing is changed.
@@ -111,6 +112,7 @@ def inspect(
         allocation,
         timestep_weighting,
         refinement,
+        packages=packages,
         preset=preset,
     )
     selection = select_in_module(denoiser, recipe, stats)
