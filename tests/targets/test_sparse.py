@@ -41,3 +41,13 @@ def test_a_denoiser_all_of_whose_layers_run_sparse_is_refused_for_that(tiny_dit)
         denoiser.set_submodule(name, SparseLinear(denoiser.get_submodule(name)))
     with pytest.raises(ModelError, match="run sparse"):
         discover(denoiser)
+
+
+def test_the_classes_are_those_that_are_swapped_in() -> None:
+    """They are known by name here, below the runtime."""
+    from ditprune import runtime
+    from ditprune.runtime import semi_structured
+    from ditprune.targets.exceptions import SPARSE_CLASSES
+
+    own = {runtime.SparseLinear.__name__, semi_structured.SemiStructuredLinear.__name__}
+    assert set(SPARSE_CLASSES) == own

@@ -36,7 +36,7 @@ FUSED_COPIES = {
 }
 
 # What `runtime.sparsify_` puts in a Linear's place.
-SPARSE_CLASS = "SparseLinear"
+SPARSE_CLASSES = ("SparseLinear", "SemiStructuredLinear")
 
 # What a layer does, by its path below its block; the first match names the role.
 ROLES: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -13,7 +13,7 @@ def refuse_sparse(denoiser: nn.Module) -> None:
     swapped = [
         name
         for name, module in denoiser.named_modules()
-        if type(module).__name__ == exceptions.SPARSE_CLASS
+        if type(module).__name__ in exceptions.SPARSE_CLASSES
     ]
     if swapped:
         raise ModelError(
