@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,17 @@ def statistics(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return file
 
 
+@pytest.fixture
+def pruned(pruned_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it for each test: evaluating a folder writes its card anew."""
+    return shutil.copytree(pruned_once, tmp_path_factory.mktemp("own") / "out")
+
+
 @pytest.fixture(scope="session")
-def pruned(tiny_pipeline: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny pipeline pruned by default; never changed by a test."""
+def pruned_once(
+    tiny_pipeline: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny pipeline pruned by default."""
     out = tmp_path_factory.mktemp("pruned") / "out"
     command = ["prune", tiny_pipeline, "-o", out, "--statistics", statistics]
     assert run([str(arg) for arg in command]) == 0

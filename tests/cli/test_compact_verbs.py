@@ -13,9 +13,9 @@ from folders import STEM, edit_tensors, files_of
 
 
 @pytest.fixture(scope="module")
-def compact(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compact(pruned_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("compact") / "compact"
-    assert run(["convert", str(pruned), "--to", "compact", "-o", str(out)]) == 0
+    assert run(["convert", str(pruned_once), "--to", "compact", "-o", str(out)]) == 0
     return out
 
 
