@@ -279,8 +279,11 @@ def test_packages_see_what_the_earlier_ones_leave(tiny_dit, tiny_stats, calls, s
         handle.remove()
         return torch.cat(seen)
 
-    # Inputs of this layer as packages leave them; what it was fitted to comes closer.
-    tokens = inputs(turns)
+    # What it was fitted to: the earlier blocks pruned, its own block dense.
+    mixed = tiny_dit()
+    own = {n: t for n, t in dense.state_dict().items() if n.startswith("transformer_blocks.2.")}
+    mixed.load_state_dict({**turns.state_dict(), **own})
+    tokens = inputs(mixed)
     losses = [
         ((tokens @ (one.get_parameter(name) - dense.get_parameter(name)).T).square().sum().item())
         for one in (even, turns)
