@@ -13,7 +13,7 @@ from ditprune.checkpoints.layout import Layout, layout_of, packed_layout
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import MANIFEST, is_compact
 from ditprune.checkpoints.rewrite import copy_other_files, other_files, stamp
-from ditprune.checkpoints.rewriting import Change, Record, rewrite
+from ditprune.checkpoints.rewriting import Change, Record, accept, rewrite
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.staging import check_early, resumable_folder
 from ditprune.checkpoints.weights import Entry, Weights
@@ -172,7 +172,7 @@ def _compacting(name: str, model: ModelFolder, dense: Weights, heads: Mapping[st
         write_manifest(folder, dense, heads, hashes)
 
     place = model.denoisers[name].relative_to(model.root)
-    return _Part(name, place, dense, packed_layout(dense, heads), change, _accept, finish)
+    return _Part(name, place, dense, packed_layout(dense, heads), change, accept, finish)
 
 
 def _unpacking(name: str, model: ModelFolder, compact: CompactWeights) -> _Part:
@@ -193,12 +193,8 @@ def _copying(name: str, model: ModelFolder, weights: Weights) -> _Part:
     place = model.denoisers[name].relative_to(model.root)
     return _Part(
         name, place, weights, layout_of(weights),
-        lambda _entry, raw: (raw, None), _accept, lambda _folder, _records: None,
+        lambda _entry, raw: (raw, None), accept, lambda _folder, _records: None,
     )  # fmt: skip
-
-
-def _accept(_record: Record) -> None:
-    """Where there is nothing to compare hashes with."""
 
 
 def _convert(
@@ -221,7 +217,7 @@ def _convert(
             folder = staging.part / part.place
             records = rewrite(
                 part.name, part.source, part.layout, folder, staging.journal,
-                part.change, part.check, report,
+                part.change, report, part.check,
             )  # fmt: skip
             if (model.root / part.place / MANIFEST).is_file():
                 copyfile(model.root / part.place / MANIFEST, folder / MANIFEST)

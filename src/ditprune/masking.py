@@ -25,7 +25,7 @@ from ditprune.checkpoints.rewrite import (
     sha256,
     stamp,
 )
-from ditprune.checkpoints.rewriting import Record, rewrite
+from ditprune.checkpoints.rewriting import Record, recorded, rewrite
 from ditprune.checkpoints.staging import Staging, check_early, resumable_folder
 from ditprune.checkpoints.weights import Entry, Weights
 from ditprune.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
@@ -144,7 +144,7 @@ def _write(
 ) -> Mapping[str, Record]:  # fmt: skip
     """Write a denoiser's tensors, with the masks `of` a denoiser; notes say how many are left."""
     if staging.is_written:
-        return {r["tensor"]: r for r in staging.journal.records if r.get("denoiser") == name}
+        return recorded(staging.journal, name)
     targets = {} if of is None else {f"{target}.weight": target for target in mask.shapes(of)}
 
     def change(entry: Entry, raw: memoryview) -> tuple[memoryview, int | None]:
@@ -154,13 +154,7 @@ def _write(
         return raw, num_set(nonzero_bits(raw, entry.dtype))
 
     folder = staging.part / model.denoisers[name].relative_to(model.root)
-    return rewrite(
-        name, weights, layout_of(weights), folder, staging.journal, change, _accept, report
-    )
-
-
-def _accept(_record: Record) -> None:
-    """There is nothing to compare hashes with."""
+    return rewrite(name, weights, layout_of(weights), folder, staging.journal, change, report)
 
 
 def _write_manifest(

@@ -12,10 +12,11 @@ from torch import Tensor
 from ditprune.adjusting import Source, adjusted_tensors
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.journal import Journal
+from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.rewrite import ShardWriter, copy_other_files, sha256
+from ditprune.checkpoints.rewrite import copy_other_files
+from ditprune.checkpoints.rewriting import Change, recorded, rewrite
 from ditprune.checkpoints.staging import Staging, resumable_folder
-from ditprune.checkpoints.stream import Syncing, stream, unchanged
 from ditprune.checkpoints.weights import Entry, as_tensor
 from ditprune.job import Job, guard, num_bytes, open_jobs
 from ditprune.outcome import Outcome, TargetOutcome, claims, outcome_of
@@ -26,8 +27,6 @@ from ditprune.recipe import Recipe
 from ditprune.report import card
 from ditprune.statistics.collected import Statistics
 from ditprune.targets.matrix import as_matrix
-
-_Records = dict[str, dict[str, Any]]
 
 
 def prune_checkpoint(
@@ -76,20 +75,18 @@ def _prune_denoiser(
     source: Source | None,
 ) -> Outcome:  # fmt: skip
     """Write what is not written yet; the outcome is of all of it."""
-    written = {
-        record["tensor"]: record
-        for record in staging.journal.records
-        if record.get("denoiser") == job.name and "tensor" in record
-    }
     threshold = _threshold_once(job, staging.journal, recipe)
     if not staging.is_written:
         adjusted = None
         if recipe.adjusts:
             file = _adjusted_file(staging, job)
             adjusted = adjusted_tensors(model, job, source, recipe, threshold, file, report)
-        written = _write_rest(job, staging, recipe, threshold, written, report, adjusted)
+        change, folder = _change(job, recipe, threshold, adjusted), staging.part / job.place
+        layout = layout_of(job.weights)
+        rewrite(job.name, job.weights, layout, folder, staging.journal, change, report)
+    written = recorded(staging.journal, job.name)
     targets = {
-        name: TargetOutcome.from_json(written[f"{name}.weight"]["outcome"])
+        name: TargetOutcome.from_json(written[f"{name}.weight"]["note"])
         for name in job.selection.targets
     }
     outcome = outcome_of(job.selection, targets, recipe, threshold)
@@ -106,54 +103,25 @@ def _adjusted_file(staging: Staging, job: Job) -> Path:
     return staging.part / f".adjusted-{job.name}.safetensors"
 
 
-def _write_rest(
-    job: Job, staging: Staging, recipe: Recipe, threshold: float | None, recorded: _Records,
-    report: Report, adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
-) -> _Records:  # fmt: skip
-    """Write every tensor but those recorded whose bytes are there; the records of all."""
-    by_tensor = {f"{name}.weight": target for name, target in job.selection.targets.items()}
-    what = "checking what is done"
-    folder = staging.part / job.place
-    with ShardWriter(job.weights, folder) as writer, Syncing(writer, staging.journal) as syncing:
-        hashes = {name: record["sha256"] for name, record in recorded.items()}
-        there = unchanged(job.weights, folder, hashes, lambda *done: report(what, *done))
-        written = {name: recorded[name] for name in there}
-        num_done = len(by_tensor.keys() & there)
+def _change(
+    job: Job, recipe: Recipe, threshold: float | None,
+    adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
+) -> Change:  # fmt: skip
+    """What prunes a target's bytes where they lie and leaves every other tensor alone."""
+    targets = {f"{name}.weight": target for name, target in job.selection.targets.items()}
 
-        def change(entry: Entry, raw: memoryview) -> TargetOutcome | None:
-            nonlocal num_done
-            if entry.name not in by_tensor:
-                return None
-            target, weight = by_tensor[entry.name], as_matrix(as_tensor(raw, entry))
-            if adjusted is None:
-                outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
-            else:
-                new, outcome = adjusted[target.name]
-                weight.copy_(as_matrix(new))
-            num_done += 1
-            report("pruning targets", num_done, len(by_tensor))
-            return outcome
+    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, dict[str, Any] | None]:
+        if entry.name not in targets:
+            return raw, None
+        target, weight = targets[entry.name], as_matrix(as_tensor(raw, entry))
+        if adjusted is None:
+            outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
+        else:
+            new, outcome = adjusted[target.name]
+            weight.copy_(as_matrix(new))
+        return raw, asdict(outcome)
 
-        def write(entry: Entry, raw: memoryview, outcome: TargetOutcome | None) -> None:
-            writer.write(entry, raw)
-            written[entry.name] = _record(job, entry, raw, outcome)
-            staging.journal.append(written[entry.name])
-            syncing.wrote(len(raw))
-
-        stream((e for e in job.weights.in_order() if e.name not in there), change, write)
-    return written
-
-
-def _record(
-    job: Job, entry: Entry, raw: memoryview, outcome: TargetOutcome | None
-) -> dict[str, Any]:
-    """The journal's line of one tensor."""
-    return {
-        "denoiser": job.name,
-        "tensor": entry.name,
-        "sha256": sha256(raw),
-        "outcome": outcome and asdict(outcome),
-    }
+    return change
 
 
 def _threshold_once(job: Job, journal: Journal, recipe: Recipe) -> float | None:

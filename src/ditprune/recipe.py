@@ -240,6 +240,11 @@ def _adjusting(given: Mapping[str, Any]) -> dict[str, Any]:
             f"--mask refinement needs one of at least {_FEWEST_STEPS} steps; pass --refinement "
             "distill, or --mask reconstruction"
         )
+    if refine is not None and refine.held_back is not None and words["mask"] != "refinement":
+        raise RecipeError(
+            f"held_back {refine.held_back} is the share that the refinement removes; pass --mask "
+            "refinement, or leave it out"
+        )
     packages = given.get("packages", 1)
     if isinstance(packages, bool) or not isinstance(packages, int) or packages < 1:
         raise RecipeError(f"--packages {packages!r}: expected a number of packages, from 1 up")

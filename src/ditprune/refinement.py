@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from ditprune.errors import RecipeError
 
+HELD_BACK = 0.08
+
 
 @dataclass(frozen=True)
 class Distill:
@@ -22,8 +24,8 @@ class Distill:
         mixing: the largest angle, in radians, by which a noisy input is turned towards another
             of the same timestep; 0 trains on the calibration inputs as they are. The dense
             denoiser says what is right for a mixture, so a few hundred inputs become many.
-        held_back: share of the removal that is left to do while it trains, where the recipe's
-            mask is `refinement`.
+        held_back: share of the removal that is left to do while it trains; for recipes whose mask
+            is `refinement`, which take 0.08 without it.
         seed: of the order of rows and of the mixtures.
     """
 
@@ -32,7 +34,7 @@ class Distill:
     batch_size: int = 32
     block_weight: float = 1.0
     mixing: float = math.pi / 4
-    held_back: float = 0.08
+    held_back: float | None = None
     seed: int = 0
     name: ClassVar[str] = "distill"
 
@@ -40,11 +42,17 @@ class Distill:
         is_rate = self.learning_rate is None or self.learning_rate > 0
         is_possible = self.num_steps >= 1 and self.batch_size >= 1 and is_rate
         is_mixing = 0 <= self.mixing <= math.pi / 2
-        if not (is_possible and is_mixing and self.block_weight >= 0 and 0 <= self.held_back < 1):
+        is_share = 0 <= self.share_held_back < 1
+        if not (is_possible and is_mixing and is_share and self.block_weight >= 0):
             raise RecipeError(
                 f"{self}: expected at least one step and one row, a learning rate above 0, a block "
                 "weight from 0 up, mixing from 0 to π/2 and 0 ≤ held_back < 1"
             )
+
+    @property
+    def share_held_back(self) -> float:
+        """`held_back`, or what is taken without it."""
+        return HELD_BACK if self.held_back is None else self.held_back
 
 
 REFINEMENTS = {"none": None, "distill": Distill}

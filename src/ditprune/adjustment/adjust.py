@@ -90,18 +90,27 @@ def adjust(
     share_out = _sharing(denoiser, layers, grams, calls, recipe, report)
     after = share_out(recipe)
     before = share_out(_first_part(recipe)) if recipe.mask == "refinement" else None
+    found, begin = _reconstructed(layers, grams, recipe, after, before, report)
+    if recipe.refinement is None:
+        return found
+    thin = None if before is None else thinning(layers, recipe, before, after)
+    return _refined(denoiser, found, begin, thin, calls, recipe, report)
+
+
+def _reconstructed(
+    layers: Mapping[str, Layer], grams: _Grams, recipe: Recipe,
+    after: Mapping[str, float | None], before: Mapping[str, float | None] | None, report: Report,
+) -> tuple[dict[str, Adjustment], dict[str, Adjustment]]:  # fmt: skip
+    """Every layer with the share it loses in the end, and with the one it loses to begin with."""
     found: dict[str, Adjustment] = {}
-    begin: dict[str, Adjustment] = {}
+    begin: dict[str, Adjustment] = found if before is None else {}
     for name, layer in layers.items():
         gram_II = grams.of(name, found)
         found[name] = _adjustment(layer, gram_II, recipe, after[name])
         if before is not None:
             begin[name] = _adjustment(layer, gram_II, recipe, before[name])
         report("reconstructing", len(found), len(layers))
-    if recipe.refinement is None:
-        return found
-    thin = None if before is None else thinning(layers, recipe, before, after)
-    return _refined(denoiser, found, begin or found, thin, calls, recipe, report)
+    return found, begin
 
 
 def _adjustment(layer: Layer, gram: Tensor, recipe: Recipe, share: float | None) -> Adjustment:
@@ -113,7 +122,7 @@ def _first_part(recipe: Recipe) -> Recipe:
     """The recipe without what the refinement removes."""
     assert recipe.refinement is not None
     assert recipe.sparsity is not None
-    return replace(recipe, sparsity=recipe.sparsity * (1 - recipe.refinement.held_back))
+    return replace(recipe, sparsity=recipe.sparsity * (1 - recipe.refinement.share_held_back))
 
 
 class _Grams:

@@ -18,9 +18,22 @@ Change = Callable[[Entry, memoryview], tuple[memoryview, Any]]
 Record = Mapping[str, Any]
 
 
+def accept(_record: Record) -> None:
+    """Every record is as it should be."""
+
+
+def recorded(journal: Journal, denoiser: str) -> dict[str, Record]:
+    """What a journal says of each tensor that is written, by its name."""
+    return {
+        record["tensor"]: record
+        for record in journal.records
+        if record.get("denoiser") == denoiser and "tensor" in record
+    }
+
+
 def rewrite(
     denoiser: str, source: Weights, layout: Layout, folder: Path, journal: Journal,
-    change: Change, check: Callable[[Record], None], report: Report,
+    change: Change, report: Report, check: Callable[[Record], None] = accept,
 ) -> dict[str, Record]:  # fmt: skip
     """Write what is not written yet.
 
@@ -34,16 +47,12 @@ def rewrite(
         By tensor: `sha256` of the bytes written, `source_sha256` of those read (where `change`
         left them alone), and the `note` of `change`.
     """
-    recorded = {
-        record["tensor"]: record
-        for record in journal.records
-        if record.get("denoiser") == denoiser and "tensor" in record
-    }
+    known = recorded(journal, denoiser)
     with ShardWriter(layout, folder) as writer, Syncing(writer, journal) as syncing:
-        hashes = {name: record["sha256"] for name, record in recorded.items()}
+        hashes = {name: record["sha256"] for name, record in known.items()}
         what = "checking what is done"
         there = unchanged(layout, folder, hashes, lambda *done: report(what, *done))
-        written: dict[str, Record] = {name: recorded[name] for name in there}
+        written: dict[str, Record] = {name: known[name] for name in there}
 
         def write(entry: Entry, raw: memoryview, result: tuple[memoryview, Any]) -> None:
             content, note = result

@@ -18,16 +18,16 @@ from ditprune.calibration.workers import joined, own_device
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.cli import console
 from ditprune.cli.options import (
+    measuring_options,
     placement_options,
     read_labels,
+    read_measures,
     read_pipeline_options,
     read_prompts,
     sampling_options,
 )
-from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import evaluate as measure
-from ditprune.evaluation.protocol import EXTRACTORS, Measures, Protocol
-from ditprune.metrics.clip_score import MODEL as CLIP
+from ditprune.evaluation.protocol import Protocol
 from ditprune.report import card
 
 
@@ -39,15 +39,7 @@ from ditprune.report import card
 @click.option("--num-held-out", type=int, default=128, show_default=True,
               help="denoiser calls for the relative error")  # fmt: skip
 @click.option("--batch-size", type=int, default=50, show_default=True, help="images drawn together")
-@click.option("--metrics", metavar="NAME,…",
-              help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; "
-              "what is named is fetched")  # fmt: skip
-@click.option("--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",
-              help=f"{', '.join(EXTRACTORS)}, or a file of InceptionV3's weights")  # fmt: skip
-@click.option("--reference", type=click.Path(path_type=Path), metavar="DIR",
-              help="real images for FID [default: the bundled digits]")  # fmt: skip
-@click.option("--clip", default=CLIP, show_default=True, metavar="MODEL",
-              help="hub id or folder of the CLIP model")  # fmt: skip
+@measuring_options
 @click.option("--images", type=click.Path(path_type=Path), metavar="DIR",
               help="[default: .images in the results] where drawn images are kept")  # fmt: skip
 @sampling_options
@@ -67,8 +59,8 @@ def evaluate(
         labels=read_labels(labels), prompts=read_prompts(prompts),
         pipeline_options=read_pipeline_options(pipeline_options), **options,
     )  # fmt: skip
-    names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
-    measures = Measures(names, feature_extractor, reference, clip, images)
+    measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
+                             clip=clip, images=images)  # fmt: skip
     models = [(Path(folder).name, locate(folder)) for folder in pruned]
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)

@@ -15,7 +15,10 @@ from ditprune.allocation import ALLOCATIONS
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import read_json
 from ditprune.errors import RecipeError
+from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.protocol import EXTRACTORS, Measures
 from ditprune.granularity import GRANULARITIES
+from ditprune.metrics.clip_score import MODEL as CLIP
 from ditprune.recipe import MASKS, PRESETS, Recipe, build, from_json
 from ditprune.reconstruction import RECONSTRUCTIONS
 from ditprune.refinement import REFINEMENTS
@@ -103,6 +106,25 @@ _SAMPLING: tuple[Decorator, ...] = (
     ),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
+_MEASURING: tuple[Decorator, ...] = (
+    click.option(
+        "--metrics", metavar="NAME,…",
+        help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; what is named "
+        "is fetched",
+    ),
+    click.option(
+        "--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",
+        help=f"{', '.join(EXTRACTORS)}, or a file of InceptionV3's weights",
+    ),
+    click.option(
+        "--reference", type=click.Path(path_type=Path), metavar="DIR",
+        help="real images for FID [default: the bundled digits]",
+    ),
+    click.option(
+        "--clip", default=CLIP, show_default=True, metavar="MODEL",
+        help="hub id or folder of the CLIP model",
+    ),
+)  # fmt: skip
 
 
 def _all(decorators: tuple[Decorator, ...], command: Command) -> Command:
@@ -129,6 +151,17 @@ def sampling_options(command: Command) -> Command:
 def placement_options(command: Command) -> Command:
     """Where the denoiser runs."""
     return _all(_PLACEMENT, command)
+
+
+def measuring_options(command: Command) -> Command:
+    """What is measured of images, and with what; `read_measures` takes them."""
+    return _all(_MEASURING, command)
+
+
+def read_measures(metrics: str | None, **others: Any) -> Measures:
+    """`"fid,ssim"` and the other measuring options as one."""
+    names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
+    return Measures(names, **others)
 
 
 def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:

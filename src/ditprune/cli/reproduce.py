@@ -13,15 +13,14 @@ from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.evaluate import own_command
 from ditprune.cli.options import (
+    measuring_options,
     placement_options,
     read_labels,
+    read_measures,
     read_pipeline_options,
     read_prompts,
 )
 from ditprune.errors import RecipeError
-from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.protocol import EXTRACTORS, Measures
-from ditprune.metrics.clip_score import MODEL as CLIP
 from ditprune.reproduce.reproduce import TABLE
 from ditprune.reproduce.reproduce import reproduce as remake
 from ditprune.reproduce.rows import BATCH_SIZE, NUM_HELD_OUT, NUM_IMAGES, NUM_SAMPLES, Options
@@ -46,15 +45,7 @@ Number = TypeVar("Number", int, float)
 @click.option("--sizes", metavar="N,…", help="calibration-size: numbers of samples")
 @click.option("--include", "layers", multiple=True, metavar="GLOB",
               help="importance: draw these layers; repeatable")  # fmt: skip
-@click.option("--metrics", metavar="NAME,…",
-              help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; "
-              "what is named is fetched")  # fmt: skip
-@click.option("--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",
-              help=f"{', '.join(EXTRACTORS)}, or a file of InceptionV3's weights")  # fmt: skip
-@click.option("--reference", type=click.Path(path_type=Path), metavar="DIR",
-              help="real images for FID [default: the bundled digits]")  # fmt: skip
-@click.option("--clip", default=CLIP, show_default=True, metavar="MODEL",
-              help="hub id or folder of the CLIP model")  # fmt: skip
+@measuring_options
 @click.option("--labels", metavar="0,1,…", help="[default: all] class ids to draw")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
               help="[default: our own 128] .txt or .tsv, as of evaluate")  # fmt: skip
@@ -85,8 +76,8 @@ def reproduce(
         labels=read_labels(labels), prompts=read_prompts(prompts),
         pipeline_options=read_pipeline_options(pipeline_options), **plain,
     )  # fmt: skip
-    names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
-    measures = Measures(names, feature_extractor, reference, clip)
+    measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
+                             clip=clip)  # fmt: skip
     place = placement(device, dtype, max_memory)
     try:
         with console.progress() as report:

@@ -25,7 +25,6 @@ from ditprune.evaluation.drawing import as_unit as as_unit
 from ditprune.evaluation.drawing import draw_images as draw_images
 from ditprune.evaluation.drawing import draw_missing
 from ditprune.evaluation.held_out import HeldOut, predictions, rows_between, sample_held_out
-from ditprune.evaluation.held_out import held_out_calls as held_out_calls
 from ditprune.evaluation.held_out import relative_error_between as relative_error_between
 from ditprune.evaluation.measure import Measured, measure
 from ditprune.evaluation.protocol import Measures

@@ -59,17 +59,6 @@ def sample_held_out(
     return HeldOut(calls, tuple(styles), num_steps)
 
 
-def held_out_calls(
-    pipeline: Any,
-    protocol: Protocol,
-    report: Report = silent,
-    names: Sequence[str] = (DENOISER,),
-    worker: Worker | None = None,
-) -> dict[str, list[Call]]:
-    """This worker's denoiser calls, by denoiser, from seeds that no calibration uses."""
-    return dict(sample_held_out(pipeline, protocol, report, names, worker).calls)
-
-
 def predictions(
     denoiser: nn.Module, calls: Sequence[Call], place: Placement | None = None
 ) -> list[Tensor]:

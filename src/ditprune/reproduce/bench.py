@@ -23,7 +23,7 @@ from ditprune.checkpoints.output import ensure_folder
 from ditprune.evaluation.accounting import take_stock
 from ditprune.evaluation.claims import claims_of, structure_of
 from ditprune.evaluation.drawing import draw_missing
-from ditprune.evaluation.held_out import held_out_calls, predictions, rows_between
+from ditprune.evaluation.held_out import predictions, rows_between, sample_held_out
 from ditprune.evaluation.measure import Measured, measure
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.results import Model, describe, results_of
@@ -80,7 +80,7 @@ def open_bench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Bench:
     asked = [pool[i % len(pool)] for i in range(protocol.num_images)]
     for sampling in samplings:
         calibrate(run, pipeline, own, sampling)
-    calls = held_out_calls(pipeline, protocol, run.report, names)
+    calls = sample_held_out(pipeline, protocol, run.report, names).calls
     noise = {n: predictions(one, calls.get(n, []), run.place) for n, one in own.items()}
     images = run.kept.images(dense)
     draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.report))

@@ -119,11 +119,15 @@ def _statistics(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A row for each kind of layer: the mean over depths, and the ends."""
     yield from ("## By kind of layer: mean over depths, and from the smallest to the largest", "")
     lines = []
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        own = [row for row in rows if row["layer"] == layer]
+    for layer, own in _by_layer(rows):
         lines.append([f"`{layer}`", own[0]["role"], *(_span(own, key) for key in _SIZES)])
     yield from table(["layer", "role", *_SIZES.values()], lines)
     yield from ("", "Ratios are of means; every layer at every depth is in results.json.", "")
+
+
+def _by_layer(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    for layer in dict.fromkeys(row["layer"] for row in rows):
+        yield layer, [row for row in rows if row["layer"] == layer]
 
 
 def _span(rows: Sequence[Mapping[str, Any]], key: str) -> str:
@@ -137,8 +141,7 @@ def _importance(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A row for each kind of layer: G_out over depths, and the granularity that CAG takes."""
     yield from ("## G_out by kind of layer: mean over depths, and from smallest to largest", "")
     lines = []
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        own = [row for row in rows if row["layer"] == layer]
+    for layer, own in _by_layer(rows):
         chosen = [row["granularity"] for row in own]
         counts = ", ".join(f"{chosen.count(name)} {name}" for name in dict.fromkeys(chosen))
         lines.append([f"`{layer}`", own[0]["role"], _span(own, "g_out"), counts])

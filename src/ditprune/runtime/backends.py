@@ -14,11 +14,10 @@ from ditprune.runtime.multiply import DTYPES
 from ditprune.runtime.packed import packed_bytes
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.sparse_linear import SparseLinear
+from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import best_seconds
 
 REPEATS = 5
-
-Sparse = SparseLinear | SemiStructuredLinear
 
 
 class Backend(Protocol):
@@ -39,7 +38,7 @@ class Backend(Protocol):
     def obstacle(self, linear: nn.Linear) -> str:
         """Why it cannot run a layer; empty if it can."""
 
-    def sparse(self, linear: nn.Linear) -> Sparse:
+    def sparse(self, linear: nn.Linear) -> StandIn:
         """The layer that stands for a Linear without obstacle."""
 
     def seconds(self, works: list[Any], device: str, cold: torch.Tensor) -> list[float]:

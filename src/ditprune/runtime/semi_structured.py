@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ditprune.errors import KernelError
+from ditprune.runtime.stand_in import StandIn
 
 DTYPES = (torch.float16, torch.bfloat16)
 ROWS, COLUMNS = 32, 64
@@ -73,27 +74,17 @@ def weight_obstacle(weight: Tensor) -> str:
     return ""
 
 
-class SemiStructuredLinear(nn.Module):
-    """In place of a Linear whose weight is 2:4, for inference.
-
-    Its state dict is the Linear's: `weight` is made dense when saved and compressed when loaded.
-    It is no `nn.Linear`, so that what writes into `linear.weight` refuses it.
+class SemiStructuredLinear(StandIn):
+    """In place of a Linear whose weight is 2:4.
 
     Args:
         linear: with a weight that has no obstacle.
         compress: from a dense weight to torch's tensor.
     """
 
-    bias: nn.Parameter | None
-
     def __init__(self, linear: nn.Linear, compress: Compress = compress) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight_requires_grad = linear.weight.requires_grad
-        self.register_parameter("bias", linear.bias)
         self._compress = compress
-        self._hold(linear.weight)
-        self.train(linear.training)
+        super().__init__(linear)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """[..., in_features] → [..., out_features]. Raises KernelError."""
@@ -113,35 +104,30 @@ class SemiStructuredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew at each access; writing into it changes nothing."""
         return self.compressed.to_dense()
 
     @property
     def size_bytes(self) -> int:
-        """What the compressed weight takes: values, and where they stand."""
         parts = (getattr(self.compressed, name, None) for name in ("packed", "meta"))
         return sum(part.numel() * part.element_size() for part in parts if part is not None)
 
-    def to_linear(self) -> nn.Linear:
-        """The Linear it stands for, with the same bias object."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(self.weight, requires_grad=self.weight_requires_grad)
-        linear.register_parameter("bias", self.bias)
-        return linear.train(self.training)
-
-    def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, 2:4"
-        )
+    @property
+    def _like(self) -> Tensor:
+        return torch.empty(0, dtype=self.compressed.dtype, device=self.compressed.device)
 
     def _hold(self, weight: Tensor) -> None:
         # Neither parameter nor buffer: what moves those knows nothing of torch's 2:4 tensors.
-        self.compressed = self._compress(weight.detach())
+        self.compressed = self._compress(weight)
+
+    def _obstacle(self, weight: Tensor) -> str:
+        return weight_obstacle(weight)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, 2:4"
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SemiStructuredLinear:
         """What `.to()` and its like do; refused where the weight would have to change."""
-        like = torch.empty(0, dtype=self.compressed.dtype, device=self.compressed.device)
+        like = self._like
         moved = fn(like)
         if (moved.dtype, moved.device) != (like.dtype, like.device):
             raise KernelError(
@@ -160,39 +146,4 @@ class SemiStructuredLinear(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise KernelError(
             "2:4 layer: cannot be pickled; save its state_dict, or call desparsify_ first"
-        )
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        destination[f"{prefix}weight"] = self.weight
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any],
-        strict: bool, missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
-        key = f"{prefix}weight"
-        weight = state_dict.get(key)
-        if weight is None:
-            missing_keys.append(key)
-        elif tuple(weight.shape) != (self.out_features, self.in_features):
-            error_msgs.append(
-                f"size mismatch for {key}: got {list(weight.shape)}, expected "
-                f"{[self.out_features, self.in_features]}"
-            )
-        else:
-            weight = weight.to(self.compressed.device, self.compressed.dtype)
-            reason = weight_obstacle(weight)
-            if reason:
-                error_msgs.append(f"{key}: {reason}; call desparsify_ before loading it")
-            else:
-                self._hold(weight)
-        others = {
-            name: value
-            for name, value in state_dict.items()
-            if name.startswith(prefix) and name != key
-        }
-        super()._load_from_state_dict(
-            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

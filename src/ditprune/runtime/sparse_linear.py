@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditprune.runtime.multiply import multiply, multiply_in_graph
 from ditprune.runtime.packed import Packed, pack, unpack
+from ditprune.runtime.stand_in import StandIn
 
 
-class SparseLinear(nn.Module):
-    """In place of a Linear for inference on the CPU; gradients reach inputs and bias only.
+class SparseLinear(StandIn):
+    """In place of a Linear on the CPU; gradients reach inputs and bias only."""
 
-    Its state dict is the Linear's: `weight` is unpacked when saved and packed when loaded. It is
-    no `nn.Linear`, so that what writes into `linear.weight` refuses it instead of writing into a
-    copy.
-    """
-
-    bias: nn.Parameter | None
     values: Tensor
     columns: Tensor
     counts: Tensor
     starts: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight_requires_grad = linear.weight.requires_grad
-        self.register_parameter("bias", linear.bias)
-        self._hold(pack(linear.weight))
-        self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """[..., in_features] → [..., out_features], in the dtype of the input."""
@@ -50,68 +36,24 @@ class SparseLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew at each access; writing into it changes nothing."""
         return unpack(self.packed, self.out_features, self.in_features)
 
     @property
     def size_bytes(self) -> int:
-        """What the packed weight takes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.packed)
 
-    def to_linear(self) -> nn.Linear:
-        """The Linear it stands for, with the same bias object."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(self.weight, requires_grad=self.weight_requires_grad)
-        linear.register_parameter("bias", self.bias)
-        return linear.train(self.training)
+    @property
+    def _like(self) -> Tensor:
+        return self.values
+
+    def _hold(self, weight: Tensor) -> None:
+        # Buffers, so that `.to`, deepcopy and pickle need nothing of ours.
+        for name, tensor in pack(weight)._asdict().items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def extra_repr(self) -> str:
         sparsity = 1 - len(self.values) / (self.in_features * self.out_features)
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, sparsity={sparsity:.3f}"
-        )
-
-    def _hold(self, packed: Packed) -> None:
-        # Buffers, so that `.to`, deepcopy and pickle need nothing of ours.
-        for name, tensor in packed._asdict().items():
-            self.register_buffer(name, tensor, persistent=False)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        destination[f"{prefix}weight"] = self.weight
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = f"{prefix}weight"
-        weight = state_dict.get(key)
-        if weight is None:
-            missing_keys.append(key)
-        elif tuple(weight.shape) != (self.out_features, self.in_features):
-            error_msgs.append(
-                f"size mismatch for {key}: got {list(weight.shape)}, expected "
-                f"{[self.out_features, self.in_features]}"
-            )
-        else:
-            self._hold(pack(weight.to(self.values)))
-        others = {
-            name: value
-            for name, value in state_dict.items()
-            if name.startswith(prefix) and name != key
-        }
-        super()._load_from_state_dict(
-            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        return f"{super().extra_repr()}, sparsity={sparsity:.3f}"
 
 
 class _Multiply(torch.autograd.Function):

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.errors import KernelError
 from ditprune.runtime.backends import Backend, backend_of
-from ditprune.runtime.semi_structured import SemiStructuredLinear
-from ditprune.runtime.sparse_linear import SparseLinear
+from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import cold_buffer
 
 # Without a call to learn from: one guided image's modulation, and its tokens at 256².
@@ -109,7 +108,7 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
     layers = {
         name: module
         for name, module in denoiser.named_modules()
-        if name and isinstance(module, (SparseLinear, SemiStructuredLinear))
+        if name and isinstance(module, StandIn)
     }
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
