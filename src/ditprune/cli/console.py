@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from ditprune.progress import Report
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_QUIET_S = 30.0
+
 
 def say(line: str) -> None:
     """One line of progress that is worth keeping; stays one line whatever names stand in it."""
@@ -42,7 +46,11 @@ def prefix(name: str, among: Sized) -> str:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Draws one bar per thing done, with the time left; nothing before the first report."""
+    """One bar per thing done, with the time left; where nobody watches, as in a log file, a line
+    each half minute."""
+    if not err.is_terminal:
+        yield _line_now_and_then()
+        return
     bars: dict[str, Any] = {}
     live = Progress(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
@@ -60,6 +68,24 @@ def progress() -> Iterator[Report]:
     finally:
         if bars:
             live.stop()
+
+
+def _line_now_and_then() -> Report:
+    """Says how far each thing is, where `_QUIET_S` went by without a word."""
+    began: dict[str, tuple[float, int]] = {}
+    spoke_s = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal spoke_s
+        now_s = time.monotonic()
+        start_s, num_before = began.setdefault(what, (now_s, done))
+        if now_s - spoke_s < _QUIET_S:
+            return
+        spoke_s, rate = now_s, (done - num_before) / max(now_s - start_s, 1e-9)
+        left = f", about {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        say(f"{what}: {done}/{total}{left}")
+
+    return report
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+"""Progress where nobody watches: a line now and then, and none of quick work."""
+
+from __future__ import annotations
+
+import pytest
+
+from ditprune.cli import console
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass when the test says so."""
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_quick_work_says_nothing(clock, capsys) -> None:
+    with console.progress() as report:
+        for done in range(1, 6):
+            clock[0] += 5
+            report("drawing", done, 5)
+    assert capsys.readouterr().err == ""
+
+
+def test_long_work_says_how_far_it_is_and_what_is_left(clock, capsys) -> None:
+    with console.progress() as report:
+        for done in range(11, 21):
+            clock[0] += 10
+            report("drawing", done, 70)
+    assert capsys.readouterr().err.splitlines() == [
+        "drawing: 13/70, about 0:09:30 left",
+        "drawing: 16/70, about 0:09:00 left",
+        "drawing: 19/70, about 0:08:30 left",
+    ]
+
+
+def test_the_first_report_after_a_long_silence_promises_nothing(clock, capsys) -> None:
+    with console.progress() as report:
+        clock[0] += 60
+        report("held-out calls", 1, 4)
+    assert capsys.readouterr().err == "held-out calls: 1/4\n"
