@@ -19,7 +19,7 @@ namespace ditprune {
 constexpr int64_t MAX_VECTORS = 8;  // of tokens in a tile: the sums of one row fill 8 registers
 constexpr int64_t MAX_TILE_ROWS = 256;
 constexpr int64_t TASKS_PER_THREAD = 4;  // smaller tiles of rows where there would be fewer
-constexpr int64_t SLAB_BYTES = 16 << 20;  // inputs transposed at a time
+constexpr int64_t SLAB_BYTES = 4 << 20;  // inputs transposed at a time
 
 // Adds the nonzeros of some rows of one block to their sums [rows][V · W tokens].
 template <int W, int V, class Value>
@@ -149,6 +149,7 @@ Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_st
     for (int64_t r = 0; r < padded_rows; r++)
         initial[r] = weight.bias && r < weight.num_rows ? weight.bias[r] : 0;
 
+    use_large_pages(outputs, num_tokens * weight.num_rows * int64_t(sizeof(Token)));
     std::atomic<bool> is_broken{false};
     for (int64_t start = 0; start < cut.num_tiles; start += cut.num_at_once) {
         const int64_t num_now = std::min(cut.num_at_once, cut.num_tiles - start);
@@ -159,7 +160,9 @@ Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_st
                          slabs + i * tile_size + block * BLOCK * tile.num_vectors * W);
         });
         for_each_task(num_now * cut.num_row_tiles(weight), num_threads, [&](int64_t task, int worker) {
-            const int64_t i = task % num_now, first_row = task / num_now * cut.tile_rows;
+            // All rows pass over one tile's inputs, which stay in L2, before the next tile's turn.
+            const int64_t num_row_tiles = cut.num_row_tiles(weight);
+            const int64_t i = task / num_row_tiles, first_row = task % num_row_tiles * cut.tile_rows;
             const int64_t num_rows = std::min(cut.tile_rows, weight.num_rows - first_row);
             const Cut::Tile tile = cut.tile(start + i);
             float* sums = all_sums + worker * sums_size;
