@@ -1,4 +1,4 @@
-"""Claim: what adjusting gives, method by method: the table of the README and the log.
+"""Claim: what adjusting gives, method by method: the tables of the README and the log.
 
     python bench/adjusting.py [--model bundled] [--out adjusting.jsonl] [--levels 0.5 2:4 …]
 
@@ -35,10 +35,10 @@ from ditprune.evaluation.evaluate import (
     as_unit,
     conditions,
     draw_images,
-    held_out_calls,
     predictions,
     relative_error_between,
 )
+from ditprune.evaluation.held_out import sample_held_out
 from ditprune.metrics import similarity
 from ditprune.recipe import build
 
@@ -90,7 +90,7 @@ class World:
         self.protocol = Protocol(num_images, 0, 25, 1.5, batch_size=100)
         pool = conditions(self.pipeline, None, None)
         self.asked = [pool[i % len(pool)] for i in range(num_images)]
-        self.held_out = held_out_calls(self.pipeline, self.protocol)[DENOISER]
+        self.held_out = sample_held_out(self.pipeline, self.protocol).calls[DENOISER]
         self.noise = predictions(self.dense, self.held_out)
         self.report = report
         self.images = self.draw("dense")
@@ -157,6 +157,7 @@ def main() -> None:
             with args.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             console.print(json.dumps(row))
+    show_wide(read(args.out), console)
     show(read(args.out), console)
     console.print(
         f"{args.model}, {args.num_samples} calibration samples, {args.num_images} images, "
@@ -177,6 +178,24 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
                 f"{row['accuracy']:.3f}", f"{row['ssim']:.4f}", f"{row['core_s']:.0f}",
             )  # fmt: skip
     console.print(table)
+
+
+def show_wide(rows: list[dict[str, Any]], console: Console) -> None:
+    """The README's table: a line for each method, a column for each level."""
+    found = {(row["method"], row["level"]): row for row in rows}
+    table = Table("method", *LEVELS, "core s", box=box.MARKDOWN)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [found.get((method, level)) for level in LEVELS]
+        spent = sorted(row["core_s"] for row in own if row)
+        table.add_row(method, *map(cell, own), f"{spent[0]:.1f}–{spent[-1]:.1f}")
+    console.print(table)
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """error · FID* · accuracy · SSIM."""
+    if row is None:
+        return "–"
+    return f"{row['error']:.3g} · {row['fid']:.2f} · {row['accuracy']:.3f} · {row['ssim']:.3f}"
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from ditprune.calibration.collect import of_denoiser
 from ditprune.cli.main import run
 from folders import STEM, edit_tensors, files_of
 
@@ -52,22 +54,43 @@ def test_a_model_that_is_not_sparse_is_refused(refused, tiny_pipeline, tmp_path)
     assert "none of its 21 targets is sparse enough" in line
 
 
-@pytest.mark.parametrize("verb", ["inspect", "calibrate", "prune", "evaluate", "mask apply"])
-def test_other_verbs_name_the_way_back(
-    verb, refused, compact, pruned, statistics, tmp_path
-) -> None:
+@pytest.mark.parametrize("verb", ["inspect", "prune", "mask apply"])
+def test_other_verbs_name_the_way_back(verb, refused, compact, statistics, tmp_path) -> None:
     out = ("-o", tmp_path / "out")
     mask = tmp_path / "mask"
     assert run(["mask", "extract", str(compact), "-o", str(mask)]) == 0
     rest = {
-        "inspect": (), "calibrate": out, "prune": ("--saliency", "magnitude", *out),
-        "evaluate": (compact, *out), "mask apply": (mask, *out),
+        "inspect": (), "prune": ("--saliency", "magnitude", *out),
+        "mask apply": (mask, *out),
     }  # fmt: skip
     line = refused(*verb.split(), compact, *rest[verb])
     assert "its weights are compact; convert it first: `ditprune convert FOLDER --to dense" in line
-    if verb == "evaluate":
-        line = refused("evaluate", pruned, compact, *out)
-        assert "its weights are compact; convert it first" in line
+
+
+def test_a_compact_model_is_evaluated_as_the_dense_one_it_came_from(
+    ditprune, compact, pruned, tiny_pipeline, tmp_path
+) -> None:
+    words = ("--num-images", 4, "--num-held-out", 4, "--num-inference-steps", 2, "-o", tmp_path)
+    code, _, err = ditprune("evaluate", tiny_pipeline, pruned, compact, *words)
+    assert code == 0, err
+    _, dense, small = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert small["metrics"]["ssim"]["value"] < 1
+    assert small["metrics"] == dense["metrics"]
+    assert small["error_by_timestep"] == dense["error_by_timestep"]
+    assert small["accounting"]["num_nonzero"] == dense["accounting"]["num_nonzero"]
+    assert of_denoiser(compact / "transformer") == of_denoiser(pruned / "transformer")
+    shards = compact.glob("transformer/*.safetensors")
+    assert small["accounting"]["size_bytes"] == sum(file.stat().st_size for file in shards)
+    assert small["accounting"]["size_bytes"] < dense["accounting"]["size_bytes"]
+
+
+def test_a_compact_model_is_timed(ditprune, compact) -> None:
+    words = ("--json", "--time-limit", 0.01)
+    found = json.loads(ditprune("bench", compact, *words)[1])
+    assert [row["sparsity"] for row in found["layers"]] == [0.5] * 4
+    assert found["is_compact"]
+    assert found["steps"]["transformer"]["memory_bytes"]["dense_fp32"] > found["size_bytes_on_disk"]
+    assert "compact; running sparse" in ditprune("bench", compact, "--time-limit", 0.01)[1]
 
 
 def test_a_mask_is_taken_applied_and_checked(ditprune, pruned, tiny_pipeline, tmp_path) -> None:

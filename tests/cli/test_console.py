@@ -40,3 +40,14 @@ def test_the_first_report_after_a_long_silence_promises_nothing(clock, capsys) -
         clock[0] += 60
         report("held-out calls", 1, 4)
     assert capsys.readouterr().err == "held-out calls: 1/4\n"
+
+
+def test_what_begins_again_is_counted_anew(clock, capsys) -> None:
+    with console.progress() as report:
+        for done in (1, 2, 3, 1, 2, 3):
+            clock[0] += 12
+            report("images of this row", done, 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "images of this row: 3/3, about 0:00:00 left",
+        "images of this row: 3/3, about 0:00:00 left",
+    ]

@@ -13,6 +13,7 @@ from PIL import Image
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.rewrite import stamp
 from ditprune.checkpoints.weights import Weights
+from ditprune.convert import to_compact
 from ditprune.errors import ModelError
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
@@ -202,6 +203,19 @@ def test_a_manifest_that_cannot_be_read_is_named(own: Path) -> None:
     with pytest.raises(ModelError, match="ditprune verify"):
         card.write(own)
     assert files_of(own) == before
+
+
+def test_a_compact_model_says_what_loads_it(own: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    to_compact(locate(str(own)), small)
+    assert text_of(small) == text_of(own)
+    assert card.write(small, results(), "stw 50")
+    assert "```python\nimport ditprune  # reads the compact weights\nfrom diffusers" in text_of(
+        small
+    )
+    assert "stock diffusers" not in text_of(small)
+    assert "stock diffusers" in text_of(own)
+    assert "import ditprune" not in text_of(own)
 
 
 def test_a_bare_denoiser_has_one_too(tiny_dit: Any, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
 from ditprune.checkpoints import fingerprint, guard, manifest, rewrite, statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
+from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
@@ -62,8 +63,8 @@ def guard_of(model: ModelFolder, sampling: Sampling, place: Placement) -> dict[s
 
 def of_denoiser(folder: Path) -> dict[str, str]:
     """The fingerprints of a denoiser's targets, from its files."""
-    targets = discover(skeleton(folder), auxiliary=True)
-    return fingerprint.of_weights(Weights(folder), targets.values())
+    targets = discover(skeleton(folder, takes_compact=True), auxiliary=True)
+    return fingerprint.of_weights(open_weights(folder), targets.values())
 
 
 def sample_missing(

@@ -12,9 +12,9 @@ from torch import nn
 
 from ditprune.calibration import stream
 from ditprune.calibration.placement import Placement
+from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder, read_json
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
 
 _CPU = Placement()
@@ -65,8 +65,8 @@ def load_denoiser(folder: Path, place: Placement = _CPU) -> nn.Module:
 
 def check_denoiser(folder: Path) -> nn.Module:
     """Refuse what is not whole before diffusers sees it; returns the module tree, on meta."""
-    Weights(folder)
-    return skeleton(folder)
+    open_weights(folder)
+    return skeleton(folder, takes_compact=True)
 
 
 def _in_dtype(place: Placement) -> dict[str, torch.dtype]:

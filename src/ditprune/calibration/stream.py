@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ditprune.calibration.placement import Placement
+from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
@@ -29,7 +30,7 @@ def is_too_large(folder: Path, place: Placement) -> bool:
     """Whether the denoiser's weights would take more than their share of the memory allowed."""
     if place.max_memory is None:
         return False
-    size_bytes = Weights(folder).num_parameters * place.dtype.itemsize
+    size_bytes = open_weights(folder).num_parameters * place.dtype.itemsize
     return size_bytes > _SHARE * place.max_memory
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.layout import Layout
 from ditprune.checkpoints.locate import read_json
@@ -46,6 +48,7 @@ class CompactWeights(Weights):
     """
 
     def __init__(self, folder: Path) -> None:
+        self._sliced: tuple[str, Tensor] | None = None
         self.packed = Weights(folder)
         self.index, self.shards = self.packed.index, self.packed.shards
         file = folder / COMPACT_MANIFEST
@@ -74,6 +77,10 @@ class CompactWeights(Weights):
     def size_bytes(self) -> int:
         return self.layout.size_bytes
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.packed.size_bytes
+
     def header(self, shard: Path) -> bytes:
         return self.layout.headers[shard.name]
 
@@ -83,6 +90,12 @@ class CompactWeights(Weights):
         dense = self.dense(entry.name, raw)
         self.check(entry.name, sha256(raw), sha256(dense))
         return dense
+
+    def read_slice(self, name: str, start: int, count: int) -> Tensor:
+        """As of dense weights; the tensor stays for the next slice of it."""
+        if self._sliced is None or self._sliced[0] != name:
+            self._sliced = name, self.read(name).reshape(-1)
+        return self._sliced[1][start : start + count]
 
     def keeps_config(self, folder: Path) -> bool:
         """Whether config.json is the dense one with our name in it."""

@@ -17,10 +17,13 @@ _MOST_LAYERS = 1_000
 _COUNTS_LAYERS = re.compile("layers|blocks|depth")
 
 
-def skeleton(folder: Path) -> nn.Module:
+def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
     """Build the class that config.json names, from the installed diffusers only.
 
     Nothing in the folder is executed: an unknown class is refused. Raises ModelError.
+
+    Args:
+        takes_compact: whether compact weights will do, as they do for what only runs the model.
     """
     import diffusers
 
@@ -32,7 +35,9 @@ def skeleton(folder: Path) -> nn.Module:
             f"{folder / 'config.json'}: class {name!r} is no denoiser of diffusers "
             f"{diffusers.__version__}; {did_you_mean(str(name), known)}"
         )
-    if is_compact(folder):
+    if is_compact(folder) and takes_compact:
+        config.pop("quantization_config", None)
+    elif is_compact(folder):
         raise ModelError(
             f"{folder}: its weights are compact; convert it first: "
             "`ditprune convert FOLDER --to dense -o DENSE`"

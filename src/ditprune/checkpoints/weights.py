@@ -65,6 +65,11 @@ class Weights:
         return sum(shard.stat().st_size for shard in self.shards)
 
     @property
+    def stored_bytes(self) -> int:
+        """What the shards take on disk; `size_bytes`, but for packed ones."""
+        return self.size_bytes
+
+    @property
     def num_parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in self.entries.values())
 
@@ -90,7 +95,7 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """One tensor in its stored dtype."""
         entry = self.entries[name]
-        return as_tensor(read_range(entry.file, entry.offset, entry.size_bytes), entry)
+        return as_tensor(self.raw(entry), entry)
 
     def read_slice(self, name: str, start: int, count: int) -> Tensor:
         """`count` elements from flat position `start` of one tensor, [count]."""

@@ -114,7 +114,8 @@ def _show(found: Mapping[str, Any]) -> None:
         else:
             console.out.print(f"{what}: not timed: {step['reason']}", markup=False)
     on_disk = console.size(found["size_bytes_on_disk"])
-    console.out.print(f"on disk: {on_disk}, dense; running sparse changes no file")
+    form = "compact" if found["is_compact"] else "dense"
+    console.out.print(f"on disk: {on_disk}, {form}; running sparse changes no file")
     for note in found["notes"]:
         console.out.print(note, markup=False)
 

@@ -73,11 +73,15 @@ def progress() -> Iterator[Report]:
 def _line_now_and_then() -> Report:
     """Says how far each thing is, where `_QUIET_S` went by without a word."""
     began: dict[str, tuple[float, int]] = {}
+    last: dict[str, int] = {}
     spoke_s = time.monotonic()
 
     def report(what: str, done: int, total: int) -> None:
         nonlocal spoke_s
         now_s = time.monotonic()
+        if done <= last.get(what, 0):  # the same again, of something else
+            del began[what]
+        last[what] = done
         start_s, num_before = began.setdefault(what, (now_s, done))
         if now_s - spoke_s < _QUIET_S:
             return

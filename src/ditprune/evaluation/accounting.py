@@ -11,8 +11,8 @@ import torch
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.rows import num_rows, take_item, to_placement
 from ditprune.calls import Call
+from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.weights import Weights
 from ditprune.evaluation.macs import Macs, count_macs
 
 
@@ -45,9 +45,9 @@ def take_stock(model: ModelFolder, targets: Mapping[str, Sequence[str]]) -> Stoc
     num_parameters = num_nonzero = size_bytes = 0
     zeros: dict[str, dict[str, tuple[int, int]]] = {}
     for component, folder in model.denoisers.items():
-        weights = Weights(folder)
+        weights = open_weights(folder)
         own = {f"{name}.weight": name for name in targets[component]}
-        size_bytes += weights.size_bytes
+        size_bytes += weights.stored_bytes
         zeros[component] = {}
         for entry in weights.in_order():
             tensor = weights.read(entry.name)

@@ -20,7 +20,9 @@ from ditprune.calibration.placement import Placement
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
 from ditprune.checkpoints import manifest
+from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.output import is_compact
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import KernelError, RecipeError
@@ -121,7 +123,8 @@ def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict
         "instruction_set": build.instruction_set(),
         "backend": None if backend is None else backend.name,
         "versions": manifest.versions(),
-        "size_bytes_on_disk": sum(part.weights.size_bytes for part in parts.values()),
+        "is_compact": any(is_compact(part.folder) for part in parts.values()),
+        "size_bytes_on_disk": sum(part.weights.stored_bytes for part in parts.values()),
         "layers": rows,
         "layers_together": together(rows),
         "steps": steps,
@@ -169,14 +172,14 @@ def _parts(
     """The denoisers, and what of them cannot be timed."""
     parts, notes = {}, []
     for name, folder in model.denoisers.items():
-        targets = discover(skeleton(folder))
+        targets = discover(skeleton(folder, takes_compact=True))
         linear = {n: target for n, target in targets.items() if target.kind == "linear"}
         if len(linear) < len(targets):
             notes.append(
                 f"{len(targets) - len(linear)} pointwise convolutions stay dense: sparse layers "
                 "stand for Linears only"
             )
-        parts[name] = Part(folder, Weights(folder), linear, thinning)
+        parts[name] = Part(folder, open_weights(folder), linear, thinning)
     return parts, notes
 
 

@@ -15,7 +15,7 @@ from ditprune.calibration.placement import Placement
 from ditprune.calibration.replay import run_call
 from ditprune.calibration.rows import to_placement
 from ditprune.calls import Call
-from ditprune.checkpoints.weights import Weights
+from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.evaluation.bench_layers import DENSE, SPARSE, Thinning, verdict
 from ditprune.progress import Report
 from ditprune.runtime.backends import Backend
@@ -31,7 +31,7 @@ _NUM_ROUNDS = 10
 
 def step_bytes(folder: Path) -> int:
     """What timing a whole step takes."""
-    return Weights(folder).num_parameters * _BYTES_PER_PARAMETER
+    return open_weights(folder).num_parameters * _BYTES_PER_PARAMETER
 
 
 def bench_step(

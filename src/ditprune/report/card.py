@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints import manifest
-from ditprune.checkpoints.output import CARD_PICTURE, MANIFEST, write_beside
+from ditprune.checkpoints.output import CARD_PICTURE, MANIFEST, is_compact, write_beside
 from ditprune.errors import ModelError
 from ditprune.report import numbers
 from ditprune.report.picture import write_samples
@@ -164,6 +164,7 @@ def _body(
     environment.filters.update(words=words, fenced=fenced)
     first = next(iter(claims.values()))
     totals = [one["totals"] for one in claims.values()]
+    small = any(is_compact(folder / place) for place in claims)
     share = sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals)
     return environment.get_template("card.md.j2").render(
         BEGIN=BEGIN,
@@ -172,6 +173,8 @@ def _body(
         share=share,
         base=base_model or first["base"]["model"],
         base_model=base_model,
+        is_compact=small,
+        imports="import ditprune  # reads the compact weights\n" if small else "",
         is_pipeline=(folder / "model_index.json").is_file(),
         base_cards=sorted(file.name for file in folder.glob(BASE_CARD.format("*"))),
         picture=CARD_PICTURE if has_picture else None,

@@ -12,7 +12,7 @@ from ditprune.evaluation.protocol import Protocol
 from ditprune.recipe import Recipe, build
 from ditprune.reproduce.studies import STUDIES, Method, Study, of_size
 
-NUM_IMAGES, NUM_HELD_OUT, BATCH_SIZE, NUM_SAMPLES = 1000, 128, 50, 128
+NUM_IMAGES, NUM_HELD_OUT, BATCH_SIZE, NUM_SAMPLES = 500, 128, 50, 128
 # Options that only some studies act on, with their flags.
 _FLAGS = {
     "num_images": "--num-images", "num_held_out": "--num-held-out", "batch_size": "--batch-size",
