@@ -51,3 +51,11 @@ def test_what_begins_again_is_counted_anew(clock, capsys) -> None:
         "images of this row: 3/3, about 0:00:00 left",
         "images of this row: 3/3, about 0:00:00 left",
     ]
+
+
+def test_nothing_done_yet_can_be_reported(clock, capsys) -> None:
+    with console.progress() as report:
+        report("calibrating", 0, 1)
+        clock[0] += 60
+        report("calibrating", 1, 1)
+    assert capsys.readouterr().err == "calibrating: 1/1, about 0:00:00 left\n"

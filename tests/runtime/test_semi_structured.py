@@ -62,7 +62,7 @@ class OnCpu(SemiStructured):
     def obstacle(self, linear: nn.Linear) -> str:
         return semi.weight_obstacle(linear.weight)
 
-    def sparse(self, linear: nn.Linear) -> SemiStructuredLinear:
+    def sparse(self, linear: nn.Linear, counts: Any) -> SemiStructuredLinear:
         return sparse_of(linear)
 
     def seconds(self, works: list[Any], device: str, cold: Tensor) -> list[float]:

@@ -79,8 +79,8 @@ def _line_now_and_then() -> Report:
     def report(what: str, done: int, total: int) -> None:
         nonlocal spoke_s
         now_s = time.monotonic()
-        if done <= last.get(what, 0):  # the same again, of something else
-            del began[what]
+        if done <= last.get(what, -1):  # the same again, of something else
+            began.pop(what, None)
         last[what] = done
         start_s, num_before = began.setdefault(what, (now_s, done))
         if now_s - spoke_s < _QUIET_S:

@@ -83,7 +83,7 @@ def bench_kind(
         weight: [C_out, C_in] of one layer of the kind.
         backend: what runs sparse; None where nothing can.
     """
-    layers = _layers(weight, backend, device)
+    layers = _layers(weight, kind.num_tokens, backend, device)
     works, reasons = {}, {}
     for path, layer in layers.items():
         if isinstance(layer, str):
@@ -145,7 +145,9 @@ def bench_layers(
     return rows
 
 
-def _layers(weight: Tensor, backend: Backend | None, device: str) -> dict[str, Any]:
+def _layers(
+    weight: Tensor, num_tokens: int, backend: Backend | None, device: str
+) -> dict[str, Any]:  # fmt: skip
     """By path a layer, or the reason why there is none."""
     layers: dict[str, Any] = {
         path: _linear(weight.to(device, dtype)) for path, dtype in DENSE.items()
@@ -153,7 +155,7 @@ def _layers(weight: Tensor, backend: Backend | None, device: str) -> dict[str, A
     for path, dtype in SPARSE.items():
         linear = _linear(weight.to(device, dtype))
         reason = "no backend runs here" if backend is None else backend.obstacle(linear)
-        layers[path] = reason or backend.sparse(linear)  # type: ignore[union-attr]
+        layers[path] = reason or backend.sparse(linear, [num_tokens])  # type: ignore[union-attr]
     return layers
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ditprune.errors import KernelError, RecipeError, did_you_mean
 from ditprune.runtime import build, semi_structured
 from ditprune.runtime.multiply import DTYPES
-from ditprune.runtime.packed import packed_bytes
+from ditprune.runtime.packed import packed_bytes, takes_pairs
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.sparse_linear import SparseLinear
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import best_seconds
 
 REPEATS = 5
+_FEW_TOKENS = 8  # as in few_tokens.h
 
 
 class Backend(Protocol):
@@ -38,8 +40,8 @@ class Backend(Protocol):
     def obstacle(self, linear: nn.Linear) -> str:
         """Why it cannot run a layer; empty if it can."""
 
-    def sparse(self, linear: nn.Linear) -> StandIn:
-        """The layer that stands for a Linear without obstacle."""
+    def sparse(self, linear: nn.Linear, counts: Sequence[int]) -> StandIn:
+        """The layer that stands for a Linear without obstacle, for so many tokens at a time."""
 
     def seconds(self, works: list[Any], device: str, cold: torch.Tensor) -> list[float]:
         """The best time of each work."""
@@ -69,8 +71,8 @@ class OwnKernel(_Timed):
             return "too few zeros to be smaller"
         return ""
 
-    def sparse(self, linear: nn.Linear) -> SparseLinear:
-        return SparseLinear(linear)
+    def sparse(self, linear: nn.Linear, counts: Sequence[int]) -> SparseLinear:
+        return SparseLinear(linear, _gains_in_pairs(linear.weight, counts))
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,16 @@ class SemiStructured(_Timed):
         reason = semi_structured.device_obstacle(weight.device)
         return reason or semi_structured.weight_obstacle(weight)
 
-    def sparse(self, linear: nn.Linear) -> SemiStructuredLinear:
+    def sparse(self, linear: nn.Linear, counts: Sequence[int]) -> SemiStructuredLinear:
         return SemiStructuredLinear(linear)
+
+
+def _gains_in_pairs(weight: Tensor, counts: Sequence[int]) -> bool:
+    """Whether pairs are multiplied at once here, and are worth their bytes: for a few tokens these
+    decide, and single weights take fewer."""
+    if min(counts) <= _FEW_TOKENS or not build.takes_pairs() or not takes_pairs(weight):
+        return False
+    return packed_bytes(weight, in_pairs=True) < weight.numel() * weight.element_size()
 
 
 BACKENDS = {one.name: one for one in (OwnKernel, SemiStructured)}

@@ -29,16 +29,17 @@ FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 
 
 class InstructionSet(NamedTuple):
-    """Floats in one vector, and the compiler's flags."""
+    """Floats in one vector, the compiler's flags, and whether bfloat16 weights go in pairs."""
 
     lanes: int
     flags: tuple[str, ...]
+    takes_pairs: bool = False
 
 
-INSTRUCTION_SETS = {
-    "avx512": InstructionSet(
-        16, ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma")
-    ),
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma")
+INSTRUCTION_SETS = {  # the widest first
+    "avx512-bf16": InstructionSet(16, (*_AVX512, "-mavx512bf16"), takes_pairs=True),
+    "avx512": InstructionSet(16, _AVX512),
     "avx2": InstructionSet(8, ("-mavx2", "-mfma")),
     "plain": InstructionSet(4, ()),  # NEON or SSE, whatever the compiler assumes
 }
@@ -53,9 +54,31 @@ _ARGUMENTS = (
 
 
 def instruction_set() -> str:
-    """The widest set that this machine has, as torch sees it."""
+    """The widest set that this machine has, as torch sees it, and its compiler knows."""
     capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512" and _has_bf16():
+        return "avx512-bf16"
     return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "plain")
+
+
+def _has_bf16() -> bool:
+    """Whether products of bfloat16 pairs are an instruction; not known to older torch."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    try:
+        return bool(known.get("avx512_bf16")) and _knows(*_compiler(), "-mavx512bf16")
+    except KernelError:
+        return False
+
+
+@functools.cache
+def _knows(*command: str) -> bool:
+    """Whether a compiler takes a flag; GCC does from version 10 on."""
+    return _run([*command, "-E", "-x", "c++", os.devnull]).returncode == 0
+
+
+def takes_pairs(name: str | None = None) -> bool:
+    """Whether the kernel of an instruction set takes bfloat16 weights in pairs."""
+    return INSTRUCTION_SETS[name or instruction_set()].takes_pairs
 
 
 @functools.cache
@@ -76,7 +99,7 @@ def load(name: str | None = None) -> Callable[..., int]:
 
 
 def _build(name: str) -> Path:
-    lanes, flags = INSTRUCTION_SETS[name]
+    lanes, flags, _ = INSTRUCTION_SETS[name]
     compiler = _compiler()
     extra = shlex.split(os.environ.get("DITPRUNE_CXXFLAGS", ""))
     command = [*compiler, *FLAGS, f"-DLANES={lanes}", *flags, *extra, str(SOURCES / "kernel.cpp")]

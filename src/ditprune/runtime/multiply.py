@@ -12,9 +12,11 @@ from ditprune.runtime import build
 from ditprune.runtime.packed import BLOCK, GROUP, Packed
 
 DTYPES = (torch.float32, torch.bfloat16)
+_VALUES = {torch.float32: 0, torch.bfloat16: 1, torch.int32: 2}  # as in weight.h
 _PROBLEMS = {
     1: "the packed weight is not what `pack` writes; load the model again",
     2: "not enough memory for the transposed tokens; call it with fewer",
+    3: "this machine has no instruction for pairs; call desparsify_ and sparsify_ again",
 }
 
 
@@ -27,8 +29,12 @@ def multiply(
 ) -> Tensor:
     """`inputs @ weight.T + bias`, summed in float32; no gradient.
 
+    Where a weight is packed in pairs, the removed half of a kept pair is a zero like any other: it
+    makes NaN of an infinite input, as in a dense product.
+
     Args:
-        inputs: [..., C_in], float32 or bfloat16, on the CPU, any strides.
+        inputs: [..., C_in], float32 or bfloat16, on the CPU, any strides; bfloat16 where the
+            weight is packed in pairs.
         packed: the weight [num_rows, C_in].
         num_rows: C_out.
         bias: [C_out].
@@ -41,20 +47,21 @@ def multiply(
         KernelError: no kernel, or tensors it cannot take.
     """
     num_columns = inputs.shape[-1]
+    together = 2 if packed.values.dtype == torch.int32 else 1  # inputs that one value is for
     _check(inputs, packed, num_rows, num_columns, bias)
     function = build.load(instruction_set)
     tokens = inputs.detach().reshape(-1, num_columns)
-    if tokens.stride(1) != 1:
-        tokens = tokens.contiguous()
+    if tokens.stride(1) != 1 or tokens.stride(0) % together or tokens.data_ptr() % 4:
+        tokens = tokens.clone(memory_format=torch.contiguous_format)
     outputs = tokens.new_empty(len(tokens), num_rows)
     if len(tokens):
         bias = None if bias is None else bias.detach().float().contiguous()
         status = function(
-            packed.values.data_ptr(), packed.values.dtype == torch.bfloat16,
+            packed.values.data_ptr(), _VALUES[packed.values.dtype],
             packed.columns.data_ptr(), packed.counts.data_ptr(), packed.starts.data_ptr(),
             None if bias is None else bias.data_ptr(),
-            len(packed.values), num_rows, num_columns,
-            tokens.data_ptr(), tokens.dtype == torch.bfloat16, tokens.stride(0),
+            len(packed.values), num_rows, num_columns // together,
+            tokens.data_ptr(), tokens.dtype == torch.bfloat16, tokens.stride(0) // together,
             outputs.data_ptr(), len(tokens), torch.get_num_threads(),
         )  # fmt: skip
         if status:
@@ -91,13 +98,21 @@ def _check(
     inputs: Tensor, packed: Packed, num_rows: int, num_columns: int, bias: Tensor | None
 ) -> None:
     """Everything the kernel relies on but the counts, which it checks itself."""
-    for name, tensor in (("inputs", inputs), ("weight", packed.values)):
-        if tensor.dtype not in DTYPES or tensor.device.type != "cpu":
+    is_paired = packed.values.dtype == torch.int32
+    for name, tensor, dtypes in (
+        ("inputs", inputs, (torch.bfloat16,) if is_paired else DTYPES),
+        ("weight", packed.values, tuple(_VALUES)),
+    ):
+        if tensor.dtype not in dtypes or tensor.device.type != "cpu":
             raise KernelError(
-                f"sparse kernel: {name} are {tensor.dtype} on {tensor.device}, expected float32 "
-                "or bfloat16 on the CPU; call desparsify_ before moving the model elsewhere"
+                f"sparse kernel: {name} are {tensor.dtype} on {tensor.device}, expected "
+                f"{' or '.join(str(d).removeprefix('torch.') for d in dtypes[:2])} on the CPU; "
+                "call desparsify_ before moving the model elsewhere"
             )
-    num_parts = -(-num_rows // GROUP) * -(-num_columns // BLOCK)
+    if is_paired and num_columns % 2:
+        raise KernelError(f"sparse kernel: {num_columns} inputs are no pairs; {_PROBLEMS[1]}")
+    num_packed = num_columns // 2 if is_paired else num_columns
+    num_parts = -(-num_rows // GROUP) * -(-num_packed // BLOCK)
     expected = {
         "columns": (torch.uint8, len(packed.values)),
         "counts": (torch.uint8, num_parts * GROUP),
@@ -112,7 +127,7 @@ def _check(
                 f"sparse kernel: {name} are {tensor.dtype} {list(tensor.shape)}, expected {size} "
                 f"of {dtype} for a weight [{num_rows}, {num_columns}]; {_PROBLEMS[1]}"
             )
-    if num_rows < 1 or num_columns < 1 or (bias is not None and bias.numel() != num_rows):
+    if num_rows < 1 or num_packed < 1 or (bias is not None and bias.numel() != num_rows):
         raise KernelError(
             f"sparse kernel: a weight [{num_rows}, {num_columns}] with a bias of "
             f"{0 if bias is None else bias.numel()}; expected one number a row"

@@ -4,6 +4,10 @@ Rows are cut into groups of 32, columns into blocks of 64. Group by group, withi
 and within it row by row, the nonzeros follow each other: a value and one byte for the column within
 its block. A byte a row and block counts them, and `starts` says where each block of a group begins.
 That is 5 bytes a nonzero of float32 and 3 of bfloat16.
+
+bfloat16 weights can go in pairs of neighbouring inputs instead, which some machines multiply at
+once: everything is the same with pairs in place of weights, 5 bytes for each that is not zero
+twice. At 50 % zeros three pairs in four are kept, at 70 % one in two.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ class Packed(NamedTuple):
     """A sparse weight [num_rows, num_columns]; its shape is kept by who holds it.
 
     Args:
-        values: [Z], float32 or bfloat16.
+        values: [Z], float32, bfloat16, or int32: the bits of a pair of bfloat16.
         columns: [Z], uint8, within the block.
         counts: [G, B, R], uint8.
         starts: [G · B + 1], int64.
@@ -36,10 +40,20 @@ class Packed(NamedTuple):
     starts: Tensor
 
 
-def pack(weight: Tensor) -> Packed:
-    """The nonzeros of a weight [C_out, C_in]. A negative zero is a zero."""
+def takes_pairs(weight: Tensor) -> bool:
+    """Whether a weight can be packed in pairs."""
+    return weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+
+
+def pack(weight: Tensor, in_pairs: bool = False) -> Packed:
+    """The nonzeros of a weight [C_out, C_in]. A negative zero is a zero.
+
+    Args:
+        in_pairs: of a weight that `takes_pairs`.
+    """
+    weight = _in_pairs(weight) if in_pairs else weight.detach()
     num_rows, num_columns = weight.shape
-    weight = pad(weight.detach(), (0, -num_columns % BLOCK, 0, -num_rows % GROUP))
+    weight = pad(weight, (0, -num_columns % BLOCK, 0, -num_rows % GROUP))
     parts_GBRC = weight.unflatten(0, (-1, GROUP)).unflatten(2, (-1, BLOCK)).transpose(1, 2)
     keep_GBRC = parts_GBRC != 0
     counts_GBR = keep_GBRC.sum(3, dtype=torch.uint8)
@@ -54,6 +68,12 @@ def pack(weight: Tensor) -> Packed:
 
 def unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     """The dense weight [num_rows, num_columns]."""
+    if packed.values.dtype == torch.int32:
+        return _unpack(packed, num_rows, num_columns // 2).view(torch.bfloat16)
+    return _unpack(packed, num_rows, num_columns)
+
+
+def _unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     values, columns, counts_GBR, _ = packed
     rows = torch.arange(counts_GBR.numel(), device=values.device)
     counts = counts_GBR.flatten().long()
@@ -65,8 +85,14 @@ def unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     return dense[:num_rows, :num_columns].contiguous()
 
 
-def packed_bytes(weight: Tensor) -> int:
+def _in_pairs(weight: Tensor) -> Tensor:
+    """The bits of neighbouring weights as one number; adding 0 turns -0.0 into 0.0."""
+    return (weight.detach() + 0).contiguous().view(torch.int32)
+
+
+def packed_bytes(weight: Tensor, in_pairs: bool = False) -> int:
     """What `pack` would take."""
+    weight = _in_pairs(weight) if in_pairs else weight
     num_rows, num_columns = weight.shape
     num_groups = -(-num_columns // BLOCK) * -(-num_rows // GROUP)
     per_nonzero = weight.element_size() + 1

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditprune.runtime.multiply import multiply, multiply_in_graph
-from ditprune.runtime.packed import Packed, pack, unpack
+from ditprune.runtime.packed import Packed, pack, takes_pairs, unpack
 from ditprune.runtime.stand_in import StandIn
 
 
 class SparseLinear(StandIn):
-    """In place of a Linear on the CPU; gradients reach inputs and bias only."""
+    """In place of a Linear on the CPU; gradients reach inputs and bias only.
+
+    Args:
+        linear: whose place it takes.
+        in_pairs: hold a bfloat16 weight in pairs; it then takes bfloat16 inputs only. Another
+            dtype, by `.to()`, is held one by one.
+    """
 
     values: Tensor
     columns: Tensor
     counts: Tensor
     starts: Tensor
+
+    def __init__(self, linear: nn.Linear, in_pairs: bool = False) -> None:
+        self._in_pairs = in_pairs
+        super().__init__(linear)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """[..., in_features] → [..., out_features], in the dtype of the input."""
@@ -44,15 +55,27 @@ class SparseLinear(StandIn):
 
     @property
     def _like(self) -> Tensor:
-        return self.values
+        dtype = torch.bfloat16 if self.values.dtype == torch.int32 else self.values.dtype
+        return torch.empty(0, dtype=dtype, device=self.values.device)
 
     def _hold(self, weight: Tensor) -> None:
         # Buffers, so that `.to`, deepcopy and pickle need nothing of ours.
-        for name, tensor in pack(weight)._asdict().items():
+        in_pairs = self._in_pairs and takes_pairs(weight)
+        for name, tensor in pack(weight, in_pairs)._asdict().items():
             self.register_buffer(name, tensor, persistent=False)
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseLinear:
+        before = self._like
+        super()._apply(fn, recurse)
+        after = fn(before)
+        if self.values.dtype == torch.int32 and after.dtype != before.dtype:
+            self._hold(self.weight.to(after.dtype))
+        return self
+
     def extra_repr(self) -> str:
-        sparsity = 1 - len(self.values) / (self.in_features * self.out_features)
+        in_pairs = self.values.dtype == torch.int32
+        kept = self.values.view(torch.bfloat16).count_nonzero() if in_pairs else len(self.values)
+        sparsity = 1 - int(kept) / (self.in_features * self.out_features)
         return f"{super().extra_repr()}, sparsity={sparsity:.3f}"
 
 

@@ -165,7 +165,7 @@ def _time_both(
     linear: nn.Linear, counts: tuple[int, ...], runs: Backend, model_bytes: int
 ) -> Times:
     """Seconds by number of tokens, dense and sparse, with caches as cold as in the model."""
-    sparse, weight = runs.sparse(linear), linear.weight
+    sparse, weight = runs.sparse(linear, counts), linear.weight
     cold = cold_buffer(model_bytes, str(weight.device))
     times = Times({}, {})
     with torch.no_grad():
@@ -185,7 +185,7 @@ def _swap_if_faster(
     if gain < MIN_GAIN:
         return _stays(linear, f"{gain:.2f}× as fast with {count} tokens", times)
     shape, sparsity = (linear.out_features, linear.in_features), _sparsity(linear)
-    sparse = runs.sparse(linear)
+    sparse = runs.sparse(linear, tuple(times.dense_s))
     denoiser.set_submodule(name, sparse)
     return Choice(shape, sparsity, times.dense_s, times.sparse_s, sparse.size_bytes, "")
 

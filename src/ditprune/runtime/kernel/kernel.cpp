@@ -30,17 +30,33 @@ Status multiply(const Weight& weight, const void* inputs, int64_t input_stride, 
                     static_cast<Token*>(outputs), num_tokens, num_threads);
 }
 
+// The same with bfloat16 in pairs: weight and inputs count pairs, which lie in memory as floats.
+Status multiply_pairs(const Weight& weight, const void* inputs, int64_t input_stride, void* outputs,
+                      int64_t num_tokens, int num_threads) {
+#ifdef __AVX512BF16__
+    return multiply_many<LANES, MAX_VECTORS, Pair, float, BFloat16>(
+        weight, static_cast<const float*>(inputs), input_stride, static_cast<BFloat16*>(outputs),
+        num_tokens, num_threads);
+#else
+    return NO_PAIRS;
+#endif
+}
+
 }  // namespace ditprune
 
+// With pairs, num_columns and input_stride count pairs and both tokens and outputs are bfloat16.
 // Shapes are positive and buffers as large as they say; the caller holds that. Returns a Status.
-extern "C" int ditprune_multiply(const void* values, int values_are_bf16, const uint8_t* columns,
+extern "C" int ditprune_multiply(const void* values, int values_are, const uint8_t* columns,
                                  const uint8_t* counts, const int64_t* starts, const float* bias,
                                  int64_t num_nonzero, int64_t num_rows, int64_t num_columns,
                                  const void* inputs, int tokens_are_bf16, int64_t input_stride,
                                  void* outputs, int64_t num_tokens, int num_threads) {
     using namespace ditprune;
     const Weight weight{values, columns, counts, starts, bias, num_nonzero, num_rows, num_columns};
-    auto multiply_as = values_are_bf16
+    if (values_are == PAIRS)
+        return multiply_pairs(weight, inputs, input_stride, outputs, num_tokens,
+                              std::max(1, num_threads));
+    auto multiply_as = values_are == BFLOAT16
                            ? tokens_are_bf16 ? multiply<BFloat16, BFloat16> : multiply<BFloat16, float>
                        : tokens_are_bf16 ? multiply<float, BFloat16>
                                          : multiply<float, float>;

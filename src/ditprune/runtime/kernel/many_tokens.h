@@ -39,10 +39,12 @@ void add_block(const Value* values, const uint8_t* columns, const uint8_t* count
             for (int c = 1; c < CHAINS; c++) sum[c][v] = Floats<W>{};
         }
         auto add = [&](int64_t i, int chain) __attribute__((always_inline)) {
-            const Floats<W> value = to_float(values[i]) - Floats<W>{};
+            const Value value = values[i];
             const float* tokens = slab + (columns[i] & (BLOCK - 1)) * TOKENS;
 #pragma GCC unroll 16
-            for (int v = 0; v < V; v++) sum[chain][v] += value * load<W>(tokens + v * W);
+            for (int v = 0; v < V; v++) {
+                sum[chain][v] = multiply_add<W>(sum[chain][v], value, load<W>(tokens + v * W));
+            }
         };
         int64_t i = 0;
         for (; i + CHAINS <= count; i += CHAINS) {
@@ -134,9 +136,9 @@ void fill_slab(const Weight& weight, const Cut::Tile& tile, int64_t block, const
                  tile.num_tokens, num_columns, slab, padded);
 }
 
-template <int W, int MAX_V, class Value, class Token>
+template <int W, int MAX_V, class Value, class Token, class Output = Token>
 Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_stride,
-                     Token* outputs, int64_t num_tokens, int num_threads) {
+                     Output* outputs, int64_t num_tokens, int num_threads) {
     const Cut cut(weight, num_tokens, W, MAX_V, num_threads);
     const int64_t tile_size = cut.depth * cut.tile_tokens;
     const int64_t sums_size = cut.tile_rows * cut.tile_tokens;
@@ -149,7 +151,7 @@ Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_st
     for (int64_t r = 0; r < padded_rows; r++)
         initial[r] = weight.bias && r < weight.num_rows ? weight.bias[r] : 0;
 
-    use_large_pages(outputs, num_tokens * weight.num_rows * int64_t(sizeof(Token)));
+    use_large_pages(outputs, num_tokens * weight.num_rows * int64_t(sizeof(Output)));
     std::atomic<bool> is_broken{false};
     for (int64_t start = 0; start < cut.num_tiles; start += cut.num_at_once) {
         const int64_t num_now = std::min(cut.num_at_once, cut.num_tiles - start);

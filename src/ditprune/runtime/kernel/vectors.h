@@ -1,16 +1,26 @@
-// Vectors of floats, bfloat16 in memory, and transposition.
+// Vectors of floats, bfloat16 in memory, products with one weight, and transposition.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace ditprune {
 
 struct BFloat16 {
     uint16_t bits;
+};
+
+// bfloat16 weights of two neighbouring inputs, of which at least one is kept.
+struct Pair {
+    uint32_t bits;
 };
 
 template <int W>
@@ -58,6 +68,18 @@ void store(const Floats<W>& vector, float* to) {
 template <int W>
 void store(const Floats<W>& vector, BFloat16* to) {
     for (int i = 0; i < W; i++) from_float(vector[i], to + i);
+}
+
+// sum + weight · tokens, in each lane. With pairs, lanes of tokens are pairs of bfloat16 too.
+template <int W, class Value>
+Floats<W> multiply_add(const Floats<W>& sum, Value weight, const Floats<W>& tokens) {
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<Value, Pair>) {
+        const auto pairs = (__m512bh)_mm512_set1_epi32(int(weight.bits));
+        return (Floats<W>)_mm512_dpbf16_ps((__m512)sum, pairs, (__m512bh)tokens);
+    } else
+#endif
+        return sum + (to_float(weight) - Floats<W>{}) * tokens;
 }
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)

@@ -9,11 +9,12 @@ namespace ditprune {
 constexpr int64_t BLOCK = 64;  // columns
 constexpr int64_t GROUP = 32;  // rows
 
-enum Status { OK = 0, BROKEN_WEIGHT = 1, NO_MEMORY = 2 };
+enum Values { FLOAT32 = 0, BFLOAT16 = 1, PAIRS = 2 };
+enum Status { OK = 0, BROKEN_WEIGHT = 1, NO_MEMORY = 2, NO_PAIRS = 3 };
 
 // Nonzeros lie group by group of rows, within it block by block of columns, within it row by row.
 struct Weight {
-    const void* values;      // float or BFloat16 [num_nonzero]
+    const void* values;      // float, BFloat16 or Pair [num_nonzero]
     const uint8_t* columns;  // [num_nonzero], within the block
     const uint8_t* counts;   // [num_groups, num_blocks, GROUP] nonzeros of a row within a block
     const int64_t* starts;   // [num_groups · num_blocks + 1] where each block of a group begins
