@@ -28,7 +28,7 @@ def test_a_folder_and_its_file_are_read(tmp_path: Path) -> None:
 
 
 def test_a_later_key_does_no_harm() -> None:
-    content = results() | {"bench": [], "later": 1}
+    content = results() | {"bench": None, "later": 1}
     assert check(content, "here") == content
 
 
@@ -67,7 +67,7 @@ def test_what_is_no_results_file(text: str | None, said: str, tmp_path: Path) ->
         ("models.1.targets.0.role", 3, "text"),
         ("gallery.0.images.dense", "https://example.org/a.png", "a data:image"),
         ("gallery.0.images.stw 50", 'data:image/png;base64,AA" onerror="x', "a data:image"),
-        ("bench", [{}], "to be there"),
+        ("bench", {}, "to be there"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, expected: str) -> None:

@@ -146,10 +146,23 @@ def test_what_is_not_there_leaves_no_hole(key: str) -> None:
 
 
 def test_timings_of_layers_are_a_table() -> None:
-    row = {"layer": "blocks.0.to_q", "shape": [160, 160], "dense_fp32_ms": 1.2345,
-           "dense_bf16_ms": None, "sparse_ms": 0.5, "pays": True}  # fmt: skip
-    text = Tags(render({**results(), "bench": [row]})).words()
-    assert "blocks.0.to_q 160×160 1.23 – 0.5 yes" in text
+    times = {"dense_fp32_ms": 1.2345, "dense_bf16_ms": None, "sparse_fp32_ms": 0.5,
+             "sparse_bf16_ms": None, "pays": True}  # fmt: skip
+    row = {"layer": "blocks.0.to_q", "num_layers": 8, "shape": [160, 160], "num_tokens": 32,
+           "sparsity": 0.5, **times}  # fmt: skip
+    timed = {
+        "model": "half", "device": "cpu", "num_threads": 2, "instruction_set": "avx512",
+        "layers": [row], "layers_together": {**times, "pays": False},
+        "steps": {"transformer": times, "other": {"reason": "it does not fit"}},
+        "notes": ["4:8 has no GPU kernel"],
+    }  # fmt: skip
+    text = Tags(render(check({**results(), "bench": timed}, "here"))).words()
+    assert "half on cpu, threads: 2, avx512." in text
+    assert "blocks.0.to_q and 7 more 160×160 32 50 % 1.23 – 0.5 – yes" in text
+    assert "all layers, each on its faster side – – – 1.23 – 0.5 – no" in text
+    assert "a whole call of transformer – – – 1.23 – 0.5 – yes" in text
+    assert "other: no whole call was timed: it does not fit." in text
+    assert "4:8 has no GPU kernel." in text
 
 
 def test_a_gallery_that_is_too_large_loses_its_least_bad_and_says_so() -> None:

@@ -66,7 +66,7 @@ def bench(
         found = measure(locate(model), asked, report)
     if out is not None and results is not None:
         with write_beside(out) as part:
-            text = json.dumps({**results, "bench": found["layers"]}, indent=1, allow_nan=False)
+            text = json.dumps({**results, "bench": found}, indent=1, allow_nan=False)
             part.write_text(text + "\n", encoding="utf-8")
     if as_json:
         click.echo(json.dumps(found, indent=1, allow_nan=False))

@@ -172,14 +172,25 @@ _SAMPLE = _object(
     index=_number, condition=_anything, seed=_anything, images=_each(_image),
     ssim=_each(_maybe(_number)),
 )  # fmt: skip
+_TIMES: dict[str, _Check] = {
+    **{f"{path}_ms": _maybe(_number)
+       for path in ("dense_fp32", "dense_bf16", "sparse_fp32", "sparse_bf16")},
+    "pays": _anything,
+}  # fmt: skip
 _BENCH = _object(
-    layer=_text, shape=_list(_number), dense_fp32_ms=_maybe(_number),
-    dense_bf16_ms=_maybe(_number), sparse_ms=_maybe(_number), pays=_anything,
+    model=_text, device=_text, num_threads=_number, instruction_set=_text,
+    layers=_list(_object(
+        layer=_text, num_layers=_number, shape=_list(_number), num_tokens=_number,
+        sparsity=_number, **_TIMES,
+    )),
+    layers_together=_object(**_TIMES),
+    steps=_each(_object(frozenset({*_TIMES, "reason"}), reason=_text, **_TIMES)),
+    notes=_list(_text),
 )  # fmt: skip
 _RESULTS = _object(
     frozenset({"bench"}),
     command=_text, protocol=_mapping, metrics=_each(_METRIC), models=_list(_MODEL),
-    gallery=_list(_SAMPLE), bench=_maybe(_list(_BENCH)),
+    gallery=_list(_SAMPLE), bench=_maybe(_BENCH),
 )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "protocol": _protocol_rows(results["protocol"]),
         "is_small": _is_small(results["protocol"]),
         "version": metadata.version("ditprune"),
-        "bench": results.get("bench") or [],
+        "bench": results.get("bench"),
         "as_json": lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     }
 

@@ -89,6 +89,8 @@ def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
                 )
         if min(errors) > 0 and max(errors) > _LOGARITHMIC_FROM * min(errors):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # the default writes powers as formulas
+            axes.yaxis.set_minor_formatter("")
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlim(-3, 103)
