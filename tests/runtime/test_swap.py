@@ -113,6 +113,23 @@ def test_what_cannot_be_swapped_is_left_with_its_reason(monkeypatch) -> None:
     assert "e" not in choices
 
 
+def test_layers_in_other_numbers_are_timed_by_themselves(monkeypatch) -> None:
+    timed = []
+
+    def time_both(linear: nn.Linear, *_: Any) -> swap.Times:
+        timed.append(linear.weight.dtype)
+        return swap.Times({2: 2.0}, {2: 1.0})
+
+    monkeypatch.setattr(swap, "_time_both", time_both)
+    model = nn.ModuleDict({name: nn.Linear(64, 64) for name in "abcd"})
+    with torch.no_grad():
+        for linear in model.values():
+            linear.weight[:, ::2] = 0
+    model["c"].bfloat16(), model["d"].bfloat16()
+    sparsify_(model)
+    assert timed == [torch.float32, torch.bfloat16]
+
+
 @pytest.mark.usefixtures("always_faster")
 def test_a_layer_that_the_call_does_not_reach_stays(original_dit, batches) -> None:
     denoiser = original_dit()

@@ -96,7 +96,8 @@ def sparsify_(
         if reason:
             choices[name] = _stays(linear, reason)
             continue
-        key = (linear.weight.shape, round(_sparsity(linear), 2), linear.bias is None, counts)
+        weight, sparsity = linear.weight, round(_sparsity(linear), 2)
+        key = (weight.shape, weight.dtype, sparsity, linear.bias is None, counts)
         if key not in timed:
             timed[key] = _time_both(linear, counts, runs, _size_bytes(denoiser))
         choices[name] = _swap_if_faster(denoiser, name, linear, timed[key], runs)
