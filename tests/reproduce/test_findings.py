@@ -76,7 +76,12 @@ def test_rows_of_other_settings_and_dense_ones_are_not_compared() -> None:
 def test_what_should_be_alike_is_where_intervals_overlap() -> None:
     rows = [row(f"{n} samples", fid=one) for n, one in
             {128: (3, 2, 4), 256: (3.5, 2.5, 4.5), 1024: (9, 8, 10)}.items()]  # fmt: skip
-    assert list(verdicts("calibration-size", rows).values()) == ["agrees", "disagrees"]
+    study = STUDIES["calibration-size"]
+    assert list(verdicts(study.name, rows).values()) == ["agrees", "disagrees"]
+    (line,) = sentences(study, findings_of(study, rows, [{}] * 3))
+    assert line.startswith("By FID 1 of 2 that should be alike lie apart: 1024 samples 9.000, ")
+    (line,) = sentences(study, findings_of(study, rows[:2], [{}] * 2))
+    assert line == "By FID these samples show no difference in all 1 comparisons."
 
 
 def test_sentences_count_and_name_the_contradictions() -> None:

@@ -58,7 +58,7 @@ def sentences(study: Study, findings: Sequence[Finding]) -> list[str]:
     for key in CATALOGUE:
         own = [one for one in findings if one.metric == key]
         if own:
-            said.append(_sentence(key, own))
+            said.append(_sentence(key, own, all(claim.alike for claim in study.claims)))
     if not findings:
         said.append(
             "No two rows here are ones that the paper compares; nothing can be said of its order."
@@ -68,18 +68,29 @@ def sentences(study: Study, findings: Sequence[Finding]) -> list[str]:
     return said
 
 
-def _sentence(key: str, own: Sequence[Finding]) -> str:
+def _sentence(key: str, own: Sequence[Finding], are_alike: bool) -> str:
     counts = {v: sum(one.verdict == v for one in own) for v in (AGREES, UNSURE, DISAGREES)}
     total, title = len(own), CATALOGUE[key].title
+    if are_alike:
+        return _sentence_of_alike(title, own, counts[DISAGREES])
     if counts[AGREES] == total:
         return f"By {title} the order is the paper's in all {total} comparisons."
     said = f"By {title} the order is the paper's in {counts[AGREES]} of {total} comparisons"
     if counts[UNSURE]:
         said += f"; {counts[UNSURE]} cannot be told from these samples"
     if counts[DISAGREES]:
-        against = "; ".join(one.text for one in own if one.verdict == DISAGREES)
-        said += f"; {counts[DISAGREES]} the other way round: {against}"
+        said += f"; {counts[DISAGREES]} the other way round: {_against(own)}"
     return said + "."
+
+
+def _sentence_of_alike(title: str, own: Sequence[Finding], num_apart: int) -> str:
+    if not num_apart:
+        return f"By {title} these samples show no difference in all {len(own)} comparisons."
+    return f"By {title} {num_apart} of {len(own)} that should be alike lie apart: {_against(own)}."
+
+
+def _against(own: Sequence[Finding]) -> str:
+    return "; ".join(one.text for one in own if one.verdict == DISAGREES)
 
 
 def _by_setting(
