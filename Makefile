@@ -23,7 +23,8 @@ sanitize: $(READY)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 CXX=$(CXX) \
 	DITPRUNE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
-	$(BIN)/python -m pytest -p no:cacheprovider tests/runtime/test_multiply.py
+	$(BIN)/python -m pytest -p no:cacheprovider tests/runtime/test_multiply.py \
+	  tests/runtime/test_pairs.py -k "not denoiser"
 
 format: $(READY)
 	$(BIN)/ruff format .
