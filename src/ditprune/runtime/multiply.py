@@ -47,7 +47,7 @@ def multiply(
         KernelError: no kernel, or tensors it cannot take.
     """
     num_columns = inputs.shape[-1]
-    together = 2 if packed.values.dtype == torch.int32 else 1  # inputs that one value is for
+    together = 2 if packed.in_pairs else 1  # inputs that one value is for
     _check(inputs, packed, num_rows, num_columns, bias)
     function = build.load(instruction_set)
     tokens = inputs.detach().reshape(-1, num_columns)
@@ -98,9 +98,8 @@ def _check(
     inputs: Tensor, packed: Packed, num_rows: int, num_columns: int, bias: Tensor | None
 ) -> None:
     """Everything the kernel relies on but the counts, which it checks itself."""
-    is_paired = packed.values.dtype == torch.int32
     for name, tensor, dtypes in (
-        ("inputs", inputs, (torch.bfloat16,) if is_paired else DTYPES),
+        ("inputs", inputs, (torch.bfloat16,) if packed.in_pairs else DTYPES),
         ("weight", packed.values, tuple(_VALUES)),
     ):
         if tensor.dtype not in dtypes or tensor.device.type != "cpu":
@@ -109,9 +108,9 @@ def _check(
                 f"{' or '.join(str(d).removeprefix('torch.') for d in dtypes[:2])} on the CPU; "
                 "call desparsify_ before moving the model elsewhere"
             )
-    if is_paired and num_columns % 2:
+    if packed.in_pairs and num_columns % 2:
         raise KernelError(f"sparse kernel: {num_columns} inputs are no pairs; {_PROBLEMS[1]}")
-    num_packed = num_columns // 2 if is_paired else num_columns
+    num_packed = num_columns // 2 if packed.in_pairs else num_columns
     num_parts = -(-num_rows // GROUP) * -(-num_packed // BLOCK)
     expected = {
         "columns": (torch.uint8, len(packed.values)),

@@ -39,6 +39,10 @@ class Packed(NamedTuple):
     counts: Tensor
     starts: Tensor
 
+    @property
+    def in_pairs(self) -> bool:
+        return self.values.dtype == torch.int32
+
 
 def takes_pairs(weight: Tensor) -> bool:
     """Whether a weight can be packed in pairs."""
@@ -68,7 +72,7 @@ def pack(weight: Tensor, in_pairs: bool = False) -> Packed:
 
 def unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     """The dense weight [num_rows, num_columns]."""
-    if packed.values.dtype == torch.int32:
+    if packed.in_pairs:
         return _unpack(packed, num_rows, num_columns // 2).view(torch.bfloat16)
     return _unpack(packed, num_rows, num_columns)
 

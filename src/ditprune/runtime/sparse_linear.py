@@ -55,7 +55,7 @@ class SparseLinear(StandIn):
 
     @property
     def _like(self) -> Tensor:
-        dtype = torch.bfloat16 if self.values.dtype == torch.int32 else self.values.dtype
+        dtype = torch.bfloat16 if self.packed.in_pairs else self.values.dtype
         return torch.empty(0, dtype=dtype, device=self.values.device)
 
     def _hold(self, weight: Tensor) -> None:
@@ -68,13 +68,13 @@ class SparseLinear(StandIn):
         before = self._like
         super()._apply(fn, recurse)
         after = fn(before)
-        if self.values.dtype == torch.int32 and after.dtype != before.dtype:
+        if self.packed.in_pairs and after.dtype != before.dtype:
             self._hold(self.weight.to(after.dtype))
         return self
 
     def extra_repr(self) -> str:
-        in_pairs = self.values.dtype == torch.int32
-        kept = self.values.view(torch.bfloat16).count_nonzero() if in_pairs else len(self.values)
+        values = self.values
+        kept = values.view(torch.bfloat16).count_nonzero() if self.packed.in_pairs else len(values)
         sparsity = 1 - int(kept) / (self.in_features * self.out_features)
         return f"{super().extra_repr()}, sparsity={sparsity:.3f}"
 
