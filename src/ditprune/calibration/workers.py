@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ def joined() -> Iterator[Worker]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Worker()
         return
+    # Its functions keep, as a default argument, the group that is there when they are first
+    # imported. Imported later (by torch._dynamo), they keep ours beyond its end, and with it
+    # threads that can abort the process when Python exits.
+    importlib.import_module("torch.distributed.nn")
     dist.init_process_group("gloo")
     try:
         yield Worker(dist.get_rank(), dist.get_world_size())
