@@ -77,9 +77,12 @@ def test_rows_full_and_empty(name: str, num_tokens: int) -> None:
     assert_is_dense(multiply(inputs, pack(weight), 100, bias, name), inputs, weight, bias)
 
 
-def test_more_tokens_and_columns_than_one_slab_holds() -> None:
+@pytest.mark.parametrize("num_threads", [2, 4])
+def test_more_tokens_and_columns_than_one_slab_holds(num_threads: int, with_threads) -> None:
+    """Six tiles of tokens: three for each of two threads; four threads share each."""
     inputs, weight, bias = draw(700, 70, 15360, 0.9)
-    assert_is_dense(multiply(inputs, pack(weight), 70, bias), inputs, weight, bias)
+    outputs = with_threads(num_threads, lambda: multiply(inputs, pack(weight), 70, bias))
+    assert_is_dense(outputs, inputs, weight, bias)
 
 
 def test_the_bits_do_not_depend_on_threads(with_threads) -> None:

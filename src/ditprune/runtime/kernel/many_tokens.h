@@ -19,7 +19,8 @@ namespace ditprune {
 constexpr int64_t MAX_VECTORS = 8;  // of tokens in a tile: the sums of one row fill 8 registers
 constexpr int64_t MAX_TILE_ROWS = 256;
 constexpr int64_t TASKS_PER_THREAD = 4;  // smaller tiles of rows where there would be fewer
-constexpr int64_t SLAB_BYTES = 4 << 20;  // inputs transposed at a time
+constexpr int64_t TILES_PER_THREAD = 4;  // of tokens, where they cannot be dealt out evenly
+constexpr int64_t SLAB_BYTES = 4 << 20;  // inputs transposed at a time where threads share them
 
 // Adds the nonzeros of some rows of one block to their sums [rows][V · W tokens].
 template <int W, int V, class Value>
@@ -39,11 +40,11 @@ void add_block(const Value* values, const uint8_t* columns, const uint8_t* count
             for (int c = 1; c < CHAINS; c++) sum[c][v] = Floats<W>{};
         }
         auto add = [&](int64_t i, int chain) __attribute__((always_inline)) {
-            const Value value = values[i];
+            const Floats<W> weights = broadcast<W>(values[i]);
             const float* tokens = slab + (columns[i] & (BLOCK - 1)) * TOKENS;
 #pragma GCC unroll 16
             for (int v = 0; v < V; v++) {
-                sum[chain][v] = multiply_add<W>(sum[chain][v], value, load<W>(tokens + v * W));
+                sum[chain][v] = multiply_add<W, Value>(sum[chain][v], weights, load<W>(tokens + v * W));
             }
         };
         int64_t i = 0;
@@ -90,9 +91,12 @@ SumTile sum_tile_of(int64_t num_vectors, std::integer_sequence<int, V...>) {
     return table[num_vectors - 1];
 }
 
-// How a product is cut: tokens into tiles of vectors, some tiles at once, rows into tiles.
+// How a product is cut: tokens into tiles of vectors, rows into tiles. Each thread takes tiles of
+// tokens of its own, or all share some tiles at once and divide the rows.
 struct Cut {
-    int64_t depth, num_tokens, width, num_vectors, num_tiles, num_at_once, tile_tokens, tile_rows;
+    int64_t depth, num_tokens, width, num_vectors, num_tiles, tile_tokens, tile_rows;
+    bool is_shared;
+    int64_t num_at_once;
 
     Cut(const Weight& weight, int64_t num_tokens, int64_t width, int64_t max_vectors,
         int num_threads)
@@ -102,7 +106,10 @@ struct Cut {
           num_vectors((num_tokens + width - 1) / width),
           num_tiles((num_vectors + max_vectors - 1) / max_vectors),
           tile_tokens(max_vectors * width),
-          tile_rows(MAX_TILE_ROWS) {
+          tile_rows(MAX_TILE_ROWS),
+          is_shared(num_tiles % num_threads && num_tiles < TILES_PER_THREAD * num_threads),
+          num_at_once(num_threads) {
+        if (!is_shared) return;
         const int64_t tile_bytes = depth * tile_tokens * int64_t(sizeof(float));
         num_at_once = std::clamp<int64_t>(SLAB_BYTES / tile_bytes, 1, num_tiles);
         while (tile_rows > GROUP &&
@@ -136,48 +143,86 @@ void fill_slab(const Weight& weight, const Cut::Tile& tile, int64_t block, const
                  tile.num_tokens, num_columns, slab, padded);
 }
 
+// A product at work: what its threads read and write.
+template <int W, int MAX_V, class Value, class Token, class Output>
+struct Product {
+    const Weight& weight;
+    const Cut& cut;
+    const Token* inputs;
+    int64_t input_stride;
+    Output* outputs;
+    const float* initial;  // the bias, or zeros
+    float* slabs;
+    float* sums;  // one tile's for each thread
+    int num_threads;
+    std::atomic<bool> is_broken{false};
+
+    int64_t slabs_size() const { return cut.depth * cut.tile_tokens; }
+
+    void fill(int64_t tile_number, int64_t block, float* tile_slabs) const {
+        const Cut::Tile tile = cut.tile(tile_number);
+        fill_slab<W>(weight, tile, block, inputs, input_stride,
+                     tile_slabs + block * BLOCK * tile.num_vectors * W);
+    }
+
+    void sum(int64_t tile_number, int64_t row_tile, const float* tile_slabs, int worker) {
+        const Cut::Tile tile = cut.tile(tile_number);
+        const int64_t first_row = row_tile * cut.tile_rows;
+        const int64_t num_rows = std::min(cut.tile_rows, weight.num_rows - first_row);
+        float* own = sums + worker * cut.tile_rows * cut.tile_tokens;
+        auto sum_of = sum_tile_of<W, Value>(tile.num_vectors, std::make_integer_sequence<int, MAX_V>());
+        if (!sum_of(weight, first_row, num_rows, tile_slabs, own, initial + first_row))
+            is_broken = true;
+        else
+            transpose<W>(own, tile.num_vectors * W, num_rows, tile.num_tokens,
+                         outputs + tile.first_token * weight.num_rows + first_row, weight.num_rows);
+    }
+
+    // All rows pass over one tile's inputs, which stay in L2, before the next tile's turn.
+    void run_apart() {
+        for_each_task(cut.num_tiles, num_threads, [&](int64_t tile, int worker) {
+            float* own = slabs + worker * slabs_size();
+            for (int64_t block = 0; block < weight.num_blocks(); block++) fill(tile, block, own);
+            for (int64_t rows = 0; rows < cut.num_row_tiles(weight); rows++)
+                sum(tile, rows, own, worker);
+        });
+    }
+
+    void run_shared() {
+        const int64_t num_blocks = weight.num_blocks(), num_row_tiles = cut.num_row_tiles(weight);
+        for (int64_t first = 0; first < cut.num_tiles; first += cut.num_at_once) {
+            const int64_t num_now = std::min(cut.num_at_once, cut.num_tiles - first);
+            for_each_task(num_now * num_blocks, num_threads, [&](int64_t task, int) {
+                const int64_t tile = task / num_blocks;
+                fill(first + tile, task % num_blocks, slabs + tile * slabs_size());
+            });
+            for_each_task(num_now * num_row_tiles, num_threads, [&](int64_t task, int worker) {
+                const int64_t tile = task / num_row_tiles;
+                sum(first + tile, task % num_row_tiles, slabs + tile * slabs_size(), worker);
+            });
+        }
+    }
+};
+
 template <int W, int MAX_V, class Value, class Token, class Output = Token>
 Status multiply_many(const Weight& weight, const Token* inputs, int64_t input_stride,
                      Output* outputs, int64_t num_tokens, int num_threads) {
     const Cut cut(weight, num_tokens, W, MAX_V, num_threads);
-    const int64_t tile_size = cut.depth * cut.tile_tokens;
-    const int64_t sums_size = cut.tile_rows * cut.tile_tokens;
+    const int64_t slabs_size = cut.num_at_once * cut.depth * cut.tile_tokens;
+    const int64_t sums_size = num_threads * cut.tile_rows * cut.tile_tokens;
     const int64_t padded_rows = weight.num_groups() * GROUP;
-    float* initial =
-        scratch().at_least(padded_rows + num_threads * sums_size + cut.num_at_once * tile_size);
-    if (!initial) return NO_MEMORY;
-    float* all_sums = initial + padded_rows;
-    float* slabs = all_sums + num_threads * sums_size;
+    float* slabs = scratch().at_least(slabs_size + sums_size + padded_rows);
+    if (!slabs) return NO_MEMORY;
+    float* sums = slabs + slabs_size;
+    float* initial = sums + sums_size;
     for (int64_t r = 0; r < padded_rows; r++)
         initial[r] = weight.bias && r < weight.num_rows ? weight.bias[r] : 0;
 
     use_large_pages(outputs, num_tokens * weight.num_rows * int64_t(sizeof(Output)));
-    std::atomic<bool> is_broken{false};
-    for (int64_t start = 0; start < cut.num_tiles; start += cut.num_at_once) {
-        const int64_t num_now = std::min(cut.num_at_once, cut.num_tiles - start);
-        for_each_task(num_now * weight.num_blocks(), num_threads, [&](int64_t task, int) {
-            const int64_t i = task / weight.num_blocks(), block = task % weight.num_blocks();
-            const Cut::Tile tile = cut.tile(start + i);
-            fill_slab<W>(weight, tile, block, inputs, input_stride,
-                         slabs + i * tile_size + block * BLOCK * tile.num_vectors * W);
-        });
-        for_each_task(num_now * cut.num_row_tiles(weight), num_threads, [&](int64_t task, int worker) {
-            // All rows pass over one tile's inputs, which stay in L2, before the next tile's turn.
-            const int64_t num_row_tiles = cut.num_row_tiles(weight);
-            const int64_t i = task / num_row_tiles, first_row = task % num_row_tiles * cut.tile_rows;
-            const int64_t num_rows = std::min(cut.tile_rows, weight.num_rows - first_row);
-            const Cut::Tile tile = cut.tile(start + i);
-            float* sums = all_sums + worker * sums_size;
-            auto sum = sum_tile_of<W, Value>(tile.num_vectors, std::make_integer_sequence<int, MAX_V>());
-            if (!sum(weight, first_row, num_rows, slabs + i * tile_size, sums, initial + first_row))
-                is_broken = true;
-            else
-                transpose<W>(sums, tile.num_vectors * W, num_rows, tile.num_tokens,
-                             outputs + tile.first_token * weight.num_rows + first_row,
-                             weight.num_rows);
-        });
-    }
-    return is_broken ? BROKEN_WEIGHT : OK;
+    Product<W, MAX_V, Value, Token, Output> product{
+        weight, cut, inputs, input_stride, outputs, initial, slabs, sums, num_threads};
+    cut.is_shared ? product.run_shared() : product.run_apart();
+    return product.is_broken ? BROKEN_WEIGHT : OK;
 }
 
 }  // namespace ditprune

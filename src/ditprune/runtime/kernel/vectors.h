@@ -26,6 +26,9 @@ struct Pair {
 template <int W>
 using Floats __attribute__((vector_size(W * 4))) = float;
 
+template <int W>
+using Bits __attribute__((vector_size(W * 4))) = uint32_t;
+
 inline float to_float(float value) { return value; }
 
 inline float to_float(BFloat16 value) {
@@ -70,16 +73,39 @@ void store(const Floats<W>& vector, BFloat16* to) {
     for (int i = 0; i < W; i++) from_float(vector[i], to + i);
 }
 
-// sum + weight · tokens, in each lane. With pairs, lanes of tokens are pairs of bfloat16 too.
+inline uint32_t float_bits(Pair value) { return value.bits; }
+
+template <class Value>
+uint32_t float_bits(Value value) {
+    const float as_float = to_float(value);
+    uint32_t bits;
+    std::memcpy(&bits, &as_float, sizeof bits);
+    return bits;
+}
+
+// A weight in each lane. With AVX-512 it comes from a general register, as loads of vectors are
+// what the products wait for.
 template <int W, class Value>
-Floats<W> multiply_add(const Floats<W>& sum, Value weight, const Floats<W>& tokens) {
-#ifdef __AVX512BF16__
-    if constexpr (std::is_same_v<Value, Pair>) {
-        const auto pairs = (__m512bh)_mm512_set1_epi32(int(weight.bits));
-        return (Floats<W>)_mm512_dpbf16_ps((__m512)sum, pairs, (__m512bh)tokens);
-    } else
+Floats<W> broadcast(Value weight) {
+    const uint32_t bits = float_bits(weight);
+#ifdef __AVX512F__
+    if constexpr (W == 16) {
+        Floats<W> result;
+        asm("vpbroadcastd %1, %0" : "=v"(result) : "r"(bits));
+        return result;
+    }
 #endif
-        return sum + (to_float(weight) - Floats<W>{}) * tokens;
+    return (Floats<W>)(Bits<W>{} + bits);
+}
+
+// sum + weights · tokens, in each lane, where a lane holds a float or a pair of bfloat16.
+template <int W, class Value>
+Floats<W> multiply_add(const Floats<W>& sum, const Floats<W>& weights, const Floats<W>& tokens) {
+#ifdef __AVX512BF16__
+    if constexpr (std::is_same_v<Value, Pair>)
+        return (Floats<W>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)weights, (__m512bh)tokens);
+#endif
+    return sum + weights * tokens;
 }
 
 #if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
