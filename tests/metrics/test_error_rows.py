@@ -20,7 +20,7 @@ def calls() -> tuple[Row, ...]:
     for i, place in enumerate((0.02, 0.07, 0.55)):
         dense = noise(i, 4, 3, 2)
         rows = update(rows, dense + 0.1 * (i + 1) * noise(9 + i, 4, 3, 2), dense, place,
-                      [900.0 - i] * 4)  # fmt: skip
+                      [900.0 - i] * 4, [f"{i} {row}" for row in range(4)])  # fmt: skip
     return rows
 
 
@@ -54,8 +54,8 @@ def test_parts_are_tenths_of_the_way() -> None:
 
 
 def test_what_is_not_known_has_no_part() -> None:
-    assert by_timestep([Row(1.0, 2.0, None, None)]) == []
-    (part,) = by_timestep([Row(1.0, 2.0, 1.0, None)])
+    assert by_timestep([Row(1.0, 2.0, None, None, "")]) == []
+    (part,) = by_timestep([Row(1.0, 2.0, 1.0, None, "")])
     assert part == {"timestep": None, "place": 0.95, "error": 0.5, "num_rows": 1}
 
 
@@ -65,3 +65,11 @@ def test_shares_have_the_error_as_their_mean_in_one_order() -> None:
     assert shares(rows) == shares(rows[::-1])
     worse = tuple(replace(row, difference=2 * row.difference) for row in rows[::-1])
     assert shares(worse) == pytest.approx([2 * one for one in shares(rows)])
+
+
+def test_rows_of_one_latent_are_one_item() -> None:
+    """With and without the condition: what is drawn again are latents, not their rows."""
+    rows = calls()
+    twice = rows + tuple(replace(row, place=0.9) for row in rows[::-1])
+    assert compute(twice) == compute(rows)
+    assert shares(twice) == pytest.approx(shares(rows))

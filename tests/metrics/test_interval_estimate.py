@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ditprune.metrics import per_image
+from ditprune.metrics import estimate, per_image
 from ditprune.metrics.estimate import Estimate, bootstrap, differ, overlap, resamples
 from ditprune.metrics.per_image import PerImage
 
@@ -29,7 +29,7 @@ def test_resamples_are_counts_of_as_many_items() -> None:
 def test_the_interval_of_a_mean_is_two_standard_errors_wide(num_resamples) -> None:
     values = normal(400)
     found = bootstrap(values.mean().item(), lambda weights: (weights @ values).item() / 400, 400,
-                      num_resamples=num_resamples)  # fmt: skip
+                      num_resamples=num_resamples, is_mean=True)  # fmt: skip
     if num_resamples == 200:
         assert found == per_image.compute(per_image.update(PerImage(), values))
     error = values.std().item() / math.sqrt(400)
@@ -93,3 +93,35 @@ def test_means_over_the_same_items_differ_where_every_item_does() -> None:
     assert not differ(hard, (normal(60, 1)).tolist())
     assert not differ(hard, hard)
     assert not differ([1.0], [2.0])
+
+
+@pytest.mark.parametrize("num_right", [0, 1, 450, 500])
+def test_a_share_has_wilsons_interval(num_right: int) -> None:
+    found = per_image.compute_share(PerImage((1.0,) * num_right + (0.0,) * (500 - num_right)))
+    p, n, z = num_right / 500, 500, 1.959964
+    middle, reach = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    ends = [(middle + side * reach) / (1 + z**2 / n) for side in (-1, 1)]
+    assert found.value == p
+    assert (found.low, found.high) == pytest.approx(ends, abs=1e-7)
+
+
+def test_one_image_has_no_share() -> None:
+    assert per_image.compute_share(PerImage((1.0,))) == Estimate(1.0)
+
+
+@pytest.mark.parametrize(
+    ("num_lost", "num_won", "is_so"),
+    [(1, 0, False), (5, 0, False), (6, 0, True), (0, 6, True), (9, 2, False), (10, 2, True)],
+)
+def test_shares_over_the_same_items_differ_by_the_exact_test(num_lost, num_won, is_so) -> None:
+    """Two-sided: 2 · 0.5⁵ = 0.0625 of 5 : 0, 0.03125 of 6 : 0, 0.065 of 9 : 2, 0.039 of 10 : 2."""
+    one = [1.0] * num_lost + [0.0] * num_won + [1.0] * 400 + [0.0] * 30
+    two = [0.0] * num_lost + [1.0] * num_won + [1.0] * 400 + [0.0] * 30
+    assert differ(one, two) is is_so
+    assert all(differ(one, two, seed) is is_so for seed in range(5))
+
+
+def test_the_interval_of_a_mean_reaches_0_where_few_items_are_not_0() -> None:
+    """A third of the resamples have none of one item in 500; their mean is 0 and no less."""
+    found = estimate.mean(torch.tensor([0.3] + [0.0] * 499, dtype=torch.float64))
+    assert found.low == 0.0

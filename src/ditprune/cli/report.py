@@ -10,7 +10,7 @@ from ditprune.checkpoints.output import check_file, write_beside
 from ditprune.cli import console
 from ditprune.report.load import load
 from ditprune.report.page import MARK, render
-from ditprune.report.verdict import judge, num_images_of
+from ditprune.report.verdict import judge
 
 
 @click.command()
@@ -32,9 +32,8 @@ def report(place: Path, out: Path | None) -> None:
     with write_beside(file) as part:
         part.write_text(page, encoding="utf-8")
     dense, *pruned = results["models"]
-    num_images = num_images_of(results["protocol"])
     for model in pruned:
-        verdict = judge(model, dense, results["metrics"], num_images)
+        verdict = judge(model, dense, results["metrics"])
         console.out.print(console.printable(f"{model['name']}: {verdict.text}"), markup=False)
     console.out.print(f"page: {file}", markup=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,21 +80,29 @@ def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) ->
     return relative_error.compute(state)
 
 
-def timesteps_of(denoiser: nn.Module, call: Call) -> list[float | None]:
-    """The largest timestep of each row of a call; None where it has none."""
-    count = num_rows(call)
-    moments = (moment_of(denoiser, take_item(call, row, count)) for row in range(count))
-    return [None if moment is None else moment[1] for moment in moments]
-
-
 def rows_between(
     denoiser: nn.Module, calls: Sequence[Call], pruned: Sequence[Tensor], dense: Sequence[Tensor]
 ) -> tuple[Row, ...]:
     """How far apart two models' predictions for the same calls lie, row by row."""
     rows: tuple[Row, ...] = ()
     for call, own, reference in zip(calls, pruned, dense, strict=True):
-        times = timesteps_of(denoiser, call)
-        if len(times) != len(own):  # a denoiser whose output has no row for each latent
-            own, reference, times = own[None], reference[None], times[:1]
-        rows = error_rows.update(rows, own, reference, call.place, times)
+        count = num_rows(call)
+        items = [take_item(call, row, count) for row in range(count)]
+        if len(items) != len(own):  # a denoiser whose output has no row for each latent
+            own, reference, items = own[None], reference[None], [call]
+        times = [timestep_of(denoiser, item) for item in items]
+        latents = [_name_of(item) for item in items]
+        rows = error_rows.update(rows, own, reference, call.place, times, latents)
     return rows
+
+
+def timestep_of(denoiser: nn.Module, call: Call) -> float | None:
+    """The largest timestep of a call; None where it has none."""
+    moment = moment_of(denoiser, call)
+    return None if moment is None else moment[1]
+
+
+def _name_of(call: Call) -> str:
+    """The same for the same latent at the same place, whichever condition it is predicted for."""
+    latent = call.sample().contiguous().cpu().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(latent + repr(call.place).encode()).hexdigest()

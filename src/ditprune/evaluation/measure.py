@@ -29,6 +29,7 @@ from ditprune.metrics.features import Seen
 from ditprune.metrics.per_image import PerImage
 
 _FEWEST_IMAGES = 2
+_SHARES = ("accuracy",)  # each image counts or does not
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ def measure(
     ssim = states["ssim"].values if "ssim" in states else ()
     if "ssim" not in tools.chosen:
         states.pop("ssim", None)
-    estimates = {name: per_image.compute(state, seed) for name, state in states.items()}
+    estimates = {
+        name: per_image.compute_share(state)
+        if name == "accuracy"
+        else per_image.compute(state, seed)
+        for name, state in states.items()
+    }
     if tools.extractor is not None:
         estimates |= _of_features(seen, dense_seen, tools, seed)
     return Measured(estimates, ssim, {n: state.values for n, state in states.items()}, seen)
@@ -128,4 +134,4 @@ def _against(name: str, seen: Seen, dense: Seen | None, tools: Tools, seed: int)
     if name == "kid":
         return kernel_distance.compute(real_pooled, own, seed)
     inside = (neighbours.precision if name == "precision" else neighbours.recall)(real_pooled, own)
-    return per_image.compute(per_image.update(PerImage(), inside), seed)
+    return per_image.compute_share(per_image.update(PerImage(), inside))

@@ -1,6 +1,7 @@
 """The relative error of predicted noise, row by row: with an interval, and along the way.
 
-A row is one latent in one denoiser call.
+A row is one latent in one denoiser call. Guidance predicts a latent twice, with the condition and
+without; those rows go together, as one item of the sample.
 """
 
 from __future__ import annotations
@@ -24,46 +25,55 @@ class Row:
     difference, dense: ‖ε_pruned − ε_dense‖² and ‖ε_dense‖².
     place: how far from noise (0) to image (1); None where that is not known.
     timestep: as the denoiser got it; None where it gets none.
+    latent: tells which rows are predictions for the same latent.
     """
 
     difference: float
     dense: float
     place: float | None
     timestep: float | None
+    latent: str
 
 
 def update(
     rows: tuple[Row, ...], pruned: Float[Tensor, "n ..."], dense: Float[Tensor, "n ..."],
-    place: float | None, timesteps: Sequence[float | None],
+    place: float | None, timesteps: Sequence[float | None], latents: Sequence[str],
 ) -> tuple[Row, ...]:  # fmt: skip
     """Add the rows of one call."""
     differences = (pruned.double() - dense.double()).square().flatten(1).sum(1).tolist()
     norms = dense.double().square().flatten(1).sum(1).tolist()
-    more = zip(differences, norms, timesteps, strict=True)
-    return rows + tuple(Row(difference, norm, place, step) for difference, norm, step in more)
+    more = zip(differences, norms, timesteps, latents, strict=True)
+    return rows + tuple(Row(d, norm, place, step, latent) for d, norm, step, latent in more)
 
 
 def compute(rows: Sequence[Row], seed: int = 0) -> Estimate:
-    """mean‖ε_pruned − ε_dense‖² / mean‖ε_dense‖², and its interval over rows.
+    """mean‖ε_pruned − ε_dense‖² / mean‖ε_dense‖², and its interval over latents.
 
     The order of rows does not matter.
     """
-    ordered = sorted((row.dense, row.difference) for row in rows)
-    dense, difference = torch.tensor(ordered, dtype=torch.float64).T
+    difference, dense = _of_latents(rows)
     return bootstrap(
         (difference.sum() / dense.sum()).item(),
         lambda weights: ((weights @ difference) / (weights @ dense)).item(),
-        len(rows), seed, lowest=0.0,
+        len(dense), seed, is_mean=True,
     )  # fmt: skip
 
 
 def shares(rows: Sequence[Row]) -> tuple[float, ...]:
-    """What each row adds, scaled so that the mean is the relative error; in an order that is the
-    same for all models, so that rows of two can be compared.
+    """What each latent adds, scaled so that the mean is the relative error; in an order that is
+    the same for all models, so that latents of two can be compared.
     """
-    ordered = sorted(rows, key=lambda row: (row.dense, row.place or 0, row.timestep or 0))
-    mean = sum(row.dense for row in ordered) / len(ordered)
-    return tuple(row.difference / mean for row in ordered)
+    difference, dense = _of_latents(rows)
+    return tuple((difference / dense.mean()).tolist())
+
+
+def _of_latents(rows: Sequence[Row]) -> Float[Tensor, "2 n"]:
+    """‖ε_pruned − ε_dense‖² and ‖ε_dense‖² of each latent, in the order of their names."""
+    sums: dict[str, tuple[float, float]] = {}
+    for row in sorted(rows, key=lambda row: (row.latent, row.dense, row.difference)):
+        difference, dense = sums.get(row.latent, (0.0, 0.0))
+        sums[row.latent] = difference + row.difference, dense + row.dense
+    return torch.tensor(list(sums.values()), dtype=torch.float64).T
 
 
 def by_timestep(rows: Sequence[Row]) -> list[dict[str, Any]]:

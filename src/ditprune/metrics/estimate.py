@@ -1,4 +1,4 @@
-"""A number with its 95 % bootstrap interval."""
+"""A number with its 95 % interval: by bootstrap, and of a share by Wilson's formula."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.stats import binomtest
 from torch import Tensor
 
 NUM_RESAMPLES = 200
 _TAIL, _NUM_ERRORS = 0.025, 1.96
 _FEW = 100  # resamples, whose tails are a matter of luck
+_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,18 @@ def bootstrap(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
     lowest: float | None = None,
+    is_mean: bool = False,
 ) -> Estimate:
     """The 2.5 and 97.5 percentiles of a statistic over resamples, moved so that they lie about it.
 
     Of fewer than 100 resamples it is 1.96 standard deviations on each side. Repeated items make
     distances of distributions larger than they are; so the spread of the resamples is kept and
-    their mean is put where the value is.
+    their mean is put where the value is, but for a mean, which resamples do not overstate.
 
     Args:
         statistic: of the counts [n] of one resample.
         lowest: below which the interval cannot reach.
+        is_mean: whether the statistic is a mean over items, or a ratio of means.
     """
     if num_items < 2:
         return Estimate(value)
@@ -57,20 +61,45 @@ def bootstrap(
         reach = _NUM_ERRORS * values.std().item()
         low, high = value - reach, value + reach
     else:
-        shift = value - values.mean().item()
+        shift = 0.0 if is_mean else value - values.mean().item()
         low, high = (torch.quantile(values, q).item() + shift for q in (_TAIL, 1 - _TAIL))
     return Estimate(value, low if lowest is None else max(low, lowest), high)
 
 
+def mean(values: Float[Tensor, " n"], seed: int = 0) -> Estimate:
+    """The mean of one number for each item, and its interval."""
+    count = len(values)
+    return bootstrap(
+        values.mean().item(), lambda weights: (weights @ values).item() / count, count, seed,
+        is_mean=True,
+    )  # fmt: skip
+
+
+def share(values: Float[Tensor, " n"]) -> Estimate:
+    """The share of ones among zeros and ones, and its interval.
+
+    Wilson's (1927), since resamples of items that are all alike have no spread.
+    """
+    count = len(values)
+    value = values.mean().item()
+    if count < 2:
+        return Estimate(value)
+    interval = binomtest(int(values.sum().item()), count).proportion_ci(_LEVEL, "wilson")
+    return Estimate(value, float(interval.low), float(interval.high))
+
+
 def differ(one: Sequence[float], two: Sequence[float], seed: int = 0) -> bool:
-    """Whether two means over the same items differ: 0 lies outside the interval of the mean
-    difference. Item by item, so what makes items hard for both does not count.
+    """Whether two means over the same items differ, item by item, so that what makes items hard
+    for both does not count.
+
+    Of shares, by the exact test of the items that differ (McNemar, 1947): three that all went one
+    way are no evidence. Of other means, where 0 lies outside the interval of the mean difference.
     """
     between = torch.tensor(one, dtype=torch.float64) - torch.tensor(two, dtype=torch.float64)
-    count = len(between)
-    found = bootstrap(
-        between.mean().item(), lambda weights: (weights @ between).item() / count, count, seed
-    )
+    won, lost = int((between == 1).sum()), int((between == -1).sum())
+    if won + lost == int((between != 0).sum()):
+        return won + lost > 0 and bool(binomtest(won, won + lost).pvalue < 1 - _LEVEL)
+    found = mean(between, seed)
     return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
 
 

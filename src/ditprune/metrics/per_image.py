@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ditprune.metrics.estimate import Estimate, bootstrap
+from ditprune.metrics import estimate
+from ditprune.metrics.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ def merge(first: PerImage, second: PerImage) -> PerImage:
 
 def compute(state: PerImage, seed: int = 0) -> Estimate:
     """The mean, and its interval over images."""
-    values = torch.tensor(state.values, dtype=torch.float64)
-    count = len(values)
-    return bootstrap(
-        values.mean().item(), lambda weights: (weights @ values).item() / count, count, seed
-    )
+    return estimate.mean(torch.tensor(state.values, dtype=torch.float64), seed)
+
+
+def compute_share(state: PerImage) -> Estimate:
+    """The same of zeros and ones."""
+    return estimate.share(torch.tensor(state.values, dtype=torch.float64))

@@ -19,7 +19,7 @@ from ditprune.checkpoints.output import CARD_PICTURE, MANIFEST, is_compact, writ
 from ditprune.errors import ModelError
 from ditprune.report import numbers
 from ditprune.report.picture import write_samples
-from ditprune.report.verdict import judge, num_images_of
+from ditprune.report.verdict import judge
 
 CARD, BASE_CARD = "README.md", "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
@@ -190,13 +190,12 @@ def _measured(own: Any) -> dict[str, Any]:
         return {"model": None}
     results, model = own
     dense, metrics = results["models"][0], results["metrics"]
-    num_images = num_images_of(results["protocol"])
     return {
         "model": model,
         "dense": dense,
         "metrics": {key: one for key, one in metrics.items() if not one["unavailable"]},
         "unavailable": [one for one in metrics.values() if one["unavailable"]],
-        "verdict": judge(model, dense, metrics, num_images),
+        "verdict": judge(model, dense, metrics),
         "protocol": results["protocol"],
     }
 

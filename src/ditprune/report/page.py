@@ -68,8 +68,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows but the gallery."""
     models, metrics = results["models"], results["metrics"]
     dense, pruned = models[0], models[1:]
-    num_images = num_images_of(results["protocol"])
-    verdicts = {one["name"]: judge(one, dense, metrics, num_images) for one in pruned}
+    verdicts = {one["name"]: judge(one, dense, metrics) for one in pruned}
     shown = {key: metric for key, metric in metrics.items() if not metric["unavailable"]}
     return {
         "results": results,
@@ -79,7 +78,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "titles": {key: metric["title"] for key, metric in metrics.items()},
         "verdicts": verdicts,
         "headline": headline(verdicts),
-        "num_images": num_images,
+        "num_images": num_images_of(results["protocol"]),
         "warnings": [(one["name"], text) for one in models for text in one["warnings"]],
         "plots": {key: plots.quality(key, shown[key], models) for key in _drawn(shown, pruned)},
         "timesteps_plot": (

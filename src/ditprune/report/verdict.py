@@ -47,7 +47,7 @@ class Verdict:
 
 
 def judge(
-    model: Mapping[str, Any], dense: Mapping[str, Any], metrics: Mapping[str, Any], num_images: int
+    model: Mapping[str, Any], dense: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> Verdict:
     """The verdict on one pruned model."""
     worse: list[str] = []
@@ -56,7 +56,7 @@ def judge(
     for key, metric in metrics.items():
         if metric["against"] == DENSE or metric["better"] == "none":
             continue
-        own, other = (_bounds(key, one["metrics"].get(key), num_images) for one in (model, dense))
+        own, other = (_bounds(one["metrics"].get(key)) for one in (model, dense))
         if own is None or other is None:
             continue
         above, below = own[0] > other[1], own[1] < other[0]
@@ -95,19 +95,11 @@ def _level(is_worse: bool, is_compared: bool, is_different: bool | None) -> str:
     return _DIFFERENT if is_different else _CLOSE
 
 
-def _bounds(key: str, one: Mapping[str, Any] | None, num_images: int) -> tuple[float, float] | None:
-    """The interval, or None.
-
-    A bootstrap of images that are all right has no width; there it is the rule of three
-    (Hanley and Lippman-Hand, 1983): with 0 of n wrong, at most 3 / n are at 95 %.
-    """
+def _bounds(one: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    """The interval, or None."""
     if one is None or one["low"] is None or one["high"] is None:
         return None
-    low, high = float(one["low"]), float(one["high"])
-    if key == "accuracy" and low == high and low in (0, 1) and num_images:
-        slack = min(1.0, 3 / num_images)
-        return (1 - slack, 1.0) if low == 1 else (0.0, slack)
-    return low, high
+    return float(one["low"]), float(one["high"])
 
 
 def _likeness(
