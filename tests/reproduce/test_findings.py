@@ -84,6 +84,13 @@ def test_what_should_be_alike_is_where_intervals_overlap() -> None:
     assert line == "By FID these samples show no difference in all 1 comparisons."
 
 
+def test_what_should_be_alike_is_compared_item_by_item_too() -> None:
+    rows = [row(f"{n} samples", ssim=(0.5, 0.0, 1.0)) for n in (128, 256)]
+    items = [i / 10 for i in range(11)]
+    values = [{"ssim": items}, {"ssim": [one - 0.01 for one in items]}]
+    assert list(verdicts("calibration-size", rows, values).values()) == ["disagrees"]
+
+
 def test_sentences_count_and_name_the_contradictions() -> None:
     rows = [
         row(name, steps, fid=(v, v - 0.1, v + 0.1))

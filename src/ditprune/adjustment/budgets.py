@@ -141,7 +141,8 @@ def output_gains(
     try:
         with training(denoiser, ()), torch.enable_grad():
             for call in calls:
-                output = predicted_noise(denoiser(*call.args, **call.kwargs))
+                given = denoiser(*call.args, **call.kwargs)
+                output = predicted_noise(given, call.sample().shape[1])
                 signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
                 (output * signs).sum().backward()
     finally:

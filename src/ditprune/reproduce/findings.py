@@ -13,7 +13,7 @@ from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found
-from ditprune.metrics.estimate import Estimate, overlap
+from ditprune.metrics.estimate import Estimate
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"
@@ -127,10 +127,10 @@ def _compare(claim: Claim, setting: str, one: Found, other: Found) -> Iterator[F
         if key not in one.estimates or key not in other.estimates:
             continue
         first, second = one.estimates[key], other.estimates[key]
-        if claim.alike:
-            verdict = AGREES if overlap(first, second) else DISAGREES
-        elif not one.is_apart(key, other):
-            verdict = UNSURE
+        if not one.is_apart(key, other):
+            verdict = AGREES if claim.alike else UNSURE
+        elif claim.alike:
+            verdict = DISAGREES
         else:
             is_lower = first.value < second.value
             verdict = AGREES if is_lower == (metric.better == "lower") else DISAGREES
