@@ -73,7 +73,8 @@ def prune_(
         reconstruction: how the kept weights adjust: `none` (default), `obs`, `admm`, or an object.
         mask: who chooses it: `saliency` (default), `reconstruction` or `refinement`.
         allocation: how the total is shared: `uniform` (default), `owl`, `sensitivity`, `proxy`.
-        timestep_weighting: `uniform` (default) or `log-decrease`, from noise to image.
+        timestep_weighting: `uniform` (default), `log-decrease` or `log-increase`, from noise to
+            image.
         refinement: gradient steps at the end: `none` (default), `distill`, or an object.
         packages: runs of blocks to reconstruct one after the other; 1 by default.
         preset: `paper` (all the defaults) or `best`.

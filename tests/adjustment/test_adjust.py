@@ -68,6 +68,9 @@ def test_counts_are_exact_and_all_else_is_untouched(
     words, tiny_dit, tiny_stats, calls, same_bits
 ) -> None:
     denoiser, dense = tiny_dit(), tiny_dit()
+    for parameter in denoiser.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    gradients = {name: one.grad for name, one in denoiser.named_parameters()}
     given = {"batches": calls} if build(**words).needs_calls else {}
     outcome = ditprune.prune_(denoiser, tiny_stats, **given, **words)
     targets = discover(denoiser)
@@ -76,7 +79,8 @@ def test_counts_are_exact_and_all_else_is_untouched(
         target = outcome.targets.get(name.removesuffix(".weight"))
         now = denoiser.get_parameter(name)
         assert now.requires_grad == tensor.requires_grad
-        assert now.grad is None
+        assert now.grad is gradients[name]
+        assert (now.grad == 0.5).all()
         if target is None:
             same_bits(now, tensor)
             continue

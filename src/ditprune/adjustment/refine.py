@@ -190,18 +190,19 @@ def _outputs_of(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
 @contextmanager
 def training(denoiser: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     """Gradients for these weights and no others; eval mode; all as it was afterwards."""
-    asked = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    before = [(one, one.requires_grad, one.grad) for one in denoiser.parameters()]
     try:
-        for parameter, _ in asked:
+        for parameter, *_ in before:
             parameter.requires_grad_(False)
+            parameter.grad = None
         for weight in weights:
             weight.requires_grad_(True)
         with evaluating(denoiser):
             yield
     finally:
-        for parameter, requires_grad in asked:
+        for parameter, requires_grad, gradient in before:
             parameter.requires_grad_(requires_grad)
-            parameter.grad = None
+            parameter.grad = gradient
 
 
 def _rate(step: int, num_steps: int) -> float:

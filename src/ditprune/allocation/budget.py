@@ -55,7 +55,7 @@ def allocate(curves: Mapping[str, Curve], num_prune: int) -> dict[str, int]:
         total = sum(curve.num_weights for curve in curves.values())
         raise RecipeError(
             f"--allocation: the bounds of the layers allow {sum(counts.values()) / total:.1%} to "
-            f"{most / total:.1%}, asked for {num_prune / total:.1%}; widen them or ask for another"
+            f"{most / total:.1%}, asked for {num_prune / total:.1%}; ask for another sparsity"
         )
     left = num_prune - sum(counts.values())
     segments = [one for name, curve in curves.items() for one in _segments(name, curve)]

@@ -29,7 +29,7 @@ def sparsities(
     """A share for each target: less where outliers are many, `sparsity` over all weights.
 
     The outlier shares are stretched to a range of 2·`deviation` around `sparsity`, as in OWL, and
-    shifted so that the mean over weights is exact; what would leave 0…1 is held there.
+    shifted so that the mean over weights is exact; where one would leave 0…1, all move less.
     """
     low, high = min(outliers.values()), max(outliers.values())
     span = high - low
@@ -39,7 +39,6 @@ def sparsities(
         for name, value in outliers.items()
     }
     mean = sum(raw[name] * num_weights[name] for name in raw) / total
-    # A share near 0 or 1 cannot move as far as the others; all then move less.
     room = min(sparsity, 1 - sparsity)
     farthest = max((abs(value - mean) for value in raw.values()), default=0.0)
     scale = min(1.0, room / farthest) if farthest else 1.0

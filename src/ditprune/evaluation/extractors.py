@@ -59,7 +59,7 @@ def choose(
     given = measures.feature_extractor
     readable = judge.can_read(images, asked)
     if given == "classifier" or (given == "auto" and readable):
-        return _classifier() if readable else judge.UNAVAILABLE.removeprefix("not available: ")
+        return _classifier() if readable else judge.UNAVAILABLE
     if not inception.is_installed():
         return "InceptionV3 needs torch-fidelity: pip install 'ditprune[metrics]'"
     if given not in ("auto", "inception"):

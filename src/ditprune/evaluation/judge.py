@@ -1,4 +1,4 @@
-"""Who reads the samples: the bundled classifier for grey digits; nobody yet for other images."""
+"""What the bundled classifier reads in samples of grey digits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ditprune.bundled.classifier import IMAGE_SIZE, NUM_CLASSES, predict
 from ditprune.metrics import frechet
 
 FEATURES = "the bundled MNIST classifier's 64 features; not InceptionV3's, not comparable with it"
-UNAVAILABLE = "not available: the bundled classifier reads 32×32 grey digits only"
+UNAVAILABLE = "the bundled classifier reads 32×32 grey digits only"
 _FEWEST_IMAGES = 2
 
 

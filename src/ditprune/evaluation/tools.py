@@ -76,7 +76,7 @@ def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], place: Place
             extractor = found
     reads = judge.can_read(like, asked)
     if not reads and "accuracy" in chosen:
-        unavailable["accuracy"] = judge.UNAVAILABLE.removeprefix("not available: ")
+        unavailable["accuracy"] = judge.UNAVAILABLE
     loaded: dict[str, Any] = {}
     for name, load in (("lpips", _lpips), ("clip_score", _clip), ("image_reward", _reward)):
         if name in chosen:
