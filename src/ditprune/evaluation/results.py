@@ -21,6 +21,7 @@ from ditprune.evaluation.claims import Claims, target_rows
 from ditprune.evaluation.commands import prune_command
 from ditprune.evaluation.gallery import gallery
 from ditprune.evaluation.grid import save_grid
+from ditprune.evaluation.not_finite import finite, told
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools
@@ -63,7 +64,8 @@ def results_of(
         dense: the dense model as the user wrote it.
         widths: how many features FID and sFID are of.
     """
-    found = {model.name: Found(model.estimates, model.values) for model in models}
+    found = {model.name: Found(finite(model.estimates), model.values) for model in models}
+    num_images = protocol["num_images"]
     return {
         "format": FORMAT,
         "command": command,
@@ -71,7 +73,12 @@ def results_of(
         "metrics": {key: _described(key, tools) for key in tools.chosen},
         "models": [
             _row(model, tools, work, dense)
-            | {"warnings": cautions(model.name, found, protocol["num_images"], widths)}
+            | {
+                "warnings": [
+                    *told(model.rows, model.images.num_spoiled(), num_images),
+                    *cautions(model.name, found, num_images, widths),
+                ]
+            }
             for model in models
         ],
     }
