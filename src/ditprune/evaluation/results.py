@@ -14,11 +14,11 @@ from torch import Tensor
 from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.output import write_beside
+from ditprune.commands import commands
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found, cautions
 from ditprune.evaluation.claims import Claims, target_rows
-from ditprune.evaluation.commands import prune_command
 from ditprune.evaluation.gallery import gallery
 from ditprune.evaluation.grid import save_grid
 from ditprune.evaluation.not_finite import finite, told
@@ -102,14 +102,15 @@ def _row(model: Model, tools: Tools, work: Work | None, dense: str) -> dict[str,
     shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
     seconds = model.images.seconds_per_image()
+    manifest_says = {"recipe": claims.recipe, "statistics": claims.statistics}
+    calibrate, prune = commands(dense, model.name, manifest_says)
     return {
         "name": model.name,
         "sparsity_asked": claims.asked,
         "sparsity": 0.0 if is_dense else model.stock.sparsity,
         "recipe": claims.recipe,
-        "command": None
-        if claims.recipe is None
-        else prune_command(dense, model.name, claims.recipe, claims.needs_statistics),
+        "calibrate_command": calibrate,
+        "command": prune,
         "metrics": {key: _estimate(model.estimates.get(key)) for key in tools.chosen},
         "error_by_timestep": error_rows.by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),

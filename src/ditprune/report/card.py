@@ -16,6 +16,7 @@ from typing import Any
 
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.output import CARD_PICTURE, MANIFEST, is_compact, write_beside
+from ditprune.commands import commands
 from ditprune.errors import ModelError
 from ditprune.report import numbers
 from ditprune.report.picture import write_samples
@@ -166,6 +167,7 @@ def _body(
     totals = [one["totals"] for one in claims.values()]
     small = any(is_compact(folder / place) for place in claims)
     share = sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals)
+    made = commands(base_model or "DENSE", "OUT", first, by_file=True)
     return environment.get_template("card.md.j2").render(
         BEGIN=BEGIN,
         claims=claims,
@@ -173,6 +175,7 @@ def _body(
         share=share,
         base=base_model or first["base"]["model"],
         base_model=base_model,
+        commands="\n".join(one for one in made if one is not None),
         is_compact=small,
         imports="import ditprune  # reads the compact weights\n" if small else "",
         is_pipeline=(folder / "model_index.json").is_file(),
