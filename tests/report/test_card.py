@@ -198,8 +198,15 @@ def test_long_lists_are_cut(own: Path) -> None:
     assert "prompt 9" not in text_of(own)
 
 
-def test_a_manifest_that_cannot_be_read_is_named(own: Path) -> None:
-    edit_json(own / "transformer" / "ditprune.json", lambda claims: claims.pop("totals"))
+@pytest.mark.parametrize("path", ["totals", "versions", "totals.model_sparsity", "recipe", "base"])
+def test_a_manifest_that_cannot_be_read_is_named(path: str, own: Path) -> None:
+    def spoil(claims: dict[str, Any]) -> None:
+        *before, last = path.split(".")
+        for key in before:
+            claims = claims[key]
+        del claims[last]
+
+    edit_json(own / "transformer" / "ditprune.json", spoil)
     before = files_of(own)
     with pytest.raises(ModelError, match="ditprune verify"):
         card.write(own)
