@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,3 +85,28 @@ def test_from_pruning_to_the_card_and_the_page(ditprune: Run, tmp_path: Path) ->
     assert code == 0, err
     assert "half: " in said
     assert "transformer_blocks: weights removed" in (place / "report.html").read_text("utf-8")
+
+
+def test_a_pruned_folder_without_a_manifest(
+    ditprune: Run, tiny_pipeline: Path, tiny_stats: Any, tmp_path: Path
+) -> None:
+    """As `prune_` and diffusers' own `save_pretrained` leave it, or another tool."""
+    from diffusers import DiTPipeline
+
+    from ditprune import prune_
+
+    pipeline = DiTPipeline.from_pretrained(tiny_pipeline)
+    prune_(pipeline.transformer, tiny_stats, sparsity=0.5)
+    pipeline.save_pretrained(tmp_path / "half")
+    command = ["evaluate", tiny_pipeline, tmp_path / "half", "-o", tmp_path / "e", "--num-images",
+               4, "--num-held-out", 2, "--num-inference-steps", 1]  # fmt: skip
+    code, _, err = ditprune(*command)
+    assert code == 0, err
+    code, said, err = ditprune("report", tmp_path / "e")
+    assert code == 0, err
+    assert "half: " in said
+    page = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    assert "transformer_blocks: weights removed (%)" in page
+    assert "Who competed in these layers is not known" in page
+    assert "No command is known for this folder." in page
+    assert "None" not in page

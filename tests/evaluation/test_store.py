@@ -50,6 +50,15 @@ def test_more_images_begin_with_the_same_batches(tmp_path) -> None:
     assert [more.has(items) for items in more.ranges] == [True, True, False, False]
 
 
+def test_what_was_not_finite_is_counted(tmp_path) -> None:
+    images = Images(tmp_path, 10, 4)
+    fill(images)
+    assert images.num_spoiled() == 0
+    images.write(range(4, 8), images.read(range(4, 8)), 1.0, num_spoiled=3)
+    images.write(range(8, 10), images.read(range(8, 10)), 1.0, num_spoiled=2)
+    assert images.num_spoiled() == 5
+
+
 def test_the_seconds_are_the_median_of_whole_warm_batches(tmp_path) -> None:
     images = Images(tmp_path, 14, 4)
     batch = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)

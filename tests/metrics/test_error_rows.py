@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -73,3 +74,20 @@ def test_rows_of_one_latent_are_one_item() -> None:
     twice = rows + tuple(replace(row, place=0.9) for row in rows[::-1])
     assert compute(twice) == compute(rows)
     assert shares(twice) == pytest.approx(shares(rows))
+
+
+@pytest.mark.parametrize("spoiled", [math.nan, math.inf])
+def test_what_is_not_finite_is_no_number(spoiled: float) -> None:
+    rows = (*calls(), Row(spoiled, 2.0, 0.55, 898.0, "9 9"))
+    first, second = by_timestep(rows)
+    assert first["error"] == by_timestep(calls())[0]["error"]
+    assert (second["error"], second["num_rows"]) == (None, 5)
+    assert not math.isfinite(compute(rows).value)
+    assert not all(math.isfinite(one) for one in shares(rows))
+
+
+def test_a_dense_prediction_of_zeros_is_no_division_by_zero() -> None:
+    rows = [Row(1.0, 0.0, 0.55, 898.0, name) for name in "ab"]
+    assert by_timestep(rows)[0]["error"] is None
+    assert not math.isfinite(shares(rows)[0])
+    assert not math.isfinite(compute(rows).value)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.rewrite import stamp
 from ditprune.checkpoints.weights import Weights
@@ -197,12 +198,52 @@ def test_long_lists_are_cut(own: Path) -> None:
     assert "prompt 9" not in text_of(own)
 
 
-def test_a_manifest_that_cannot_be_read_is_named(own: Path) -> None:
-    edit_json(own / "transformer" / "ditprune.json", lambda claims: claims.pop("totals"))
+@pytest.mark.parametrize("path", ["totals", "versions", "totals.model_sparsity", "recipe", "base"])
+def test_a_manifest_that_cannot_be_read_is_named(path: str, own: Path) -> None:
+    def spoil(claims: dict[str, Any]) -> None:
+        *before, last = path.split(".")
+        for key in before:
+            claims = claims[key]
+        del claims[last]
+
+    edit_json(own / "transformer" / "ditprune.json", spoil)
     before = files_of(own)
     with pytest.raises(ModelError, match="ditprune verify"):
         card.write(own)
     assert files_of(own) == before
+
+
+def how(folder: Path) -> str:
+    return text_of(folder).split("## How it was made\n")[1].split("`ditprune.json`")[0]
+
+
+@pytest.mark.parametrize("words", [{"preset": "best"}, {"allocation": "proxy"}], ids=str)
+def test_a_recipe_that_needs_calls_names_them(words: dict[str, Any], own: Path) -> None:
+    recipe = build(**words).to_json()
+    protocol = Sampling(num_samples=64).protocol("DiTPipeline", "DDIMScheduler")
+    edit_json(
+        own / "transformer" / "ditprune.json",
+        lambda claims: claims.update(
+            recipe=recipe, statistics={"num_calls": 5, "protocol": protocol}
+        ),
+    )
+    card.write(own)
+    assert how(own) == (
+        "```\nditprune calibrate DENSE -o stats.safetensors --calibration-set calls "
+        "--num-samples 64\n"
+        "ditprune prune DENSE -o OUT --statistics stats.safetensors --calibration-set calls "
+        "--recipe ditprune.json\n```\n"
+    )
+
+
+def test_a_recipe_of_other_choices_has_no_command(own: Path) -> None:
+    edit_json(
+        own / "transformer" / "ditprune.json",
+        lambda claims: claims["recipe"].update(saliency="mine"),
+    )
+    card.write(own)
+    assert how(own).startswith("No command makes it again")
+    assert "ditprune prune DENSE" not in text_of(own)
 
 
 def test_a_compact_model_says_what_loads_it(own: Path, tmp_path: Path) -> None:

@@ -42,3 +42,15 @@ def test_shades_span_all_layers_of_the_model() -> None:
 def test_one_shade_where_all_are_alike() -> None:
     (table,) = heterogeneity_tables(TARGETS[:1])
     assert table.rows[0][1][0].share is None  # type: ignore[union-attr]
+
+
+def test_who_competed_may_be_unknown() -> None:
+    """As of a folder without a manifest."""
+    unknown = [target(one["name"], one["role"], one["depth"], g_out=None, granularity=None)
+               for one in TARGETS]  # fmt: skip
+    assert heterogeneity_tables(unknown) == []
+    assert len(sparsity_tables(unknown)) == 2
+    first, _ = heterogeneity_tables([unknown[0], *TARGETS[1:]])
+    cell = first.rows[0][1][0]
+    assert cell is not None
+    assert (cell.text, cell.group, cell.group_name) == ("–", "", "")

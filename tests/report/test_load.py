@@ -64,7 +64,11 @@ def test_what_is_no_results_file(text: str | None, said: str, tmp_path: Path) ->
         ("models.1.metrics.fid.value", None, "a number"),
         ("models.1.metrics.fid.low", float("inf"), "a number"),
         ("models.1.error_by_timestep", None, "a list"),
+        ("models.1.error_by_timestep.0.error", "none", "a number"),
+        ("models.1.error_by_timestep.0.timestep", [500], "a number"),
+        ("models.1.calibrate_command", 3, "text"),
         ("models.1.targets.0.role", 3, "text"),
+        ("models.1.targets.0.granularity", 3, "text"),
         ("gallery.0.images.dense", "https://example.org/a.png", "a data:image"),
         ("gallery.0.images.stw 50", 'data:image/png;base64,AA" onerror="x', "a data:image"),
         ("bench", {}, "to be there"),
@@ -78,6 +82,21 @@ def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, expected: 
         check(content, "here")
     assert expected in str(refusal.value)
     assert path.split(".")[0] in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "models.1.targets.0.granularity", "models.1.targets.0.g_out", "models.1.command",
+        "models.1.error_by_timestep.0.timestep", "models.1.error_by_timestep.0.error",
+        "models.1.metrics.fid", "models.1.accounting.macs_per_step",
+    ],
+)  # fmt: skip
+def test_what_evaluate_does_not_know_is_null(path: str) -> None:
+    content = results()
+    container, key = at(content, path)
+    container[key] = None
+    assert check(content, "here") == content
 
 
 @pytest.mark.parametrize(

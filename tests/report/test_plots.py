@@ -83,3 +83,15 @@ def test_errors_over_decades_get_a_logarithmic_axis() -> None:
     labels = texts(plots.timesteps(content["models"]))
     assert {"0.0001", "0.001", "0.01", "0.1", "1"} <= set(labels)
     assert not any("$" in text for text in labels)
+
+
+def test_an_error_that_is_no_number_is_a_gap() -> None:
+    content = results()
+    points = content["models"][1]["error_by_timestep"]
+    whole = plots.timesteps(content["models"])
+    points[4]["error"] = None
+    assert len(plots.timesteps(content["models"])) < len(whole)
+    for model in content["models"]:
+        for point in model["error_by_timestep"]:
+            point["error"] = None
+    assert plots.timesteps(content["models"]) == ""

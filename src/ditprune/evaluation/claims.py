@@ -25,13 +25,13 @@ class Claims:
     Args:
         asked: the sparsity or the pattern; None without a manifest.
         recipe: as in its manifest.
-        needs_statistics: whether that recipe read any.
+        statistics: what its manifest says of those that it read; None where it read none.
         targets: each denoiser's targets by name: what its manifest, or its structure, tells.
     """
 
     asked: Any
     recipe: Mapping[str, Any] | None
-    needs_statistics: bool
+    statistics: Mapping[str, Any] | None
     targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
 
     def names(self) -> dict[str, list[str]]:
@@ -49,15 +49,15 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
             f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
             f"{', '.join(dense)}; expected a pruned copy of it"
         )
-    asked, recipe, needs, targets = None, None, False, {}
+    asked, recipe, statistics, targets = None, None, None, {}
     for name, folder in model.denoisers.items():
-        asked, recipe, needs, targets[name] = _claims_of(model, folder, dense[name])
-    return Claims(asked, recipe, needs, targets)
+        asked, recipe, statistics, targets[name] = _claims_of(model, folder, dense[name])
+    return Claims(asked, recipe, statistics, targets)
 
 
 def structure_of(denoisers: Mapping[str, nn.Module]) -> Claims:
     """The targets of a dense model."""
-    return Claims(0.0, None, False, {name: _found(one) for name, one in denoisers.items()})
+    return Claims(0.0, None, None, {name: _found(one) for name, one in denoisers.items()})
 
 
 def _found(tree: nn.Module) -> dict[str, dict[str, Any]]:
@@ -66,7 +66,7 @@ def _found(tree: nn.Module) -> dict[str, dict[str, Any]]:
 
 def _claims_of(
     model: ModelFolder, folder: Path, dense: nn.Module
-) -> tuple[Any, Mapping[str, Any] | None, bool, dict[str, Any]]:
+) -> tuple[Any, Mapping[str, Any] | None, Mapping[str, Any] | None, dict[str, Any]]:
     tree = check_denoiser(folder)
     if type(tree) is not type(dense):
         raise ModelError(
@@ -83,10 +83,12 @@ def _claims_of(
             "expected a pruned copy of it"
         )
     if not (folder / MANIFEST).is_file():
-        return None, None, False, _found(tree)
+        return None, None, None, _found(tree)
     claims = manifest.read(folder)
     try:
         recipe, targets = claims["recipe"], dict(claims["targets"])
+        statistics = claims.get("statistics")
+        statistics = None if statistics is None else dict(statistics)
         asked = recipe["pattern"] or recipe["sparsity"]
         for name in targets:
             tree.get_parameter(f"{name}.weight")
@@ -98,7 +100,7 @@ def _claims_of(
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
-    return asked, recipe, claims.get("statistics") is not None, targets
+    return asked, recipe, statistics, targets
 
 
 def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:

@@ -22,8 +22,13 @@ def seed_of(protocol: Protocol, item: int) -> int:
     return item_seed("evaluation", protocol.seed, item)
 
 
-def draw_batch(pipeline: Any, asked: Sequence[Any], protocol: Protocol, items: range) -> Tensor:
-    """uint8 [n, C, H, W]: what a viewer would see of these items."""
+def draw_batch(
+    pipeline: Any, asked: Sequence[Any], protocol: Protocol, items: range
+) -> tuple[Tensor, int]:
+    """uint8 [n, C, H, W], what a viewer would see of these items: black where it is NaN.
+
+    And how many of them hold a pixel that is NaN or Inf.
+    """
     batch = draw(
         pipeline,
         [asked[i] for i in items],
@@ -31,7 +36,8 @@ def draw_batch(pipeline: Any, asked: Sequence[Any], protocol: Protocol, items: r
         **protocol.held_out().run_options(),
     )
     pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
-    return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    num_spoiled = int((~pixels.isfinite()).flatten(1).any(1).sum())
+    return (pixels.nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8), num_spoiled
 
 
 def draw_missing(
@@ -46,8 +52,8 @@ def draw_missing(
     for number, items in enumerate(missing):
         if worker.owns(number):
             begun = time.monotonic()
-            batch = draw_batch(pipeline, asked, protocol, items)
-            images.write(items, batch, time.monotonic() - begun)
+            batch, num_spoiled = draw_batch(pipeline, asked, protocol, items)
+            images.write(items, batch, time.monotonic() - begun, num_spoiled)
             report(f"images: {name}", items.stop, images.num_images)
     worker.wait()
 
@@ -63,7 +69,7 @@ def draw_images(
     for number, first in enumerate(starts):
         if worker.owns(number):
             items = range(first, min(first + protocol.batch_size, len(asked)))
-            batches[number] = draw_batch(pipeline, asked, protocol, items)
+            batches[number], _ = draw_batch(pipeline, asked, protocol, items)
             report(f"images: {name}", items.stop, len(asked))
     everyone: dict[int, Tensor] = {}
     for some in worker.gather(batches):

@@ -14,13 +14,14 @@ from torch import Tensor
 from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.output import write_beside
+from ditprune.commands import commands
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found, cautions
 from ditprune.evaluation.claims import Claims, target_rows
-from ditprune.evaluation.commands import prune_command
 from ditprune.evaluation.gallery import gallery
 from ditprune.evaluation.grid import save_grid
+from ditprune.evaluation.not_finite import finite, told
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools
@@ -63,7 +64,8 @@ def results_of(
         dense: the dense model as the user wrote it.
         widths: how many features FID and sFID are of.
     """
-    found = {model.name: Found(model.estimates, model.values) for model in models}
+    found = {model.name: Found(finite(model.estimates), model.values) for model in models}
+    num_images = protocol["num_images"]
     return {
         "format": FORMAT,
         "command": command,
@@ -71,7 +73,12 @@ def results_of(
         "metrics": {key: _described(key, tools) for key in tools.chosen},
         "models": [
             _row(model, tools, work, dense)
-            | {"warnings": cautions(model.name, found, protocol["num_images"], widths)}
+            | {
+                "warnings": [
+                    *told(model.rows, model.images.num_spoiled(), num_images),
+                    *cautions(model.name, found, num_images, widths),
+                ]
+            }
             for model in models
         ],
     }
@@ -95,14 +102,15 @@ def _row(model: Model, tools: Tools, work: Work | None, dense: str) -> dict[str,
     shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
     seconds = model.images.seconds_per_image()
+    manifest_says = {"recipe": claims.recipe, "statistics": claims.statistics}
+    calibrate, prune = commands(dense, model.name, manifest_says)
     return {
         "name": model.name,
         "sparsity_asked": claims.asked,
         "sparsity": 0.0 if is_dense else model.stock.sparsity,
         "recipe": claims.recipe,
-        "command": None
-        if claims.recipe is None
-        else prune_command(dense, model.name, claims.recipe, claims.needs_statistics),
+        "calibrate_command": calibrate,
+        "command": prune,
         "metrics": {key: _estimate(model.estimates.get(key)) for key in tools.chosen},
         "error_by_timestep": error_rows.by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),

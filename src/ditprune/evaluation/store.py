@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,10 +67,10 @@ class Images:
     def has(self, items: range) -> bool:
         return self._file(items).is_file()
 
-    def write(self, items: range, images: Tensor, seconds: float) -> None:
-        """Keep a batch, and how long it took. Raises OutputError."""
+    def write(self, items: range, images: Tensor, seconds: float, num_spoiled: int = 0) -> None:
+        """Keep a batch, how long it took, how many of it were not finite. Raises OutputError."""
         ensure_folder(self.folder)
-        words = {"seconds": repr(seconds)}
+        words = {"seconds": repr(seconds), "num_spoiled": str(num_spoiled)}
         tensors_file.save({"images": images}, words, self._file(items))
 
     def read(self, items: range) -> Tensor:
@@ -97,10 +96,15 @@ class Images:
         """The median over full batches, the first left out where there are others: it warms up."""
         times = []
         for items in self.ranges:
-            words: Mapping[str, Any] = tensors_file.load(self._file(items))[1]
+            words = tensors_file.words(self._file(items))
             times.append((len(items), float(words["seconds"]) / len(items)))
         full = [time for count, time in times if count == self.batch_size] or [t for _, t in times]
         return median(full[1:] or full)
+
+    def num_spoiled(self) -> int:
+        """Images that were not finite where they were drawn."""
+        words = (tensors_file.words(self._file(items)) for items in self.ranges)
+        return sum(int(own.get("num_spoiled", 0)) for own in words)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

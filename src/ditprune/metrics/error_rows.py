@@ -6,6 +6,7 @@ without; those rows go together, as one item of the sample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ def compute(rows: Sequence[Row], seed: int = 0) -> Estimate:
 
 def shares(rows: Sequence[Row]) -> tuple[float, ...]:
     """What each latent adds, scaled so that the mean is the relative error; in an order that is
-    the same for all models, so that latents of two can be compared.
+    the same for all models, so that latents of two can be compared. NaN or Inf where predictions
+    are not finite.
     """
     difference, dense = _of_latents(rows)
     return tuple((difference / dense.mean()).tolist())
@@ -80,7 +82,8 @@ def by_timestep(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The error in each tenth of the way that has rows, from noise to image.
 
     The order of rows does not matter. `place` is the middle of the tenth, `timestep` the mean
-    over its rows.
+    over its rows; None where the denoiser gets none. `error` is None where it is no number, as of
+    predictions that are not finite.
     """
     parts: dict[int, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (row.dense, row.difference)):
@@ -90,11 +93,16 @@ def by_timestep(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "timestep": _mean([row.timestep for row in own]),
             "place": (part + 0.5) / NUM_PARTS,
-            "error": sum(row.difference for row in own) / sum(row.dense for row in own),
+            "error": _ratio(sum(row.difference for row in own), sum(row.dense for row in own)),
             "num_rows": len(own),
         }
         for part, own in sorted(parts.items())
     ]
+
+
+def _ratio(difference: float, dense: float) -> float | None:
+    ratio = difference / (dense or math.nan)
+    return ratio if math.isfinite(ratio) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.output import CARD_PICTURE, MANIFEST, is_compact, write_beside
+from ditprune.commands import commands
 from ditprune.errors import ModelError
 from ditprune.report import numbers
 from ditprune.report.picture import write_samples
@@ -30,7 +31,7 @@ _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")
 _NOT_KEPT = {"base_model", "base_model_relation", "library_name", "model-index", "tags", "widget"}
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _MOST_SHOWN = 8
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _own(
 def _body(
     folder: Path, claims: Mapping[str, Any], own: Any, base_model: str | None, has_picture: bool
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
@@ -166,22 +167,27 @@ def _body(
     totals = [one["totals"] for one in claims.values()]
     small = any(is_compact(folder / place) for place in claims)
     share = sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals)
-    return environment.get_template("card.md.j2").render(
-        BEGIN=BEGIN,
-        claims=claims,
-        first=first,
-        share=share,
-        base=base_model or first["base"]["model"],
-        base_model=base_model,
-        is_compact=small,
-        imports="import ditprune  # reads the compact weights\n" if small else "",
-        is_pipeline=(folder / "model_index.json").is_file(),
-        base_cards=sorted(file.name for file in folder.glob(BASE_CARD.format("*"))),
-        picture=CARD_PICTURE if has_picture else None,
-        n=numbers,
-        json=lambda value: json.dumps(_cut(value), indent=1, ensure_ascii=False),
-        **_measured(own),
-    )
+    made = commands(base_model or "DENSE", "OUT", first, by_file=True)
+    try:
+        return environment.get_template("card.md.j2").render(
+            BEGIN=BEGIN,
+            claims=claims,
+            first=first,
+            share=share,
+            base=base_model or first["base"]["model"],
+            base_model=base_model,
+            commands="\n".join(one for one in made if one is not None),
+            is_compact=small,
+            imports="import ditprune  # reads the compact weights\n" if small else "",
+            is_pipeline=(folder / "model_index.json").is_file(),
+            base_cards=sorted(file.name for file in folder.glob(BASE_CARD.format("*"))),
+            picture=CARD_PICTURE if has_picture else None,
+            n=numbers,
+            json=lambda value: json.dumps(_cut(value), indent=1, ensure_ascii=False),
+            **_measured(own),
+        )
+    except UndefinedError as error:  # what the template names and the manifest lacks
+        raise ValueError(str(error)) from None
 
 
 def _measured(own: Any) -> dict[str, Any]:

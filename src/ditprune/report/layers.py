@@ -46,7 +46,12 @@ def sparsity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def heterogeneity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """G_out of every layer, shaded from the least to the most of this model, with who competed."""
+    """G_out of every layer, shaded from the least to the most of this model, with who competed.
+
+    No table where neither is known of any layer.
+    """
+    if all(target["g_out"] is None and target["granularity"] is None for target in targets):
+        return []
     known = [target["g_out"] for target in targets if target["g_out"] is not None]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
 
@@ -54,8 +59,8 @@ def heterogeneity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
         g_out, group = target["g_out"], target["granularity"]
         share = (g_out - low) / (high - low) if g_out is not None and high > low else None
         text = "–" if g_out is None else f"{g_out:.2f}"
-        short = _SHORT.get(group, group)
-        return Cell(text, share, target["name"], _shape(target), short, group)
+        short = "" if group is None else _SHORT.get(group, group)
+        return Cell(text, share, target["name"], _shape(target), short, group or "")
 
     return _tables(targets, cell)
 

@@ -152,18 +152,20 @@ _ACCOUNTING = _object(**{
 })  # fmt: skip
 _TARGET = _object(
     name=_text, role=_text, depth=_number, shape=_list(_number), sparsity=_number,
-    g_out=_maybe(_number), granularity=_text,
+    g_out=_maybe(_number), granularity=_maybe(_text),
 )  # fmt: skip
 _MODEL = _object(
+    frozenset({"calibrate_command"}),
     name=_text,
     sparsity_asked=_anything,
     sparsity=_number,
     recipe=_maybe(_mapping),
+    calibrate_command=_maybe(_text),
     command=_maybe(_text),
     metrics=_each(_maybe(_ESTIMATE)),
     warnings=_list(_text),
     error_by_timestep=_list(
-        _object(timestep=_number, place=_number, error=_number, num_rows=_number)
+        _object(timestep=_maybe(_number), place=_number, error=_maybe(_number), num_rows=_number)
     ),
     accounting=_ACCOUNTING,
     targets=_list(_TARGET),

@@ -38,6 +38,11 @@ def direction(metric: Mapping[str, Any]) -> str:
     return {"lower": "lower is better", "higher": "higher is better"}.get(metric["better"], "")
 
 
+def brief(number: float | None, digits: int = 4) -> str:
+    """`0.01234`, to so many digits."""
+    return NONE if number is None else f"{number:.{digits}g}"
+
+
 def count(number: float | None, unit: str = "") -> str:
     """`5.58 M`, `1.2 TMAC`."""
     if number is None:

@@ -81,9 +81,8 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "num_images": num_images_of(results["protocol"]),
         "warnings": [(one["name"], text) for one in models for text in one["warnings"]],
         "plots": {key: plots.quality(key, shown[key], models) for key in _drawn(shown, pruned)},
-        "timesteps_plot": (
-            plots.timesteps(models) if any(one["error_by_timestep"] for one in pruned) else ""
-        ),
+        "timesteps_plot": plots.timesteps(models),
+        "has_timesteps": any(one["error_by_timestep"] for one in pruned),
         "layers": [
             (
                 one["name"],

@@ -7,6 +7,7 @@ beside it.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -75,8 +76,14 @@ def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, A
 
 
 def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
-    """The relative error of what the pruned models predict, along the way from noise to image."""
-    errors = [point["error"] for model in models for point in model["error_by_timestep"]]
+    """The relative error of what the pruned models predict, along the way from noise to image.
+
+    Where an error is no number the line has a gap; nothing where none is.
+    """
+    found = [point["error"] for model in models for point in model["error_by_timestep"]]
+    errors = [error for error in found if error is not None]
+    if not errors:
+        return ""
 
     def draw(axes: Any) -> None:
         for number, model in enumerate(models[1:]):
@@ -84,7 +91,7 @@ def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
             if points:
                 axes.plot(
                     [100 * point["place"] for point in points],
-                    [point["error"] for point in points],
+                    [math.nan if point["error"] is None else point["error"] for point in points],
                     **_marks(number),
                 )
         if min(errors) > 0 and max(errors) > _LOGARITHMIC_FROM * min(errors):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ def make_row(bench: Bench, row: Row) -> dict[str, Any]:
 
     Returns:
         `metrics`, `protocol` and `model` as in results.json of `evaluate`, and `values`: of
-        metrics that are means over items, the number of each item.
+        metrics that are means over items, the number of each item; None where it is not finite.
     """
     if row.recipe is None:
         return _record(bench, [bench.dense])
@@ -181,7 +182,10 @@ def _record(bench: Bench, models: Sequence[Model]) -> dict[str, Any]:
         "metrics": results["metrics"],
         "protocol": results["protocol"],
         "model": results["models"][-1],
-        "values": {name: list(own) for name, own in models[-1].values.items()},
+        "values": {
+            name: [value if math.isfinite(value) else None for value in own]
+            for name, own in models[-1].values.items()
+        },
     }
 
 

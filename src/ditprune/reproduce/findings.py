@@ -118,7 +118,7 @@ def setting_text(row: Mapping[str, Any]) -> str:
 
 def _found(row: Mapping[str, Any], values: Mapping[str, Any]) -> Found:
     known = {key: Estimate(**one) for key, one in row["metrics"].items() if one is not None}
-    return Found(known, values)
+    return Found(known, {key: own for key, own in values.items() if key in known})
 
 
 def _compare(claim: Claim, setting: str, one: Found, other: Found) -> Iterator[Finding]:

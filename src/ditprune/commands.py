@@ -1,0 +1,120 @@
+"""How a pruned model was made, as command lines, from what its manifest tells."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from ditprune.calibration.sample import Sampling
+from ditprune.checkpoints.output import MANIFEST
+from ditprune.choices import flag
+from ditprune.errors import RecipeError
+from ditprune.recipe import Recipe, from_json
+
+# What the commands call the files that pass from one to the next.
+STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"
+# Every text that is no recipe, or no protocol, whoever wrote it.
+_UNREADABLE = (RecipeError, TypeError, ValueError)
+
+
+def commands(
+    dense: str, out: str, claims: Mapping[str, Any], by_file: bool = False
+) -> tuple[str | None, str | None]:
+    """The `ditprune calibrate` and the `ditprune prune` that make `out` of `dense`.
+
+    Args:
+        claims: of a manifest, its `recipe` and its `statistics`.
+        by_file: give the recipe as `--recipe ditprune.json`, not as flags; so is one that holds
+            constants for which there is no flag.
+
+    Returns:
+        None in place of a command that cannot be told: the second where a recipe holds choices
+        that the command line does not know, the first also where the manifest does not say how
+        its statistics were made.
+    """
+    recipe, stats = _recipe(claims.get("recipe")), claims.get("statistics")
+    if recipe is None:
+        return None, None
+    calls = ["--calibration-set", CALLS] if recipe.needs_calls else []
+    made = None if stats is None else _sampling(stats)
+    calibrate, prune = ["ditprune", "calibrate", dense], ["ditprune", "prune", dense, "-o", out]
+    if stats is not None:
+        prune += ["--statistics", STATISTICS]
+    flags = None if by_file else _recipe_flags(recipe)
+    prune += [*calls, *(["--recipe", MANIFEST] if flags is None else flags)]
+    if made is None:
+        return None, shlex.join(prune)
+    return shlex.join([*calibrate, "-o", STATISTICS, *calls, *made]), shlex.join(prune)
+
+
+def _recipe(content: Any) -> Recipe | None:
+    try:
+        return from_json(content, MANIFEST)
+    except _UNREADABLE:
+        return None
+
+
+def _recipe_flags(recipe: Recipe) -> list[str] | None:
+    """What differs from the defaults; None where something has no flag."""
+    plain = Recipe().to_json() | _constants(recipe.saliency) | _constants(recipe.granularity)
+    for word in ("reconstruction", "refinement"):
+        plain[f"{word}_constants"] = _constants(getattr(recipe, word))
+    flags: list[str] = []
+    for word, value in recipe.to_json().items():
+        if value is not None and value != plain.get(word):
+            if isinstance(value, Mapping):
+                return None
+            flags += _words(word, value)
+    return flags
+
+
+def _constants(choice: Any) -> dict[str, Any]:
+    """The constants that a choice has by default; MISSING for one that must be given."""
+    return {one.name: one.default for one in fields(choice)} if is_dataclass(choice) else {}
+
+
+def _sampling(stats: Mapping[str, Any]) -> list[str] | None:
+    """The flags of `calibrate`, from the `statistics` of a manifest; None where it knows none."""
+    try:
+        protocol = dict(stats["protocol"])
+        known: dict[str, Any] = {
+            word: tuple(value) if isinstance(value, list) else value
+            for word, value in protocol.items()
+            if word in Sampling.__dataclass_fields__
+        }
+        own = Sampling(**known)
+        is_known = bool(known) and own.purpose == Sampling.purpose
+        return list(_sampling_flags(own)) if is_known else None
+    except (*_UNREADABLE, KeyError, AttributeError):
+        return None
+
+
+def _sampling_flags(sampling: Sampling) -> Iterator[str]:
+    for one in fields(Sampling):
+        value = getattr(sampling, one.name)
+        plain = one.default if one.default is not MISSING else {}
+        if value == plain:
+            continue
+        if one.name == "labels":
+            yield from ("--labels", ",".join(f"{label}" for label in value))
+        elif one.name == "prompts":
+            yield from ("--prompts", PROMPTS)
+        elif one.name == "pipeline_options":
+            for name, option in value.items():
+                yield from ("--pipeline-option", f"{name}={json.dumps(option)}")
+        else:
+            yield from _words(one.name, value)
+
+
+def _words(word: str, value: Any) -> list[str]:
+    """`--word value`, once for each of several; a switch has no value."""
+    if value is True:
+        return [flag(word)]
+    return [part for one in _each(value) for part in (flag(word), f"{one}")]
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
