@@ -24,7 +24,7 @@ class Claims:
 
     Args:
         asked: the sparsity or the pattern; None without a manifest.
-        recipe: as in its manifest.
+        recipe: as in its manifest, the first of several.
         needs_statistics: whether that recipe read any.
         targets: each denoiser's targets by name: what its manifest, or its structure, tells.
     """
@@ -51,7 +51,10 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
         )
     asked, recipe, needs, targets = None, None, False, {}
     for name, folder in model.denoisers.items():
-        asked, recipe, needs, targets[name] = _claims_of(model, folder, dense[name])
+        said = _claims_of(model, folder, dense[name])
+        targets[name] = said[3]
+        if recipe is None:
+            asked, recipe, needs = said[:3]
     return Claims(asked, recipe, needs, targets)
 
 
