@@ -1,4 +1,4 @@
-"""Claim: packing and unpacking take ≥ 300 MB/s of dense weights on a core, and sizes hold.
+"""Claim: packing and unpacking alone take ≥ 300 MB/s of dense weights on a core, and sizes hold.
 
     python bench/compact.py                          # packing alone, in memory
     python bench/compact.py --folder /some/fast/disk # and a folder of 1 GB, there and back

@@ -351,3 +351,23 @@ def test_a_header_that_others_wrote_comes_back_as_it_was(tiny_dit, tmp_path) -> 
     compact(folder, tmp_path / "packed")
     dense(tmp_path / "packed", tmp_path / "again")
     assert files_of(tmp_path / "again") == files_of(folder)
+
+
+def test_a_manifest_that_links_out_of_the_model_is_refused(make, tmp_path) -> None:
+    """As any other file that would be copied; one that links within it is copied."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    folder = Path(shutil.copytree(make(), tmp_path / "model"))
+    own = folder / "transformer" / "ditprune.json"
+    content = own.read_bytes()
+    own.rename(folder / "moved.json")
+    own.symlink_to("../moved.json")
+    compact(folder, tmp_path / "small")
+    assert (tmp_path / "small" / "transformer" / "ditprune.json").read_bytes() == content
+    for name, convert in (("model", compact), ("small", dense)):
+        link = tmp_path / name / "transformer" / "ditprune.json"
+        link.unlink()
+        link.symlink_to(secret)
+        with pytest.raises(ModelError, match=r"ditprune\.json: links to .*secret\.txt, outside"):
+            convert(tmp_path / name, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -311,7 +311,31 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "records cannot be read",
     ),
     "an unknown field": (lambda f: change(f, lambda c: record(c).update(x=1)), "cannot be read"),
+    "no count of zeros": (lambda f: change(f, lambda c: record(c).pop("num_zero")), "num_zero"),
+    "zeros of text": (
+        lambda f: change(f, lambda c: record(c).update(num_zero="1")), "has '1' zeros among",
+    ),
+    "more zeros than weights": (
+        lambda f: change(f, lambda c: record(c).update(num_zero=1025)), "has 1025 zeros among 1024",
+    ),
+    "another count of zeros": (
+        lambda f: change(f, lambda c: record(c).update(num_zero=1)),
+        "not the mask that was extracted",
+    ),
+    "no base": (
+        lambda f: change(f, lambda c: c["denoisers"]["transformer"].pop("base")), "has no 'base'",
+    ),
+    "a base of text": (
+        lambda f: change(f, lambda c: c["denoisers"]["transformer"].update(base="x")), "the base",
+    ),
+    "no recipe": (
+        lambda f: change(f, lambda c: c["denoisers"]["transformer"].pop("recipe")),
+        "has no 'recipe'",
+    ),
 }  # fmt: skip
+
+
+NOT_LOOKED_AT = {"another recipe", "an unknown field"}  # by a check, which asks for zeros only
 
 
 def edit(file: Path, tensors_change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -332,3 +356,6 @@ def test_hostile_mask_files_are_refused(case, mask, tuned, tmp_path) -> None:
         apply(locate(str(tuned)), MaskFile(file), tmp_path / "out")
     assert re.search("extract|mask", str(refused.value))
     assert {path.name for path in tmp_path.iterdir()} <= {"mask", "tuned"}
+    if case not in NOT_LOOKED_AT:
+        with pytest.raises(ModelError, match=match):
+            filled_in(locate(str(tuned)), MaskFile(file))

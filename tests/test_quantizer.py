@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,6 +135,41 @@ def test_what_is_loaded_is_an_ordinary_model(folders, tmp_path) -> None:
     )
     assert {**config, "_name_or_path": None} == {**expected, "_name_or_path": None}
     same_model(load(tmp_path / "saved"), load(dense))
+
+
+def test_a_loaded_model_is_pickled_and_copied(folders, tmp_path) -> None:
+    dense, small = folders()
+    model, expected = load(small), load(dense)
+    raw = pickle.dumps(model)
+    assert str(small / STEM).encode() not in raw  # its files may be gone
+    same_model(pickle.loads(raw), expected)
+    copied = copy.deepcopy(model)
+    same_model(copied, expected)
+    copied.save_pretrained(tmp_path / "saved")
+    same_model(load(tmp_path / "saved"), expected)
+
+
+def test_another_process_takes_a_pickled_model(folders, tmp_path) -> None:
+    """As processes that are spawned do, which have imported nothing."""
+    dense, small = folders()
+    torch.save(load(small), tmp_path / "model.pt")
+    code = f"""
+import torch
+model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+model.save_pretrained({str(tmp_path / "saved")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    same_model(load(tmp_path / "saved"), load(dense))
+
+
+def test_the_classes_that_diffusers_knows_have_names() -> None:
+    from diffusers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+    from ditprune import quantizer
+
+    assert AUTO_QUANTIZER_MAPPING["ditprune"] is quantizer.DitpruneQuantizer
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = quantizer.Nothing
 
 
 @pytest.mark.parametrize("first", ["ditprune", "diffusers", "diffusers.quantizers"])

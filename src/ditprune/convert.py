@@ -10,7 +10,7 @@ from shutil import copyfile
 from ditprune.checkpoints import guard, manifest
 from ditprune.checkpoints.compact_weights import CompactWeights, write_manifest
 from ditprune.checkpoints.layout import Layout, layout_of, packed_layout
-from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.output import MANIFEST, is_compact
 from ditprune.checkpoints.rewrite import copy_other_files, other_files, stamp
 from ditprune.checkpoints.rewriting import Change, Record, accept, rewrite
@@ -201,6 +201,9 @@ def _convert(
     model: ModelFolder, parts: list[_Part], out: Path, to: str, overwrite: bool, report: Report
 ) -> None:
     weights = {part.name: part.source for part in parts}
+    manifests = {part.name: model.root / part.place / MANIFEST for part in parts}
+    for file in manifests.values():
+        check_inside(file, model.root)
     others = sum(file.stat().st_size for file in other_files(model, weights))
     size_bytes = others + sum(part.layout.size_bytes for part in parts)
     run = {
@@ -219,6 +222,6 @@ def _convert(
                 part.name, part.source, part.layout, folder, staging.journal,
                 part.change, report, part.check,
             )  # fmt: skip
-            if (model.root / part.place / MANIFEST).is_file():
-                copyfile(model.root / part.place / MANIFEST, folder / MANIFEST)
+            if manifests[part.name].is_file():
+                copyfile(manifests[part.name], folder / MANIFEST)
             part.finish(folder, records)

@@ -20,8 +20,6 @@ from ditprune.outcome import TargetOutcome
 from ditprune.progress import Report, silent
 from ditprune.recipe import from_json
 
-# What of a manifest goes with its masks.
-_KEPT = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")
 _MALFORMED = (DitpruneError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
@@ -57,7 +55,7 @@ def _kept_claims(folder: Path) -> dict[str, Any]:
     """What of a manifest goes with the masks. Raises ModelError."""
     content = manifest.read(folder)
     try:
-        told = {key: content[key] for key in _KEPT}
+        told = {key: content[key] for key in mask_file.RECORDS}
         told["targets"] = {
             name: {key: value for key, value in record.items() if key != "sha256"}
             for name, record in content["targets"].items()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from functools import cache
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -26,6 +27,7 @@ from ditprune.compact.packing import unpack
 from ditprune.errors import ModelError
 
 _TABLES = "diffusers.quantizers.auto"
+_NAMES = ("DitpruneConfig", "DitpruneQuantizer")
 
 
 class _Method(str, Enum):
@@ -49,13 +51,25 @@ def _add_to(tables: ModuleType) -> None:
     tables.AUTO_QUANTIZER_MAPPING[METHOD] = quantizer
 
 
+@cache
 def _classes() -> tuple[type, type]:
     """Our configuration and our quantiser, as subclasses of those of diffusers."""
     from diffusers.quantizers.base import DiffusersQuantizer
     from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-    config = type("DitpruneConfig", (Config, QuantizationConfigMixin), {})
-    return config, type("DitpruneQuantizer", (Unpacker, DiffusersQuantizer), {})
+    config, quantizer = _NAMES
+    here = {"__module__": __name__}
+    return (
+        type(config, (Config, QuantizationConfigMixin), here),
+        type(quantizer, (Unpacker, DiffusersQuantizer), here),
+    )
+
+
+def __getattr__(name: str) -> type:
+    """Both by their names, by which pickle finds them: a loaded model holds one of each."""
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _classes()[_NAMES.index(name)]
 
 
 class Config:
@@ -92,13 +106,6 @@ class Unpacker:
 
     def validate_environment(self, *_: Any, **options: Any) -> None:
         """Refuse what diffusers would do to packed weights without asking us."""
-        from diffusers.utils import is_accelerate_available
-
-        if not is_accelerate_available():
-            raise ImportError(
-                "loading a compact folder takes accelerate; `pip install accelerate`, or "
-                "`ditprune convert FOLDER --to dense -o DENSE`"
-            )
         if not self.pre_quantized:
             raise ModelError(
                 f"{METHOD}: packs folders, not models that are being loaded; leave "
@@ -183,6 +190,7 @@ class Unpacker:
             )
         config = {k: v for k, v in model.config.items() if k != "quantization_config"}
         model._internal_dict = type(model.config)(config)
+        self._entries, self._done = {}, set()  # the model goes on without its files
         return model
 
     def _dequantize(self, model: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,10 @@ from ditprune.calibration.stream import is_too_large, streamed
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.calibrate import collect
+from ditprune.convert import to_compact
 from ditprune.errors import ModelError
-from folders import edit_tensors, save_denoiser
+from ditprune.prune import prune_
+from folders import edit_tensors, save_denoiser, save_pipeline, shards_of
 from tiny_denoisers import FAMILIES, Draw
 
 LITTLE = 1000  # bytes; no denoiser fits
@@ -166,14 +167,39 @@ def test_a_tensor_that_is_missing_is_refused_by_name(own_pipeline) -> None:
         streamed(own_pipeline / "transformer", Placement(max_memory=LITTLE))
 
 
-def test_without_accelerate_the_refusal_says_what_to_install(tiny_pipeline, monkeypatch) -> None:
-    original = builtins.__import__
+@pytest.fixture
+def both(tiny_dit, tmp_path) -> tuple[Path, Path]:
+    """A pruned pipeline, dense and compact, in shards, some tensors of which are not packed."""
+    denoiser = tiny_dit()
+    prune_(denoiser, saliency="magnitude", exclude=["*.0.*"])
+    dense = save_pipeline(denoiser, tmp_path / "dense", dtype=torch.bfloat16, max_shard_size="60KB")
+    small = tmp_path / "small"
+    to_compact(locate(str(dense)), small)
+    assert len(shards_of(small / "transformer")) > 1
+    return dense, small
 
-    def blocked(name: str, *args: Any) -> Any:
-        if name.split(".")[0] == "accelerate":
-            raise ImportError(name)
-        return original(name, *args)
 
-    monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(ModelError, match=r"--max-memory: .*pip install 'ditprune\[offload\]'"):
-        streamed(tiny_pipeline / "transformer", Placement(max_memory=LITTLE))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_compact_folder_is_streamed_as_the_dense_one_is(both, dtype, tmp_path) -> None:
+    sampling = Sampling(6, num_inference_steps=2, batch_size=3)
+    for folder, limit in zip(both, (None, LITTLE), strict=True):
+        place = Placement(dtype=dtype, max_memory=limit)
+        collect(locate(str(folder)), tmp_path / f"{folder.name}.stats", sampling, place=place)
+    stats = [(tmp_path / f"{folder.name}.stats").read_bytes() for folder in both]
+    assert stats[0] == stats[1]
+    read = load_denoiser(both[1] / "transformer", Placement(dtype=dtype, max_memory=LITTLE))
+    assert_on_disk(read)
+
+
+def test_a_packed_weight_that_changed_is_refused_when_it_is_read(both) -> None:
+    name = "transformer_blocks.1.attn1.to_q.weight"
+    for file in shards_of(both[1] / "transformer"):
+
+        def spoil(tensors: dict[str, Tensor]) -> None:
+            if name in tensors:
+                tensors[name][500] ^= 1  # in one of its values
+
+        edit_tensors(file, spoil)
+    read = load_denoiser(both[1] / "transformer", Placement(max_memory=LITTLE))
+    with pytest.raises(ModelError, match=rf"{name}: .*bytes are not those"):
+        run_call(read, call_of("DiTTransformer2DModel", torch.float32))

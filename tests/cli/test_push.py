@@ -159,3 +159,15 @@ def test_no_hub_at_all(
     assert code == 2
     assert "the hub refused or did not answer" in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_link_out_of_the_folder_is_not_pushed(
+    ditprune: Run, hub: FakeHub, pruned: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    own = shutil.copytree(pruned, tmp_path / "own")
+    (own / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    code, out, err = ditprune("push", own, "me/linked")
+    assert (code, out) == (2, "")
+    assert "notes.txt: links to" in err
+    assert "me/linked" not in hub.repos

@@ -66,7 +66,7 @@ def test_batches_do_not_matter() -> None:
     whole = per_image.update(PerImage(), values)
     parts = PerImage()
     for batch in values.split(7):
-        parts = per_image.merge(parts, per_image.update(PerImage(), batch))
+        parts = per_image.update(parts, batch)
     assert per_image.compute(parts, 1) == per_image.compute(whole, 1)
     assert per_image.compute(parts, 1) != per_image.compute(whole, 2)
 

@@ -54,7 +54,6 @@ def test_exact_masks_and_never_worse_than_zeros(
     size = error_of(weight, torch.zeros_like(weight), gram)
     assert error <= of_zeros * (1 + 1e-5) + 1e-7 * size
     assert got.error == pytest.approx(error, rel=1e-3, abs=1e-5 * size)
-    assert got.error_of_zeros == pytest.approx(of_zeros, rel=1e-3, abs=1e-5 * size)
 
 
 @pytest.mark.parametrize("method", METHODS[1:], ids=repr)
@@ -63,7 +62,7 @@ def test_an_update_gains_much_where_inputs_go_together(method: Any, groups: str)
     weight, gram = layer(48, 64, num_tokens=500)
     mask = any_mask(weight.shape) if groups == "given" else choice(groups, 0.5, weight.shape)
     got = method(weight, mask, gram)
-    assert got.error < 0.85 * got.error_of_zeros
+    assert got.error < 0.85 * error_of(weight, weight * got.keep, gram)
 
 
 @ALL
@@ -170,9 +169,8 @@ def test_row_errors_are_those_of_the_outputs() -> None:
     torch.testing.assert_close(row_errors(difference, inputs.T @ inputs), expected)
 
 
-def test_rows_that_would_lose_are_left_and_counted() -> None:
+def test_rows_that_would_lose_are_left() -> None:
     """Strong damping towards H = I makes the sweep's update a bad one on some rows."""
     weight, gram = layer(200, 16, num_tokens=3)
     got = OBS(damping=0.5)(weight, any_mask(weight.shape, share=0.7), gram)
-    zeros = (got.weight == weight * got.keep).all(1)
-    assert got.num_rows_as_they_were == zeros.sum() > 0
+    assert (got.weight == weight * got.keep).all(1).any()

@@ -1,8 +1,8 @@
 """A denoiser larger than memory: every layer reads its weights from disk when it is called.
 
 The module tree is built without weights; accelerate's hooks read each layer's tensors from the
-safetensors files right before its forward and drop them after it. What is resident is one layer,
-the activations and the buffers; each call reads the whole model once.
+safetensors files right before its forward, unpack packed ones, and drop them after it. What is
+resident is one layer, the activations and the buffers; each call reads the whole model once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ditprune.calibration.placement import Placement
-from ditprune.checkpoints.compact_weights import open_weights
+from ditprune.checkpoints.compact_weights import CompactWeights, open_weights
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
@@ -36,14 +36,9 @@ def is_too_large(folder: Path, place: Placement) -> bool:
 
 def streamed(folder: Path, place: Placement) -> nn.Module:
     """The denoiser of a folder, in eval mode, with its weights left on disk."""
-    try:
-        from accelerate import dispatch_model, init_empty_weights
-    except ImportError:
-        raise ModelError(
-            "--max-memory: streaming weights from disk needs accelerate; install it with "
-            "`pip install 'ditprune[offload]'`"
-        ) from None
-    tree, weights = skeleton(folder), Weights(folder)
+    from accelerate import dispatch_model, init_empty_weights
+
+    tree, weights = skeleton(folder, takes_compact=True), open_weights(folder)
     with init_empty_weights(include_buffers=False), _default_dtype(place.dtype):
         denoiser = type(tree).from_config(tree.config)  # type: ignore[attr-defined]
     missing = sorted(dict(denoiser.named_parameters()).keys() - weights.entries.keys())
@@ -58,6 +53,8 @@ def streamed(folder: Path, place: Placement) -> nn.Module:
             buffer.data = weights.read(name).to(wanted[name])
     for name, parameter in denoiser.named_parameters():
         parameter.data = parameter.data.to(wanted[name])  # what is read later is cast to it
+    parameters = {name: wanted[name] for name, _ in denoiser.named_parameters()}
+    is_packed = isinstance(weights, CompactWeights)
     # It warns that weights are on disk, which is what was asked for.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     with torch.no_grad():
@@ -65,7 +62,8 @@ def streamed(folder: Path, place: Placement) -> nn.Module:
             denoiser,
             device_map={"": "disk"},
             main_device=place.device,
-            offload_index=_index(weights, {n: wanted[n] for n, _ in denoiser.named_parameters()}),
+            state_dict=_Unpacked(weights, parameters) if is_packed else None,
+            offload_index={} if is_packed else _index(weights, parameters),
             force_hooks=True,
         )
     return denoiser.eval()
@@ -92,6 +90,26 @@ def _index(weights: Weights, wanted: Mapping[str, torch.dtype]) -> dict[str, Any
         }
         for name, dtype in wanted.items()
     }
+
+
+class _Unpacked(Mapping[str, Tensor]):
+    """The parameters by name, each unpacked when it is asked for, in the numbers wanted."""
+
+    def __init__(self, weights: Weights, wanted: Mapping[str, torch.dtype]) -> None:
+        self._weights, self._wanted = weights, wanted
+
+    def __getitem__(self, name: str) -> Tensor:
+        dtype = self._wanted[name]  # KeyError for a buffer, which is there already
+        return self._weights.read(name).to(dtype)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read it
+        return name in self._wanted
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
 
 
 def _dtypes(denoiser: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ditprune.checkpoints.locate import check_inside
 from ditprune.checkpoints.output import MANIFEST
 from ditprune.errors import OutputError
 
@@ -53,8 +54,11 @@ def check(repo: str) -> None:
 def push(folder: Path, repo: str, private: bool = False) -> str:
     """Make the repository if it is not there, and put the folder into it; its address.
 
-    Raises OutputError.
+    Raises OutputError, and ModelError for a link out of the folder.
     """
+    for path in sorted(folder.rglob("*")):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            check_inside(path, folder)
     with _refusals(repo) as api:
         address = str(api.create_repo(repo, private=private or None, exist_ok=True))
         api.upload_folder(

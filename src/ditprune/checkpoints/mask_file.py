@@ -23,6 +23,8 @@ from ditprune.compact.mask_bits import compressed, expanded, num_set
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
 
+# What of a manifest goes with its masks.
+RECORDS = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")
 _FORMAT = 1
 _KEY = "ditprune.mask"
 _HASH = "0" * 64
@@ -52,6 +54,7 @@ class MaskFile:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: Claims = dict(content["denoisers"])
             self._hashes: Mapping[str, str] = dict(content["sha256"])
+            _check_records(self.denoisers)
             self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
         except (SafetensorError, OSError, *_MALFORMED) as error:
             raise ModelError(
@@ -146,16 +149,32 @@ def _header(denoisers: Claims, sizes: Mapping[str, int], hashes: Mapping[str, st
     return json.dumps(header, separators=(",", ":")).encode()
 
 
+def _check_records(denoisers: Claims) -> None:
+    """Raises ValueError where a record that is read later is not there or no such thing."""
+    for denoiser, one in denoisers.items():
+        missing = [key for key in RECORDS if key not in one]
+        if missing:
+            raise ValueError(f"{denoiser} has no {missing[0]!r}")
+        if not isinstance(one["base"], dict):
+            raise ValueError(f"the base of {denoiser} is {one['base']!r}")
+
+
 def _checked_shapes(
     denoisers: Claims, entries: Mapping[str, Entry], hashes: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
-    """The shape of each target. Raises ValueError where one is none, or other than the tensors."""
+    """The shape of each target.
+
+    Raises ValueError where one is none, has fewer weights than zeros, or the tensors are others.
+    """
     shapes = {}
     for denoiser, one in denoisers.items():
         for name, record in one["targets"].items():
             num_out, num_in = record["shape"]
             if not all(isinstance(size, int) and size > 0 for size in (num_out, num_in)):
                 raise ValueError(f"{name} has the shape {record['shape']}")
+            num_zero = record["num_zero"]
+            if not isinstance(num_zero, int) or not 0 <= num_zero <= num_out * num_in:
+                raise ValueError(f"{name} has {num_zero!r} zeros among {num_out * num_in} weights")
             shapes[f"{denoiser}/{name}"] = (num_out, num_in)
     if not shapes or shapes.keys() != entries.keys() or shapes.keys() != hashes.keys():
         raise ValueError("its records are of other targets than its masks")

@@ -11,8 +11,7 @@ from ditprune.verify import verify as false_claims
 
 @click.command()
 @click.argument("out")
-@click.pass_context
-def verify(ctx: click.Context, out: str) -> int:
+def verify(out: str) -> int:
     """Read the folder OUT back from disk; exit 1 when any claim of its manifest is false."""
     count = 0
     for claim in false_claims(locate(out)):

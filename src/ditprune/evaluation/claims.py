@@ -24,7 +24,7 @@ class Claims:
 
     Args:
         asked: the sparsity or the pattern; None without a manifest.
-        recipe: as in its manifest.
+        recipe: as in its manifest, the first of several.
         statistics: what its manifest says of those that it read; None where it read none.
         targets: each denoiser's targets by name: what its manifest, or its structure, tells.
     """
@@ -51,7 +51,10 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
         )
     asked, recipe, statistics, targets = None, None, None, {}
     for name, folder in model.denoisers.items():
-        asked, recipe, statistics, targets[name] = _claims_of(model, folder, dense[name])
+        said = _claims_of(model, folder, dense[name])
+        targets[name] = said[3]
+        if recipe is None:
+            asked, recipe, statistics = said[:3]
     return Claims(asked, recipe, statistics, targets)
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions
-from ditprune.calibration.pipeline import load_denoiser, load_pipeline
+from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import ModelFolder
@@ -24,7 +24,13 @@ from ditprune.evaluation.claims import Claims, claims_of, structure_of
 from ditprune.evaluation.drawing import as_unit as as_unit
 from ditprune.evaluation.drawing import draw_images as draw_images
 from ditprune.evaluation.drawing import draw_missing
-from ditprune.evaluation.held_out import HeldOut, predictions, rows_between, sample_held_out
+from ditprune.evaluation.held_out import (
+    HeldOut,
+    exchange,
+    predictions,
+    sample_held_out,
+    with_error,
+)
 from ditprune.evaluation.held_out import relative_error_between as relative_error_between
 from ditprune.evaluation.measure import Measured, measure
 from ditprune.evaluation.protocol import Measures
@@ -32,7 +38,6 @@ from ditprune.evaluation.protocol import Protocol as Protocol
 from ditprune.evaluation.results import Model, describe, results_of, write_results
 from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
-from ditprune.metrics import error_rows
 from ditprune.metrics.error_rows import Row
 from ditprune.progress import Report, silent
 
@@ -134,7 +139,8 @@ def _evaluate(run: Run) -> dict[str, Any]:
     own.clear()  # so that each denoiser can leave when the next one comes
     sampled = [Sampled("dense", run.dense, structure, images, ())]
     for (name, model), claimed in zip(run.pruned, claims, strict=True):
-        rows = _exchange(run, pipeline, model, held_out, noise)
+        own_rows = exchange(pipeline, model, held_out.calls, noise, run.place)
+        rows = tuple(itertools.chain(*run.worker.gather(own_rows)))
         images = run.images_of(model)
         draw_missing(pipeline, asked, run.protocol, images, name, run.report, run.worker)
         sampled.append(Sampled(name, model, claimed, images, rows))
@@ -158,22 +164,6 @@ def _work(
     return work_of([one for one, _, _ in everyone], rows_per_step, max(n for *_, n in everyone))
 
 
-def _exchange(
-    run: Run, pipeline: Any, model: ModelFolder, held_out: HeldOut,
-    noise: Mapping[str, Sequence[Tensor]],
-) -> tuple[Row, ...]:  # fmt: skip
-    """Put a pruned model's denoisers into the pipeline; how far their predictions are off."""
-    rows: tuple[Row, ...] = ()
-    for component, folder in model.denoisers.items():
-        setattr(pipeline, component, None)  # one model in memory at a time
-        denoiser = load_denoiser(folder, run.place)
-        setattr(pipeline, component, denoiser)
-        calls = held_out.calls.get(component, [])
-        predicted = predictions(denoiser, calls, run.place)
-        rows += rows_between(denoiser, calls, predicted, noise[component])
-    return tuple(itertools.chain(*run.worker.gather(rows)))
-
-
 def _measure(
     run: Run, pipeline: Any, sampled: Sequence[Sampled], asked: Sequence[Any], work: Work | None
 ) -> dict[str, Any]:
@@ -188,15 +178,13 @@ def _measure(
             one.images, compared, first.seen if first else None, asked, tools, run.protocol.seed
         )
         first = first or found
-        stock = take_stock(one.folder, one.claims.names())
-        estimates, values = dict(found.estimates), dict(found.values)
-        if one.rows and tools.has("relative_error"):
-            error = error_rows.compute(one.rows, run.protocol.seed)
-            estimates = {"relative_error": error, **estimates}
-            values["relative_error"] = error_rows.shares(one.rows)
+        found = with_error(found, one.rows, tools, run.protocol.seed)
         models.append(
-            Model(one.name, one.claims, stock, one.images, estimates, values, found.ssim, one.rows)
-        )
+            Model(
+                one.name, one.claims, take_stock(one.folder, one.claims.names()), one.images,
+                found.estimates, found.values, found.ssim, one.rows,
+            )
+        )  # fmt: skip
         run.report("measuring", number, len(sampled))
     assert first is not None
     results = results_of(

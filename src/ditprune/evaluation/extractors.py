@@ -18,7 +18,7 @@ from ditprune.errors import ModelError
 from ditprune.evaluation import judge
 from ditprune.evaluation.drawing import as_unit
 from ditprune.evaluation.protocol import Measures
-from ditprune.metrics import inception
+from ditprune.metrics import features, inception
 from ditprune.metrics.features import Seen
 
 FEATURE_METRICS = ("fid", "sfid", "kid", "inception_score", "precision", "recall")
@@ -42,10 +42,7 @@ class Extractor:
     def see_all(self, images: Tensor, seen: Seen) -> Seen:
         """Add what is seen in a batch of any size."""
         for some in images.split(_BATCH):
-            more = self.see(some)
-            seen = Seen(
-                seen.pooled + more.pooled, seen.spatial + more.spatial, seen.logits + more.logits
-            )
+            seen = features.update(seen, self.see(some))
         return seen
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.capture import Style, moment_of
+from ditprune.calibration.pipeline import load_denoiser
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.replay import predicted_noise, replay
 from ditprune.calibration.rows import num_rows, take_item, to_placement
 from ditprune.calibration.sample import sample_unit
 from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.tools import Tools
 from ditprune.metrics import error_rows, relative_error
 from ditprune.metrics.error_rows import Row
 from ditprune.progress import Report, silent
@@ -106,3 +110,33 @@ def _name_of(call: Call) -> str:
     """The same for the same latent at the same place, whichever condition it is predicted for."""
     latent = call.sample().contiguous().cpu().view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(latent + repr(call.place).encode()).hexdigest()
+
+
+def exchange(
+    pipeline: Any, pruned: ModelFolder, calls: Mapping[str, Sequence[Call]],
+    noise: Mapping[str, Sequence[Tensor]], place: Placement,
+) -> tuple[Row, ...]:  # fmt: skip
+    """Put a pruned model's denoisers into the pipeline; how far their predictions are off.
+
+    Args:
+        calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
+    """
+    rows: tuple[Row, ...] = ()
+    for name, folder in pruned.denoisers.items():
+        setattr(pipeline, name, None)  # one model in memory at a time
+        denoiser = load_denoiser(folder, place)
+        setattr(pipeline, name, denoiser)
+        own = calls.get(name, ())
+        rows += rows_between(denoiser, own, predictions(denoiser, own, place), noise[name])
+    return rows
+
+
+def with_error(found: Measured, rows: Sequence[Row], tools: Tools, seed: int) -> Measured:
+    """The relative error of these rows beside a model's other numbers, where it is asked for."""
+    if not rows or not tools.has("relative_error"):
+        return found
+    return replace(
+        found,
+        estimates={"relative_error": error_rows.compute(rows, seed), **found.estimates},
+        values={**found.values, "relative_error": error_rows.shares(rows)},
+    )

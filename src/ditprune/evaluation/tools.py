@@ -26,14 +26,12 @@ class Tools:
     """Args:
     chosen: the metrics to show, in order.
     unavailable: why a chosen one cannot be had.
-    reads: whether the classifier can read the images (accuracy).
     """
 
     chosen: tuple[str, ...]
     unavailable: dict[str, str]
     extractor: Extractor | None
     reference: Reference
-    reads: bool
     lpips: lpips.Distance | None = None
     clip: clip_score.Score | None = None
     reward: image_reward.Score | None = None
@@ -74,8 +72,7 @@ def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], place: Place
             unavailable |= {name: found for name in FEATURE_METRICS if name in chosen}
         else:
             extractor = found
-    reads = judge.can_read(like, asked)
-    if not reads and "accuracy" in chosen:
+    if "accuracy" in chosen and not judge.can_read(like, asked):
         unavailable["accuracy"] = judge.UNAVAILABLE
     loaded: dict[str, Any] = {}
     for name, load in (("lpips", _lpips), ("clip_score", _clip), ("image_reward", _reward)):
@@ -86,7 +83,7 @@ def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], place: Place
             else:
                 loaded[name] = tool
     return Tools(
-        chosen, unavailable, extractor, reference_for(measures.reference, extractor, like), reads,
+        chosen, unavailable, extractor, reference_for(measures.reference, extractor, like),
         loaded.get("lpips"), loaded.get("clip_score"), loaded.get("image_reward"),
     )  # fmt: skip
 

@@ -40,13 +40,6 @@ class Seen:
 
 def update(state: Seen, more: Seen) -> Seen:
     """Add what was seen in a batch."""
-    return merge(state, more)
-
-
-def merge(first: Seen, second: Seen) -> Seen:
-    """The images of both."""
     return Seen(
-        first.pooled + second.pooled,
-        first.spatial + second.spatial,
-        first.logits + second.logits,
+        state.pooled + more.pooled, state.spatial + more.spatial, state.logits + more.logits
     )

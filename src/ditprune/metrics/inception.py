@@ -19,7 +19,6 @@ from torch import Tensor
 from ditprune.metrics.features import Seen
 
 PACKAGES = ("torch_fidelity", "torchvision")  # the first cannot be imported without the second
-NUM_POOLED = 2048
 _SPATIAL, _NUM_CHANNELS = "Mixed_6d.branch1x1", 7
 
 

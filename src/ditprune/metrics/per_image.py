@@ -24,11 +24,6 @@ def update(state: PerImage, values: Shaped[Tensor, " n"]) -> PerImage:
     return PerImage(state.values + tuple(values.double().tolist()))
 
 
-def merge(first: PerImage, second: PerImage) -> PerImage:
-    """The images of both."""
-    return PerImage(first.values + second.values)
-
-
 def compute(state: PerImage, seed: int = 0) -> Estimate:
     """The mean, and its interval over images."""
     return estimate.mean(torch.tensor(state.values, dtype=torch.float64), seed)

@@ -26,13 +26,6 @@ def update(
     )
 
 
-def merge(first: RelativeError, second: RelativeError) -> RelativeError:
-    """The calls of both."""
-    return RelativeError(
-        first.sum_difference + second.sum_difference, first.sum_dense + second.sum_dense
-    )
-
-
 def compute(state: RelativeError) -> float:
     """mean‖ε_pruned − ε_dense‖² / mean‖ε_dense‖²."""
     return state.sum_difference / state.sum_dense

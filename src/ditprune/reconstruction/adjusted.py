@@ -18,16 +18,12 @@ class Adjusted:
         keep: True stays.
         damping: what was added to the unit diagonal of the normalised Gram; 0 where nothing was.
         error: ‖(W − W')X‖² over the calibration inputs.
-        error_of_zeros: the same where the kept weights stay as they were.
-        num_rows_as_they_were: output channels whose update would have lost to zeros.
     """
 
     weight: Float32[Tensor, "out in"]
     keep: Bool[Tensor, "out in"]
     damping: float
     error: float
-    error_of_zeros: float
-    num_rows_as_they_were: int
 
 
 def adjusted(
@@ -42,9 +38,7 @@ def adjusted(
     gains_O = error_O <= error_of_zeros_O  # False for NaN too
     new_OI = torch.where(gains_O[:, None], update_OI, weight_OI.float() * keep_OI)
     error = torch.where(gains_O, error_O, error_of_zeros_O).sum().item()
-    return Adjusted(
-        new_OI, keep_OI, damping, error, error_of_zeros_O.sum().item(), int((~gains_O).sum())
-    )
+    return Adjusted(new_OI, keep_OI, damping, error)
 
 
 def row_errors(

@@ -14,7 +14,7 @@ from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.collect import of_denoiser
 from ditprune.calibration.draw import conditions
-from ditprune.calibration.pipeline import load_denoiser, load_pipeline
+from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_calls
@@ -24,13 +24,12 @@ from ditprune.checkpoints.output import ensure_folder
 from ditprune.evaluation.accounting import take_stock
 from ditprune.evaluation.claims import claims_of, structure_of
 from ditprune.evaluation.drawing import draw_missing
-from ditprune.evaluation.held_out import predictions, rows_between, sample_held_out
+from ditprune.evaluation.held_out import exchange, predictions, sample_held_out, with_error
 from ditprune.evaluation.measure import Measured, measure
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.results import Model, describe, results_of
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools, prepare
-from ditprune.metrics import error_rows
 from ditprune.metrics.error_rows import Row as ErrorRow
 from ditprune.progress import Report, silent
 from ditprune.prune_checkpoint import prune_checkpoint
@@ -129,7 +128,7 @@ def make_row(bench: Bench, row: Row) -> dict[str, Any]:
     ensure_folder(folder.parent)
     prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
     pruned = locate(str(folder))
-    rows = _exchange(bench, pruned)
+    rows = exchange(bench.pipeline, pruned, bench.calls, bench.noise, run.place)
     images = run.kept.images(row)
     draw_missing(
         bench.pipeline, bench.asked, row.protocol, images, row.method, _one_bar(run.report)
@@ -147,26 +146,10 @@ def _measured(
     """The numbers of a pruned model, from its images and its predictions."""
     seed, tools = bench.protocol.seed, bench.tools
     found = measure(images, bench.dense.images, bench.found.seen, bench.asked, tools, seed)
-    estimates, values = dict(found.estimates), dict(found.values)
-    if rows and tools.has("relative_error"):
-        estimates["relative_error"] = error_rows.compute(rows, seed)
-        values["relative_error"] = error_rows.shares(rows)
+    found = with_error(found, rows, tools, seed)
     claims = claims_of(pruned, denoisers_of(bench.pipeline, tuple(pruned.denoisers)))
     stock = take_stock(pruned, claims.names())
-    return Model(row.method, claims, stock, images, estimates, values, found.ssim, rows)
-
-
-def _exchange(bench: Bench, pruned: ModelFolder) -> tuple[ErrorRow, ...]:
-    """Put a pruned model's denoisers into the pipeline; how far their predictions are off."""
-    rows: tuple[ErrorRow, ...] = ()
-    for name, folder in pruned.denoisers.items():
-        setattr(bench.pipeline, name, None)  # one model in memory at a time
-        denoiser = load_denoiser(folder, bench.run.place)
-        setattr(bench.pipeline, name, denoiser)
-        calls = list(bench.calls.get(name, ()))
-        predicted = predictions(denoiser, calls, bench.run.place)
-        rows += rows_between(denoiser, calls, predicted, bench.noise[name])
-    return rows
+    return Model(row.method, claims, stock, images, found.estimates, found.values, found.ssim, rows)
 
 
 def _record(bench: Bench, models: Sequence[Model]) -> dict[str, Any]:

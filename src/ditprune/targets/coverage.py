@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -58,12 +58,6 @@ def left_out(denoiser: nn.Module, targets: Mapping[str, Target]) -> dict[str, Le
                 before = found[name].num_weights if name in found else 0
                 found[name] = LeftOut(name, before + sum(own.values()), reason)
     return found
-
-
-def share(denoiser: nn.Module, parts: Iterable[Target | LeftOut]) -> float:
-    """The share of all parameters of the denoiser that these hold."""
-    num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    return sum(part.num_weights for part in parts) / num_parameters
 
 
 def _matrices(module: nn.Module) -> list[Tensor]:
