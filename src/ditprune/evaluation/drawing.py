@@ -47,7 +47,7 @@ def draw_missing(
         if worker.owns(number):
             begun = time.monotonic()
             batch = draw_batch(pipeline, asked, protocol, items)
-            images.write(items, batch, time.monotonic() - begun)
+            images.write(items, batch, time.monotonic() - begun, worker.world)
             report(f"images: {name}", items.stop, images.num_images)
     worker.wait()
 

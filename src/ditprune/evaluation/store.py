@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,21 +19,29 @@ from ditprune.checkpoints import tensors_file
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder
 from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.timing import Batch, Load, Timing, timing_of
 
 FOLDER = ".images"
 _DIGITS = 24
-# What a sample depends on; how many there are is no part of it.
-_NOT_OF_A_SAMPLE = {"num_images", "num_held_out"}
+# How many samples there are is no part of one; what is drawn stands in the key as it comes out.
+_NOT_OF_A_SAMPLE = {"num_images", "num_held_out", "labels", "prompts"}
 
 
 def key_of(
-    dense: ModelFolder, pruned: ModelFolder | None, protocol: Protocol, place: Placement
-) -> str:
-    """A name for the images of a model: another weight, file, option or version, another name."""
+    dense: ModelFolder, pruned: ModelFolder | None, protocol: Protocol, place: Placement,
+    drawn: Sequence[Any],
+) -> str:  # fmt: skip
+    """A name for the images of a model: another weight, file, option or version, another name.
+
+    Args:
+        drawn: the conditions that images draw in turn (`calibration.draw.in_turn`). Where images
+            are fewer than all, these differ with their number, and so does the name.
+    """
     options = {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE}
     sampling = protocol.held_out()
     guard = {
         "options": options,
+        "conditions": list(drawn),
         "dense": {k: v for k, v in guard_of(dense, sampling, place).items() if k != "sampling"},
     }
     if pruned is not None:
@@ -68,10 +75,10 @@ class Images:
     def has(self, items: range) -> bool:
         return self._file(items).is_file()
 
-    def write(self, items: range, images: Tensor, seconds: float) -> None:
-        """Keep a batch, and how long it took. Raises OutputError."""
+    def write(self, items: range, images: Tensor, seconds: float, num_processes: int = 1) -> None:
+        """Keep a batch, how long it took and under what load. Raises OutputError."""
         ensure_folder(self.folder)
-        words = {"seconds": repr(seconds)}
+        words = {"seconds": repr(seconds), **Load.now(num_processes).words()}
         tensors_file.save({"images": images}, words, self._file(items))
 
     def read(self, items: range) -> Tensor:
@@ -93,14 +100,13 @@ class Images:
                 found |= {i: batch[i - items.start].clone() for i in inside}
         return torch.stack([found[i] for i in wanted])
 
-    def seconds_per_image(self) -> float | None:
-        """The median over full batches, the first left out where there are others: it warms up."""
-        times = []
+    def timing(self) -> Timing:
+        """How long an image took, and under what load."""
+        batches = []
         for items in self.ranges:
-            words: Mapping[str, Any] = tensors_file.load(self._file(items))[1]
-            times.append((len(items), float(words["seconds"]) / len(items)))
-        full = [time for count, time in times if count == self.batch_size] or [t for _, t in times]
-        return median(full[1:] or full)
+            words = tensors_file.load(self._file(items))[1]
+            batches.append(Batch(len(items), float(words["seconds"]), Load.of_words(words)))
+        return timing_of(batches, self.batch_size)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
