@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 import ditprune
+from ditprune.calibration.draw import conditions, of_items
 from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import DENOISER, Call
@@ -33,7 +34,6 @@ from ditprune.evaluation import judge
 from ditprune.evaluation.evaluate import (
     Protocol,
     as_unit,
-    conditions,
     draw_images,
     predictions,
     relative_error_between,
@@ -89,7 +89,7 @@ class World:
         self.stats = ditprune.calibrate(self.dense, self.calls)
         self.protocol = Protocol(num_images, 0, 25, 1.5, batch_size=100)
         pool = conditions(self.pipeline, None, None)
-        self.asked = [pool[i % len(pool)] for i in range(num_images)]
+        self.asked = of_items(pool, num_images)
         self.held_out = sample_held_out(self.pipeline, self.protocol).calls[DENOISER]
         self.noise = predictions(self.dense, self.held_out)
         self.report = report

@@ -73,6 +73,11 @@ def test_early_middle_and_late_are_a_third_each(timesteps, steps, pipeline) -> N
     assert Counter(t for t, _, _ in items) == dict.fromkeys(expected, 4)
 
 
+def test_fewer_samples_than_labels_are_spread_over_them(pipeline) -> None:
+    items = items_of(pipeline, num_samples=4, labels=tuple(range(0, 80, 10)))
+    assert sorted(labels for _, labels, _ in items) == [(0,), (20,), (40,), (60,)]
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 def test_an_item_is_the_same_in_every_batch_size(guidance_scale, pipeline) -> None:
     one, four, many = (

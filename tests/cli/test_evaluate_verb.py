@@ -84,12 +84,27 @@ def test_an_interrupt_says_how_to_go_on(
     assert ditprune(*command)[0] == 0
 
 
+def test_a_folder_written_as_a_point_has_its_own_name(
+    ditprune, tiny_pipeline, pruned, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(pruned)
+    out = tmp_path / "e"
+    code, _, err = ditprune("evaluate", tiny_pipeline, ".", "-o", out, *SMALL, "--metrics", "ssim")
+    assert code == 0, err
+    assert results_of(out)["models"][1]["name"] == pruned.name
+
+
 @pytest.mark.parametrize(
     ("args", "match"),
     [
         (["--metrics", "fidd"], "--metrics fidd: did you mean"),
         (["--feature-extractor", "vgg"], "--feature-extractor vgg: no such file"),
         (["--reference", "nowhere"], "--reference nowhere: no such folder"),
+        (
+            ["--metrics", "ssim", "--reference", "."],
+            "--reference .: no metric that",
+        ),
+        (["--metrics", ","], "--metrics: names none"),
     ],
     ids=str,
 )

@@ -78,6 +78,10 @@ def test_results_json_holds_every_field(tiny_pipeline, pruned, tmp_path) -> None
     assert all(row["metrics"].keys() == CATALOGUE.keys() for row in results["models"])
     assert results["format"] == 2
     assert results["command"].startswith(f"ditprune evaluate {tiny_pipeline} ")
+    assert results["command"].endswith(
+        f"-o {tmp_path / 'a' / 'e'} --num-images 10 --num-inference-steps 2 --guidance-scale 1.5 "
+        "--num-held-out 6"
+    )
     with Image.open(tmp_path / "a" / "e" / "grid.png") as grid:
         assert grid.size == (190 + 10 * 100 + 4, 4 * 100 + 4)
 

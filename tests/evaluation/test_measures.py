@@ -59,7 +59,9 @@ def test_prompts_have_a_clip_score(of_prompts) -> None:
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
     assert results["metrics"]["clip_score"]["against"] == "condition"
     assert {entry["condition"] for entry in results["gallery"]} == {"a cat", "two dogs"}
-    assert results["protocol"]["prompts"] == ("a cat", "two dogs")
+    assert results["protocol"]["prompts"] == ["a cat", "two dogs"]
+    assert results["protocol"]["clip_model"] == "clip"
+    assert results["protocol"]["versions"]["transformers"]
 
 
 def test_what_is_not_available_is_listed_without_a_number(of_prompts) -> None:

@@ -12,9 +12,10 @@ from PIL import Image
 from ditprune.calibration.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation import judge
+from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.extractors import Extractor, choose
 from ditprune.evaluation.protocol import Measures
-from ditprune.evaluation.references import AGAINST, read_picture, reference_for
+from ditprune.evaluation.references import read_picture, reference_for
 from ditprune.metrics import frechet
 
 DIGITS = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
@@ -51,7 +52,7 @@ def test_a_folder_of_real_images_is_what_all_are_taken_against(tmp_path) -> None
 
 def test_the_bundled_moments_are_for_fid_alone() -> None:
     found = reference_for(None, classifier(), DIGITS)
-    assert found.against == {name: "real" if name == "fid" else "dense" for name in AGAINST}
+    assert found.against == {name: "real" if name == "fid" else "dense" for name in AGAINST_IMAGES}
     assert found.text is not None
     assert "MNIST" in found.text
 

@@ -16,6 +16,7 @@ from ditprune.errors import ModelError
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.evaluation.store import Images, key_of
+from ditprune.evaluation.timing import Load, Timing
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 
@@ -59,13 +60,15 @@ def test_what_was_not_finite_is_counted(tmp_path) -> None:
     assert images.num_spoiled() == 5
 
 
-def test_the_seconds_are_the_median_of_whole_warm_batches(tmp_path) -> None:
+def test_seconds_and_the_load_they_were_measured_under_are_kept(tmp_path) -> None:
     images = Images(tmp_path, 14, 4)
     batch = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     for items, seconds in zip(images.ranges, (40.0, 4.0, 8.0, 1.0), strict=True):
-        images.write(items, batch[: len(items)], seconds)
-    assert images.seconds_per_image() == 1.5
-    assert replace(images, num_images=4).seconds_per_image() == 10.0
+        images.write(items, batch[: len(items)], seconds, num_processes=3)
+    assert images.timing() == Timing(1.5, (Load.now(3),))
+    assert replace(images, num_images=4).timing().seconds_per_image == 10.0
+    images.write(images.ranges[1], batch, 4.0)
+    assert images.timing().loads == (Load.now(3), Load.now(1))
 
 
 def test_a_batch_that_is_cut_off_is_refused(tmp_path) -> None:
@@ -79,22 +82,23 @@ def test_a_batch_that_is_cut_off_is_refused(tmp_path) -> None:
 
 def test_the_key_tells_apart_what_changes_a_sample(own_pipeline, tiny_pipeline) -> None:
     dense, pruned = locate(str(own_pipeline)), locate(str(tiny_pipeline / "transformer"))
-    place = Placement()
-    key = key_of(dense, None, SMALL, place)
-    assert key == key_of(dense, None, replace(SMALL, num_images=99, num_held_out=9), place)
+    place, all_ = Placement(), [0, 1, 2, 3]
+    key = key_of(dense, None, SMALL, place, all_)
+    assert key == key_of(dense, None, replace(SMALL, num_images=99, num_held_out=9), place, all_)
     others = [
-        key_of(dense, None, replace(SMALL, seed=1), place),
-        key_of(dense, None, replace(SMALL, num_inference_steps=3), place),
-        key_of(dense, None, replace(SMALL, labels=(1,)), place),
-        key_of(dense, None, replace(SMALL, batch_size=5), place),
-        key_of(dense, None, SMALL, Placement(dtype=torch.bfloat16)),
-        key_of(dense, pruned, SMALL, place),
+        key_of(dense, None, replace(SMALL, seed=1), place, all_),
+        key_of(dense, None, replace(SMALL, num_inference_steps=3), place, all_),
+        key_of(dense, None, SMALL, place, [1]),
+        key_of(dense, None, SMALL, place, ["0", "1", "2", "3"]),
+        key_of(dense, None, replace(SMALL, batch_size=5), place, all_),
+        key_of(dense, None, SMALL, Placement(dtype=torch.bfloat16), all_),
+        key_of(dense, pruned, SMALL, place, all_),
     ]
     file = own_pipeline / "vae" / "diffusion_pytorch_model.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(bytes(raw))  # another decoder
-    others.append(key_of(dense, None, SMALL, place))
+    others.append(key_of(dense, None, SMALL, place, all_))
     assert len({key, *others}) == len(others) + 1
 
 
@@ -103,6 +107,24 @@ def pruned(tiny_pipeline, tiny_stats, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("store") / "pruned"
     prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, build(sparsity=0.6))
     return out
+
+
+def test_images_of_fewer_than_all_labels_serve_their_own_number_only(
+    tiny_pipeline, pruned, tmp_path
+) -> None:
+    """Of four labels: image 1 of two is of label 2, and of three it is of label 1."""
+    kept, model = Measures(("ssim",), images=tmp_path / "kept"), locate(str(tiny_pipeline))
+
+    def conditions(num_images: int) -> list[int]:
+        protocol = replace(SMALL, num_images=num_images, batch_size=1, num_inference_steps=1)
+        found = evaluate(model, [("p", locate(str(pruned)))], tmp_path / "e", protocol,
+                         measures=kept)  # fmt: skip
+        return sorted(one["condition"] for one in found["gallery"])
+
+    assert (conditions(2), conditions(3)) == ([0, 2], [0, 1, 2])
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert (conditions(4), conditions(5)) == ([0, 1, 2, 3], [0, 0, 1, 2, 3])
+    assert len(list((tmp_path / "kept").iterdir())) == 3
 
 
 class Stop(BaseException):

@@ -87,6 +87,10 @@ def test_a_study_writes_its_results_its_table_and_its_figure(ablation) -> None:
     assert any(
         line.startswith("| Wanda | 50.0 % |") and error in line for line in table.splitlines()
     )
+    shown = next(line for line in table.splitlines() if line.startswith("| method | removed"))
+    for metric in results["metrics"].values():
+        assert (f" {metric['title']}" in shown) == (metric["unavailable"] is None), metric["title"]
+    assert "PSNR dB ↑" in shown
     assert "| Wanda | 50 % | 0.473 | 57.3 | 101 | 38.8 | 0.34 |" in table
     assert all(f"- {one}" in table for one in results["conclusions"])
     (figure,) = results["figures"]

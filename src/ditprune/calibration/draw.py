@@ -38,7 +38,7 @@ def condition_argument(pipeline: Any) -> str:
 def conditions(
     pipeline: Any, labels: Sequence[int] | None, prompts: Sequence[str] | None
 ) -> list[Any]:
-    """What to draw: the given labels or prompts, else every label known or our own prompts."""
+    """What to draw: the given labels or prompts, else every class known or our own prompts."""
     argument = condition_argument(pipeline)
     if argument == "class_labels":
         if prompts:
@@ -46,7 +46,8 @@ def conditions(
                 f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
             )
         num_classes = pipeline.transformer.config.num_embeds_ada_norm
-        known = sorted(pipeline.labels.values()) or list(range(num_classes))
+        # A class has an entry for each of its names.
+        known = sorted(set(pipeline.labels.values())) or list(range(num_classes))
         for label in labels or ():
             if not 0 <= label < num_classes:
                 raise RecipeError(
@@ -56,6 +57,21 @@ def conditions(
     if labels:
         raise RecipeError(f"{type(pipeline).__name__} draws prompts; pass --prompts, not --labels")
     return list(prompts or bundled.load_prompts())
+
+
+def in_turn(pool: Sequence[Any], num_items: int) -> list[Any]:
+    """The conditions that items draw in turn: all, or where items are fewer, one for each item.
+
+    Those are spread evenly over the pool, in its order, so that no part of it is left out.
+    """
+    num_drawn = min(num_items, len(pool))
+    return [pool[i * len(pool) // num_drawn] for i in range(num_drawn)]
+
+
+def of_items(pool: Sequence[Any], num_items: int) -> list[Any]:
+    """The condition of each item."""
+    drawn = in_turn(pool, num_items)
+    return [drawn[i % len(drawn)] for i in range(num_items)]
 
 
 def check_options(pipeline: Any, **options: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ditprune.calibration.capture import StepRecorder, Style, denoisers_of
-from ditprune.calibration.draw import conditions, run
+from ditprune.calibration.draw import conditions, of_items, run
 from ditprune.calibration.rows import merge_calls
 from ditprune.calibration.seeds import item_seed
 from ditprune.calls import DENOISER, Call
@@ -41,8 +41,8 @@ class Sampling:
         timesteps: `uniform`, `early` (the noisy third), `middle` or `late`.
         num_inference_steps, guidance_scale: of the sampling runs; None is the pipeline's default.
         height, width: of what is drawn; None is the pipeline's default.
-        labels, prompts: what to draw, in turn; None is every label the pipeline knows, or our
-            own prompts.
+        labels, prompts: what to draw, in turn; None is every class the pipeline knows, or our
+            own prompts. Where there are more than items, those drawn are spread evenly over them.
         seed: of the noise and the order of conditions.
         purpose: draws of different purposes are independent (`calibration`, `held-out`).
         batch_size: items drawn together; changes speed and rounding, not which items.
@@ -128,12 +128,13 @@ def sample_unit(
 def run_unit(pipeline: Any, sampling: Sampling, unit: int, recorder: StepRecorder) -> None:
     """Run the pipeline over the items of one unit, for as long as the recorder wants."""
     pool = conditions(pipeline, sampling.labels, sampling.prompts)
+    asked = of_items(pool, sampling.num_samples)
     order = _order_of_conditions(sampling)
     items = sampling.items(unit)
     recorder.record(
         lambda: run(
             pipeline,
-            [pool[order[item] % len(pool)] for item in items],
+            [asked[order[item]] for item in items],
             [item_seed(f"{sampling.purpose} noise", sampling.seed, item) for item in items],
             output_type="latent",
             **sampling.run_options(),

@@ -61,7 +61,7 @@ def evaluate(
     )  # fmt: skip
     measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
                              clip=clip, images=images)  # fmt: skip
-    models = [(Path(folder).name, locate(folder)) for folder in pruned]
+    models = [(_name(folder), locate(folder)) for folder in pruned]
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)
         try:
@@ -76,6 +76,12 @@ def evaluate(
                 f"numbers:  {out / 'results.json'}\npictures: {out / 'grid.png'}", markup=False
             )
             write_cards(models, results)
+
+
+def _name(folder: str) -> str:
+    """What a model is called in the results: its folder, also where that is written `.`."""
+    path = Path(folder)
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def write_cards(models: Sequence[tuple[str, ModelFolder]], results: dict[str, Any]) -> None:
@@ -181,13 +187,11 @@ def _count(number: float) -> str:
 
 
 def _show_protocol(protocol: dict[str, Any]) -> None:
-    steps, guidance = (
-        "the pipeline's default" if protocol[key] is None else protocol[key]
-        for key in ("num_inference_steps", "guidance_scale")
-    )
+    guidance = "none" if protocol["guidance_scale"] is None else protocol["guidance_scale"]
     console.out.print(
         f"{protocol['num_images']} images a model in batches of {protocol['batch_size']}, seed "
-        f"{protocol['seed']}, {protocol['scheduler']}, steps: {steps}, guidance: {guidance}; "
+        f"{protocol['seed']}, {protocol['scheduler']}, steps: {protocol['num_inference_steps']}, "
+        f"guidance: {guidance}; "
         f"relative error of the predicted noise over {protocol['num_held_out']} held-out calls; "
         "SSIM, PSNR and LPIPS to the dense image of the same seed; below each number its 95 % "
         f"bootstrap interval\nfeatures: {protocol['feature_extractor']}\n"

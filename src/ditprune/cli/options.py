@@ -93,10 +93,14 @@ _PLACEMENT: tuple[Decorator, ...] = (
 _SAMPLING: tuple[Decorator, ...] = (
     click.option("--num-inference-steps", type=int, help="[default: the pipeline's]"),
     click.option("--guidance-scale", type=float, help="[default: the pipeline's]"),
-    click.option("--labels", metavar="0,1,…", help="[default: all] class ids to draw"),
+    click.option(
+        "--labels", metavar="0,1,…",
+        help="[default: all] class ids to draw in turn; those of fewer items are spread over them",
+    ),
     click.option(
         "--prompts", type=click.Path(path_type=Path), metavar="FILE",
-        help="[default: our own 128] .txt, one prompt a line, or .tsv, id and caption",
+        help="[default: our own 128] .txt, one prompt a line, or .tsv, id and caption; in turn or "
+        "spread, as labels are",
     ),
     click.option("--height", type=int, help="[default: the pipeline's]"),
     click.option("--width", type=int, help="[default: the pipeline's]"),
@@ -110,7 +114,8 @@ _MEASURING: tuple[Decorator, ...] = (
     click.option(
         "--metrics", metavar="NAME,…",
         help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; what is named "
-        "is fetched",
+        "is fetched; image_reward needs the package image-reward, which pins old versions of "
+        "others and is no extra of ours",
     ),
     click.option(
         "--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",

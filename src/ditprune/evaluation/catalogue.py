@@ -38,3 +38,6 @@ CATALOGUE: dict[str, Metric] = {
     "image_reward": Metric("ImageReward", "higher", "condition"),
     "accuracy": Metric("accuracy", "higher", "condition"),
 }
+# Those that look at real images where there are some, and all that look at features.
+AGAINST_IMAGES = tuple(key for key, metric in CATALOGUE.items() if metric.against == "real")
+OF_FEATURES = (*AGAINST_IMAGES, "inception_score")

@@ -53,7 +53,7 @@ def draw_missing(
         if worker.owns(number):
             begun = time.monotonic()
             batch, num_spoiled = draw_batch(pipeline, asked, protocol, items)
-            images.write(items, batch, time.monotonic() - begun, num_spoiled)
+            images.write(items, batch, time.monotonic() - begun, num_spoiled, worker.world)
             report(f"images: {name}", items.stop, images.num_images)
     worker.wait()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ditprune.calibration.capture import denoisers_of
-from ditprune.calibration.draw import conditions
+from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.workers import Worker
@@ -21,6 +20,7 @@ from ditprune.checkpoints.output import check_no_link, results_folder
 from ditprune.errors import RecipeError
 from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
 from ditprune.evaluation.claims import Claims, claims_of, structure_of
+from ditprune.evaluation.commands import evaluate_command
 from ditprune.evaluation.drawing import as_unit as as_unit
 from ditprune.evaluation.drawing import draw_images as draw_images
 from ditprune.evaluation.drawing import draw_missing
@@ -35,6 +35,7 @@ from ditprune.evaluation.held_out import relative_error_between as relative_erro
 from ditprune.evaluation.measure import Measured, measure
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.protocol import Protocol as Protocol
+from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of, write_results
 from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
@@ -56,10 +57,10 @@ class Run:
     place: Placement
     worker: Worker
 
-    def images_of(self, model: ModelFolder | None) -> Images:
+    def images_of(self, model: ModelFolder | None, drawn: Sequence[Any]) -> Images:
         """Where the images of a pruned model are kept; of the dense one for None."""
         folder = self.measures.images or self.out / FOLDER
-        key = key_of(self.dense, model, self.protocol, self.place)
+        key = key_of(self.dense, model, self.protocol, self.place, drawn)
         return Images(folder / key, self.protocol.num_images, self.protocol.batch_size)
 
 
@@ -106,20 +107,15 @@ def evaluate(
         DitpruneError: before sampling where it can be known.
     """
     _check_names(pruned)
-    run = Run(
-        dense, pruned, out, protocol, measures or Measures(), command or _words(dense, pruned, out),
-        report, place or Placement(), worker or Worker(),
-    )  # fmt: skip
+    measures, place = measures or Measures(), place or Placement()
+    command = command or evaluate_command(
+        dense.name, [model.name for _, model in pruned], out, protocol, measures, place
+    )
+    run = Run(dense, pruned, out, protocol, measures, command, report, place, worker or Worker())
     kept = out / FOLDER
     check_no_link(kept)
     with results_folder(out, lambda: kept.is_dir() and any(kept.rglob("*.safetensors"))):
         return _evaluate(run)
-
-
-def _words(dense: ModelFolder, pruned: Sequence[tuple[str, ModelFolder]], out: Path) -> str:
-    """The command line of an evaluation that was not asked for by one, without its options."""
-    names = [dense.name, *(model.name for _, model in pruned)]
-    return shlex.join(["ditprune", "evaluate", *names, "-o", str(out)])
 
 
 def _evaluate(run: Run) -> dict[str, Any]:
@@ -128,25 +124,27 @@ def _evaluate(run: Run) -> dict[str, Any]:
     own = denoisers_of(pipeline, names)
     claims = [claims_of(model, own) for _, model in run.pruned]
     pool = conditions(pipeline, run.protocol.labels, run.protocol.prompts)
-    asked = [pool[i % len(pool)] for i in range(run.protocol.num_images)]
+    drawn = in_turn(pool, run.protocol.num_images)
+    asked = of_items(pool, run.protocol.num_images)
     held_out = sample_held_out(pipeline, run.protocol, run.report, names, run.worker)
     structure = structure_of(own)
     work = _work(run, own, held_out, structure)
     noise = {name: predictions(one, held_out.calls.get(name, []), run.place)
              for name, one in own.items()}  # fmt: skip
-    images = run.images_of(None)
+    images = run.images_of(None, drawn)
     draw_missing(pipeline, asked, run.protocol, images, "dense", run.report, run.worker)
     own.clear()  # so that each denoiser can leave when the next one comes
     sampled = [Sampled("dense", run.dense, structure, images, ())]
     for (name, model), claimed in zip(run.pruned, claims, strict=True):
         own_rows = exchange(pipeline, model, held_out.calls, noise, run.place)
         rows = tuple(itertools.chain(*run.worker.gather(own_rows)))
-        images = run.images_of(model)
+        images = run.images_of(model, drawn)
         draw_missing(pipeline, asked, run.protocol, images, name, run.report, run.worker)
         sampled.append(Sampled(name, model, claimed, images, rows))
     results: dict[str, Any] = {}
     if run.worker.is_first:
-        results = _measure(run, pipeline, sampled, asked, work)
+        used = resolved(run.protocol, pipeline, drawn, held_out.num_steps)
+        results = _measure(run, pipeline, sampled, asked, work, used)
     run.worker.wait()
     return run.worker.gather(results)[0]
 
@@ -165,9 +163,14 @@ def _work(
 
 
 def _measure(
-    run: Run, pipeline: Any, sampled: Sequence[Sampled], asked: Sequence[Any], work: Work | None
-) -> dict[str, Any]:
-    """Read the images of every model in turn, and write what they tell."""
+    run: Run, pipeline: Any, sampled: Sequence[Sampled], asked: Sequence[Any], work: Work | None,
+    used: Protocol,
+) -> dict[str, Any]:  # fmt: skip
+    """Read the images of every model in turn, and write what they tell.
+
+    Args:
+        used: the protocol with what the pipeline's defaults came to.
+    """
     like = sampled[0].images.read(sampled[0].images.ranges[0])
     tools = prepare(run.measures, like, asked, run.place)
     models: list[Model] = []
@@ -188,8 +191,8 @@ def _measure(
         run.report("measuring", number, len(sampled))
     assert first is not None
     results = results_of(
-        models, tools, work, describe(run.protocol, pipeline, run.dense.root, like, tools,
-        run.place), run.command, run.dense.name, first.seen.widths,
+        models, tools, work, describe(used, pipeline, run.dense.root, like, tools, run.place),
+        run.command, run.dense.name, first.seen.widths,
     )  # fmt: skip
     write_results(results, models, asked, run.protocol, run.out)
     for one in sampled[1:]:

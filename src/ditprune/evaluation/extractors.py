@@ -16,12 +16,13 @@ from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import tensors_file
 from ditprune.errors import ModelError
 from ditprune.evaluation import judge
+from ditprune.evaluation.catalogue import OF_FEATURES
 from ditprune.evaluation.drawing import as_unit
+from ditprune.evaluation.libraries import hub_folder
 from ditprune.evaluation.protocol import Measures
 from ditprune.metrics import features, inception
 from ditprune.metrics.features import Seen
 
-FEATURE_METRICS = ("fid", "sfid", "kid", "inception_score", "precision", "recall")
 INCEPTION = "InceptionV3 of torch-fidelity (2,048 features, as in the literature)"
 _NUM_CHANNELS = 7  # of the map before pooling, as guided-diffusion's sFID takes of InceptionV3's
 _BATCH = 50  # images seen at once
@@ -62,8 +63,8 @@ def choose(
     if given not in ("auto", "inception"):
         return Extractor(f"{INCEPTION}, weights of {Path(given).name}",
                          _inception(Path(given), place))  # fmt: skip
-    fetch = given == "inception" or any(measures.fetches(name) for name in FEATURE_METRICS)
-    file = Path(torch.hub.get_dir()) / "checkpoints" / inception.weights_address().split("/")[-1]
+    fetch = given == "inception" or any(measures.fetches(name) for name in OF_FEATURES)
+    file = hub_folder() / inception.weights_address().split("/")[-1]
     if not file.is_file() and not fetch:
         return (
             "InceptionV3's weights (91 MB) are not here: --feature-extractor inception fetches "

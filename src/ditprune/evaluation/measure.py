@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ditprune import bundled
 from ditprune.bundled.classifier import predict
+from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.drawing import as_unit
 from ditprune.evaluation.gallery import picture
-from ditprune.evaluation.references import AGAINST
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools
 from ditprune.metrics import (
@@ -109,7 +109,7 @@ def _of_features(seen: Seen, dense: Seen | None, tools: Tools, seed: int) -> dic
         return found
     if tools.has("inception_score"):
         found["inception_score"] = inception_score.compute(seen.all_logits(), seed)
-    for name in AGAINST:
+    for name in AGAINST_IMAGES:
         if tools.has(name):
             is_real = tools.reference.against[name] == "real"
             if is_real or dense is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.catalogue import AGAINST_IMAGES, CATALOGUE, OF_FEATURES
 from ditprune.metrics.clip_score import MODEL as CLIP
 
 EXTRACTORS = ("auto", "classifier", "inception")
@@ -20,10 +20,11 @@ class Protocol:
     """How samples are drawn; stands beside every number.
 
     Args:
-        num_images: samples per model; item i draws condition i (in turn) from its own seed.
+        num_images: samples per model; conditions are drawn in turn, each from its own seed.
         seed: of the samples and of the held-out calls.
         num_inference_steps, guidance_scale: None is the pipeline's default.
-        labels, prompts: what to draw; None is every label the pipeline knows, or our own prompts.
+        labels, prompts: what to draw; None is every class the pipeline knows, or our own prompts.
+            Where there are more than images, those drawn are spread evenly over them.
         num_held_out: denoiser calls for the relative error, from seeds no calibration uses.
         batch_size: images drawn together; changes speed, not which noise an item gets.
         height, width: of the images; None is the pipeline's default.
@@ -81,6 +82,10 @@ class Measures:
     images: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.names is not None and not self.names:
+            raise RecipeError(
+                f"--metrics: names none; expected some of {', '.join(CATALOGUE)}, or leave it out"
+            )
         for name in self.names or ():
             if name not in CATALOGUE:
                 raise RecipeError(f"--metrics {name}: {did_you_mean(name, CATALOGUE)}")
@@ -92,6 +97,21 @@ class Measures:
             )
         if self.reference is not None and not self.reference.is_dir():
             raise RecipeError(f"--reference {self.reference}: no such folder; expected images")
+        self._check_use()
+
+    def _check_use(self) -> None:
+        """Refuse what no chosen metric would look at. Raises RecipeError."""
+        uses = (
+            ("--reference", self.reference, None, AGAINST_IMAGES),
+            ("--feature-extractor", self.feature_extractor, "auto", OF_FEATURES),
+            ("--clip", self.clip, CLIP, ("clip_score",)),
+        )
+        for flag, given, default, users in uses:
+            if given != default and not set(users) & set(self.chosen):
+                raise RecipeError(
+                    f"{flag} {given}: no metric that --metrics names uses it; leave it out, or "
+                    f"name one that does ({', '.join(users)})"
+                )
 
     @property
     def chosen(self) -> tuple[str, ...]:

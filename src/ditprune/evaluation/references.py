@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ditprune.errors import RecipeError
+from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.extractors import Extractor
 from ditprune.metrics import frechet
 from ditprune.metrics.features import Seen
@@ -20,7 +21,6 @@ BUNDLED = "FID: the 10,000 MNIST test images, by their features' moments"
 _DENSE = "the dense model's images"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _BATCH = 50
-AGAINST = ("fid", "sfid", "kid", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def reference_for(folder: Path | None, extractor: Extractor | None, like: Tensor
 
     Raises RecipeError for a folder without images, or with one that cannot be read.
     """
-    dense = dict.fromkeys(AGAINST, "dense")
+    dense = dict.fromkeys(AGAINST_IMAGES, "dense")
     if extractor is None:
         return Reference(None, dense)
     if folder is not None:
         seen, count = _see_folder(folder, extractor, like)
         text = f"{count:,} images of {folder.resolve().name}, cropped and scaled to the samples"
         moments = frechet.moments_of(seen.all_pooled())
-        return Reference(text, dict.fromkeys(AGAINST, "real"), moments, seen)
+        return Reference(text, dict.fromkeys(AGAINST_IMAGES, "real"), moments, seen)
     if extractor.real is not None:
         text = f"{BUNDLED}; sFID, KID, precision and recall: {_DENSE}"
         return Reference(text, dense | {"fid": "real"}, extractor.real)

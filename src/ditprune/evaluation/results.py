@@ -15,6 +15,7 @@ from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.output import write_beside
 from ditprune.commands import commands
+from ditprune.evaluation import libraries
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found, cautions
@@ -24,6 +25,7 @@ from ditprune.evaluation.grid import save_grid
 from ditprune.evaluation.not_finite import finite, told
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
+from ditprune.evaluation.timing import Timing, why_no_seconds
 from ditprune.evaluation.tools import Tools
 from ditprune.metrics import error_rows
 from ditprune.metrics.error_rows import Row
@@ -65,6 +67,7 @@ def results_of(
         widths: how many features FID and sFID are of.
     """
     found = {model.name: Found(finite(model.estimates), model.values) for model in models}
+    timings = [model.images.timing() for model in models]
     num_images = protocol["num_images"]
     return {
         "format": FORMAT,
@@ -72,14 +75,15 @@ def results_of(
         "protocol": dict(protocol),
         "metrics": {key: _described(key, tools) for key in tools.chosen},
         "models": [
-            _row(model, tools, work, dense)
+            _row(model, tools, work, dense, seconds)
             | {
                 "warnings": [
                     *told(model.rows, model.images.num_spoiled(), num_images),
                     *cautions(model.name, found, num_images, widths),
+                    *why,
                 ]
             }
-            for model in models
+            for model, (seconds, why) in zip(models, _seconds(timings), strict=True)
         ],
     }
 
@@ -98,10 +102,20 @@ def _described(key: str, tools: Tools) -> dict[str, Any]:
     }
 
 
-def _row(model: Model, tools: Tools, work: Work | None, dense: str) -> dict[str, Any]:
+def _seconds(timings: Sequence[Timing]) -> list[tuple[float | None, list[str]]]:
+    """What each model took for an image, the dense one first; or none, and why."""
+    found: list[tuple[float | None, list[str]]] = []
+    for own in timings:
+        why = why_no_seconds(own, timings[0] if found else None)
+        found.append((None, [why]) if why else (own.seconds_per_image, []))
+    return found
+
+
+def _row(
+    model: Model, tools: Tools, work: Work | None, dense: str, seconds: float | None
+) -> dict[str, Any]:
     shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
-    seconds = model.images.seconds_per_image()
     manifest_says = {"recipe": claims.recipe, "statistics": claims.statistics}
     calibrate, prune = commands(dense, model.name, manifest_says)
     return {
@@ -131,9 +145,13 @@ def _estimate(one: Estimate | None) -> dict[str, float | None] | None:
 def describe(
     protocol: Protocol, pipeline: Any, dense: Path, like: Tensor, tools: Tools, place: Placement
 ) -> dict[str, Any]:
-    """The `protocol` of results.json, for images like these [n, C, H, W]."""
+    """The `protocol` of results.json, for images like these [n, C, H, W].
+
+    Args:
+        protocol: as `resolved` gives it.
+    """
     return {
-        **asdict(protocol),
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()},
         "dense": dense.resolve().name,
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
@@ -142,7 +160,8 @@ def describe(
         "device": place.device,
         "feature_extractor": tools.features,
         "reference": tools.reference.text,
-        "versions": manifest.versions(),
+        "clip_model": tools.clip_model,
+        "versions": manifest.versions() | libraries.versions(),
     }
 
 

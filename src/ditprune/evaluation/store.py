@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,21 +19,29 @@ from ditprune.checkpoints import tensors_file
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder
 from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.timing import Batch, Load, Timing, timing_of
 
 FOLDER = ".images"
 _DIGITS = 24
-# What a sample depends on; how many there are is no part of it.
-_NOT_OF_A_SAMPLE = {"num_images", "num_held_out"}
+# How many samples there are is no part of one; what is drawn stands in the key as it comes out.
+_NOT_OF_A_SAMPLE = {"num_images", "num_held_out", "labels", "prompts"}
 
 
 def key_of(
-    dense: ModelFolder, pruned: ModelFolder | None, protocol: Protocol, place: Placement
-) -> str:
-    """A name for the images of a model: another weight, file, option or version, another name."""
+    dense: ModelFolder, pruned: ModelFolder | None, protocol: Protocol, place: Placement,
+    drawn: Sequence[Any],
+) -> str:  # fmt: skip
+    """A name for the images of a model: another weight, file, option or version, another name.
+
+    Args:
+        drawn: the conditions that images draw in turn (`calibration.draw.in_turn`). Where images
+            are fewer than all, these differ with their number, and so does the name.
+    """
     options = {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE}
     sampling = protocol.held_out()
     guard = {
         "options": options,
+        "conditions": list(drawn),
         "dense": {k: v for k, v in guard_of(dense, sampling, place).items() if k != "sampling"},
     }
     if pruned is not None:
@@ -67,10 +75,19 @@ class Images:
     def has(self, items: range) -> bool:
         return self._file(items).is_file()
 
-    def write(self, items: range, images: Tensor, seconds: float, num_spoiled: int = 0) -> None:
-        """Keep a batch, how long it took, how many of it were not finite. Raises OutputError."""
+    def write(
+        self, items: range, images: Tensor, seconds: float, num_spoiled: int = 0,
+        num_processes: int = 1,
+    ) -> None:  # fmt: skip
+        """Keep a batch: how long it took under what load, and how many of it were not finite.
+
+        Raises OutputError.
+        """
         ensure_folder(self.folder)
-        words = {"seconds": repr(seconds), "num_spoiled": str(num_spoiled)}
+        words = {
+            "seconds": repr(seconds), "num_spoiled": str(num_spoiled),
+            **Load.now(num_processes).words(),
+        }  # fmt: skip
         tensors_file.save({"images": images}, words, self._file(items))
 
     def read(self, items: range) -> Tensor:
@@ -92,14 +109,13 @@ class Images:
                 found |= {i: batch[i - items.start].clone() for i in inside}
         return torch.stack([found[i] for i in wanted])
 
-    def seconds_per_image(self) -> float | None:
-        """The median over full batches, the first left out where there are others: it warms up."""
-        times = []
+    def timing(self) -> Timing:
+        """How long an image took, and under what load."""
+        batches = []
         for items in self.ranges:
             words = tensors_file.words(self._file(items))
-            times.append((len(items), float(words["seconds"]) / len(items)))
-        full = [time for count, time in times if count == self.batch_size] or [t for _, t in times]
-        return median(full[1:] or full)
+            batches.append(Batch(len(items), float(words["seconds"]), Load.of_words(words)))
+        return timing_of(batches, self.batch_size)
 
     def num_spoiled(self) -> int:
         """Images that were not finite where they were drawn."""

@@ -8,12 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ditprune.calibration.placement import Placement
 from ditprune.evaluation import judge
-from ditprune.evaluation.extractors import FEATURE_METRICS, Extractor, choose
+from ditprune.evaluation.catalogue import OF_FEATURES
+from ditprune.evaluation.extractors import Extractor, choose
+from ditprune.evaluation.libraries import hub_folder
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.references import Reference, reference_for
 from ditprune.metrics import clip_score, image_reward, lpips
@@ -26,6 +27,7 @@ class Tools:
     """Args:
     chosen: the metrics to show, in order.
     unavailable: why a chosen one cannot be had.
+    clip_model: whose CLIP score it is, where it is measured.
     """
 
     chosen: tuple[str, ...]
@@ -34,6 +36,7 @@ class Tools:
     reference: Reference
     lpips: lpips.Distance | None = None
     clip: clip_score.Score | None = None
+    clip_model: str | None = None
     reward: image_reward.Score | None = None
 
     def has(self, name: str) -> bool:
@@ -66,10 +69,10 @@ def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], place: Place
     chosen = measures.chosen
     unavailable: dict[str, str] = {}
     extractor: Extractor | None = None
-    if set(FEATURE_METRICS) & set(chosen):
+    if set(OF_FEATURES) & set(chosen):
         found = choose(measures, like, asked, place)
         if isinstance(found, str):
-            unavailable |= {name: found for name in FEATURE_METRICS if name in chosen}
+            unavailable |= {name: found for name in OF_FEATURES if name in chosen}
         else:
             extractor = found
     if "accuracy" in chosen and not judge.can_read(like, asked):
@@ -84,7 +87,8 @@ def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], place: Place
                 loaded[name] = tool
     return Tools(
         chosen, unavailable, extractor, reference_for(measures.reference, extractor, like),
-        loaded.get("lpips"), loaded.get("clip_score"), loaded.get("image_reward"),
+        loaded.get("lpips"), loaded.get("clip_score"),
+        _clip_name(measures.clip) if "clip_score" in loaded else None, loaded.get("image_reward"),
     )  # fmt: skip
 
 
@@ -93,8 +97,7 @@ def _lpips(measures: Measures, like: Tensor, _asked: Sequence[Any], place: Place
         return "LPIPS needs torchvision: pip install 'ditprune[metrics]'"
     if not lpips.fits(*like.shape[2:]):
         return "images are smaller than the 32 pixels that its network needs"
-    file = Path(torch.hub.get_dir()) / "checkpoints" / lpips.WEIGHTS
-    if not file.is_file() and not measures.fetches("lpips"):
+    if not (hub_folder() / lpips.WEIGHTS).is_file() and not measures.fetches("lpips"):
         return "AlexNet's weights (233 MB) are not here: --metrics lpips,… fetches them"
     return _try(lambda: lpips.load(place.device))
 
@@ -109,6 +112,11 @@ def _clip(measures: Measures, _like: Tensor, asked: Sequence[Any], place: Placem
     if isinstance(found, str) and not fetch:
         return f"{measures.clip} is not here: --metrics clip_score,… fetches it, or pass --clip DIR"
     return found
+
+
+def _clip_name(model: str) -> str:
+    """A hub id, or a folder's name."""
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _reward(measures: Measures, _like: Tensor, asked: Sequence[Any], place: Placement) -> Any:

@@ -30,7 +30,6 @@ _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")
 # Of the base model's front matter, what is not true of its pruned copy.
 _NOT_KEPT = {"base_model", "base_model_relation", "library_name", "model-index", "tags", "widget"}
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_MOST_SHOWN = 8
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
@@ -210,8 +209,8 @@ def _cut(value: Any) -> Any:
     """The same without most of long lists, such as prompts; the manifest has all."""
     if isinstance(value, Mapping):
         return {key: _cut(one) for key, one in value.items()}
-    if isinstance(value, list) and len(value) > _MOST_SHOWN:
-        return [*value[:_MOST_SHOWN], f"… ({len(value)} in all)"]
+    if isinstance(value, list) and len(value) > numbers.MOST_LISTED:
+        return [*value[: numbers.MOST_LISTED], f"… ({len(value)} in all)"]
     return value
 
 

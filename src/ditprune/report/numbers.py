@@ -1,4 +1,4 @@
-"""Numbers as people read them: metrics with their intervals, counts, bytes, seconds, shares."""
+"""Values as people read them: metrics with their intervals, counts, seconds, shares, lists."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 NONE = "–"
+# Longer lists (prompts, labels) are cut there.
+MOST_LISTED = 8
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -77,6 +79,16 @@ def change(value: float | None, dense: float | None) -> str:
         return ""
     share = value / dense - 1
     return "same" if abs(share) < 5e-4 else f"{'−' if share < 0 else '+'}{percent(abs(share))}"
+
+
+def listed(value: Any) -> str:
+    """`a, b`, `numpy 2.0, torch 2.5`; of a long list its beginning and how many there are."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {listed(one)}" for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        more = f" … ({len(value)} in all)" if len(value) > MOST_LISTED else ""
+        return ", ".join(listed(one) for one in value[:MOST_LISTED]) + more
+    return str(value)
 
 
 def _fixed(value: float, metric: Mapping[str, Any]) -> str:

@@ -18,8 +18,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 5_000_000
 # What the file begins with, so that a later report knows that it may replace it.
 MARK = "<!doctype html>\n<!-- made by ditprune report -->\n"
-# Longer lists of the protocol (prompts, labels) are cut there.
-_MOST_SHOWN = 8
 # Images this small are drawn with their pixels.
 _SMALL_PX = 64
 
@@ -108,19 +106,10 @@ def _drawn(metrics: Mapping[str, Any], pruned: Sequence[Mapping[str, Any]]) -> l
 def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the numbers were measured with, a line each; nothing for what was not given."""
     return [
-        (key.replace("_", " "), _said(value))
+        (key.replace("_", " "), numbers.listed(value))
         for key, value in protocol.items()
         if value is not None and value != {} and value != []
     ]
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_said(one)}" for key, one in value.items())
-    if isinstance(value, list):
-        more = f" … ({len(value)} in all)" if len(value) > _MOST_SHOWN else ""
-        return ", ".join(_said(one) for one in value[:_MOST_SHOWN]) + more
-    return str(value)
 
 
 def _is_small(protocol: Mapping[str, Any]) -> bool:

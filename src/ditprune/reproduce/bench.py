@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.collect import of_denoiser
-from ditprune.calibration.draw import conditions
+from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.rows import to_placement
@@ -27,6 +27,7 @@ from ditprune.evaluation.drawing import draw_missing
 from ditprune.evaluation.held_out import exchange, predictions, sample_held_out, with_error
 from ditprune.evaluation.measure import Measured, measure
 from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools, prepare
@@ -53,6 +54,7 @@ class Bench:
     """What the rows under one protocol share.
 
     Args:
+        used: the protocol with what the pipeline's defaults came to.
         pipeline: whose denoisers are exchanged.
         asked: the condition of each image.
         calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
@@ -61,6 +63,7 @@ class Bench:
 
     run: Run
     protocol: Protocol
+    used: Protocol
     pipeline: Any
     asked: Sequence[Any]
     calls: Mapping[str, Sequence[Any]]
@@ -77,10 +80,12 @@ def open_bench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Bench:
     own = denoisers_of(pipeline, names)
     structure = structure_of(own)
     pool = conditions(pipeline, protocol.labels, protocol.prompts)
-    asked = [pool[i % len(pool)] for i in range(protocol.num_images)]
+    asked = of_items(pool, protocol.num_images)
     for sampling in samplings:
         calibrate(run, pipeline, own, sampling)
-    calls = sample_held_out(pipeline, protocol, run.report, names).calls
+    held_out = sample_held_out(pipeline, protocol, run.report, names)
+    calls = held_out.calls
+    used = resolved(protocol, pipeline, in_turn(pool, protocol.num_images), held_out.num_steps)
     noise = {n: predictions(one, calls.get(n, []), run.place) for n, one in own.items()}
     images = run.kept.images(dense)
     draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.report))
@@ -88,7 +93,7 @@ def open_bench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Bench:
     found = measure(images, None, None, asked, tools, protocol.seed)
     stock = take_stock(run.model, structure.names())
     model = Model("dense", structure, stock, images, found.estimates, found.values, (), ())
-    return Bench(run, protocol, pipeline, asked, calls, noise, tools, model, found)
+    return Bench(run, protocol, used, pipeline, asked, calls, noise, tools, model, found)
 
 
 def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: Sampling) -> None:
@@ -155,7 +160,7 @@ def _measured(
 def _record(bench: Bench, models: Sequence[Model]) -> dict[str, Any]:
     run, images = bench.run, bench.dense.images
     protocol = describe(
-        bench.protocol, bench.pipeline, run.model.root, images.read(images.ranges[0]), bench.tools,
+        bench.used, bench.pipeline, run.model.root, images.read(images.ranges[0]), bench.tools,
         run.place,
     )  # fmt: skip
     results = results_of(

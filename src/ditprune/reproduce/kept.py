@@ -19,6 +19,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import check_no_link, ensure_folder, write_beside
 from ditprune.errors import OutputError
+from ditprune.evaluation import libraries
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.store import Images
 from ditprune.reproduce.rows import Row
@@ -33,11 +34,13 @@ class Kept:
     folder: of unfinished work, beside the results.
     guard: the model, where it runs, and the versions.
     measures: which metrics rows have.
+    made_with: the libraries and files that these metrics depend on.
     """
 
     folder: Path
     guard: Mapping[str, Any]
     measures: Measures
+    made_with: Mapping[str, Any]
 
     def read_row(self, row: Row) -> dict[str, Any] | None:
         """A finished row. Raises OutputError for a file that is damaged."""
@@ -63,23 +66,19 @@ class Kept:
     def images(self, row: Row) -> Images:
         """Where the images of a row are kept until it is finished; of the dense one, for good."""
         own = row.protocol
-        folder = self.folder / "images" / self._row_key(row)
+        folder = self.folder / "images" / self._model_key(row)
         return Images(folder, own.num_images, own.batch_size)
 
     def pruned_folder(self, row: Row) -> Path:
         """Where the pruned model of a row lies until it is finished."""
-        return self.folder / "pruned" / self._row_key(row)
+        return self.folder / "pruned" / self._model_key(row)
 
     def _row_file(self, row: Row) -> Path:
-        return self.folder / "rows" / f"{self._row_key(row)}.json"
+        words = _words_of(row) | {"measures": asdict(self.measures), "made_with": self.made_with}
+        return self._file("rows", ".json", words)
 
-    def _row_key(self, row: Row) -> str:
-        words: dict[str, Any] = {
-            "protocol": asdict(row.protocol), "measures": asdict(self.measures),
-        }  # fmt: skip
-        if row.recipe is not None:
-            words |= {"recipe": row.recipe.to_json(), "sampling": asdict(row.sampling)}
-        return self._key(words)
+    def _model_key(self, row: Row) -> str:
+        return self._key(_words_of(row))
 
     def _file(self, kind: str, ending: str, words: Mapping[str, Any]) -> Path:
         return self.folder / kind / f"{self._key(words)}{ending}"
@@ -89,12 +88,21 @@ class Kept:
         return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
+def _words_of(row: Row) -> dict[str, Any]:
+    """What the images of a row depend on."""
+    words: dict[str, Any] = {"protocol": asdict(row.protocol)}
+    if row.recipe is not None:
+        words |= {"recipe": row.recipe.to_json(), "sampling": asdict(row.sampling)}
+    return words
+
+
 def open_kept(model: ModelFolder, out: Path, measures: Measures, place: Placement) -> Kept:
     """What was kept in a folder of results. Raises OutputError, ModelError."""
     folder = out / FOLDER
     check_no_link(folder)
     guard = guard_of(model, Sampling(), place)
-    return Kept(folder, {k: v for k, v in guard.items() if k != "sampling"}, measures)
+    own = {k: v for k, v in guard.items() if k != "sampling"}
+    return Kept(folder, own, measures, libraries.stamp(measures))
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def _row(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
     chosen = [target["granularity"] for target in model["targets"]]
     return {
         "name": row.method,
-        "setting": row.setting(),
+        "setting": row.setting() | {word: record["protocol"][word] for word in _OF_A_ROW},
         "granularity": {name: chosen.count(name) for name in dict.fromkeys(chosen)},
         **{word: model[word] for word in words},
     }

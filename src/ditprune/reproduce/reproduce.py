@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder, results_folder, write_beside
 from ditprune.errors import RecipeError, did_you_mean
+from ditprune.evaluation.commands import options_of
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Report, silent
 from ditprune.reproduce import figures
@@ -72,12 +74,23 @@ def reproduce(
         raise RecipeError(f"{model.name}: is a bare denoiser; expected a pipeline that draws")
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
-        words = command or f"ditprune reproduce {name} {model.name} -o {out}"
-        run = Run(model, open_kept(model, out, measures, place), place, words, report)
+        command = command or _command(name, model, out, options, measures, place)
+        run = Run(model, open_kept(model, out, measures, place), place, command, report)
         return {
             study.name: _one(run, study, rows[study.name], own[study.name], is_bundled, out)
             for study in chosen
         }
+
+
+def _command(
+    name: str, model: ModelFolder, out: Path, options: Options, measures: Measures,
+    place: Placement,
+) -> str:  # fmt: skip
+    """How to repeat what was not asked for by a command line, defaults left out."""
+    words = ["ditprune", "reproduce", name, model.name, "-o", str(out)]
+    for given, plain in ((options, Options()), (measures, Measures()), (place, Placement())):
+        words += options_of(given, plain)
+    return shlex.join(words)
 
 
 def studies_of(name: str) -> list[Study]:

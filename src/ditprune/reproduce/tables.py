@@ -9,11 +9,6 @@ from typing import Any
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.reproduce.findings import setting_text
 
-# Metrics of the table, those of the paper and our own; results.json has all.
-_SHOWN = (
-    "relative_error", "ssim", "lpips", "fid", "sfid", "inception_score", "precision",
-    "clip_score", "image_reward", "accuracy",
-)  # fmt: skip
 _SETTINGS = {
     "num_inference_steps": "{} steps", "guidance_scale": "guidance {:g}",
 }  # fmt: skip
@@ -53,10 +48,7 @@ def _own_tables(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _measured(results: Mapping[str, Any]) -> Iterator[str]:
     """A table for each (steps, guidance), a row for each method and sparsity."""
-    metrics = {
-        key: one for key, one in results["metrics"].items()
-        if key in _SHOWN and one["unavailable"] is None
-    }  # fmt: skip
+    metrics = {key: one for key, one in results["metrics"].items() if one["unavailable"] is None}
 
     def setting(row: Mapping[str, Any]) -> str:
         own = row["setting"]
