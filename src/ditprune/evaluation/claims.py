@@ -26,6 +26,7 @@ class Claims:
         asked: the sparsity or the pattern; None without a manifest.
         recipe: as in its manifest.
         needs_statistics: whether that recipe read any.
+        has_mask: whether its zeros are where another model's mask has them.
         targets: each denoiser's targets by name: what its manifest, or its structure, tells.
     """
 
@@ -33,6 +34,7 @@ class Claims:
     recipe: Mapping[str, Any] | None
     needs_statistics: bool
     targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    has_mask: bool = False
 
     def names(self) -> dict[str, list[str]]:
         """The targets' names, by denoiser."""
@@ -52,7 +54,11 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
     asked, recipe, needs, targets = None, None, False, {}
     for name, folder in model.denoisers.items():
         asked, recipe, needs, targets[name] = _claims_of(model, folder, dense[name])
-    return Claims(asked, recipe, needs, targets)
+    has_mask = any(
+        (folder / MANIFEST).is_file() and manifest.read(folder).get("mask") is not None
+        for folder in model.denoisers.values()
+    )
+    return Claims(asked, recipe, needs, targets, has_mask)
 
 
 def structure_of(denoisers: Mapping[str, nn.Module]) -> Claims:

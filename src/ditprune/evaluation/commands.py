@@ -18,6 +18,15 @@ _FLAGS = (
 )  # fmt: skip
 
 
+def mask_command(dense: str, name: str) -> str:
+    """The command that puts a mask, named `mask.safetensors`, onto `dense` into a folder `name`.
+
+    The recipe in its manifest is of the model that the mask was taken from: on this one it would
+    remove other weights.
+    """
+    return shlex.join(["ditprune", "mask", "apply", dense, "mask.safetensors", "-o", name])
+
+
 def prune_command(dense: str, name: str, recipe: Mapping[str, Any], needs_statistics: bool) -> str:
     """The command that prunes `dense` into a folder `name` by this recipe.
 

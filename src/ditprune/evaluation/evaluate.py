@@ -22,8 +22,8 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
 from ditprune.evaluation.claims import Claims, claims_of, structure_of
 from ditprune.evaluation.drawing import as_unit as as_unit
+from ditprune.evaluation.drawing import check_draws_images, draw_missing
 from ditprune.evaluation.drawing import draw_images as draw_images
-from ditprune.evaluation.drawing import draw_missing
 from ditprune.evaluation.held_out import HeldOut, predictions, rows_between, sample_held_out
 from ditprune.evaluation.held_out import relative_error_between as relative_error_between
 from ditprune.evaluation.measure import Measured, measure
@@ -101,6 +101,7 @@ def evaluate(
         DitpruneError: before sampling where it can be known.
     """
     _check_names(pruned)
+    check_draws_images(dense)
     run = Run(
         dense, pruned, out, protocol, measures or Measures(), command or _words(dense, pruned, out),
         report, place or Placement(), worker or Worker(),

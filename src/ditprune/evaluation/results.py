@@ -18,7 +18,7 @@ from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found, cautions
 from ditprune.evaluation.claims import Claims, target_rows
-from ditprune.evaluation.commands import prune_command
+from ditprune.evaluation.commands import mask_command, prune_command
 from ditprune.evaluation.gallery import gallery
 from ditprune.evaluation.grid import save_grid
 from ditprune.evaluation.protocol import Protocol
@@ -100,14 +100,20 @@ def _row(model: Model, tools: Tools, work: Work | None, dense: str) -> dict[str,
         "sparsity_asked": claims.asked,
         "sparsity": 0.0 if is_dense else model.stock.sparsity,
         "recipe": claims.recipe,
-        "command": None
-        if claims.recipe is None
-        else prune_command(dense, model.name, claims.recipe, claims.needs_statistics),
+        "command": _command(model.name, claims, dense),
         "metrics": {key: _estimate(model.estimates.get(key)) for key in tools.chosen},
         "error_by_timestep": error_rows.by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),
         "targets": [] if is_dense else target_rows(claims, shares),
     }
+
+
+def _command(name: str, claims: Claims, dense: str) -> str | None:
+    if claims.has_mask:
+        return mask_command(dense, name)
+    if claims.recipe is None:
+        return None
+    return prune_command(dense, name, claims.recipe, claims.needs_statistics)
 
 
 def _estimate(one: Estimate | None) -> dict[str, float | None] | None:

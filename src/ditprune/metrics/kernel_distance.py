@@ -21,7 +21,7 @@ def compute(
     """The distance of two images or more on each side, and its interval over the samples.
 
     Up to 1,000 images all pairs count; above, both sides are cut into equal numbers of blocks, each
-    side in an order drawn by `seed`: folders come class by class, and a block must be like the whole.
+    side in an order drawn by `seed`: a folder comes class by class, and blocks must be like it.
     """
     num_blocks = max(1, -(-max(len(reference), len(features)) // _BLOCK))
     num_blocks = min(num_blocks, len(reference) // 2, len(features) // 2)
