@@ -16,6 +16,7 @@ from ditprune.recipe import Recipe, from_json
 
 # What the commands call the files that pass from one to the next.
 STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"
+MASK = "mask.safetensors"
 # Every text that is no recipe, or no protocol, whoever wrote it.
 _UNREADABLE = (RecipeError, TypeError, ValueError)
 
@@ -25,8 +26,11 @@ def commands(
 ) -> tuple[str | None, str | None]:
     """The `ditprune calibrate` and the `ditprune prune` that make `out` of `dense`.
 
+    Of a model that another one's mask was put onto, that `ditprune mask apply` alone: its recipe
+    is the other's, and would remove other weights here.
+
     Args:
-        claims: of a manifest, its `recipe` and its `statistics`.
+        claims: of a manifest, its `recipe`, its `statistics` and its `mask`.
         by_file: give the recipe as `--recipe ditprune.json`, not as flags; so is one that holds
             constants for which there is no flag.
 
@@ -35,6 +39,8 @@ def commands(
         that the command line does not know, the first also where the manifest does not say how
         its statistics were made.
     """
+    if claims.get("mask"):
+        return None, shlex.join(["ditprune", "mask", "apply", dense, MASK, "-o", out])
     recipe, stats = _recipe(claims.get("recipe")), claims.get("statistics")
     if recipe is None:
         return None, None

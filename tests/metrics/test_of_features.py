@@ -70,6 +70,7 @@ def test_kid_is_the_formula_over_all_pairs() -> None:
 
 def test_kid_of_many_images_is_the_mean_of_blocks(monkeypatch) -> None:
     monkeypatch.setattr(kernel_distance, "_BLOCK", 10)
+    monkeypatch.setattr(kernel_distance, "_mixed", lambda images, _generator: images)
     real, fake = draw(30, 6, 0), draw(21, 6, 1, 0.5)
     blocks = [
         naive_kid(a.numpy(), b.numpy())
@@ -77,6 +78,28 @@ def test_kid_of_many_images_is_the_mean_of_blocks(monkeypatch) -> None:
     ]
     found = kernel_distance.compute(real, fake)
     assert found.value == pytest.approx(np.mean(blocks), rel=1e-9)
+
+
+def of_classes(num: int, seed: int) -> Tensor:
+    """Features [num, 4] of four classes far apart, one class after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.eye(4).repeat_interleave(num // 4, dim=0)
+    return (centres + 0.3 * torch.randn(num, 4, generator=generator)).double()
+
+
+@pytest.mark.parametrize("ordered", ["reference", "samples"])
+def test_kid_of_many_images_does_not_depend_on_their_order(ordered) -> None:
+    """Mixtures that are alike are 0 apart; blocks of a class against blocks of all are 8 apart."""
+    real, fake = of_classes(1200, 0), of_classes(2000, 1)
+    mixed = torch.Generator().manual_seed(2)
+    shuffled = [one[torch.randperm(len(one), generator=mixed)] for one in (real, fake)]
+    pair = [real, shuffled[1]] if ordered == "reference" else [shuffled[0], fake]
+    found, expected = kernel_distance.compute(*pair), kernel_distance.compute(*shuffled)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= 0 <= found.high
+    assert found.low <= expected.value <= found.high
+    assert found.high - found.low < 0.5
 
 
 def test_kid_is_that_of_torchmetrics_for_equal_numbers() -> None:

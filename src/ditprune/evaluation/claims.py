@@ -26,6 +26,7 @@ class Claims:
         asked: the sparsity or the pattern; None without a manifest.
         recipe: as in its manifest, the first of several.
         statistics: what its manifest says of those that it read; None where it read none.
+        has_mask: whether its zeros are where another model's mask has them.
         targets: each denoiser's targets by name: what its manifest, or its structure, tells.
     """
 
@@ -33,6 +34,7 @@ class Claims:
     recipe: Mapping[str, Any] | None
     statistics: Mapping[str, Any] | None
     targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    has_mask: bool = False
 
     def names(self) -> dict[str, list[str]]:
         """The targets' names, by denoiser."""
@@ -55,7 +57,11 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
         targets[name] = said[3]
         if recipe is None:
             asked, recipe, statistics = said[:3]
-    return Claims(asked, recipe, statistics, targets)
+    has_mask = any(
+        (folder / MANIFEST).is_file() and manifest.read(folder).get("mask") is not None
+        for folder in model.denoisers.values()
+    )
+    return Claims(asked, recipe, statistics, targets, has_mask)
 
 
 def structure_of(denoisers: Mapping[str, nn.Module]) -> Claims:

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ditprune.calibration.draw import draw
+from ditprune.calibration.pipeline import check_components
 from ditprune.calibration.seeds import item_seed
 from ditprune.calibration.workers import Worker
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
 from ditprune.progress import Report, silent
+
+
+def check_draws_images(model: ModelFolder) -> None:
+    """Refuse a pipeline of videos or sound before anything of it is loaded.
+
+    A module of diffusers' holds the class of what its pipeline returns, with a field `images`
+    where it draws some. Raises RecipeError; ModelError for what is no pipeline of diffusers'.
+    """
+    import diffusers
+
+    name, _ = check_components(model)
+    held = vars(sys.modules[getattr(diffusers, name).__module__]).values()
+    outputs = [one for one in held if isinstance(one, type) and is_dataclass(one)
+               and one.__name__.endswith("PipelineOutput")]  # fmt: skip
+    drawn = sorted({field.name for output in outputs for field in fields(output)})
+    if drawn and "images" not in drawn:
+        raise RecipeError(
+            f"{model.name}: {name} draws {', '.join(drawn)}, expected images to compare; "
+            "calibrate, prune, bench and the studies 'statistics' and 'importance' take it"
+        )
 
 
 def seed_of(protocol: Protocol, item: int) -> int:

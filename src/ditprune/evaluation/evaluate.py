@@ -22,8 +22,8 @@ from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
 from ditprune.evaluation.claims import Claims, claims_of, structure_of
 from ditprune.evaluation.commands import evaluate_command
 from ditprune.evaluation.drawing import as_unit as as_unit
+from ditprune.evaluation.drawing import check_draws_images, draw_missing
 from ditprune.evaluation.drawing import draw_images as draw_images
-from ditprune.evaluation.drawing import draw_missing
 from ditprune.evaluation.held_out import (
     HeldOut,
     exchange,
@@ -107,6 +107,7 @@ def evaluate(
         DitpruneError: before sampling where it can be known.
     """
     _check_names(pruned)
+    check_draws_images(dense)
     measures, place = measures or Measures(), place or Placement()
     command = command or evaluate_command(
         dense.name, [model.name for _, model in pruned], out, protocol, measures, place

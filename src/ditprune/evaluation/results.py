@@ -116,7 +116,9 @@ def _row(
 ) -> dict[str, Any]:
     shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
-    manifest_says = {"recipe": claims.recipe, "statistics": claims.statistics}
+    manifest_says = {
+        "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
+    }  # fmt: skip
     calibrate, prune = commands(dense, model.name, manifest_says)
     return {
         "name": model.name,

@@ -18,7 +18,7 @@ from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.weights import Weights
-from ditprune.errors import RecipeError
+from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.plan import read_weights
 from ditprune.recipe import build
@@ -75,12 +75,14 @@ def look_at_importance(
 ) -> dict[str, Any]:
     """G_out of every target under STW, and the importance maps of some: [C_out, C_in], reduced."""
     pipeline, rows, maps = load_pipeline(run.model, run.place), [], []
+    denoisers = denoisers_of(pipeline, tuple(run.model.denoisers))
+    asked = _asked_for(run, denoisers, layers) if layers else None
     calls = _calls(run, pipeline, sampling)
     recipe, cag = build(), CAG()
-    for name, denoiser in denoisers_of(pipeline, tuple(run.model.denoisers)).items():
+    for name, denoiser in denoisers.items():
         stats = _norms(run, denoiser, name, calls)
         targets = {k: t for k, t in discover(denoiser).items() if k not in stats.never_called}
-        drawn = select(targets, layers) if layers else _one_of_each(targets)
+        drawn = _one_of_each(targets) if asked is None else asked[name]
         read = read_weights(Weights(run.model.denoisers[name]))
         for number, target in enumerate(targets.values(), start=1):
             scores = scores_of(target, read(target), stats, recipe)
@@ -91,6 +93,8 @@ def look_at_importance(
             if target.name in drawn:
                 maps.append({"name": row["name"], "map": _reduced(scores)})
             run.report("scoring", number, len(targets))
+    if not maps:
+        raise TargetError(f"--include {' '.join(layers or ())}: no call reached these targets")
     protocol = _protocol(pipeline, sampling)
     return {"rows": rows, "maps": maps, "recipe": recipe.to_json(), "protocol": protocol}
 
@@ -106,7 +110,33 @@ def _calls(run: Run, pipeline: Any, sampling: Sampling) -> list[Any]:
 
 def _norms(run: Run, denoiser: nn.Module, name: str, calls: list[Any]) -> Statistics:
     own = [call for call in calls if call.denoiser == name]
+    if not own:
+        raise StatisticsError(
+            f"{run.model.name}: no calibration call reached its {name}; sample more, or with the "
+            "pipeline's own number of steps"
+        )
     return observe_calls(denoiser, own, of_denoiser(run.model.denoisers[name]))
+
+
+def _asked_for(
+    run: Run, denoisers: Mapping[str, nn.Module], layers: tuple[str, ...]
+) -> dict[str, set[str]]:
+    """The targets of each denoiser that these globs match, by their own names or by their rows'.
+
+    Raises TargetError for a glob that matches none of any.
+    """
+    found = {name: discover(denoiser) for name, denoiser in denoisers.items()}
+    either = {
+        key: target
+        for name, own in found.items()
+        for target in own.values()
+        for key in (target.name, _prefix(run, name) + target.name)
+    }
+    chosen = select(either, layers)
+    return {
+        name: {one for one in own if {one, _prefix(run, name) + one} & chosen.keys()}
+        for name, own in found.items()
+    }
 
 
 def _one_of_each(targets: Mapping[str, Target]) -> set[str]:
@@ -121,14 +151,19 @@ def _one_of_each(targets: Mapping[str, Target]) -> set[str]:
 
 
 def _named(run: Run, denoiser: str, target: Target) -> dict[str, Any]:
-    prefix = f"{denoiser}." if len(run.model.denoisers) > 1 else ""
+    prefix = _prefix(run, denoiser)
     return {
         "name": prefix + target.name,
-        "layer": target.name.removeprefix(f"{target.block}."),
+        "layer": prefix + target.name.removeprefix(f"{target.block}."),
         "role": target.role,
         "depth": target.depth,
         "shape": list(target.shape),
     }
+
+
+def _prefix(run: Run, denoiser: str) -> str:
+    """What tells the layers of two denoisers apart; nothing where there is one."""
+    return f"{denoiser}." if len(run.model.denoisers) > 1 else ""
 
 
 def _sizes(weight: Tensor, inputs: Absolute) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder, results_folder, write_beside
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.commands import options_of
+from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Report, silent
 from ditprune.reproduce import figures
@@ -72,6 +73,8 @@ def reproduce(
         rows[study.name] = rows_of(study, own[study.name], is_bundled) if study.methods else []
     if not model.is_pipeline:
         raise RecipeError(f"{model.name}: is a bare denoiser; expected a pipeline that draws")
+    if any(rows.values()):
+        check_draws_images(model)
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
         command = command or _command(name, model, out, options, measures, place)
