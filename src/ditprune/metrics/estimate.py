@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest
 from torch import Tensor
 
 NUM_RESAMPLES = 200
-_TAIL, _NUM_ERRORS = 0.025, 1.96
+_TAIL, _NUM_ERRORS = 0.025, 1.959964
 _FEW = 100  # resamples, whose tails are a matter of luck
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,10 @@ def share(values: Float[Tensor, " n"]) -> Estimate:
     value = values.mean().item()
     if count < 2:
         return Estimate(value)
-    interval = binomtest(int(values.sum().item()), count).proportion_ci(_LEVEL, "wilson")
-    return Estimate(value, float(interval.low), float(interval.high))
+    per_item = _NUM_ERRORS**2 / count
+    reach = _NUM_ERRORS * math.sqrt(value * (1 - value) / count + per_item / (4 * count))
+    low, high = ((value + per_item / 2 + side * reach) / (1 + per_item) for side in (-1, 1))
+    return Estimate(value, max(low, 0.0), min(high, 1.0))
 
 
 def differ(one: Sequence[float], two: Sequence[float], seed: int = 0) -> bool:
@@ -98,9 +99,15 @@ def differ(one: Sequence[float], two: Sequence[float], seed: int = 0) -> bool:
     between = torch.tensor(one, dtype=torch.float64) - torch.tensor(two, dtype=torch.float64)
     won, lost = int((between == 1).sum()), int((between == -1).sum())
     if won + lost == int((between != 0).sum()):
-        return won + lost > 0 and bool(binomtest(won, won + lost).pvalue < 1 - _LEVEL)
+        return _chance(max(won, lost), won + lost) < 2 * _TAIL
     found = mean(between, seed)
     return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
+
+
+def _chance(num_heads: int, num_tosses: int) -> float:
+    """That a fair coin shows one side, or the other, at least so often."""
+    ways = sum(math.comb(num_tosses, heads) for heads in range(num_heads, num_tosses + 1))
+    return min(1.0, 2 * ways / 2**num_tosses)
 
 
 def overlap(one: Estimate, two: Estimate) -> bool:
