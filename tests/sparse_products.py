@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ditprune.runtime import build
+
 # Half a unit in the last place of the outputs; sums are float32 in all cases.
 ROUNDING = {torch.float32: 2**-24, torch.bfloat16: 2**-8}
+
+ALL = list(build.INSTRUCTION_SETS)  # the widest first
+SETS = ALL[ALL.index(build.instruction_set()) :]  # what this machine has
 
 
 def draw(num_tokens: int, num_rows: int, num_columns: int, sparsity: float, seed: int = 0):

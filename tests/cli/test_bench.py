@@ -13,9 +13,11 @@ import torch
 
 from ditprune.cli.main import run
 from ditprune.errors import RecipeError
+from ditprune.evaluation import bench_step
 from ditprune.evaluation.bench import together
 from ditprune.evaluation.bench_layers import Thinning, verdict
 from ditprune.report.load import check
+from ditprune.runtime import swap
 from folders import add_denoiser, files_of, save_denoiser
 from invented_results import results
 
@@ -70,6 +72,28 @@ def test_a_whole_step_is_timed_with_its_memory(ditprune, half) -> None:
     assert memory["dense_bf16"] < 0.6 * memory["dense_fp32"]
     for path in ("sparse_fp32", "sparse_bf16"):  # by the clock, either is there or says why
         assert (step[f"{path}_ms"] is None) == (path in step["reasons"])
+
+
+def test_choosing_the_layers_of_a_step_is_within_the_limit(ditprune, half, monkeypatch) -> None:
+    limits: list[float] = []
+
+    def sparsify_(*args: Any, limit_s: float) -> Any:
+        limits.append(limit_s)
+        return swap.sparsify_(*args, limit_s=limit_s)
+
+    monkeypatch.setattr(bench_step, "sparsify_", sparsify_)
+    found_by(ditprune, half)
+    assert limits == [QUICK[1] / 2 / 4] * 2  # half of it for layers, half of that for the step
+
+
+def test_why_no_layer_of_a_step_runs_sparse() -> None:
+    reasons = ["its weight is torch.float32"] * 2 + ["too few zeros to be smaller"]
+    choices = [swap.Choice((1, 1), 0.5, {}, {}, 4, reason) for reason in reasons]
+    timed = [swap.Choice((1, 1), 0.5, {2: 1.0}, {2: 2.0}, 4, f"0.{n}× as fast") for n in range(3)]
+    assert bench_step.why_dense([*choices, *timed]) == (
+        "no layer runs sparse: not faster (3 of 6 layers); its weight is torch.float32 (2 of 6 "
+        "layers); too few zeros to be smaller (1 of 6 layers)"
+    )
 
 
 def test_a_dense_model_is_pruned_in_memory_only(ditprune, tiny_pipeline) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from ditprune.errors import KernelError
 from ditprune.runtime import build
 from ditprune.runtime.multiply import multiply
 from ditprune.runtime.packed import pack
+from sparse_products import SETS, assert_is_dense, draw
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +105,9 @@ def test_what_does_not_compile_is_said_in_one_line_and_leaves_nothing(
             marks=pytest.mark.no_compiler,
         ),
         pytest.param(
-            {"PATH": ""}, r"looked for c\+\+, g\+\+, clang\+\+", marks=pytest.mark.no_compiler
+            {"PATH": "", "CXX": ""},
+            r"looked for c\+\+, g\+\+, clang\+\+",
+            marks=pytest.mark.no_compiler,
         ),
         ({"XDG_CACHE_HOME": "/dev/null"}, "no cache at /dev/null/ditprune"),
     ],
@@ -124,6 +129,7 @@ def test_a_library_that_does_not_load_is_said(tmp_path) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"KernelError: {library}: the compiled kernel does not load" in run.stderr
     assert "; delete it" in run.stderr
+    assert "(noexec), set XDG_CACHE_HOME" in run.stderr
 
 
 def test_threads_of_its_own_where_torch_has_no_openmp(with_threads, monkeypatch) -> None:
@@ -133,6 +139,69 @@ def test_threads_of_its_own_where_torch_has_no_openmp(with_threads, monkeypatch)
     with_threads(3, lambda: multiply(inputs, pack(weight), 200, None, "plain"))
     outputs = with_threads(3, lambda: multiply(inputs, pack(weight), 200, None, "plain"))
     torch.testing.assert_close(outputs, inputs @ weight.T)
+
+
+def test_a_folder_that_others_write_into_is_no_cache(tmp_path) -> None:
+    folder = tmp_path / "cache" / "ditprune"
+    folder.mkdir(parents=True)
+    for mode in (0o775, 0o707):
+        folder.chmod(mode)
+        with pytest.raises(KernelError, match=rf"has mode {mode:o}.*; delete the folder, or set"):
+            build.load("plain")
+    assert cached(tmp_path) == []
+    folder.chmod(0o755)
+    build.load("plain")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
+def test_a_folder_of_another_user_is_no_cache(tmp_path, monkeypatch) -> None:
+    build.load("plain")
+    build.load.cache_clear()
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(KernelError, match=f"belongs to user {owner}, expected {owner + 1}"):
+        build.load("plain")
+
+
+def test_no_home_and_no_room_are_said(monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryDirectory", full)
+        with pytest.raises(KernelError, match=r"no cache at .*No space left on device.*; set XDG"):
+            build.load("plain")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where there is no home
+    with pytest.raises(KernelError, match=r"no cache at ~/\.cache/ditprune .*; set XDG"):
+        build.load("plain")
+
+
+def test_an_assembler_without_products_of_pairs_leaves_single_weights(
+    tmp_path, monkeypatch
+) -> None:
+    script = tmp_path / "cxx"
+    script.write_text(
+        '#!/bin/sh\ncase "$*" in *" -E "*) ;; *-mavx512bf16*) exit 1;; esac\nexec c++ "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    known = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert build.instruction_set() == "avx512"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_without_the_compilers_shuffles(name, monkeypatch) -> None:
+    """As with GCC before 12."""
+    monkeypatch.setenv("DITPRUNE_CXXFLAGS", "-DHAS_SHUFFLE=0")
+    for shape in ((2, 40, 70), (40, 33, 64), (300, 70, 200)):
+        inputs, weight, bias = draw(*shape, 0.5)
+        for numbers in (torch.float32, torch.bfloat16):
+            inputs_as, weight_as = inputs.to(numbers), weight.to(numbers)
+            outputs = multiply(inputs_as, pack(weight_as), len(weight), bias, name)
+            assert_is_dense(outputs, inputs_as, weight_as, bias)
 
 
 @pytest.mark.no_compiler

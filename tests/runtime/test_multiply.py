@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ditprune.errors import KernelError
-from ditprune.runtime import build
 from ditprune.runtime.multiply import multiply
 from ditprune.runtime.packed import Packed, pack
-from sparse_products import assert_is_dense, draw
+from sparse_products import SETS, assert_is_dense, draw
 
-ALL = list(build.INSTRUCTION_SETS)  # the widest first
-SETS = ALL[ALL.index(build.instruction_set()) :]
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 
 
@@ -77,10 +74,13 @@ def test_rows_full_and_empty(name: str, num_tokens: int) -> None:
     assert_is_dense(multiply(inputs, pack(weight), 100, bias, name), inputs, weight, bias)
 
 
-@pytest.mark.parametrize("num_threads", [2, 4])
-def test_more_tokens_and_columns_than_one_slab_holds(num_threads: int, with_threads) -> None:
-    """Six tiles of tokens: three for each of two threads; four threads share each."""
-    inputs, weight, bias = draw(700, 70, 15360, 0.9)
+@pytest.mark.parametrize(("num_threads", "num_columns"), [(2, 15360), (4, 15360), (4, 2048)])
+def test_more_tokens_and_columns_than_one_slab_holds(
+    num_threads: int, num_columns: int, with_threads
+) -> None:
+    """Six tiles of tokens: three for each of two threads; four threads share each, or four of
+    them and then two where they are smaller."""
+    inputs, weight, bias = draw(700, 70, num_columns, 0.9)
     outputs = with_threads(num_threads, lambda: multiply(inputs, pack(weight), 70, bias))
     assert_is_dense(outputs, inputs, weight, bias)
 
@@ -228,3 +228,5 @@ def test_buffers_of_other_sizes_and_dtypes_are_refused() -> None:
         multiply(inputs[:, :100], packed, 100)
     with pytest.raises(KernelError, match="bias of 99"):
         multiply(inputs, packed, 100, bias[:99])
+    with pytest.raises(KernelError, match="bias is on meta, expected the CPU"):
+        multiply(inputs, packed, 100, bias.to("meta"))

@@ -172,7 +172,8 @@ def test_pairs_are_for_many_tokens_and_zeros_enough(monkeypatch) -> None:
         return backend.sparse(linear, counts).values.dtype == torch.int32
 
     assert is_paired(half_zero(), 512)
-    assert not is_paired(half_zero(), 2, 512)
+    assert is_paired(half_zero(), 2, 512)
+    assert not is_paired(half_zero(), 2, 8)
     assert not is_paired(half_zero().float(), 512)
     full = half_zero()
     nn.init.normal_(full.weight)

@@ -114,10 +114,11 @@ def test_another_device_is_refused_and_the_way_back_works() -> None:
     assert copy.deepcopy(sparse).to("meta").to_linear().weight.shape == (40, 70)
 
 
-def test_gradients_are_those_of_the_linear() -> None:
+@pytest.mark.parametrize("leading", [(2, 5), (1,), ()])
+def test_gradients_are_those_of_the_linear(leading: tuple[int, ...]) -> None:
     linear = half_zero()
     sparse = SparseLinear(copy.deepcopy(linear))
-    inputs = torch.randn(2, 5, 70)
+    inputs = torch.randn(*leading, 70)
     gradients = []
     for layer in (linear, sparse):
         own = inputs.clone().requires_grad_()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -12,6 +16,8 @@ from torch import nn
 
 import ditprune
 from ditprune.runtime import SparseLinear, build, desparsify_, sparsify_, swap
+from ditprune.runtime.backends import OwnKernel
+from ditprune.runtime.timing import best_seconds
 
 TARGETS = 21
 
@@ -128,6 +134,74 @@ def test_layers_in_other_numbers_are_timed_by_themselves(monkeypatch) -> None:
     model["c"].bfloat16(), model["d"].bfloat16()
     sparsify_(model)
     assert timed == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("with_call", [True, False])
+def test_all_numbers_of_tokens_together_decide(with_call: bool, pruned, batches, monkeypatch):
+    times = swap.Times({2: 1.0, 512: 100.0}, {2: 2.0, 512: 90.0})
+    monkeypatch.setattr(swap, "_time_both", lambda *_: times)
+    call = batches(pruned, 1)[0] if with_call else None
+    assert sum(choice.is_swapped for choice in sparsify_(pruned, call).values()) == TARGETS
+    desparsify_(pruned)
+    times = swap.Times({2: 3.0, 512: 100.0}, {2: 1.0, 512: 105.0})
+    reasons = [choice.reason for choice in sparsify_(pruned, call).values() if choice.dense_s]
+    more = "" if with_call else "; pass a call to time it with its own number"
+    assert reasons == [f"0.97× as fast with 2 and 512 tokens{more}"] * TARGETS
+
+
+def model_of(*widths: int) -> nn.ModuleList:
+    model = nn.ModuleList(nn.Linear(64, width, bias=False) for width in widths)
+    with torch.no_grad():
+        for linear in model:
+            linear.weight[:, ::2] = 0
+    return model
+
+
+@dataclass(frozen=True)
+class Watched(OwnKernel):
+    """The kernel's backend, with given times, which tells what it is asked."""
+
+    seen: list[Any]
+    look: Callable[[float], Any]
+
+    def seconds(
+        self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
+    ) -> list[float]:
+        self.seen.append(self.look(limit_s))
+        return [2.0, 1.0]
+
+
+@pytest.mark.no_compiler
+def test_dense_weights_leave_one_by_one(monkeypatch) -> None:
+    model = model_of(32, 64, 96, 128)
+    weights = [weakref.ref(linear.weight) for linear in model]
+    monkeypatch.setattr(swap, "NUM_TOKENS", (2,))
+    monkeypatch.setattr(build, "load", lambda: None)
+    seen: list[int] = []
+    sparsify_(model, backend=Watched(seen, lambda _: sum(ref() is not None for ref in weights)))
+    assert seen == [4, 3, 2, 1]
+    assert not any(ref() for ref in weights)
+
+
+@pytest.mark.no_compiler
+def test_timings_share_a_limit(monkeypatch) -> None:
+    monkeypatch.setattr(build, "load", lambda: None)
+    seen: list[float] = []
+
+    def look(limit_s: float) -> float:
+        time.sleep(0.2)
+        return limit_s
+
+    sparsify_(model_of(32, 64), backend=Watched(seen, look), limit_s=0.3)
+    assert 0.3 >= seen[0] > seen[1] > seen[2] == seen[3] == 0
+
+
+@pytest.mark.no_compiler
+def test_other_devices_are_waited_for(monkeypatch) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(1))
+    best_seconds([lambda: None], "mps", num_rounds=3)
+    assert len(waits) == 6
 
 
 @pytest.mark.usefixtures("always_faster")

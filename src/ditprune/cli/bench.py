@@ -41,7 +41,7 @@ _PATHS = {
 @click.option("--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
               help="an argument of the pipeline, as in num_frames=17; repeatable")  # fmt: skip
 @click.option("--time-limit", "limit_s", type=float, default=120, show_default=True,
-              help="seconds of timing, past two runs of each")  # fmt: skip
+              help="seconds for all timings, past two runs of each")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="machine-readable, everything")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="results.json",
               help="add the table to results of ditprune evaluate, for its report")  # fmt: skip

@@ -29,6 +29,7 @@ from ditprune.errors import KernelError, RecipeError
 from ditprune.evaluation.bench_calls import Tokens, real_calls
 from ditprune.evaluation.bench_layers import DENSE, SPARSE, Kind, Thinning, bench_layers, verdict
 from ditprune.evaluation.bench_step import bench_step, step_bytes
+from ditprune.evaluation.free_memory import free_bytes
 from ditprune.progress import Report, silent
 from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
@@ -97,7 +98,7 @@ def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict
     parts, own_notes = _parts(model, thinning)
     sparsities = {name: _sparsities(part, report) for name, part in parts.items()}
     _check_zeros(model, parts, sparsities)
-    memory = options.max_memory or _free_bytes(device)
+    memory = options.max_memory or free_bytes(device)
     calls, tokens = _calls(model, parts, options, device, memory)
     rows: list[dict[str, Any]] = []
     steps: dict[str, Any] = {}
@@ -262,15 +263,3 @@ def _why_no_step(folder: Path, call: Call | None, memory: int) -> str:
             f"{memory / 1e9:.1f} GB may be taken; its layers were timed one at a time"
         )
     return ""
-
-
-def _free_bytes(device: str) -> int:
-    """Memory that can be taken now, of the device or of this machine."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
-    file = Path("/proc/meminfo")
-    if file.is_file():
-        words = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in words:
-            return int(words["MemAvailable"].split()[0]) * 1024
-    return 1 << 62

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.evaluation.bench_layers import DENSE, SPARSE, Thinning, verdict
 from ditprune.progress import Report
 from ditprune.runtime.backends import Backend
-from ditprune.runtime.swap import sparsify_
+from ditprune.runtime.swap import Choice, sparsify_
 from ditprune.runtime.timing import best_seconds
 from ditprune.targets.discover import discover
 from ditprune.targets.matrix import as_matrix
@@ -38,7 +39,12 @@ def bench_step(
     folder: Path, call: Call, thinning: Thinning | None, backend: Backend | None, device: str,
     limit_s: float, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
-    """Milliseconds, bytes and verdict of one call of a folder's denoiser."""
+    """Milliseconds, bytes and verdict of one call of a folder's denoiser.
+
+    Args:
+        limit_s: for all timings, past two runs of each: half to choose the layers, half for the
+            step.
+    """
     dense = load_denoiser(folder, Placement(device))
     if thinning is not None:
         thin_(dense, thinning)
@@ -51,10 +57,10 @@ def bench_step(
             reasons[path] = "no backend runs here"
         else:
             moved = to_placement(call, device, dtype)
-            choices = sparsify_(denoisers[path], moved, backend)
+            choices = sparsify_(denoisers[path], moved, backend, limit_s=limit_s / 2 / len(SPARSE))
             swapped[path] = sum(choice.is_swapped for choice in choices.values())
             if not swapped[path]:
-                reasons[path] = "no layer runs faster sparse"
+                reasons[path] = why_dense(choices.values())
         report("preparing the step", len(denoisers), len(DENSE | SPARSE))
     for path in reasons:
         del denoisers[path]
@@ -62,13 +68,21 @@ def bench_step(
         path: _work(denoiser, to_placement(call, device, (DENSE | SPARSE)[path]))
         for path, denoiser in denoisers.items()
     }
-    seconds = best_seconds([*works.values()], device, _NUM_ROUNDS, limit_s)
+    seconds = best_seconds([*works.values()], device, _NUM_ROUNDS, limit_s / 2)
     return {
         **verdict(dict(zip(works, seconds, strict=True))),
         "num_swapped": swapped,
         "memory_bytes": {path: memory_bytes(one) for path, one in denoisers.items()},
         "reasons": reasons,
     }
+
+
+def why_dense(choices: Iterable[Choice]) -> str:
+    """Why no layer of a denoiser runs sparse: its commonest causes, with the layers of each."""
+    causes = Counter("not faster" if choice.dense_s else choice.reason for choice in choices)
+    return "no layer runs sparse: " + "; ".join(
+        f"{cause} ({num} of {causes.total()} layers)" for cause, num in causes.most_common(3)
+    )
 
 
 @torch.no_grad()

@@ -43,13 +43,17 @@ class Backend(Protocol):
     def sparse(self, linear: nn.Linear, counts: Sequence[int]) -> StandIn:
         """The layer that stands for a Linear without obstacle, for so many tokens at a time."""
 
-    def seconds(self, works: list[Any], device: str, cold: torch.Tensor) -> list[float]:
-        """The best time of each work."""
+    def seconds(
+        self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
+    ) -> list[float]:
+        """The best time of each work, in about `limit_s` or two runs of each."""
 
 
 class _Timed:
-    def seconds(self, works: list[Any], device: str, cold: torch.Tensor) -> list[float]:
-        return best_seconds(works, device, REPEATS, cold=cold)
+    def seconds(
+        self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
+    ) -> list[float]:
+        return best_seconds(works, device, REPEATS, limit_s, cold)
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ class SemiStructured(_Timed):
 
 def _gains_in_pairs(weight: Tensor, counts: Sequence[int]) -> bool:
     """Whether pairs are multiplied at once here, and are worth their bytes: for a few tokens these
-    decide, and single weights take fewer."""
-    if min(counts) <= _FEW_TOKENS or not build.takes_pairs() or not takes_pairs(weight):
+    decide, and single weights take fewer. Of several counts the largest takes most of the time."""
+    if max(counts) <= _FEW_TOKENS or not build.takes_pairs() or not takes_pairs(weight):
         return False
     return packed_bytes(weight, in_pairs=True) < weight.numel() * weight.element_size()
 

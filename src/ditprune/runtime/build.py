@@ -13,6 +13,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -65,15 +66,18 @@ def _has_bf16() -> bool:
     """Whether products of bfloat16 pairs are an instruction; not known to older torch."""
     known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     try:
-        return bool(known.get("avx512_bf16")) and _knows(*_compiler(), "-mavx512bf16")
+        return bool(known.get("avx512_bf16")) and _makes_pairs(*_compiler())
     except KernelError:
         return False
 
 
 @functools.cache
-def _knows(*command: str) -> bool:
-    """Whether a compiler takes a flag; GCC does from version 10 on."""
-    return _run([*command, "-E", "-x", "c++", os.devnull]).returncode == 0
+def _makes_pairs(*compiler: str) -> bool:
+    """Whether a compiler takes the flags (GCC does from version 10 on) and its assembler, which
+    may be older, the instruction."""
+    flags = INSTRUCTION_SETS["avx512-bf16"].flags
+    command = [*compiler, *flags, "-c", "-x", "c++", "-", "-o", os.devnull]
+    return _run(command, 'asm("vdpbf16ps %zmm0, %zmm1, %zmm2");').returncode == 0
 
 
 def takes_pairs(name: str | None = None) -> bool:
@@ -92,7 +96,8 @@ def load(name: str | None = None) -> Callable[..., int]:
         function = ctypes.CDLL(str(path)).ditprune_multiply
     except OSError as error:
         raise KernelError(
-            f"{path}: the compiled kernel does not load ({error}); delete it"
+            f"{path}: the compiled kernel does not load ({error}); delete it, or, where no library "
+            "can be loaded from its folder (noexec), set XDG_CACHE_HOME to another"
         ) from None
     function.argtypes, function.restype = _ARGUMENTS, ctypes.c_int
     return function
@@ -104,20 +109,26 @@ def _build(name: str) -> Path:
     extra = shlex.split(os.environ.get("DITPRUNE_CXXFLAGS", ""))
     command = [*compiler, *FLAGS, f"-DLANES={lanes}", *flags, *extra, str(SOURCES / "kernel.cpp")]
     library = _cache_folder() / f"kernel-{name}-{_key(compiler, command)}.so"
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory(dir=library.parent) as beside:
-        part = Path(beside) / library.name
-        compiled = _run([*command, "-o", str(part), "-ldl"])
-        if compiled.returncode:
-            said = compiled.stderr.strip() or f"exit status {compiled.returncode}"
-            first_error = next((line for line in said.splitlines() if "error" in line), said)
-            raise KernelError(
-                f"sparse kernel: {shlex.join(compiler)} cannot compile it ({first_error}); "
-                "set CXX to a C++17 compiler"
-            )
-        part.replace(library)
+    try:
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=library.parent) as beside:
+                part = Path(beside) / library.name
+                _compile(compiler, [*command, "-o", str(part), "-ldl"])
+                part.replace(library)
+    except OSError as error:
+        raise _no_cache(library.parent, error) from None
     return library
+
+
+def _compile(compiler: list[str], command: list[str]) -> None:
+    compiled = _run(command)
+    if compiled.returncode:
+        said = compiled.stderr.strip() or f"exit status {compiled.returncode}"
+        first_error = next((line for line in said.splitlines() if "error" in line), said)
+        raise KernelError(
+            f"sparse kernel: {shlex.join(compiler)} cannot compile it ({first_error}); "
+            "set CXX to a C++17 compiler"
+        )
 
 
 def _compiler() -> list[str]:
@@ -140,23 +151,39 @@ def _key(compiler: list[str], command: list[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     except OSError as error:
         raise KernelError(f"sparse kernel: {command[0]} does not run ({error})") from None
 
 
 def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(root) / "ditprune"
+    """A folder that nobody else can write into: what lies there is run. Raises KernelError."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(root or "~/.cache", "ditprune")
     try:
+        folder = folder if root else folder.expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
+        if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError("not writable")
-    except OSError as error:
-        raise KernelError(
-            f"sparse kernel: no cache at {folder} ({error}); set XDG_CACHE_HOME to a folder "
-            "that can be written"
-        ) from None
-    return folder
+        about = folder.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        raise _no_cache(folder, error) from None
+    if hasattr(os, "getuid") and about.st_uid != os.getuid():
+        fault = f"belongs to user {about.st_uid}, expected {os.getuid()}"
+    elif about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        fault = f"has mode {stat.S_IMODE(about.st_mode):03o}, which lets others write into it"
+    else:
+        return folder
+    raise KernelError(
+        f"sparse kernel: the cache {folder} {fault}, so a library there could be anyone's; "
+        "delete the folder, or set XDG_CACHE_HOME to one of your own"
+    )
+
+
+def _no_cache(folder: Path, error: Exception) -> KernelError:
+    return KernelError(
+        f"sparse kernel: no cache at {folder} ({error}); set XDG_CACHE_HOME to a folder "
+        "that can be written"
+    )

@@ -126,6 +126,11 @@ def _check(
                 f"sparse kernel: {name} are {tensor.dtype} {list(tensor.shape)}, expected {size} "
                 f"of {dtype} for a weight [{num_rows}, {num_columns}]; {_PROBLEMS[1]}"
             )
+    if bias is not None and bias.device.type != "cpu":
+        raise KernelError(
+            f"sparse kernel: bias is on {bias.device}, expected the CPU as for inputs and weight; "
+            "call desparsify_ before moving the model elsewhere"
+        )
     if num_rows < 1 or num_packed < 1 or (bias is not None and bias.numel() != num_rows):
         raise KernelError(
             f"sparse kernel: a weight [{num_rows}, {num_columns}] with a bias of "

@@ -92,5 +92,5 @@ class _Multiply(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             inputs_gradient = gradient @ ctx.layer.weight.to(gradient.dtype)
         if ctx.needs_input_grad[1]:
-            bias_gradient = gradient.flatten(0, -2).sum(0).to(ctx.layer.bias.dtype)
+            bias_gradient = gradient.reshape(-1, gradient.shape[-1]).sum(0).to(ctx.layer.bias.dtype)
         return inputs_gradient, bias_gradient, None

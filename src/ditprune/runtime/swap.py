@@ -6,11 +6,13 @@ this machine, with the threads torch has now, and with caches as cold as in a wh
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +63,18 @@ def sparsify_(
     denoiser: nn.Module,
     call: Mapping[str, Any] | Call | None = None,
     backend: str | Backend = "cpu",
+    limit_s: float = math.inf,
 ) -> dict[str, Choice]:
     """Replace each Linear that runs faster sparse, in place.
 
     Args:
         denoiser: any module, on the backend's device; layers that do not qualify are left alone.
-        call: arguments of its forward, to learn how many tokens each layer gets; without it, a
-            layer must gain with 2 tokens and with 512.
+        call: arguments of its forward, to learn how many tokens each layer gets. Without it each
+            is timed with 2 and with 512, must gain over both together, and is held as is best for
+            512; bfloat16 modulation may then be slower than dense, so pass a call where you can.
         backend: `cpu`, our kernel for any zeros; without a C++ compiler it warns and leaves every
             layer dense. `semi-structured`, torch's for 2:4 in half precision on NVIDIA GPUs.
+        limit_s: seconds for all timings, past two runs of each.
 
     Returns:
         What was decided of each Linear, by name.
@@ -90,7 +95,10 @@ def sparsify_(
     uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
     timed: dict[Any, Times] = {}
     choices = {}
-    for name, linear in list(_linears(denoiser)):
+    deadline = time.perf_counter() + limit_s
+    # By name, so that each dense weight is freed as its sparse one comes.
+    for name in [name for name, _ in _linears(denoiser)]:
+        linear = cast(nn.Linear, denoiser.get_submodule(name))
         counts = NUM_TOKENS if call is None else num_tokens[name]
         reason = _obstacle(linear, uses[id(linear.weight)], counts) or runs.obstacle(linear)
         if reason:
@@ -99,8 +107,12 @@ def sparsify_(
         weight, sparsity = linear.weight, round(_sparsity(linear), 2)
         key = (weight.shape, weight.dtype, sparsity, linear.bias is None, counts)
         if key not in timed:
-            timed[key] = _time_both(linear, counts, runs, _size_bytes(denoiser))
-        choices[name] = _swap_if_faster(denoiser, name, linear, timed[key], runs)
+            timed[key] = _time_both(linear, counts, runs, _size_bytes(denoiser), deadline)
+        reason = _why_slower(timed[key], is_learnt=call is not None)
+        if reason:
+            choices[name] = _stays(linear, reason, timed[key])
+        else:
+            choices[name] = _swap(denoiser, name, linear, timed[key], runs)
     return choices
 
 
@@ -163,7 +175,7 @@ def _count_tokens(
 
 
 def _time_both(
-    linear: nn.Linear, counts: tuple[int, ...], runs: Backend, model_bytes: int
+    linear: nn.Linear, counts: tuple[int, ...], runs: Backend, model_bytes: int, deadline: float
 ) -> Times:
     """Seconds by number of tokens, dense and sparse, with caches as cold as in the model."""
     sparse, weight = runs.sparse(linear, counts), linear.weight
@@ -173,18 +185,27 @@ def _time_both(
         for count in counts:
             inputs = torch.ones(count, linear.in_features, dtype=weight.dtype, device=weight.device)
             works = [lambda x=inputs: linear(x), lambda x=inputs: sparse(x)]
-            best = runs.seconds(works, str(weight.device), cold)
+            left_s = max(0.0, deadline - time.perf_counter())
+            best = runs.seconds(works, str(weight.device), cold, left_s)
             times.dense_s[count], times.sparse_s[count] = best
     return times
 
 
-def _swap_if_faster(
-    denoiser: nn.Module, name: str, linear: nn.Linear, times: Times, runs: Backend
-) -> Choice:
-    gains = {count: times.dense_s[count] / times.sparse_s[count] for count in times.dense_s}
-    count, gain = min(gains.items(), key=lambda item: item[1])
-    if gain < MIN_GAIN:
-        return _stays(linear, f"{gain:.2f}× as fast with {count} tokens", times)
+def _why_slower(times: Times, is_learnt: bool) -> str:
+    """Why a layer does not gain over all its numbers of tokens together; empty if it does.
+
+    Args:
+        is_learnt: whether the numbers of tokens are the layer's own.
+    """
+    gain = sum(times.dense_s.values()) / sum(times.sparse_s.values())
+    if gain >= MIN_GAIN:
+        return ""
+    counts = " and ".join(map(str, times.dense_s))
+    advice = "" if is_learnt else "; pass a call to time it with its own number"
+    return f"{gain:.2f}× as fast with {counts} tokens{advice}"
+
+
+def _swap(denoiser: nn.Module, name: str, linear: nn.Linear, times: Times, runs: Backend) -> Choice:
     shape, sparsity = (linear.out_features, linear.in_features), _sparsity(linear)
     sparse = runs.sparse(linear, tuple(times.dense_s))
     denoiser.set_submodule(name, sparse)

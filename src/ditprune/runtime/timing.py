@@ -58,3 +58,5 @@ def _seconds(work: Callable[[], Any], device: str, cold: torch.Tensor | None) ->
 def _wait_for(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()

@@ -21,6 +21,7 @@ constexpr int64_t MAX_TILE_ROWS = 256;
 constexpr int64_t TASKS_PER_THREAD = 4;  // smaller tiles of rows where there would be fewer
 constexpr int64_t TILES_PER_THREAD = 4;  // of tokens, where they cannot be dealt out evenly
 constexpr int64_t SLAB_BYTES = 4 << 20;  // inputs transposed at a time where threads share them
+constexpr int64_t APART_BYTES = 64 << 20;  // all threads share them where their own took more
 
 // Adds the nonzeros of some rows of one block to their sums [rows][V · W tokens].
 template <int W, int V, class Value>
@@ -109,8 +110,9 @@ struct Cut {
           tile_rows(MAX_TILE_ROWS),
           is_shared(num_tiles % num_threads && num_tiles < TILES_PER_THREAD * num_threads),
           num_at_once(num_threads) {
-        if (!is_shared) return;
         const int64_t tile_bytes = depth * tile_tokens * int64_t(sizeof(float));
+        is_shared |= num_threads * tile_bytes > APART_BYTES;
+        if (!is_shared) return;
         num_at_once = std::clamp<int64_t>(SLAB_BYTES / tile_bytes, 1, num_tiles);
         while (tile_rows > GROUP &&
                num_row_tiles(weight) * num_at_once < TASKS_PER_THREAD * num_threads)

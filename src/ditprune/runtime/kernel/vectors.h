@@ -108,8 +108,17 @@ Floats<W> multiply_add(const Floats<W>& sum, const Floats<W>& weights, const Flo
     return sum + weights * tokens;
 }
 
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+// Compilers that do not know __has_builtin, as GCC before 10, fail where it is called.
+#if !defined(HAS_SHUFFLE) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
 #define HAS_SHUFFLE 1
+#endif
+#endif
+#ifndef HAS_SHUFFLE
+#define HAS_SHUFFLE 0
+#endif
+
+#if HAS_SHUFFLE
 // Lane i of the upper or lower result of exchanging runs of STEP lanes between two vectors.
 template <int W, int STEP, bool UPPER, int... I>
 Floats<W> exchange(const Floats<W>& a, const Floats<W>& b, std::integer_sequence<int, I...>) {
@@ -128,8 +137,6 @@ void transpose_step(Floats<W>* rows) {
         rows[i + STEP] = exchange<W, STEP, true>(a, b, lanes);
     }
 }
-#else
-#define HAS_SHUFFLE 0
 #endif
 
 // W × W elements; to[c][r] = from[r][c].
