@@ -33,5 +33,5 @@ def test_the_recipe_is_of_the_first_denoiser_that_has_one(pruned, dense) -> None
     claims = claims_of(locate(str(pruned)), {name: check_denoiser(pruned / name) for name in NAMES})
     assert claims.asked == 0.6
     assert claims.recipe == build(saliency="magnitude", sparsity=0.6).to_json()
-    assert not claims.needs_statistics
+    assert claims.statistics is None
     assert list(claims.targets) == list(NAMES)

@@ -64,7 +64,7 @@ def test_a_study_of_prompts(pixart, tmp_path) -> None:
         score = row["metrics"]["clip_score"]
         assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
         assert row["setting"]["num_inference_steps"] == 2
-        assert row["setting"]["guidance_scale"] is None  # the pipeline's own
+        assert row["setting"]["guidance_scale"] == 4.5  # the pipeline's own
     assert tuple(results["protocol"]["prompts"]) == PROMPTS
     assert results["protocol"]["pipeline"] == "PixArtSigmaPipeline"
     table = (tmp_path / "out" / "ablation" / "table.md").read_text(encoding="utf-8")
