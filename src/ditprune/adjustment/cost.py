@@ -25,6 +25,7 @@ from ditprune.errors import ModelError
 from ditprune.recipe import Recipe
 from ditprune.reconstruction.admm import ADMM
 from ditprune.targets.discover import Target
+from ditprune.tokens import counting_tokens
 
 _FLOAT = 4
 _SIDE, _NUM_PRODUCTS = 1024, 8
@@ -64,27 +65,17 @@ def call_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) ->
 
     Raises ModelError where its forward looks at numbers.
     """
-    rows, num_tokens = num_rows(call), dict.fromkeys(targets, 0.0)
-
-    def count(name: str) -> Any:
-        def hook(_layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-            num_tokens[name] += args[0].numel() / targets[name].shape[1] / rows
-
-        return hook
-
-    handles = [skeleton.get_submodule(name).register_forward_hook(count(name)) for name in targets]
+    rows, layers = num_rows(call), {name: skeleton.get_submodule(name) for name in targets}
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
+        with counting_tokens(layers) as counts, counter:
             run_call(skeleton, call.map(_without_data))
     except Exception as error:  # a class raises what it likes where it wants to see numbers
         raise ModelError(
             f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what adjusting "
             "takes is not known before"
         ) from None
-    finally:
-        for handle in handles:
-            handle.remove()
+    num_tokens = {name: sum(own) / rows for name, own in counts.items()}
     return CallCost(counter.get_total_flops() / rows, num_tokens)
 
 
