@@ -15,7 +15,7 @@ from ditprune.adjustment import budgets
 from ditprune.adjustment.layers import Layer, adjust_layer, prepare
 from ditprune.adjustment.refine import Refinement, rate_for
 from ditprune.adjustment.thinning import Thinning, thinning
-from ditprune.calibration.grams import collect_grams, packages, stages
+from ditprune.calibration.grams import collect_grams, stages
 from ditprune.calibration.rows import merge_calls, num_rows, take_item
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
@@ -134,14 +134,10 @@ class _Grams:
     ) -> None:  # fmt: skip
         self._denoiser, self._targets, self._calls = denoiser, targets, calls
         self._weights = timestep_weights(recipe.timestep_weighting, num_bins)
-        self._is_needed = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
+        self._is_needed = recipe.needs_grams
         self._report = report
         self._in_steps = recipe.packages > 1
-        self._stages = [
-            names
-            for package in packages(targets, recipe.packages)
-            for names in stages(package, max_bytes)
-        ]
+        self._stages = stages(targets, recipe.packages, max_bytes)
         self._stage_of = {name: i for i, names in enumerate(self._stages) for name in names}
         self._stage = -1
         self._states: dict[str, Gram] = {}

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, NUM_MEASURING_ROWS
 from ditprune.adjustment.budgets import LEVELS
-from ditprune.calibration.grams import gram_bytes, packages, stages
+from ditprune.calibration.grams import gram_bytes, stages
 from ditprune.calibration.replay import run_call
 from ditprune.calibration.rows import num_rows
 from ditprune.calls import Call
@@ -100,13 +100,8 @@ def cost(
 ) -> Cost:  # fmt: skip
     """What a recipe takes with so many rows of calibration calls."""
     measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
-    cut = [
-        names
-        for package in packages(targets, recipe.packages)
-        for names in stages(package, max_gram_bytes)
-    ]
-    needs_grams = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
-    passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if needs_grams else 0
+    cut = stages(targets, recipe.packages, max_gram_bytes)
+    passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
     work = {
         "Grams": passes * num_rows * one.num_operations
@@ -122,7 +117,7 @@ def cost(
     return Cost(
         {name: value for name, value in work.items() if value},
         passes,
-        peak + (largest if needs_grams else 0),
+        peak + (largest if recipe.needs_grams else 0),
     )
 
 
