@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, NUM_MEASURING_ROWS
+from ditprune.adjustment.adjust import NUM_MEASURING_ROWS, gram_limit
 from ditprune.adjustment.budgets import LEVELS
 from ditprune.calibration.grams import gram_bytes, stages
 from ditprune.calibration.replay import run_call
@@ -96,11 +96,14 @@ def _without_data(leaf: Any) -> Any:
 
 def cost(
     targets: Mapping[str, Target], recipe: Recipe, one: CallCost, num_rows: int,
-    num_parameters: int, max_gram_bytes: int = DEFAULT_GRAM_BYTES,
+    num_parameters: int, max_gram_bytes: int | None = None,
 ) -> Cost:  # fmt: skip
-    """What a recipe takes with so many rows of calibration calls."""
+    """What a recipe takes with so many rows of calibration calls.
+
+    Raises RecipeError for `max_gram_bytes` where it collects no Grams.
+    """
     measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
-    cut = stages(targets, recipe.packages, max_gram_bytes)
+    cut = stages(targets, recipe.packages, gram_limit(recipe, max_gram_bytes))
     passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
     work = {

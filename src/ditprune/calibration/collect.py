@@ -20,6 +20,7 @@ from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions
 from ditprune.calibration.pipeline import load_denoiser, load_pipeline
 from ditprune.calibration.placement import Placement
+from ditprune.calibration.replay import fitting
 from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calibration.workers import Worker, add_up
@@ -151,14 +152,8 @@ def _observe(
         for call in calls:
             yield to_placement(call, place.device, place.dtype)
 
-    try:
+    with fitting(kept.folder):
         return observe_calls(denoiser, moved(), own, num_bins)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(
-            f"{kept.folder}: the denoiser cannot run the calibration calls ({reason}); "
-            "sample them from this model"
-        ) from None
 
 
 def _num_bins(kept: CalibrationSet) -> int:
