@@ -102,10 +102,7 @@ def observe_set(
         own = _observe_units(name, denoiser, folder, kept, part, place, worker, report)
         total = add_up(own, worker)
         if total is None:
-            raise StatisticsError(
-                f"{model.name}: no calibration call reached its {name}; sample with the "
-                "pipeline's own number of steps, or all of the timesteps"
-            )
+            raise unreached(model, name)
         if worker.is_first:
             # Of the first call there is, whoever observed it.
             first = to_placement(_first_call(name, kept), place.device, place.dtype)
@@ -114,6 +111,14 @@ def observe_set(
         del denoiser
         collected[name] = replace(total, protocol=protocol)
     return collected
+
+
+def unreached(model: ModelFolder, name: str) -> StatisticsError:
+    """The refusal of a set in which no call is a denoiser's."""
+    return StatisticsError(
+        f"{model.name}: no calibration call reached its {name}; sample with the pipeline's own "
+        "number of steps, or all of the timesteps"
+    )
 
 
 def _first_call(name: str, kept: CalibrationSet) -> Call:
@@ -146,7 +151,7 @@ def _observe(
     denoiser: nn.Module, calls: Iterable[Call], own: dict[str, str], place: Placement,
     kept: CalibrationSet,
 ) -> Statistics:  # fmt: skip
-    num_bins = _num_bins(kept)
+    num_bins = num_bins_of(kept)
 
     def moved() -> Iterator[Call]:
         for call in calls:
@@ -156,7 +161,7 @@ def _observe(
         return observe_calls(denoiser, moved(), own, num_bins)
 
 
-def _num_bins(kept: CalibrationSet) -> int:
+def num_bins_of(kept: CalibrationSet) -> int:
     """The parts of the way that a set was sampled in. Raises ModelError."""
     given = kept.protocol.get("num_bins", NUM_BINS)
     if not isinstance(given, int) or not 1 <= given <= _MOST_BINS:
