@@ -11,6 +11,7 @@ from ditprune import bundled
 from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder, results_folder, write_beside
+from ditprune.checkpoints.skeleton import check_dense
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Report, silent
@@ -47,7 +48,7 @@ def reproduce(
 
     Args:
         name: a key of `STUDIES`, or `all`.
-        model: a pipeline folder.
+        model: a pipeline folder, its weights dense.
         out: each study writes results.json, table.md and its figures to `out/<study>`.
         measures: which metrics, by whose eyes.
         command: how to repeat it, for the record.
@@ -70,6 +71,8 @@ def reproduce(
         rows[study.name] = rows_of(study, own[study.name], is_bundled) if study.methods else []
     if not model.is_pipeline:
         raise RecipeError(f"{model.name}: is a bare denoiser; expected a pipeline that draws")
+    for folder in model.denoisers.values():
+        check_dense(folder)
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
         words = command or f"ditprune reproduce {name} {model.name} -o {out}"
