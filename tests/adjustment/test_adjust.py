@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import ditprune
-from ditprune.adjustment.cost import call_cost, cost
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.evaluation.evaluate import predictions, relative_error_between
@@ -235,36 +234,6 @@ def test_memory_for_grams_that_nobody_collects_is_refused(
             ditprune.prune_(denoiser, tiny_stats, max_gram_bytes=10**9, **words)
     for name, tensor in dense.state_dict().items():
         same_bits(denoiser.state_dict()[name], tensor)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        {"reconstruction": "obs"},
-        {"reconstruction": "obs", "packages": 2},
-        {"reconstruction": "obs", "allocation": "sensitivity"},
-        {"reconstruction": "obs", "allocation": "owl"},
-        {"allocation": "proxy"},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("max_gram_bytes", [10**5, None])
-def test_the_forecast_counts_the_passes_of_the_run(
-    words, max_gram_bytes, tiny_dit, tiny_stats, calls
-) -> None:
-    denoiser, passes = tiny_dit(), []
-
-    def report(what: str, done: int, _total: int) -> None:
-        if what.startswith("collecting Grams") and done == 1:
-            passes.append(what)
-
-    ditprune.prune_(
-        denoiser, tiny_stats, batches=calls, max_gram_bytes=max_gram_bytes, report=report, **words
-    )
-    targets, recipe = discover(denoiser), build(**words)
-    one = call_cost(tiny_dit().to("meta"), targets, calls[0])
-    assert cost(targets, recipe, one, 8, 0, max_gram_bytes).num_passes == len(passes) > 0
-    assert recipe.needs_grams
 
 
 def test_the_refinement_chooses_some_of_the_mask(tiny_dit, tiny_stats, calls) -> None:
