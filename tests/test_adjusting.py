@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ditprune
 from ditprune.adjusting import Source
@@ -16,7 +18,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, staging
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.main import run
-from ditprune.errors import RecipeError
+from ditprune.errors import ModelError, RecipeError
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from ditprune.refinement import Distill
@@ -84,11 +86,59 @@ def test_outliers_are_counted_without_calls(tiny_dit, tiny_pipeline, tiny_stats,
     assert done["transformer"].targets == own.targets
 
 
-def test_without_calls_nothing_begins(tiny_pipeline, tiny_stats, tmp_path) -> None:
-    recipe = build(reconstruction="admm")
-    with pytest.raises(RecipeError, match="--calibration-set DIR"):
-        prune_checkpoint(locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, recipe)
+def no_source(_calls: list[Call], _folder: Path) -> None:
+    return None
+
+
+def unfinished_source(calls: list[Call], folder: Path) -> Source:
+    calibration_set.start(folder, 3, {}, {}).write(1, calls, {})
+    return Source(calibration_set.load(folder), Placement())
+
+
+def foreign_source(calls: list[Call], folder: Path) -> Source:
+    calibration_set.save([replace(call, denoiser="other") for call in calls], {}, folder)
+    return Source(calibration_set.load(folder), Placement())
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (no_source, "none were given; sample them with .* pass --calibration-set DIR"),
+        (unfinished_source, "set: 2 of 3 units are missing; finish it"),
+        (foreign_source, "set: no call in it reaches transformer; sample one"),
+    ],
+)
+def test_without_all_calls_nothing_begins(
+    make, match, source, tiny_pipeline, tiny_stats, tmp_path, monkeypatch
+) -> None:
+    given = make(source.kept.read(0)[0], tmp_path / "sets" / "set")
+    monkeypatch.setattr("ditprune.prune_checkpoint.resumable_folder", None)
+    model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm")
+    with pytest.raises(RecipeError, match=match):
+        prune_checkpoint(model, tmp_path / "out", {"any": tiny_stats}, recipe, source=given)
+    assert {path.name for path in tmp_path.iterdir()} <= {"sets"}
+
+
+def test_memory_for_no_grams_is_refused(source, tiny_pipeline, tiny_stats, tmp_path) -> None:
+    model, given = locate(str(tiny_pipeline)), replace(source, max_gram_bytes=10**6)
+    for words in ({"allocation": "sensitivity"}, {"allocation": "owl"}, {}):
+        with pytest.raises(RecipeError, match="this recipe collects no Grams; leave it out"):
+            prune_checkpoint(
+                model, tmp_path / "out", {"any": tiny_stats}, build(**words), source=given
+            )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", [{"reconstruction": "obs"}, {"refinement": "distill"}], ids=str)
+def test_calls_that_do_not_fit_are_refused_in_a_line(
+    recipe, tiny_pipeline, tiny_stats, tmp_path
+) -> None:
+    calibration_set.save([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
+    misfit = Source(calibration_set.load(tmp_path / "set"), Placement())
+    model, out = locate(str(tiny_pipeline)), tmp_path / "out"
+    with pytest.raises(ModelError, match="set: the denoiser cannot run the calibration calls"):
+        prune_checkpoint(model, out, {"any": tiny_stats}, build(**recipe), source=misfit)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_what_was_computed_is_not_computed_again(
@@ -156,7 +206,19 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
         assert f"Grams take {passes} passes" in capsys.readouterr().out
     assert run_line(*best, "--calibration-set", calls, "--gram-memory", "much") == 2
     assert "--gram-memory 'much': expected a size" in capsys.readouterr().err
+    line = ["prune", model, "-o", tmp_path / "b", "--statistics", stats, "--gram-memory", "1GB"]
+    for words in ([], ["--allocation", "sensitivity", "--calibration-set", calls, "--dry-run"]):
+        assert run_line(*line, *words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: --gram-memory (max_gram_bytes): this recipe collects no G")
+        assert said.count("\n") == 1
     assert not (tmp_path / "b").exists()
+    next(calls.glob("unit-*")).unlink()
+    for words in ([], ["--dry-run"]):
+        assert run_line(*best, "--calibration-set", calls, *words) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "units are missing; finish it" in captured.err
 
 
 def run_line(*words: object) -> int:

@@ -13,7 +13,7 @@ import ditprune
 # A package may import those on rows above its own in this list; those on one row stay apart.
 ROWS: list[set[str]] = [
     {"errors"},
-    {"statistics", "granularity", "metrics", "bundled", "calls", "progress"},
+    {"statistics", "granularity", "metrics", "bundled", "calls", "progress", "tokens"},
     {"saliency", "masks", "targets", "allocation", "refinement", "runtime", "compact"},
     {"checkpoints", "reconstruction", "choices"},
     {"calibration", "quantizer"},

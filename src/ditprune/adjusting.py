@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, Adjustment, adjust
+from ditprune.adjustment.adjust import Adjustment, adjust, gram_limit
 from ditprune.calibration.pipeline import load_denoiser
 from ditprune.calibration.placement import Placement
+from ditprune.calibration.replay import fitting, run_call
 from ditprune.calibration.rows import to_placement
 from ditprune.calls import Call
 from ditprune.checkpoints import tensors_file
@@ -37,12 +38,40 @@ class Source:
     Args:
         kept: a complete calibration set.
         place: where the denoiser runs.
-        max_gram_bytes: what Grams may take together; fewer bytes are more passes over the calls.
+        max_gram_bytes: what Grams may take together, 4 GB by default; fewer bytes are more passes
+            over the calls.
     """
 
     kept: CalibrationSet
     place: Placement
-    max_gram_bytes: int = DEFAULT_GRAM_BYTES
+    max_gram_bytes: int | None = None
+
+
+def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> None:
+    """Refuse, before any work, calls that are not there, not whole or not of these denoisers.
+
+    Raises RecipeError, and ModelError for a set that cannot be read.
+    """
+    gram_limit(recipe, None if source is None else source.max_gram_bytes)
+    if not recipe.needs_calls:
+        return
+    if source is None:
+        raise RecipeError(
+            "this recipe adjusts weights to calibration calls and none were given; sample them "
+            "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
+        )
+    kept = source.kept
+    if missing := kept.missing():
+        raise RecipeError(
+            f"--calibration-set {kept.folder}: {len(missing)} of {kept.num_units} units are "
+            "missing; finish it with the `ditprune calibrate` that began it"
+        )
+    for name in model.denoisers:
+        if next(_stored(name, kept), None) is None:
+            raise RecipeError(
+                f"--calibration-set {kept.folder}: no call in it reaches {name}; sample one from "
+                "this model, with the pipeline's own number of steps"
+            )
 
 
 @torch.no_grad()
@@ -65,13 +94,19 @@ def adjusted_tensors(
 
     Args:
         file: where they are kept, and found again by the run that goes on.
+
+    Raises ModelError for calls that the denoiser cannot run.
     """
     if file.is_file():
         return _restore(file)
-    calls = _all_calls(job, source) if recipe.needs_calls else []
     place = source.place if source is not None else Placement()
-    most = source.max_gram_bytes if source is not None else DEFAULT_GRAM_BYTES
+    most = source.max_gram_bytes if source is not None else None
     denoiser = load_denoiser(model.denoisers[job.name], place)
+    calls: list[Call] = []
+    if source is not None and recipe.needs_calls:
+        calls = list(calls_of(job, source))
+        with fitting(source.kept.folder):  # what fails later is no fault of the calls
+            run_call(denoiser, calls[0])
     targets = job.selection.targets
     done = adjust(denoiser, targets, job.stats, recipe, threshold, calls, report, most)
     found = {}
@@ -83,29 +118,17 @@ def adjusted_tensors(
     return found
 
 
-def _all_calls(job: Job, source: Source | None) -> list[Call]:
-    if source is None:
-        raise RecipeError(
-            "this recipe adjusts weights to calibration calls and none were given; sample them "
-            "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
-        )
-    return list(calls_of(job, source))
-
-
 def calls_of(job: Job, source: Source) -> Iterator[Call]:
-    """The calibration calls of this denoiser, in their place, a unit in memory at a time.
+    """The calibration calls of this denoiser, in their place, a unit in memory at a time."""
+    for call in _stored(job.name, source.kept):
+        yield to_placement(call, source.place.device, source.place.dtype)
 
-    Raises RecipeError where there are not all.
-    """
-    if missing := source.kept.missing():
-        raise RecipeError(
-            f"--calibration-set {source.kept.folder}: {len(missing)} of {source.kept.num_units} "
-            "units are missing; finish it with the `ditprune calibrate` that began it"
-        )
-    for unit in range(source.kept.num_units):
-        for call in source.kept.read(unit)[0]:
-            if call.denoiser == job.name:
-                yield to_placement(call, source.place.device, source.place.dtype)
+
+def _stored(denoiser: str, kept: CalibrationSet) -> Iterator[Call]:
+    for unit in range(kept.num_units):
+        for call in kept.read(unit)[0]:
+            if call.denoiser == denoiser:
+                yield call
 
 
 def _keep(found: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.adjusting import write_adjustment_
-from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, adjust
+from ditprune.adjustment.adjust import adjust, gram_limit
 from ditprune.calls import Call
 from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
@@ -55,7 +55,7 @@ def prune_(
     packages: int | None = None,
     preset: str | None = None,
     batches: Iterable[Any] | None = None,
-    max_gram_bytes: int = DEFAULT_GRAM_BYTES,
+    max_gram_bytes: int | None = None,
     report: Report = silent,
 ) -> Outcome:
     """Prune a denoiser in place. The default is the paper's method at 50 %.
@@ -79,7 +79,8 @@ def prune_(
         packages: runs of blocks to reconstruct one after the other; 1 by default.
         preset: `paper` (all the defaults) or `best`.
         batches: as for `calibrate`, where a recipe adjusts weights or measures budgets.
-        max_gram_bytes: of memory for Grams; fewer bytes are more passes over the batches.
+        max_gram_bytes: of memory for Grams, 4 GB by default; fewer bytes are more passes over
+            the batches.
         report: hears how far it is.
 
     Returns:
@@ -99,6 +100,7 @@ def prune_(
             "batches: this recipe adjusts no weights and measures no budgets; leave them out, or "
             "ask for a reconstruction, an allocation or preset='best'"
         )
+    gram_limit(recipe, max_gram_bytes)
     selection = select_in_module(denoiser, recipe, stats)
     read = read_module(denoiser)
     # Scores everything once before anything changes, so that a refusal leaves the module whole.

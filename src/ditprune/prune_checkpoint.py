@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ditprune.adjusting import Source, adjusted_tensors
+from ditprune.adjusting import Source, adjusted_tensors, check_source
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.journal import Journal
 from ditprune.checkpoints.layout import layout_of
@@ -53,6 +53,7 @@ def prune_checkpoint(
         DitpruneError: before any work where it can be known, else with `out` as it was.
     """
     check_scorable(recipe, stats)
+    check_source(model, recipe, source)
     jobs = open_jobs(model, stats, recipe)
     size_bytes, run = num_bytes(model, jobs), guard(model, jobs, recipe)
     if source is not None:

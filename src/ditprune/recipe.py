@@ -96,8 +96,13 @@ class Recipe:
     @property
     def needs_calls(self) -> bool:
         """Whether it takes the denoiser itself and calibration calls, not statistics alone."""
-        measures = self.allocation in ("sensitivity", "proxy")
-        return bool(self.reconstruction.needs) or measures or self.refinement is not None
+        measures = self.allocation == "sensitivity"
+        return self.needs_grams or measures or self.refinement is not None
+
+    @property
+    def needs_grams(self) -> bool:
+        """Whether it takes XᵀX of the targets' inputs."""
+        return bool(self.reconstruction.needs) or self.allocation == "proxy"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values under the names that `build` takes."""

@@ -229,6 +229,17 @@ def test_batches_that_nobody_would_read_are_refused(tiny_dit, tiny_stats, calls)
             ditprune.prune_(tiny_dit(), tiny_stats, batches=calls, **words)
 
 
+def test_memory_for_grams_that_nobody_collects_is_refused(
+    tiny_dit, tiny_stats, calls, same_bits
+) -> None:
+    denoiser, dense = tiny_dit(), tiny_dit()
+    for words in ({}, {"allocation": "owl"}, {"allocation": "sensitivity", "batches": calls}):
+        with pytest.raises(RecipeError, match=r"\(max_gram_bytes\): this recipe collects no Grams"):
+            ditprune.prune_(denoiser, tiny_stats, max_gram_bytes=10**9, **words)
+    for name, tensor in dense.state_dict().items():
+        same_bits(denoiser.state_dict()[name], tensor)
+
+
 def test_the_refinement_chooses_some_of_the_mask(tiny_dit, tiny_stats, calls) -> None:
     """Not what the reconstruction alone would choose, and no worse on the calls it was given."""
     words = {"reconstruction": "admm", "allocation": "sensitivity", "sparsity": 0.6}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import ditprune
 from ditprune.adjustment.cost import call_cost, cost
 from ditprune.calls import Call
 from ditprune.errors import ModelError
@@ -68,6 +69,37 @@ def test_every_stage_is_counted_where_the_recipe_has_it(pixart) -> None:
     assert proxy["budgets"] < best["budgets"] / 20
     short = stages(preset="best", refinement=Distill(num_steps=300))
     assert short["refinement"] == best["refinement"] / 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"reconstruction": "obs"},
+        {"reconstruction": "obs", "packages": 2},
+        {"reconstruction": "obs", "allocation": "sensitivity"},
+        {"reconstruction": "obs", "allocation": "owl"},
+        {"allocation": "proxy"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("max_gram_bytes", [10**5, None])
+def test_the_forecast_counts_the_passes_of_the_run(
+    words, max_gram_bytes, tiny_dit, tiny_stats, batches
+) -> None:
+    denoiser, passes = tiny_dit(), []
+    calls = [Call.of(batch) for batch in batches(denoiser, 4)]
+
+    def report(what: str, done: int, _total: int) -> None:
+        if what.startswith("collecting Grams") and done == 1:
+            passes.append(what)
+
+    ditprune.prune_(
+        denoiser, tiny_stats, batches=calls, max_gram_bytes=max_gram_bytes, report=report, **words
+    )
+    targets, recipe = discover(denoiser), build(**words)
+    one = call_cost(tiny_dit().to("meta"), targets, calls[0])
+    assert cost(targets, recipe, one, 8, 0, max_gram_bytes).num_passes == len(passes) > 0
+    assert recipe.needs_grams
 
 
 def test_memory_is_that_of_the_copies_that_are_kept(pixart) -> None:

@@ -164,6 +164,8 @@ def test_the_table_is_added_to_results(ditprune, tiny_pipeline, tmp_path) -> Non
         (["--pattern", "2of4"], "2of4"),
         (["--sparsity", 0.5, "--num-tokens", 0], "--num-tokens 0"),
         (["--sparsity", 0.5, "--num-tokens", 4, "--height", 8], "excludes --height and --width"),
+        (["--sparsity", 0.5, "--num-tokens", 4, "--pipeline-option", "num_frames=5"],
+         "--num-tokens: excludes --height and --width and --pipeline-option"),
         (["--sparsity", 0.5, "--time-limit", 0], "--time-limit 0"),
         (["--sparsity", 0.5, "--backend", "gpu"], "--backend 'gpu'"),
         (["--sparsity", 0.5, "--backend", "cpu", "--device", "mps"], "torch finds none"),

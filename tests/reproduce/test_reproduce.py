@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
-from ditprune.errors import OutputError, RecipeError
+from ditprune.convert import to_compact
+from ditprune.errors import ModelError, OutputError, RecipeError
 from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.evaluation.protocol import Measures
 from ditprune.prune_checkpoint import prune_checkpoint
@@ -269,6 +270,17 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(tiny_pipeline, tmp_pa
         reproduce("main", locate(str(tiny_pipeline / "transformer")), out, Options())
     with pytest.raises(RecipeError, match="'statistics' draws no images"):
         reproduce("statistics", model, out, Options(), Measures(("fid",)))
+    assert not out.exists()
+
+
+def test_a_compact_model_is_refused_with_the_way_back(tiny_pipeline, tmp_path) -> None:
+    half, small, out = tmp_path / "half", tmp_path / "small", tmp_path / "out"
+    prune_checkpoint(locate(str(tiny_pipeline)), half, None, build(saliency="magnitude"))
+    to_compact(locate(str(half)), small)
+    few = Options(num_samples=4, steps=(2,), guidance_scales=(1.5,))
+    for study, options in {"main": Options(**SMALL), "statistics": few}.items():
+        with pytest.raises(ModelError, match=r"are compact; convert it first: .* --to dense"):
+            reproduce(study, locate(str(small)), out, options)
     assert not out.exists()
 
 

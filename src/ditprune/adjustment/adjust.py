@@ -15,7 +15,7 @@ from ditprune.adjustment import budgets
 from ditprune.adjustment.layers import Layer, adjust_layer, prepare
 from ditprune.adjustment.refine import Refinement, rate_for
 from ditprune.adjustment.thinning import Thinning, thinning
-from ditprune.calibration.grams import collect_grams, packages, stages
+from ditprune.calibration.grams import collect_grams, stages
 from ditprune.calibration.rows import merge_calls, num_rows, take_item
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
@@ -28,7 +28,7 @@ from ditprune.statistics.weighting import weights as timestep_weights
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
-DEFAULT_GRAM_BYTES = 4_000_000_000
+_DEFAULT_GRAM_BYTES = 4_000_000_000
 NUM_MEASURING_ROWS = 64  # of calibration, on which budgets are measured
 _MEASURED_TOGETHER = 8
 
@@ -60,7 +60,7 @@ def adjust(
     threshold: float | None,
     calls: Sequence[Call],
     report: Report,
-    max_gram_bytes: int = DEFAULT_GRAM_BYTES,
+    max_gram_bytes: int | None = None,
 ) -> dict[str, Adjustment]:
     """New weights for every target; the denoiser itself is left as it was.
 
@@ -71,6 +71,7 @@ def adjust(
     Args:
         threshold: of CAG, resolved.
         calls: calibration calls on the denoiser's device.
+        max_gram_bytes: None is 4 GB.
 
     Raises:
         RecipeError, StatisticsError, ModelError.
@@ -80,13 +81,14 @@ def adjust(
             "this recipe adjusts weights to the calibration calls and none were given; pass "
             "batches (on the command line --calibration-set)"
         )
+    limit = gram_limit(recipe, max_gram_bytes)
     with torch.no_grad():
         layers = {
             name: prepare(target, partial(_weight, denoiser, name), stats, recipe, threshold)
             for name, target in targets.items()
         }
     num_bins = NUM_BINS if stats is None else stats.num_bins
-    grams = _Grams(denoiser, targets, calls, recipe, max_gram_bytes, report, num_bins)
+    grams = _Grams(denoiser, targets, calls, recipe, limit, report, num_bins)
     share_out = _sharing(denoiser, layers, grams, calls, recipe, report)
     after = share_out(recipe)
     before = share_out(_first_part(recipe)) if recipe.mask == "refinement" else None
@@ -95,6 +97,21 @@ def adjust(
         return found
     thin = None if before is None else thinning(layers, recipe, before, after)
     return _refined(denoiser, found, begin, thin, calls, recipe, report)
+
+
+def gram_limit(recipe: Recipe, max_gram_bytes: int | None) -> int:
+    """The bytes that Grams may take together; 4 GB where nothing is asked for.
+
+    Raises RecipeError for a limit where the recipe collects none.
+    """
+    if max_gram_bytes is None:
+        return _DEFAULT_GRAM_BYTES
+    if not recipe.needs_grams:
+        raise RecipeError(
+            "--gram-memory (max_gram_bytes): this recipe collects no Grams; leave it out, or ask "
+            "for a reconstruction or --allocation proxy"
+        )
+    return max_gram_bytes
 
 
 def _reconstructed(
@@ -134,14 +151,10 @@ class _Grams:
     ) -> None:  # fmt: skip
         self._denoiser, self._targets, self._calls = denoiser, targets, calls
         self._weights = timestep_weights(recipe.timestep_weighting, num_bins)
-        self._is_needed = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
+        self._is_needed = recipe.needs_grams
         self._report = report
         self._in_steps = recipe.packages > 1
-        self._stages = [
-            names
-            for package in packages(targets, recipe.packages)
-            for names in stages(package, max_bytes)
-        ]
+        self._stages = stages(targets, recipe.packages, max_bytes)
         self._stage_of = {name: i for i, names in enumerate(self._stages) for name in names}
         self._stage = -1
         self._states: dict[str, Gram] = {}

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES, NUM_MEASURING_ROWS
+from ditprune.adjustment.adjust import NUM_MEASURING_ROWS, gram_limit
 from ditprune.adjustment.budgets import LEVELS
-from ditprune.calibration.grams import gram_bytes, packages, stages
+from ditprune.calibration.grams import gram_bytes, stages
 from ditprune.calibration.replay import run_call
 from ditprune.calibration.rows import num_rows
 from ditprune.calls import Call
@@ -25,6 +25,7 @@ from ditprune.errors import ModelError
 from ditprune.recipe import Recipe
 from ditprune.reconstruction.admm import ADMM
 from ditprune.targets.discover import Target
+from ditprune.tokens import counting_tokens
 
 _FLOAT = 4
 _SIDE, _NUM_PRODUCTS = 1024, 8
@@ -64,27 +65,17 @@ def call_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) ->
 
     Raises ModelError where its forward looks at numbers.
     """
-    rows, num_tokens = num_rows(call), dict.fromkeys(targets, 0.0)
-
-    def count(name: str) -> Any:
-        def hook(_layer: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
-            num_tokens[name] += args[0].numel() / targets[name].shape[1] / rows
-
-        return hook
-
-    handles = [skeleton.get_submodule(name).register_forward_hook(count(name)) for name in targets]
+    rows, layers = num_rows(call), {name: skeleton.get_submodule(name) for name in targets}
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
+        with counting_tokens(layers) as counts, counter:
             run_call(skeleton, call.map(_without_data))
     except Exception as error:  # a class raises what it likes where it wants to see numbers
         raise ModelError(
             f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what adjusting "
             "takes is not known before"
         ) from None
-    finally:
-        for handle in handles:
-            handle.remove()
+    num_tokens = {name: sum(own) / rows for name, own in counts.items()}
     return CallCost(counter.get_total_flops() / rows, num_tokens)
 
 
@@ -105,17 +96,15 @@ def _without_data(leaf: Any) -> Any:
 
 def cost(
     targets: Mapping[str, Target], recipe: Recipe, one: CallCost, num_rows: int,
-    num_parameters: int, max_gram_bytes: int = DEFAULT_GRAM_BYTES,
+    num_parameters: int, max_gram_bytes: int | None = None,
 ) -> Cost:  # fmt: skip
-    """What a recipe takes with so many rows of calibration calls."""
+    """What a recipe takes with so many rows of calibration calls.
+
+    Raises RecipeError for `max_gram_bytes` where it collects no Grams.
+    """
     measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
-    cut = [
-        names
-        for package in packages(targets, recipe.packages)
-        for names in stages(package, max_gram_bytes)
-    ]
-    needs_grams = bool(recipe.reconstruction.needs) or recipe.allocation == "proxy"
-    passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if needs_grams else 0
+    cut = stages(targets, recipe.packages, gram_limit(recipe, max_gram_bytes))
+    passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
     work = {
         "Grams": passes * num_rows * one.num_operations
@@ -131,7 +120,7 @@ def cost(
     return Cost(
         {name: value for name, value in work.items() if value},
         passes,
-        peak + (largest if needs_grams else 0),
+        peak + (largest if recipe.needs_grams else 0),
     )
 
 

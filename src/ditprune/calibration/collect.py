@@ -20,6 +20,7 @@ from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions
 from ditprune.calibration.pipeline import load_denoiser, load_pipeline
 from ditprune.calibration.placement import Placement
+from ditprune.calibration.replay import fitting
 from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calibration.workers import Worker, add_up
@@ -101,10 +102,7 @@ def observe_set(
         own = _observe_units(name, denoiser, folder, kept, part, place, worker, report)
         total = add_up(own, worker)
         if total is None:
-            raise StatisticsError(
-                f"{model.name}: no calibration call reached its {name}; sample with the "
-                "pipeline's own number of steps, or all of the timesteps"
-            )
+            raise unreached(model, name)
         if worker.is_first:
             # Of the first call there is, whoever observed it.
             first = to_placement(_first_call(name, kept), place.device, place.dtype)
@@ -113,6 +111,14 @@ def observe_set(
         del denoiser
         collected[name] = replace(total, protocol=protocol)
     return collected
+
+
+def unreached(model: ModelFolder, name: str) -> StatisticsError:
+    """The refusal of a set in which no call is a denoiser's."""
+    return StatisticsError(
+        f"{model.name}: no calibration call reached its {name}; sample with the pipeline's own "
+        "number of steps, or all of the timesteps"
+    )
 
 
 def _first_call(name: str, kept: CalibrationSet) -> Call:
@@ -145,23 +151,17 @@ def _observe(
     denoiser: nn.Module, calls: Iterable[Call], own: dict[str, str], place: Placement,
     kept: CalibrationSet,
 ) -> Statistics:  # fmt: skip
-    num_bins = _num_bins(kept)
+    num_bins = num_bins_of(kept)
 
     def moved() -> Iterator[Call]:
         for call in calls:
             yield to_placement(call, place.device, place.dtype)
 
-    try:
+    with fitting(kept.folder):
         return observe_calls(denoiser, moved(), own, num_bins)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(
-            f"{kept.folder}: the denoiser cannot run the calibration calls ({reason}); "
-            "sample them from this model"
-        ) from None
 
 
-def _num_bins(kept: CalibrationSet) -> int:
+def num_bins_of(kept: CalibrationSet) -> int:
     """The parts of the way that a set was sampled in. Raises ModelError."""
     given = kept.protocol.get("num_bins", NUM_BINS)
     if not isinstance(given, int) or not 1 <= given <= _MOST_BINS:

@@ -6,20 +6,24 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.capture import StepRecorder, denoisers_of
-from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.collect import num_bins_of, of_denoiser, unreached
+from ditprune.calibration.pipeline import load_denoiser
 from ditprune.calibration.placement import Placement
-from ditprune.calibration.rows import to_placement
+from ditprune.calibration.replay import fitting
+from ditprune.calibration.rows import merge_calls, num_rows, to_placement
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
+from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.statistics.collected import Statistics, bin_of
 
@@ -40,9 +44,15 @@ class Forecast:
 
 
 def forecast(
-    model: ModelFolder, pipeline: Any, sampling: Sampling, place: Placement
+    model: ModelFolder, pipeline: Any, sampling: Sampling, place: Placement,
+    missing: Sequence[int] | None = None,
 ) -> Forecast:  # fmt: skip
-    """Run the first steps of the first sampling run, observe what they gave, and extrapolate."""
+    """Run the first steps of the first sampling run, observe what they gave, and extrapolate.
+
+    Args:
+        missing: the sampling runs that are left to do; None is all.
+    """
+    left = range(sampling.num_units) if missing is None else missing
     batch = len(sampling.items(0))
     begun = time.monotonic()
     recorder = StepRecorder(
@@ -56,7 +66,7 @@ def forecast(
     step_s = (started[-1] - started[1]) / (len(started) - 2) if len(started) > 2 else (
         time.monotonic() - started[0]
     )  # fmt: skip
-    steps = [_num_steps(sampling, unit, recorder.num_steps) for unit in range(sampling.num_units)]
+    steps = [_num_steps(sampling, unit, recorder.num_steps) for unit in left]
     items = [recorder.taken[row] for row in range(batch)]
     call_s, num_shared, statistics = _observe(model, pipeline, items[0], sampling, place)
     return Forecast(
@@ -64,9 +74,36 @@ def forecast(
         observing_s=call_s * (sampling.num_samples / num_shared + _NUM_PROBES),
         num_steps=sum(steps),
         peak_bytes=_peak_bytes(place) + 2 * _bytes_of(statistics),
-        calls_bytes=sum(_call_bytes(call) for call in items[0]) * sampling.num_samples,
+        calls_bytes=sum(_call_bytes(call) for call in items[0])
+        * sum(len(sampling.items(unit)) for unit in left),
         statistics_bytes=_bytes_of(statistics),
     )
+
+
+def forecast_observing(model: ModelFolder, kept: CalibrationSet, place: Placement) -> Forecast:
+    """For a complete set, which is only observed: load each denoiser, and time its first call.
+
+    Raises ModelError for calls that it cannot run.
+    """
+    total_s, size_bytes = 0.0, 0
+    for name, folder in model.denoisers.items():
+        begun = time.monotonic()
+        first, rows = None, 0
+        for unit in range(kept.num_units):
+            for call in kept.read(unit)[0]:
+                if call.denoiser == name:
+                    first, rows = first or call, rows + num_rows(call)
+        if first is None:
+            raise unreached(model, name)
+        denoiser, own = load_denoiser(folder, place), of_denoiser(folder)
+        total_s += time.monotonic() - begun
+        with fitting(kept.folder):
+            moved = to_placement(first, place.device, place.dtype)
+            call_s, statistics = _timed(denoiser, [moved], own, num_bins_of(kept))
+        total_s += call_s * (rows / num_rows(first) + _NUM_PROBES)
+        size_bytes += _bytes_of(statistics)
+        del denoiser
+    return Forecast(0.0, total_s, 0, _peak_bytes(place) + 2 * size_bytes, 0, size_bytes)
 
 
 def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
@@ -84,17 +121,19 @@ def _observe(
     own = of_denoiser(model.denoisers[call.denoiser])
     items = [bin_of(sampling.place(item), sampling.num_bins) for item in sampling.items(0)]
     num_shared = items.count(items[0])
-    rows = call.sample().shape[0]
+    shared = merge_calls([call] * num_shared)
+    seconds, statistics = _timed(denoiser, shared, own, sampling.num_bins)
+    return seconds * len(calls), num_shared, statistics
 
-    def repeat(leaf: Any) -> Any:
-        is_rows = isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == rows
-        return torch.cat([leaf] * num_shared) if is_rows else leaf
 
-    merged = call.map(repeat)
-    statistics = observe_calls(denoiser, [merged], own, sampling.num_bins)  # warms up
+def _timed(
+    denoiser: nn.Module, calls: list[Call], own: dict[str, str], num_bins: int
+) -> tuple[float, Statistics]:
+    """Seconds to observe these calls once more, and what they gave."""
+    statistics = observe_calls(denoiser, calls, own, num_bins)  # warms up
     begun = time.monotonic()
-    observe_calls(denoiser, [merged], own, sampling.num_bins)
-    return (time.monotonic() - begun) * len(calls), num_shared, statistics
+    observe_calls(denoiser, calls, own, num_bins)
+    return time.monotonic() - begun, statistics
 
 
 def _bytes_of(statistics: Statistics) -> int:

@@ -19,12 +19,25 @@ _FLOAT = 4
 _COPIES = 2  # a state and its successor while it is updated
 
 
-def stages(targets: Mapping[str, Target], max_bytes: int) -> list[list[str]]:
-    """Targets in module order, cut where their Grams would exceed `max_bytes`.
+def stages(
+    targets: Mapping[str, Target], num_packages: int, max_bytes: int
+) -> list[list[str]]:  # fmt: skip
+    """Targets in module order, cut into packages, and these where Grams would exceed `max_bytes`.
 
-    Inputs that layers share are counted once for each, so a stage may take less. A target whose
-    Gram alone exceeds the limit is a stage of its own.
+    Each stage is a pass over the calibration calls. Inputs that layers share are counted once for
+    each, so a stage may take less. A target whose Gram alone exceeds the limit is a stage of its
+    own.
+
+    Args:
+        num_packages: runs of blocks, as even as whole blocks allow.
     """
+    return [
+        names for package in _packages(targets, num_packages) for names in _cut(package, max_bytes)
+    ]
+
+
+def _cut(targets: Mapping[str, Target], max_bytes: int) -> list[list[str]]:
+    """As many targets to a stage as fit."""
     found: list[list[str]] = []
     size = 0
     for name, target in targets.items():
@@ -37,7 +50,7 @@ def stages(targets: Mapping[str, Target], max_bytes: int) -> list[list[str]]:
     return found
 
 
-def packages(targets: Mapping[str, Target], num_packages: int) -> list[dict[str, Target]]:
+def _packages(targets: Mapping[str, Target], num_packages: int) -> list[dict[str, Target]]:
     """Targets in module order in so many runs of blocks, as even as whole blocks allow."""
     blocks = list(dict.fromkeys(target.block for target in targets.values()))
     found: list[dict[str, Target]] = [{} for _ in range(min(num_packages, len(blocks)))]

@@ -21,6 +21,7 @@ from ditprune.statistics import column_norm
 from ditprune.statistics.collected import bin_of
 from ditprune.statistics.column_norm import ColumnNorm
 from ditprune.targets.matrix import channels_last
+from ditprune.tokens import input_of
 
 State = TypeVar("State")
 
@@ -125,6 +126,6 @@ def watching(observation: Observation[Any], place: float | None = None) -> Itera
 def _hook(observation: Observation[Any], name: str) -> Any:
     def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if observation.is_watching:
-            observation.see(name, channels_last(layer, args[0] if args else kwargs["input"]))
+            observation.see(name, channels_last(layer, input_of(args, kwargs)))
 
     return hook

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
+from ditprune.errors import ModelError
 
 
 @contextmanager
@@ -30,6 +32,22 @@ def run_call(denoiser: nn.Module, batch: Any) -> Any:
     call = Call.of(batch)
     with evaluating(denoiser):
         return denoiser(*call.args, **call.kwargs)
+
+
+@contextmanager
+def fitting(source: Path) -> Iterator[None]:
+    """What a denoiser raises for calls that it cannot run becomes a refusal that names `source`.
+
+    Raises ModelError.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ModelError(
+            f"{source}: the denoiser cannot run the calibration calls ({reason}); "
+            "sample them from this model"
+        ) from None
 
 
 def replay(denoiser: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:

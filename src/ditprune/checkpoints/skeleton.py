@@ -37,11 +37,8 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
         )
     if is_compact(folder) and takes_compact:
         config.pop("quantization_config", None)
-    elif is_compact(folder):
-        raise ModelError(
-            f"{folder}: its weights are compact; convert it first: "
-            "`ditprune convert FOLDER --to dense -o DENSE`"
-        )
+    else:
+        check_dense(folder)
     if "quantization_config" in config:
         raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")
     for key, value in config.items():
@@ -57,3 +54,12 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
             f"{folder / 'config.json'}: {name} cannot be built from it ({error!r}); "
             "expected the config that save_pretrained wrote"
         ) from None
+
+
+def check_dense(folder: Path) -> None:
+    """Refuse a denoiser whose weights `convert` has packed. Raises ModelError."""
+    if is_compact(folder):
+        raise ModelError(
+            f"{folder}: its weights are compact; convert it first: "
+            "`ditprune convert FOLDER --to dense -o DENSE`"
+        )

@@ -42,10 +42,15 @@ def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
         check_file(out, overwrite)
 
 
+def goes_on(out: Path, now: Mapping[str, Any]) -> bool:
+    """Whether work with the same settings lies beside `out`."""
+    return _changed(out, now) == []
+
+
 def open_work(out: Path, now: Mapping[str, Any]) -> None:
     """Go on with the work on `out` if nothing of the guard changed, else begin it anew."""
     work = place_of(out)
-    if _changed(out, now) == []:
+    if goes_on(out, now):
         return
     shutil.rmtree(work, ignore_errors=True)
     ensure_folder(work)

@@ -28,9 +28,7 @@ def show_adjusting(
     first = None
     for call in calls_of(job, source):
         first, total = first or call, total + num_rows(call)
-    if first is None:
-        console.out.print(f"{prefix}no calibration call reaches this denoiser", markup=False)
-        return
+    assert first is not None  # as `check_source` has seen
     try:
         one = call_cost(skeleton(model.denoisers[job.name]), targets, first)
     except ModelError as error:

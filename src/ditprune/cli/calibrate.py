@@ -13,12 +13,13 @@ import click
 from click.core import ParameterSource
 
 from ditprune.calibration.collect import guard_of, observe_set, sample_missing
-from ditprune.calibration.forecast import forecast
+from ditprune.calibration.forecast import forecast, forecast_observing
 from ditprune.calibration.pipeline import check_components, load_pipeline
 from ditprune.calibration.placement import Placement, placement
 from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import Worker, joined, own_device
 from ditprune.checkpoints import calibration_set, guard, statistics_file, unfinished
+from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.output import check_folder
 from ditprune.cli import console
@@ -79,10 +80,12 @@ def calibrate(
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)
         found = locate(model)
-        if dry_run:
-            _show_forecast(found, sampling, place)
-            return
         _check_kept(set_folder, sampling, _given())
+        if dry_run:
+            now = guard_of(found, sampling, place)
+            kept = _check(found, out, set_folder, now, overwrite)
+            _show_forecast(found, sampling, place, kept)
+            return
         collect(found, out, sampling, set_folder, place, overwrite, worker)
         if worker.is_first:
             if set_folder is not None:
@@ -104,9 +107,8 @@ def collect(
     now = guard_of(model, sampling, place)
     if worker.is_first:
         unfinished.sweep(out)
-        unfinished.check_work(out, now, overwrite)
+        _check(model, out, set_folder, now, overwrite)
         if set_folder is None:
-            check_components(model)
             unfinished.open_work(out, now)
             _open_set(folder, model, sampling, now)
         else:
@@ -133,8 +135,25 @@ def collect(
     worker.wait()
 
 
-def _open_set(folder: Path, model: ModelFolder, sampling: Sampling, now: Mapping[str, Any]) -> None:
-    """The set to fill or to read. Raises OutputError for one that other settings began."""
+def _check(
+    model: ModelFolder, out: Path, set_folder: Path | None, now: Mapping[str, Any], overwrite: bool
+) -> CalibrationSet | None:
+    """The set that a run goes on with or reads; None where it begins one. Nothing is written.
+
+    Raises OutputError, ModelError for what the run would refuse.
+    """
+    unfinished.check_work(out, now, overwrite)
+    if set_folder is not None:
+        return _check_set(set_folder, model, now)
+    check_components(model)
+    folder = unfinished.place_of(out) / "calls"
+    if folder.exists() and not unfinished.goes_on(out, now):
+        return None  # for it is dropped
+    return _check_set(folder, model, now)
+
+
+def _check_set(folder: Path, model: ModelFolder, now: Mapping[str, Any]) -> CalibrationSet | None:
+    """The set that is there. Raises OutputError for one that other settings began."""
     if folder.exists():
         kept = calibration_set.load(folder)
         changed = guard.differences(kept.guard, now) if kept.missing() else []
@@ -143,10 +162,17 @@ def _open_set(folder: Path, model: ModelFolder, sampling: Sampling, now: Mapping
                 f"{folder}: this calibration set is unfinished and was begun with other settings "
                 f"({'; '.join(changed)}); give those again to finish it, or remove it"
             )
-        return
-    pipeline, scheduler = check_components(model)
+        return kept
+    check_components(model)
     check_folder(folder, model.root, needs_bytes=0, overwrite=False)
-    calibration_set.start(folder, sampling.num_units, sampling.protocol(pipeline, scheduler), now)
+    return None
+
+
+def _open_set(folder: Path, model: ModelFolder, sampling: Sampling, now: Mapping[str, Any]) -> None:
+    """The set to fill or to read, begun where there is none."""
+    if _check_set(folder, model, now) is None:
+        protocol = sampling.protocol(*check_components(model))
+        calibration_set.start(folder, sampling.num_units, protocol, now)
 
 
 def _check_kept(folder: Path | None, sampling: Sampling, given: set[str]) -> None:
@@ -176,17 +202,35 @@ def _given() -> set[str]:
     }
 
 
-def _show_forecast(model: ModelFolder, sampling: Sampling, place: Placement) -> None:
+def _show_forecast(
+    model: ModelFolder, sampling: Sampling, place: Placement, kept: CalibrationSet | None
+) -> None:
+    """What is left to do, given the set so far."""
     start_s, begun = time.process_time(), time.monotonic()
+    missing = range(sampling.num_units) if kept is None else kept.missing()
+    if kept is not None and not missing:
+        expected = forecast_observing(model, kept, place)
+        console.out.print(
+            f"sampling: nothing, the calibration set {kept.folder} is complete\n"
+            f"loading the denoiser and observing it: about {console.duration(expected.observing_s)}"
+            f"\nin all: about {console.duration(start_s + expected.observing_s)}\n"
+            f"peak memory: about {console.size(expected.peak_bytes)}\n"
+            f"writes: statistics {console.size(expected.statistics_bytes)}\n"
+            "nothing was written",
+            markup=False,
+        )
+        return
+    num_samples = sum(len(sampling.items(unit)) for unit in missing)
+    done = f"of {kept.num_units} " if kept is not None else ""
     pipeline = load_pipeline(model, place)
     loading_s = start_s + time.monotonic() - begun
-    expected = forecast(model, pipeline, sampling, place)
+    expected = forecast(model, pipeline, sampling, place, missing)
     total_s = loading_s + expected.sampling_s + expected.observing_s
     console.out.print(
         f"loading the pipeline: about {console.duration(loading_s)}\n"
-        f"{sampling.num_samples} samples in {sampling.num_units} sampling runs, "
+        f"{num_samples} samples in {len(missing)} {done}sampling runs, "
         f"{expected.num_steps} denoiser steps: about {console.duration(expected.sampling_s)}\n"
-        f"observing them: about {console.duration(expected.observing_s)}\n"
+        f"observing all {sampling.num_samples}: about {console.duration(expected.observing_s)}\n"
         f"in all: about {console.duration(total_s)}\n"
         f"peak memory: about {console.size(expected.peak_bytes)}\n"
         f"writes: calls {console.size(expected.calls_bytes)}, "

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ditprune.adjusting import Source
-from ditprune.adjustment.adjust import DEFAULT_GRAM_BYTES
+from ditprune.adjusting import Source, check_source
+from ditprune.adjustment.adjust import gram_limit
 from ditprune.calibration.placement import parse_size, placement
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
@@ -58,6 +58,7 @@ def prune(
     check_scorable(recipe, stats)
     folder = locate(model)
     source = _source(recipe, set_folder, device, gram_memory)
+    check_source(folder, recipe, source)
     if repo is not None:
         hub.check(repo)
     if dry_run:
@@ -84,18 +85,16 @@ def _source(
     recipe: Recipe, set_folder: Path | None, device: str | None, gram_memory: str | None
 ) -> Source | None:
     """The calibration calls of a recipe that needs them. Raises RecipeError, ModelError."""
+    most = parse_size(gram_memory, "--gram-memory")
+    gram_limit(recipe, most)
     if not recipe.needs_calls:
-        options = {"calibration-set": set_folder, "device": device, "gram-memory": gram_memory}
+        options = {"calibration-set": set_folder, "device": device}
         for option, given in options.items():
             if given is not None:
                 raise RecipeError(f"--{option}: this recipe adjusts no weights; leave it out")
         return None
     if set_folder is None:
-        raise RecipeError(
-            "this recipe adjusts weights to calibration calls; sample them with "
-            "`ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
-        )
-    most = parse_size(gram_memory, "--gram-memory") or DEFAULT_GRAM_BYTES
+        return None
     return Source(calibration_set.load(set_folder), placement(device), most)
 
 

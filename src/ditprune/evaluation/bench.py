@@ -72,8 +72,12 @@ class Options:
             raise RecipeError(f"--num-tokens {self.num_tokens}: expected at least 1")
         if not self.limit_s > 0:
             raise RecipeError(f"--time-limit {self.limit_s}: expected seconds above 0")
-        if self.num_tokens is not None and (self.sampling.height or self.sampling.width):
-            raise RecipeError("--num-tokens: excludes --height and --width; give one of them")
+        own = self.sampling
+        if self.num_tokens is not None and (own.height or own.width or own.pipeline_options):
+            raise RecipeError(
+                "--num-tokens: excludes --height and --width and --pipeline-option, which shape a "
+                "real call; leave it out, or these"
+            )
 
 
 @dataclass(frozen=True)

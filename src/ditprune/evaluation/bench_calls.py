@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-
-from torch import nn
 
 from ditprune.calibration.capture import StepRecorder, denoisers_of
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
 from ditprune.errors import ModelError
+from ditprune.tokens import counting_tokens
 
 Tokens = dict[str, int]
 
@@ -38,7 +36,12 @@ def real_calls(
         return {step: range(1) for step in steps}
 
     recorder = StepRecorder(pipeline, denoisers, 1, wanted)
-    with _watched(denoisers, names) as tokens:
+    layers = {
+        (name, layer): denoisers[name].get_submodule(layer)
+        for name, own in names.items()
+        for layer in own
+    }
+    with counting_tokens(layers) as counts:
         run_unit(pipeline, sampling, 0, recorder)
     calls: dict[str, Call] = {}
     for call in recorder.taken[0]:
@@ -49,32 +52,7 @@ def real_calls(
                 f"{type(pipeline).__name__}: its {name} was not called in two steps; pass "
                 "--num-tokens, or the folder of this denoiser"
             )
-    return {name: (calls[name], tokens[name]) for name in names}
-
-
-@contextmanager
-def _watched(
-    denoisers: Mapping[str, nn.Module], names: Mapping[str, list[str]]
-) -> Iterator[dict[str, Tokens]]:
-    """The most vectors that each layer was given while the block ran."""
-    seen: dict[str, Tokens] = {name: {} for name in names}
-
-    def watch(own: Tokens, layer: str) -> Any:
-        def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else kwargs["input"]
-            own[layer] = max(own.get(layer, 0), inputs.numel() // inputs.shape[-1])
-
-        return see
-
-    handles = [
-        denoisers[name].get_submodule(layer).register_forward_pre_hook(
-            watch(seen[name], layer), with_kwargs=True
-        )
-        for name, layers in names.items()
-        for layer in layers
-    ]  # fmt: skip
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+    return {
+        name: (calls[name], {one: max(counts[name, one]) for one in own if counts[name, one]})
+        for name, own in names.items()
+    }

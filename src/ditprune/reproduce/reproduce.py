@@ -12,6 +12,7 @@ from ditprune import bundled
 from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder, results_folder, write_beside
+from ditprune.checkpoints.skeleton import check_dense
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.commands import options_of
 from ditprune.evaluation.drawing import check_draws_images
@@ -50,7 +51,7 @@ def reproduce(
 
     Args:
         name: a key of `STUDIES`, or `all`.
-        model: a pipeline folder.
+        model: a pipeline folder, its weights dense.
         out: each study writes results.json, table.md and its figures to `out/<study>`.
         measures: which metrics, by whose eyes.
         command: how to repeat it, for the record.
@@ -75,6 +76,8 @@ def reproduce(
         raise RecipeError(f"{model.name}: is a bare denoiser; expected a pipeline that draws")
     if any(rows.values()):
         check_draws_images(model)
+    for folder in model.denoisers.values():
+        check_dense(folder)
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
         command = command or _command(name, model, out, options, measures, place)

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from ditprune.errors import KernelError
 from ditprune.runtime.backends import Backend, backend_of
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import cold_buffer
+from ditprune.tokens import counting_tokens
 
 # Without a call to learn from: one guided image's modulation, and its tokens at 256².
 NUM_TOKENS = (2, 512)
@@ -152,26 +153,9 @@ def _count_tokens(
 ) -> dict[str, tuple[int, ...]]:
     """The numbers of tokens that each Linear receives in a call."""
     one = Call.of(call)
-    seen: dict[str, set[int]] = {name: set() for name, _ in _linears(denoiser)}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else kwargs["input"]
-            seen[name].add(inputs.numel() // inputs.shape[-1])
-
-        return hook
-
-    handles = [
-        linear.register_forward_pre_hook(watch(name), with_kwargs=True)
-        for name, linear in _linears(denoiser)
-    ]
-    try:
-        with torch.no_grad():
-            denoiser(*one.args, **one.kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: tuple(sorted(counts)) for name, counts in seen.items()}
+    with counting_tokens(dict(_linears(denoiser))) as seen, torch.no_grad():
+        denoiser(*one.args, **one.kwargs)
+    return {name: tuple(sorted(set(counts))) for name, counts in seen.items()}
 
 
 def _time_both(
