@@ -10,6 +10,7 @@ import pytest
 import pipeline_parts as parts
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import RecipeError, StatisticsError, TargetError
+from ditprune.evaluation import drawing
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.reproduce.reproduce import reproduce
@@ -50,7 +51,15 @@ def run(study: str, model: Path, out: Path, measures: Measures | None = None, **
     return results
 
 
-def test_a_study_of_prompts(pixart, tmp_path) -> None:
+def test_a_study_of_prompts(pixart, tmp_path, monkeypatch) -> None:
+    asked: list[str] = []
+    draw = drawing.draw
+
+    def listen(pipeline: Any, batch: list[str], *args: Any, **words: Any) -> Any:
+        asked.extend(batch)
+        return draw(pipeline, batch, *args, **words)
+
+    monkeypatch.setattr(drawing, "draw", listen)
     clip = parts.save_clip(tmp_path / "clip")
     names = ("relative_error", "ssim", "fid", "clip_score")
     results = run(
@@ -58,6 +67,7 @@ def test_a_study_of_prompts(pixart, tmp_path) -> None:
         num_images=3, num_held_out=2, batch_size=2,
     )  # fmt: skip
     assert [row["name"] for row in results["rows"]] == ["dense", "Wanda", "+ STW", "+ STW + CAG"]
+    assert asked == ["a cat", "two dogs", "a cat"] * 4
     errors = [row["metrics"]["relative_error"]["value"] for row in results["rows"][1:]]
     assert len(set(errors)) == 3
     for row in results["rows"]:
@@ -86,6 +96,7 @@ def test_studies_that_draw_nothing(pipeline, options, denoisers, request, tmp_pa
     found = run("importance", model, tmp_path, **options)
     own = len(sizes["rows"]) // len(denoisers)
     layers = [row["layer"].removeprefix(prefixes[0]) for row in sizes["rows"][:own]]
+    assert "attn1.to_q" in layers
     for results in (sizes, found):
         rows = results["rows"]
         assert len({row["name"] for row in rows}) == len(rows) == own * len(denoisers)
