@@ -1,11 +1,12 @@
-"""How a pruned model was made, as command lines, from what its manifest tells."""
+"""Command lines that repeat what was done: from a manifest, or from what Python was given."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from typing import Any
 
 from ditprune.calibration.sample import Sampling
@@ -17,6 +18,9 @@ from ditprune.recipe import Recipe, from_json
 # What the commands call the files that pass from one to the next.
 STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"
 MASK = "mask.safetensors"
+# Fields whose option has another name; of some, each value is an option of its own.
+_NAMES = {"names": "metrics", "layers": "include", "pipeline_options": "pipeline_option"}
+_REPEATED = ("layers", "pipeline_options")
 # Every text that is no recipe, or no protocol, whoever wrote it.
 _UNREADABLE = (RecipeError, TypeError, ValueError)
 
@@ -56,6 +60,33 @@ def commands(
     return shlex.join([*calibrate, "-o", STATISTICS, *calls, *made]), shlex.join(prune)
 
 
+def options_of(given: Any, plain: Any) -> Iterator[str]:
+    """The options that make a dataclass of them from its defaults.
+
+    Prompts stand as `prompts.txt`, a file with one in each line.
+    """
+    for field in fields(given):
+        value = getattr(given, field.name)
+        if value == getattr(plain, field.name):
+            continue
+        for text in _texts(field.name, value):
+            yield from (flag(_NAMES.get(field.name, field.name)), text)
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """What stands after an option, once or each time it is given."""
+    if name == "prompts":
+        return [PROMPTS]
+    if name == "max_memory":
+        return [f"{Decimal(value) / 1000}KB"]
+    if isinstance(value, Mapping):
+        return [f"{key}={json.dumps(one, default=str)}" for key, one in value.items()]
+    if isinstance(value, (tuple, list)):
+        texts = [str(one) for one in value]
+        return texts if name in _REPEATED else [",".join(texts)]
+    return [str(value).removeprefix("torch.")]
+
+
 def _recipe(content: Any) -> Recipe | None:
     try:
         return from_json(content, MANIFEST)
@@ -93,26 +124,10 @@ def _sampling(stats: Mapping[str, Any]) -> list[str] | None:
         }
         own = Sampling(**known)
         is_known = bool(known) and own.purpose == Sampling.purpose
-        return list(_sampling_flags(own)) if is_known else None
+        is_whole = isinstance(own.labels or (), tuple) and isinstance(own.pipeline_options, Mapping)
+        return list(options_of(own, Sampling())) if is_known and is_whole else None
     except (*_UNREADABLE, KeyError, AttributeError):
         return None
-
-
-def _sampling_flags(sampling: Sampling) -> Iterator[str]:
-    for one in fields(Sampling):
-        value = getattr(sampling, one.name)
-        plain = one.default if one.default is not MISSING else {}
-        if value == plain:
-            continue
-        if one.name == "labels":
-            yield from ("--labels", ",".join(f"{label}" for label in value))
-        elif one.name == "prompts":
-            yield from ("--prompts", PROMPTS)
-        elif one.name == "pipeline_options":
-            for name, option in value.items():
-                yield from ("--pipeline-option", f"{name}={json.dumps(option)}")
-        else:
-            yield from _words(one.name, value)
 
 
 def _words(word: str, value: Any) -> list[str]:

@@ -11,7 +11,8 @@ from ditprune.calibration.placement import Placement, parse_size
 from ditprune.cli.evaluate import evaluate
 from ditprune.cli.options import read_labels, read_measures, read_pipeline_options
 from ditprune.cli.reproduce import reproduce
-from ditprune.evaluation.commands import evaluate_command, options_of
+from ditprune.commands import options_of
+from ditprune.evaluation.commands import evaluate_command
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.reproduce.rows import Options
 

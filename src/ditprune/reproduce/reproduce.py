@@ -13,8 +13,8 @@ from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.output import ensure_folder, results_folder, write_beside
 from ditprune.checkpoints.skeleton import check_dense
+from ditprune.commands import options_of
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.evaluation.commands import options_of
 from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Report, silent
