@@ -50,6 +50,11 @@ class KernelError(DitpruneError):
     """The sparse kernel cannot be built here, or cannot run on these tensors."""
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of what another library said; the kind of error where it said nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """A clause naming the nearest known name, or all of them when none is near."""
     choices = sorted(known)

@@ -15,7 +15,7 @@ from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder, read_json
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, reason_of
 
 _CPU = Placement()
 _LIBRARIES = ("diffusers", "transformers")
@@ -89,8 +89,7 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # diffusers raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"{name}: diffusers cannot load it ({reason})") from None
+        raise ModelError(f"{name}: diffusers cannot load it ({reason_of(error)})") from None
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()

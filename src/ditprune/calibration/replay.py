@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, reason_of
 
 
 @contextmanager
@@ -43,9 +43,8 @@ def fitting(source: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
-            f"{source}: the denoiser cannot run the calibration calls ({reason}); "
+            f"{source}: the denoiser cannot run the calibration calls ({reason_of(error)}); "
             "sample them from this model"
         ) from None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ditprune import bundled
 from ditprune.calls import DENOISER
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, reason_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.
@@ -123,9 +123,8 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises a dozen unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{hub_id}: no such folder here, and the hub did not give it ({reason}); "
+            f"{hub_id}: no such folder here, and the hub did not give it ({reason_of(error)}); "
             "check the name, the connection, or download it first"
         ) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,13 +17,9 @@ from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
+from ditprune.reproduce.studies import STUDIES
 
-# What the names in the paper's tables mean here.
-METHODS: dict[str, dict[str, Any]] = {
-    "magnitude": {"saliency": "magnitude", "granularity": "layer"},
-    "Wanda": {"saliency": "wanda", "granularity": "channel"},
-    "DiT-Pruning": {"saliency": "stw", "granularity": "cag"},
-}
+METHODS = {method.name: method.words for method in STUDIES["main"].methods}
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
 
 

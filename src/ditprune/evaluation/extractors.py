@@ -14,7 +14,7 @@ from torch import Tensor
 from ditprune import bundled
 from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import tensors_file
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, reason_of
 from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import OF_FEATURES
 from ditprune.evaluation.drawing import as_unit
@@ -100,10 +100,9 @@ def _fetch(file: Path) -> str | None:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(file), start_of_hash, progress=False)
     except (OSError, RuntimeError) as error:  # no network, another file than named
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         return (
-            f"InceptionV3's weights could not be fetched ({reason}); fetch {address} elsewhere and "
-            "pass the file as --feature-extractor"
+            f"InceptionV3's weights could not be fetched ({reason_of(error)}); fetch {address} "
+            "elsewhere and pass the file as --feature-extractor"
         )
     return None
 
@@ -113,9 +112,8 @@ def _inception(file: Path, place: Placement) -> Callable[[Tensor], Seen]:
     try:
         return inception.load(weights, place.device)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
         raise ModelError(
-            f"{file}: not the weights of torch-fidelity's InceptionV3 ({reason})"
+            f"{file}: not the weights of torch-fidelity's InceptionV3 ({reason_of(error)})"
         ) from None
 
 
@@ -126,9 +124,9 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ModelError(
-            f"{file}: cannot be read as weights alone ({reason}); code in files is never run"
+            f"{file}: cannot be read as weights alone ({reason_of(error)}); code in files is never "
+            "run"
         ) from None
     if not isinstance(found, dict):
         raise ModelError(f"{file}: holds a {type(found).__name__}, expected named tensors")

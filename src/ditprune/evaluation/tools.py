@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ditprune.calibration.placement import Placement
+from ditprune.errors import reason_of
 from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import OF_FEATURES
 from ditprune.evaluation.extractors import Extractor, choose
@@ -134,5 +135,4 @@ def _try(load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        return f"could not be loaded ({type(error).__name__}: {reason})"
+        return f"could not be loaded ({type(error).__name__}: {reason_of(error)})"
