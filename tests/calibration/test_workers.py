@@ -141,8 +141,6 @@ def test_the_models_have_what_can_go_wrong(alone) -> None:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_command_line_is_launched(launcher, models, alone, tmp_path) -> None:
-    if launcher == "accelerate":
-        pytest.importorskip("accelerate", reason="the extra 'offload' brings its launcher")
     done = launch(2, *command(models["dit"], tmp_path / "dit"), launcher=launcher)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("statistics: ") == 1  # one of them speaks
