@@ -1,7 +1,9 @@
 """Where our order agrees with the paper's and where it does not: by rule, from the numbers.
 
 Two rows of one setting are compared by each metric: item by item where the metric is a mean over
-the same items, else by whether the 95 % intervals overlap (as `evaluation.cautions` does).
+the same items, else by whether the 95 % intervals overlap (as `evaluation.cautions` does). What
+should be alike agrees where intervals overlap: item by item a difference can be sure and yet too
+small to matter.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found
-from ditprune.metrics.estimate import Estimate
+from ditprune.metrics.estimate import Estimate, overlap
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"
@@ -85,7 +87,7 @@ def _sentence(key: str, own: Sequence[Finding], are_alike: bool) -> str:
 
 def _sentence_of_alike(title: str, own: Sequence[Finding], num_apart: int) -> str:
     if not num_apart:
-        return f"By {title} these samples show no difference in all {len(own)} comparisons."
+        return f"By {title} the intervals overlap in all {len(own)} comparisons, as they should."
     return f"By {title} {num_apart} of {len(own)} that should be alike lie apart: {_against(own)}."
 
 
@@ -127,10 +129,10 @@ def _compare(claim: Claim, setting: str, one: Found, other: Found) -> Iterator[F
         if key not in one.estimates or key not in other.estimates:
             continue
         first, second = one.estimates[key], other.estimates[key]
-        if not one.is_apart(key, other):
-            verdict = AGREES if claim.alike else UNSURE
-        elif claim.alike:
-            verdict = DISAGREES
+        if claim.alike:
+            verdict = AGREES if overlap(first, second) else DISAGREES
+        elif not one.is_apart(key, other):
+            verdict = UNSURE
         else:
             is_lower = first.value < second.value
             verdict = AGREES if is_lower == (metric.better == "lower") else DISAGREES
