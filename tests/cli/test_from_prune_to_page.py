@@ -38,6 +38,14 @@ def told(place: Path) -> tuple[dict[str, Any], str]:
     return load(place)["models"][1], (place / "report.html").read_text(encoding="utf-8")
 
 
+def assert_makes_it_again(done, command: str, places: dict[str, Path], out: Path) -> None:
+    """Run with these paths in place of its names, the last of them OUT, it gives the same bytes."""
+    done(*(places.get(word, word) for word in shlex.split(command)[1:]))
+    again = list(places.values())[-1]
+    before, after = (tensors_on_disk(one / "transformer") for one in (out, again))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_pipeline_of_prompts(done, tmp_path) -> None:
     model, out, place = tmp_path / "model", tmp_path / "half", tmp_path / "e"
     PIPELINES["PixArtSigmaPipeline"]().save_pretrained(model)
@@ -75,12 +83,8 @@ def test_a_pattern(done, tiny_pipeline, statistics, tmp_path) -> None:
     assert {one["granularity"] for one in row["targets"]} == {"2:4"}
     assert "--pattern 2:4" in page
     assert page.count('title="2:4') + page.count(">2:4<") >= len(row["targets"])
-    words = shlex.split(row["command"])
-    words[words.index("stats.safetensors")] = str(statistics)
-    words[words.index("2in4")] = str(tmp_path / "again")
-    done(*words[1:])
-    before, after = (tensors_on_disk(one / "transformer") for one in (out, tmp_path / "again"))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = {"stats.safetensors": statistics, "2in4": tmp_path / "again"}
+    assert_makes_it_again(done, row["command"], again, out)
 
 
 def test_a_mask_of_another_model(done, tiny_dit, pruned_once, tmp_path) -> None:
@@ -101,10 +105,6 @@ def test_a_mask_of_another_model(done, tiny_dit, pruned_once, tmp_path) -> None:
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "ditprune mask apply DENSE mask.safetensors -o OUT" in card
     assert "ditprune prune " not in card
-    words = shlex.split(row["command"])
-    words[words.index("mask.safetensors")] = str(mask)
-    words[words.index("masked")] = str(tmp_path / "again")
-    done(*words[1:])
-    before, after = (tensors_on_disk(one / "transformer") for one in (out, tmp_path / "again"))
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    again = {"mask.safetensors": mask, "masked": tmp_path / "again"}
+    assert_makes_it_again(done, row["command"], again, out)
     done("verify", out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +51,10 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
             f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
             f"{', '.join(dense)}; expected a pruned copy of it"
         )
-    asked, recipe, statistics, targets = None, None, None, {}
-    for name, folder in model.denoisers.items():
-        said = _claims_of(model, folder, dense[name])
-        targets[name] = said[3]
-        if recipe is None:
-            asked, recipe, statistics = said[:3]
-    has_mask = any(
-        (folder / MANIFEST).is_file() and manifest.read(folder).get("mask") is not None
-        for folder in model.denoisers.values()
-    )
-    return Claims(asked, recipe, statistics, targets, has_mask)
+    own = [_claims_of(model, name, model.denoisers[name], dense[name]) for name in model.denoisers]
+    first = next((one for one in own if one.recipe is not None), own[0])
+    targets = {name: found for one in own for name, found in one.targets.items()}
+    return replace(first, targets=targets, has_mask=any(one.has_mask for one in own))
 
 
 def structure_of(denoisers: Mapping[str, nn.Module]) -> Claims:
@@ -73,9 +66,8 @@ def _found(tree: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: asdict(target) for name, target in discover(tree).items()}
 
 
-def _claims_of(
-    model: ModelFolder, folder: Path, dense: nn.Module
-) -> tuple[Any, Mapping[str, Any] | None, Mapping[str, Any] | None, dict[str, Any]]:
+def _claims_of(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> Claims:
+    """What one denoiser's manifest claims, or its structure where it has none."""
     tree = check_denoiser(folder)
     if type(tree) is not type(dense):
         raise ModelError(
@@ -92,7 +84,7 @@ def _claims_of(
             "expected a pruned copy of it"
         )
     if not (folder / MANIFEST).is_file():
-        return None, None, None, _found(tree)
+        return Claims(None, None, None, {denoiser: _found(tree)})
     claims = manifest.read(folder)
     try:
         recipe, targets = claims["recipe"], dict(claims["targets"])
@@ -109,7 +101,8 @@ def _claims_of(
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
-    return asked, recipe, statistics, targets
+    has_mask = claims.get("mask") is not None
+    return Claims(asked, recipe, statistics, {denoiser: targets}, has_mask)
 
 
 def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
