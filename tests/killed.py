@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +47,7 @@ for line in sys.stdin:
     os.close(told)
 """
 NEVER = -1
+OUT_EXISTS = 2  # the exit code of a run whose result was there already
 
 
 class Server:
@@ -85,3 +87,15 @@ def serving(place: Path, prepare: str = "") -> Iterator[Server]:
         yield Server(process, place)
         assert process.stdin is not None
         process.stdin.close()
+
+
+def trials(least: int, seen: Counter[str], needed: Mapping[str, int]) -> Iterator[int]:
+    """Numbers of trials: at least so many, then until as much was seen as is needed.
+
+    A busy machine runs at another pace from one moment to the next, so no fixed number does.
+    """
+    for trial in range(5 * least):
+        yield trial
+        if trial + 1 >= least and all(seen[what] >= count for what, count in needed.items()):
+            return
+    pytest.fail(f"seen {dict(seen)} in {5 * least} trials, needed {dict(needed)}")

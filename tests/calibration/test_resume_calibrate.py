@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from ditprune.calibration import collect as collect_module
 from ditprune.checkpoints import manifest
 from ditprune.cli.main import run
 from folders import edit_json, edit_tensors, files_of, save_pipeline
-from killed import Server, serving
+from killed import OUT_EXISTS, Server, serving, trials
 
 # What was observed is kept after every unit, so that there is something to go on from.
 PREPARE = """
@@ -28,7 +29,6 @@ diffusers.DiTPipeline, diffusers.AutoencoderKL, diffusers.DDIMScheduler
 from ditprune.calibration import collect
 collect._SAVE_EVERY_S = 0
 """
-DONE = 2  # the exit code where OUT was there already
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,10 @@ def whole(model, server, place) -> tuple[bytes, dict[str, bytes], float]:
 def test_twenty_kills_at_random_moments(model, server, whole, place) -> None:
     expected, set_expected, elapsed_s = whole
     draw = random.Random(0)
+    clear(place)
     out, kept = place / "out", place / "set"
-    num_killed = num_units = 0
-    for trial in range(20):
+    seen: Counter[str] = Counter()
+    for trial in trials(20, seen, {"killed": 11, "killed between units": 3}):
         # Spread over the run, its start and its end; a run that goes on may be killed again.
         line = command(model, out, kept=kept if trial // 4 % 2 else None)
         before = states(place)
@@ -103,11 +104,12 @@ def test_twenty_kills_at_random_moments(model, server, whole, place) -> None:
         with suppress(ProcessLookupError):  # it was faster
             os.kill(pid, 9)
         was_killed = server.finish()[0] == -9
-        num_killed += was_killed
+        seen["killed"] += was_killed
         left = states(place)
         if was_killed and not out.exists():
             assert left.items() >= before.items(), "a unit was sampled again"
-        num_units += 0 < len(left) < 30
+        seen["killed between units"] += 0 < len(left) < 30
+        elapsed_s *= 0.9 if not was_killed else 1 if left or out.exists() else 1.1
         if trial % 4 == 1:
             continue
         finish_and_check(server, line, out, expected, place)
@@ -117,8 +119,12 @@ def test_twenty_kills_at_random_moments(model, server, whole, place) -> None:
             shutil.rmtree(kept)
         out.unlink()
         assert list(place.iterdir()) == []
-    assert num_killed > 10
-    assert num_units > 2
+
+
+def clear(place: Path) -> None:
+    """Whatever a killed run, or a test that failed, left there."""
+    shutil.rmtree(place)
+    place.mkdir()
 
 
 def finish_and_check(
@@ -128,7 +134,7 @@ def finish_and_check(
     was_done = out.exists() and not (place / f".{out.name}.work").exists()
     assert not out.exists() or out.read_bytes() == expected
     server.start(line)
-    assert server.finish()[0] == (DONE if was_done else 0)
+    assert server.finish()[0] == (OUT_EXISTS if was_done else 0)
     assert out.read_bytes() == expected
     assert [file.name for file in place.iterdir() if file.name.startswith(".")] == []
 
@@ -136,6 +142,7 @@ def finish_and_check(
 @pytest.mark.parametrize("with_set", [False, True])
 def test_a_kill_before_every_step_of_the_file_system(with_set, model, server, place) -> None:
     """The last renames among them: each state they pass through is left behind once."""
+    clear(place)
     out, kept = place / "out", place / "set" if with_set else None
     line = command(model, out, num_samples=4, kept=kept)
     server.start(line, last_step=0)
@@ -149,16 +156,13 @@ def test_a_kill_before_every_step_of_the_file_system(with_set, model, server, pl
     steps = [*range(1, 9), *([] if with_set else [*range(9, end, 6), *range(end, num_steps + 1)])]
     was_observed = False
     for step in steps:
-        shutil.rmtree(place)
-        place.mkdir()
+        clear(place)
         server.start(line, last_step=step)
         assert server.finish()[0] == -9
         was_observed |= any(place.rglob("observed-*"))
         finish_and_check(server, line, out, expected, place)
         assert {path.name for path in place.iterdir()} == {"out", *(["set"] if with_set else [])}
     assert was_observed or with_set
-    shutil.rmtree(place)
-    place.mkdir()
 
 
 @pytest.fixture

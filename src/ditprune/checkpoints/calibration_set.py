@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ditprune.calls import Call
+from ditprune.checkpoints import tensors_file
 from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import ensure_folder, why, write_beside
+from ditprune.checkpoints.output import ensure_folder, why
 from ditprune.errors import ModelError, OutputError
 
 HEADER = "calibration_set.json"
@@ -65,8 +65,7 @@ class CalibrationSet:
             for call in calls
         ]
         metadata = {_KEY: json.dumps({"calls": records, "notes": dict(notes)})}
-        with write_beside(self.file(unit)) as part:
-            save_file(tensors, part, metadata=metadata)
+        tensors_file.save(tensors, metadata, self.file(unit))
 
     def read(self, unit: int) -> tuple[list[Call], dict[str, object]]:
         """The calls of one unit and the notes beside them. Raises ModelError."""

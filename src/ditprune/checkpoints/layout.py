@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ditprune.checkpoints.header import Stored, header
 from ditprune.checkpoints.weights import Entry, Weights
 from ditprune.compact.head import Head
 
@@ -57,12 +57,13 @@ def packed_layout(weights: Weights, heads: Mapping[str, Head]) -> Layout:
         placed = [_packed(entry, heads) for entry in weights.in_shard(shard)]
         placed.sort(key=lambda e: (e.name not in heads, -_item_bytes(e)))
         metadata = json.loads(weights.header(shard)[8:]).get("__metadata__") or {}
-        header = _header({**metadata, "ditprune": NOTE}, placed)
-        offset = len(header)
+        stored = (Stored(e.name, e.dtype, e.shape, e.size_bytes) for e in placed)
+        first = header({**metadata, "ditprune": NOTE}, stored)
+        offset = len(first)
         for entry in placed:
             entries[entry.name] = replace(entry, offset=offset)
             offset += entry.size_bytes
-        headers[shard.name] = header
+        headers[shard.name] = first
     return Layout(headers, entries)
 
 
@@ -75,17 +76,3 @@ def _packed(entry: Entry, heads: Mapping[str, Head]) -> Entry:
 
 def _item_bytes(entry: Entry) -> int:
     return entry.size_bytes // max(1, math.prod(entry.shape))
-
-
-def _header(metadata: Mapping[str, str], entries: list[Entry]) -> bytes:
-    content: dict[str, Any] = {"__metadata__": dict(metadata)}
-    begin = 0
-    for entry in entries:
-        end = begin + entry.size_bytes
-        content[entry.name] = {
-            "dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [begin, end],
-        }  # fmt: skip
-        begin = end
-    text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ditprune.checkpoints.header import Stored, header
 from ditprune.checkpoints.output import write_beside
 from ditprune.checkpoints.rewrite import sha256
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range
@@ -100,20 +101,18 @@ def write(file: Path, denoisers: Claims, masks: Iterable[tuple[str, np.ndarray]]
         for denoiser, one in denoisers.items()
         for name, record in one["targets"].items()
     }
-    room = len(_header(denoisers, sizes, dict.fromkeys(sizes, _HASH)))
-    room += -room % 8
+    room_bytes = len(_header(denoisers, sizes, dict.fromkeys(sizes, _HASH)))
     hashes: dict[str, str] = {}
     written: dict[str, int] = {}
     with write_beside(file) as part, part.open("wb") as stream:
-        stream.seek(8 + room)
+        stream.seek(room_bytes)
         for key, bits in masks:
             small = compressed(bits)
             written[key], hashes[key] = len(small), sha256(bits.data)
             stream.write(small)
         size_bytes = stream.tell()
         stream.seek(0)
-        stream.write(room.to_bytes(8, "little"))
-        stream.write(_header(denoisers, written, hashes).ljust(room))
+        stream.write(_header(denoisers, written, hashes, room_bytes))
     return size_bytes
 
 
@@ -139,14 +138,12 @@ def check_targets(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> No
         dtype_of(entry)
 
 
-def _header(denoisers: Claims, sizes: Mapping[str, int], hashes: Mapping[str, str]) -> bytes:
+def _header(
+    denoisers: Claims, sizes: Mapping[str, int], hashes: Mapping[str, str], room_bytes: int = 0
+) -> bytes:
     content = {"format": _FORMAT, "denoisers": denoisers, "sha256": dict(hashes)}
-    header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(content)}}
-    begin = 0
-    for key, size in sizes.items():
-        header[key] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
-        begin += size
-    return json.dumps(header, separators=(",", ":")).encode()
+    stored = (Stored(key, "U8", (size,), size) for key, size in sizes.items())
+    return header({_KEY: json.dumps(content)}, stored, room_bytes)
 
 
 def _check_records(denoisers: Claims) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ditprune.checkpoints.output import write_beside
+from ditprune.checkpoints import tensors_file
 from ditprune.errors import StatisticsError
 from ditprune.statistics.collected import Statistics
 from ditprune.statistics.column_norm import ColumnNorm
@@ -29,8 +28,7 @@ def save(statistics: Mapping[str, Statistics], file: Path) -> None:
     tensors: dict[str, Tensor] = {}
     denoisers = {name: _record(name, one, tensors) for name, one in statistics.items()}
     record = {"format": _FORMAT, "denoisers": denoisers}
-    with write_beside(file) as part:
-        save_file(tensors, part, metadata={_KEY: json.dumps(record)})
+    tensors_file.save(tensors, {_KEY: json.dumps(record)}, file)
 
 
 def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -> dict[str, Any]:

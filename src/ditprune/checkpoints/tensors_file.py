@@ -7,18 +7,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
+from ditprune.checkpoints.header import Stored, header
 from ditprune.checkpoints.output import write_beside
 from ditprune.errors import ModelError
 
 
 def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
-    """Write them. Raises OutputError."""
-    with write_beside(file) as part:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, part, metadata=dict(metadata))
+    """Write them, without a copy of those that lie contiguous on the CPU. Raises OutputError.
+
+    The library's own writer would do so through a file of a random name, which a kill leaves
+    behind, and which nobody but its owner may read.
+    """
+    dtypes = _dtypes(tensors)
+    # Large numbers first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    stored = (
+        Stored(name, dtypes[name], tuple(tensors[name].shape), tensors[name].nbytes)
+        for name in names
+    )
+    with write_beside(file) as part, part.open("wb") as stream:
+        stream.write(header(metadata, stored))
+        for name in names:
+            stream.write(_raw(tensors[name]))
+
+
+def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The format's name of each tensor's dtype, as the library writes it."""
+    empty = {name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()}
+    return {entry[0]: entry[1]["dtype"] for entry in deserialize(save_bytes(empty))}
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def words(file: Path) -> dict[str, str]:
