@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import warnings
 from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensorCUSPARSELT, SparseSemiStructuredTensorCUTLASS
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
+import ditprune
 from ditprune.errors import KernelError, RecipeError
 from ditprune.runtime import SemiStructuredLinear, desparsify_, sparsify_, swap
 from ditprune.runtime import semi_structured as semi
@@ -205,12 +208,83 @@ def test_a_state_dict_is_loaded_or_refused_with_the_reason(same_bits) -> None:
         model.load_state_dict({**wrong, "0.weight": torch.ones(64, 64)})
 
 
+class DenseProduct(SparseSemiStructuredTensorCUTLASS):
+    """torch's 2:4 tensor on a CPU: its own way up to the product, which is a dense one."""
+
+    def _mm(self, B: Tensor, *, bias: Tensor | None = None, **_: Any) -> Tensor:
+        assert B.is_contiguous()
+        return F.linear(B, self.to_dense(), bias)
+
+
+def compress_for_dense_products(weight: Tensor) -> Tensor:
+    packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
+    return DenseProduct(weight.shape, packed, meta, None, None, None)
+
+
+def inputs_of_any_strides(device: str) -> list[Tensor]:
+    """[..., 256]: contiguous, transposed, with steps, a single row, no row."""
+    draw = torch.randn(24, 3, 256, generator=torch.Generator().manual_seed(0))
+    draw = draw.to(device, torch.bfloat16)
+    columns_first = draw.mT.contiguous().mT
+    return [draw, columns_first, draw[::2, 1:], columns_first[0, 0], draw[:0]]
+
+
+def check_products(sparse: SemiStructuredLinear, linear: nn.Linear, inputs: Tensor) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(inputs), linear(inputs), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_inputs_of_any_strides_reach_torchs_product(has_bias) -> None:
+    linear = linear_of(128, 256)
+    linear.bias = linear.bias if has_bias else None
+    sparse = SemiStructuredLinear(linear, compress_for_dense_products)
+    for inputs in inputs_of_any_strides("cpu"):
+        check_products(sparse, linear, inputs)
+
+
 @needs_gpu
 def test_products_on_a_gpu_are_the_dense_ones() -> None:
     linear = linear_of(1152, 1152).cuda()
     sparse = SemiStructuredLinear(linear)
     torch.testing.assert_close(sparse.weight, linear.weight.detach(), rtol=0, atol=0)
+    for shape in ((2, 1152), (2, 77, 1152)):
+        check_products(sparse, linear, torch.randn(shape, dtype=torch.bfloat16, device="cuda"))
+    linear = linear_of(128, 256).cuda()
+    for inputs in inputs_of_any_strides("cuda"):
+        check_products(SemiStructuredLinear(linear), linear, inputs)
+
+
+@needs_gpu
+def test_a_denoiser_on_a_gpu_is_swapped_where_it_wins_and_comes_back(same_bits) -> None:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    denoiser = DiTTransformer2DModel(
+        num_attention_heads=16, attention_head_dim=72, num_layers=2, in_channels=4,
+        sample_size=32, patch_size=2, num_embeds_ada_norm=1000,
+    ).to("cuda", torch.bfloat16).eval()  # fmt: skip
+    ditprune.prune_(denoiser, saliency="magnitude", pattern="2:4")
+    state = copy.deepcopy(denoiser.state_dict())
+    call = {
+        "hidden_states": torch.randn(64, 4, 32, 32, device="cuda", dtype=torch.bfloat16),
+        "timestep": torch.full((64,), 500, device="cuda"),
+        "class_labels": torch.zeros(64, dtype=torch.long, device="cuda"),
+    }
     with torch.no_grad():
-        for shape in ((2, 1152), (2, 77, 1152)):
-            inputs = torch.randn(shape, dtype=torch.bfloat16, device="cuda")
-            torch.testing.assert_close(sparse(inputs), linear(inputs), rtol=0.02, atol=0.02)
+        dense = denoiser(**call).sample
+    before = torch.cuda.memory_allocated()
+    choices = sparsify_(denoiser, call, backend="semi-structured")
+    swapped = [name for name, one in choices.items() if one.is_swapped]
+    saved = sum(2 * math.prod(choices[name].shape) - choices[name].size_bytes for name in swapped)
+    assert swapped, "not one layer of 16,384 tokens won"
+    assert before - torch.cuda.memory_allocated() > 0.9 * saved > 0
+    with torch.no_grad():
+        sparse = denoiser(**call).sample
+        other = copy.deepcopy(denoiser)(**call).sample
+    assert (sparse - dense).float().norm() < 0.02 * dense.float().norm()
+    same_bits(other, sparse)
+    for name, tensor in denoiser.state_dict().items():
+        assert (tensor == state[name]).all(), name
+    assert sorted(desparsify_(denoiser)) == sorted(swapped)
+    assert not any(isinstance(module, SemiStructuredLinear) for module in denoiser.modules())

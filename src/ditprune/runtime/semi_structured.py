@@ -99,8 +99,11 @@ class SemiStructuredLinear(StandIn):
             raise KernelError(
                 "2:4 layer: runs without gradients only; use torch.no_grad(), or desparsify_ first"
             )
+        # torch's product takes contiguous rows, and at least one.
+        flat = input.reshape(-1, self.in_features).contiguous()
         with torch.no_grad():
-            return F.linear(input, self.compressed, self.bias)
+            out = F.linear(flat, self.compressed, self.bias) if len(flat) else flat.new_empty(0)
+        return out.reshape(*input.shape[:-1], self.out_features)
 
     @property
     def weight(self) -> Tensor:
