@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ditprune.errors import KernelError
 from ditprune.runtime import build
+from ditprune.runtime.outputs import empty
 from ditprune.runtime.packed import BLOCK, GROUP, Packed
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -53,7 +54,7 @@ def multiply(
     tokens = inputs.detach().reshape(-1, num_columns)
     if tokens.stride(1) != 1 or tokens.stride(0) % together or tokens.data_ptr() % 4:
         tokens = tokens.clone(memory_format=torch.contiguous_format)
-    outputs = tokens.new_empty(len(tokens), num_rows)
+    outputs = empty((len(tokens), num_rows), tokens.dtype)
     if len(tokens):
         bias = None if bias is None else bias.detach().float().contiguous()
         status = function(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.errors import KernelError
 from ditprune.runtime.backends import Backend, backend_of
+from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import cold_buffer
 from ditprune.tokens import counting_tokens
@@ -126,6 +127,7 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
     }
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
+    release()
     return list(layers)
 
 
