@@ -1,7 +1,7 @@
 """Memory for large outputs, kept between calls.
 
 The C library gives what is larger than 32 MiB back to the system as soon as it is freed, and the
-system clears its pages anew for the next call: a twentieth of a step of many tokens.
+system clears its pages anew for the next call: up to a tenth of a step of many tokens.
 """
 
 from __future__ import annotations

@@ -69,6 +69,9 @@ def sparsify_(
 ) -> dict[str, Choice]:
     """Replace each Linear that runs faster sparse, in place.
 
+    The memory of up to two outputs of more than 32 MiB stays for the next call, until
+    `desparsify_`.
+
     Args:
         denoiser: any module, on the backend's device; layers that do not qualify are left alone.
         call: arguments of its forward, to learn how many tokens each layer gets. Without it each
