@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import isolation
 import shape_checks
 from folders import save_pipeline
 from original_dit import OriginalDiT
 
+isolation.install()
 shape_checks.install()
-hypothesis.settings.register_profile("ditprune", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "ditprune", deadline=None, derandomize=True, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)  # fmt: skip
 hypothesis.settings.load_profile("ditprune")
 
 
@@ -35,6 +41,12 @@ def redraw_(denoiser: nn.Module, seed: int) -> nn.Module:
             spread = torch.randn(parameter.shape[0], 1, generator=generator)
             parameter.mul_(0.3 * (1.2 * spread).exp())
     return denoiser.eval()
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +154,10 @@ def ditprune(
     """Runs `ditprune …` in this process, off the network; gives exit code, stdout and stderr."""
     import huggingface_hub
 
+    from ditprune.cli import console
     from ditprune.cli.main import run
 
+    monkeypatch.setattr(console, "_QUIET_S", math.inf)  # however slow the machine
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 

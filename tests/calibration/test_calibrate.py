@@ -190,8 +190,9 @@ def test_memory_does_not_grow_with_the_calls() -> None:
             alive.append(sum(type(one) is ColumnNorm for one in gc.get_objects()))
             yield {"x": tokens(seed)}
 
+    gc.collect()  # what other tests left
     calibrate(Denoiser(lambda b, x, m: b.to_q(x) + b.to_k(x) + b.to_v(2 * x)), counting())
-    assert alive[4] == alive[2]
+    assert alive[4] <= alive[2]
 
 
 def test_inputs_given_by_name_are_seen() -> None:

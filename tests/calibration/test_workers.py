@@ -27,7 +27,10 @@ from tiny_pipelines import PIPELINES
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 LAUNCHERS = {
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"],
+    "torchrun": [
+        "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        "--nproc-per-node",
+    ],
     # Its word for several processes on one machine; no GPU is used, nor needed.
     "accelerate": [
         "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
@@ -36,7 +39,8 @@ LAUNCHERS = {
 }  # fmt: skip
 # Calibrates several models as one member of a group, which a process joins once.
 SEVERAL = """
-import json, sys
+import json, sys, time
+from contextlib import suppress
 from pathlib import Path
 from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import joined
@@ -46,8 +50,14 @@ with joined() as worker:
     for model, out, words, kept in json.loads(sys.argv[1]):
         kept = None if kept is None else Path(kept)
         collect(locate(model), Path(out), Sampling(**words), kept, worker=worker)
-threads = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").glob("*")]
-assert not any("gloo" in name for name in threads), threads  # they abort when Python exits
+def threads():
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # it has ended
+            yield task.joinpath("comm").read_text()
+deadline = time.monotonic() + 20
+while any("gloo" in name for name in threads()):  # they abort when Python exits
+    assert time.monotonic() < deadline, list(threads())
+    time.sleep(0.1)
 """
 DIT = {"num_samples": 9, "num_inference_steps": 2, "batch_size": 2}
 TWO_UNITS = {"num_samples": 2, "num_inference_steps": 2, "batch_size": 1}
@@ -59,8 +69,10 @@ def launch(num_processes: int, *program: str, launcher: str = "torchrun") -> Any
     start = [] if num_processes == 1 else [*LAUNCHERS[launcher], str(num_processes)]
     return subprocess.run(
         [sys.executable, *start, *program],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=300,
+        env={
+            **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",
+        },
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,7 +206,9 @@ def test_what_a_killed_run_has_written_is_not_needed_again(out, model) -> None:
     assert missing_bytes(out, 10_000_000) == 10_000_000
     part = out.with_name(".out.part")
     part.mkdir(parents=True)
-    (part / "whole").write_bytes(b"1" * 5_000_000)
+    with (part / "whole").open("wb") as stream:
+        stream.write(os.urandom(5_000_000))  # which no file system makes smaller
+        os.fsync(stream.fileno())
     with (part / "sparse").open("wb") as stream:
         stream.truncate(4_000_000)
     assert missing_bytes(out, 10_000_000) == 5_000_000

@@ -22,11 +22,15 @@ OPTIONS = [
 
 
 def evaluate(num_processes: int, dense: Path, pruned: Path, out: Path) -> dict[str, Any]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    launcher = [
+        "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+        "--nproc-per-node",
+    ]  # fmt: skip
     start = [] if num_processes == 1 else [*launcher, str(num_processes)]
     done = subprocess.run(
         [sys.executable, *start, "-m", "ditprune", "evaluate", dense, pruned, "-o", out, *OPTIONS],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("results.json") == 1  # one of them speaks

@@ -46,7 +46,7 @@ add(
     "config.json: nested as deep as JSON may",
     "inspect",
     "cannot be built from it|has shape|cannot be read",
-    with_config(lambda config: config.update(norm_type=json.loads("[" * 900 + "]" * 900))),
+    with_config(lambda config: config.update(norm_type=json.loads("[" * 600 + "]" * 600))),
 )
 add("scheduler_config.json: cut", "calibrate", "diffusers cannot load it",
     with_text("scheduler/scheduler_config.json", b"{"))  # fmt: skip

@@ -23,6 +23,7 @@ weight[:, ::512] = 1
 packed = pack(weight)
 torch.set_num_threads(32)
 multiply(torch.ones(1, 24576), packed, 32)
+multiply(torch.ones(4096, 64), pack(torch.ones(32, 64)), 32)  # starts the threads
 before = held()
 outputs = multiply(torch.ones(1, 24576).expand(4096, -1), packed, 32)
 assert (outputs == 48).all()
