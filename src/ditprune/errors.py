@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+import torch
+
 
 class DitpruneError(Exception):
     """Base of every refusal; the command line prints it as one line and exits with 2."""
@@ -53,6 +55,12 @@ class KernelError(DitpruneError):
 def reason_of(error: Exception) -> str:
     """The first line of what another library said; the kind of error where it said nothing."""
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that a machine or a GPU does not have."""
+    is_of_torch = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_of_torch
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -7,8 +7,10 @@ import pickle
 import re
 import shutil
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -246,6 +248,29 @@ def test_space_that_runs_out_midway(refused, tiny_pipeline, tmp_path, monkeypatc
     monkeypatch.setattr(rewrite.ShardWriter, "write", full)
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     assert "no space left" in refused(*command, midway=True)
+
+
+TOO_MUCH: dict[str, Callable[..., object]] = {
+    "torch": lambda *_: torch.empty(1 << 55, dtype=torch.uint8),
+    "numpy": lambda *_: np.empty(1 << 55, np.uint8),
+}
+
+
+@pytest.mark.parametrize("library", TOO_MUCH)
+def test_memory_that_runs_out_midway(
+    library, refused, tiny_pipeline, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(rewrite.ShardWriter, "write", TOO_MUCH[library])
+    command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
+    assert re.search(r"out of memory \(.*allocate.*\); pass", refused(*command, midway=True))
+
+
+def test_other_faults_of_a_library_are_not_called_so(
+    ditprune, tiny_pipeline, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(rewrite.ShardWriter, "write", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        ditprune("prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -19,7 +19,7 @@ from ditprune.cli.push import push
 from ditprune.cli.report import report
 from ditprune.cli.reproduce import reproduce
 from ditprune.cli.verify import verify
-from ditprune.errors import DitpruneError, did_you_mean
+from ditprune.errors import DitpruneError, did_you_mean, is_out_of_memory, reason_of
 
 
 class _Verbs(click.Group):
@@ -80,6 +80,15 @@ def run(args: list[str] | None = None) -> int:
     except OSError as error:  # the disk refused to be read where nothing more is known
         where = f"{error.filename}: " if error.filename else ""
         console.say(f"error: {where}{error.strerror or error}")
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        console.say(
+            f"error: out of memory ({reason_of(error)}); pass a smaller --batch-size or "
+            "--max-memory where the command has it (`calibrate --dry-run` and `prune --dry-run` "
+            "say what is needed)"
+        )
         return 2
     except (KeyboardInterrupt, click.Abort) as stop:
         reason = str(stop.__cause__ or stop)  # click wraps what Ctrl-C raised
