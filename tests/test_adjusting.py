@@ -59,12 +59,19 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
             same_bits(tensors[name], tensor)
 
 
-def test_a_budget_that_was_changed_is_found(source, tiny_pipeline, tiny_stats, tmp_path) -> None:
+def test_calls_that_nothing_needs_are_refused(source, tiny_pipeline, tiny_stats, tmp_path) -> None:
+    model, recipe = locate(str(tiny_pipeline)), build(allocation="owl")
+    with pytest.raises(RecipeError, match="source: this recipe adjusts no weights"):
+        prune_checkpoint(model, tmp_path / "out", {"any": tiny_stats}, recipe, source=source)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_was_changed_is_found(tiny_pipeline, tiny_stats, tmp_path) -> None:
     from folders import edit_json
 
     out = tmp_path / "out"
     recipe = build(allocation="owl")
-    prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, recipe, source=source)
+    prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, recipe)
     name = "transformer_blocks.1.ff.net.2"
 
     def change(manifest: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditprune.adjustment.adjust import Adjustment, adjust, gram_limit
+from ditprune.adjustment.adjust import Adjustment, adjust, check_needs_calls, gram_limit
 from ditprune.calibration.pipeline import load_denoiser
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.replay import fitting, run_call
@@ -53,13 +53,14 @@ def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> N
     Raises RecipeError, and ModelError for a set that cannot be read.
     """
     gram_limit(recipe, None if source is None else source.max_gram_bytes)
-    if not recipe.needs_calls:
-        return
     if source is None:
-        raise RecipeError(
-            "this recipe adjusts weights to calibration calls and none were given; sample them "
-            "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
-        )
+        if recipe.needs_calls:
+            raise RecipeError(
+                "this recipe adjusts weights to calibration calls and none were given; sample them "
+                "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
+            )
+        return
+    check_needs_calls(recipe, "source")
     kept = source.kept
     if missing := kept.missing():
         raise RecipeError(
@@ -103,7 +104,7 @@ def adjusted_tensors(
     most = source.max_gram_bytes if source is not None else None
     denoiser = load_denoiser(model.denoisers[job.name], place)
     calls: list[Call] = []
-    if source is not None and recipe.needs_calls:
+    if source is not None:
         calls = list(calls_of(job, source))
         with fitting(source.kept.folder):  # what fails later is no fault of the calls
             run_call(denoiser, calls[0])

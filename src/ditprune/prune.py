@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.adjusting import write_adjustment_
-from ditprune.adjustment.adjust import adjust, gram_limit
+from ditprune.adjustment.adjust import adjust, check_needs_calls, gram_limit
 from ditprune.calls import Call
 from ditprune.errors import RecipeError
 from ditprune.granularity.cag import CAG, heterogeneity
@@ -95,11 +95,8 @@ def prune_(
         refinement, packages=packages, preset=preset,
     )  # fmt: skip
     check_scorable(recipe, stats)
-    if batches is not None and not recipe.needs_calls:
-        raise RecipeError(
-            "batches: this recipe adjusts no weights and measures no budgets; leave them out, or "
-            "ask for a reconstruction, an allocation or preset='best'"
-        )
+    if batches is not None:
+        check_needs_calls(recipe, "batches")
     gram_limit(recipe, max_gram_bytes)
     selection = select_in_module(denoiser, recipe, stats)
     read = read_module(denoiser)

@@ -99,6 +99,18 @@ def adjust(
     return _refined(denoiser, found, begin, thin, calls, recipe, report)
 
 
+def check_needs_calls(recipe: Recipe, given: str) -> None:
+    """Refuse calls, named as they were `given`, where a recipe has no use for any.
+
+    Raises RecipeError.
+    """
+    if not recipe.needs_calls:
+        raise RecipeError(
+            f"{given}: this recipe adjusts no weights and measures no budgets; leave it out, or "
+            "ask for a reconstruction, a measured allocation or the preset best"
+        )
+
+
 def gram_limit(recipe: Recipe, max_gram_bytes: int | None) -> int:
     """The bytes that Grams may take together; 4 GB where nothing is asked for.
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ditprune.adjusting import Source, check_source
-from ditprune.adjustment.adjust import gram_limit
+from ditprune.adjustment.adjust import check_needs_calls, gram_limit
 from ditprune.calibration.placement import parse_size, placement
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
@@ -18,7 +18,6 @@ from ditprune.cli import console
 from ditprune.cli.adjusting import show_adjusting
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
-from ditprune.errors import RecipeError
 from ditprune.estimate import estimate
 from ditprune.job import num_bytes, open_jobs, plan_jobs
 from ditprune.outcome import Outcome
@@ -87,12 +86,9 @@ def _source(
     """The calibration calls of a recipe that needs them. Raises RecipeError, ModelError."""
     most = parse_size(gram_memory, "--gram-memory")
     gram_limit(recipe, most)
-    if not recipe.needs_calls:
-        options = {"calibration-set": set_folder, "device": device}
-        for option, given in options.items():
-            if given is not None:
-                raise RecipeError(f"--{option}: this recipe adjusts no weights; leave it out")
-        return None
+    for option, given in {"calibration-set": set_folder, "device": device}.items():
+        if given is not None:
+            check_needs_calls(recipe, f"--{option}")
     if set_folder is None:
         return None
     return Source(calibration_set.load(set_folder), placement(device), most)
