@@ -81,7 +81,11 @@ def run(args: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         console.say(f"error: {where}{error.strerror or error}")
         return 2
-    except (MemoryError, RuntimeError) as error:
+    except (KeyboardInterrupt, click.Abort) as stop:
+        reason = str(stop.__cause__ or stop)  # click wraps what Ctrl-C raised
+        console.say(f"stopped; {reason}" if reason else "stopped")
+        return 130
+    except (MemoryError, RuntimeError) as error:  # behind Abort, which is one too
         if not is_out_of_memory(error):
             raise
         console.say(
@@ -90,7 +94,3 @@ def run(args: list[str] | None = None) -> int:
             "say what is needed)"
         )
         return 2
-    except (KeyboardInterrupt, click.Abort) as stop:
-        reason = str(stop.__cause__ or stop)  # click wraps what Ctrl-C raised
-        console.say(f"stopped; {reason}" if reason else "stopped")
-        return 130
