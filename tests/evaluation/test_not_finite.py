@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_a_pruned_model_that_is_not_finite(value: float, tiny_pipeline: Path, tm
         one for one in results["models"][0]["warnings"] if "not finite" not in one
     ]
     made = render(results)
+    assert "visibly worse than dense: 6 of its own images are not finite" in unescape(made)
     assert "half: its predictions are not finite" in made
     assert "No prediction is finite" in made
 
@@ -77,7 +79,9 @@ def test_a_pruned_model_that_is_not_finite(value: float, tiny_pipeline: Path, tm
 def test_a_dense_model_that_is_not_finite(tiny_pipeline: Path, tmp_path) -> None:
     dense, pruned = both(tiny_pipeline, tmp_path)
     spoil(dense, math.nan)
-    first, second = run(dense, pruned, tmp_path / "e")["models"]
+    results = run(dense, pruned, tmp_path / "e")
+    assert "not judged: 6 of the dense model's images are not finite" in unescape(render(results))
+    first, second = results["models"]
     assert first["warnings"][0].startswith("6 of 6 images are not finite")
     assert second["warnings"][0].startswith("the dense model's predictions are not finite")
     assert second["metrics"]["relative_error"] is None
@@ -87,13 +91,13 @@ def test_a_study_of_a_model_that_is_not_finite(
     tiny_pipeline: Path, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows are kept, and a study that goes on finds them."""
-    from ditprune.reproduce import bench
+    from ditprune.reproduce import workbench
 
     def prune(model: Any, folder: Path, *args: Any, **options: Any) -> None:
         prune_checkpoint(model, folder, *args, **options)
         spoil(folder, math.inf)
 
-    monkeypatch.setattr(bench, "prune_checkpoint", prune)
+    monkeypatch.setattr(workbench, "prune_checkpoint", prune)
     options = Options(num_images=3, num_held_out=4, batch_size=2, num_samples=4, steps=(2,),
                       guidance_scales=(1.5,))  # fmt: skip
     first, second = (

@@ -69,6 +69,19 @@ def test_higher_is_better_where_it_is() -> None:
     )
 
 
+def test_images_that_are_not_finite_come_before_every_number() -> None:
+    fid = {"fid": one(0.07, 0.06, 0.09)}
+    whole, spoiled = {"metrics": fid}, {"metrics": fid, "num_spoiled": 1_200}
+    assert judge(whole, whole | {"num_spoiled": 0}, {"fid": FID}).level == LEVELS[0]
+    assert judge(spoiled, whole, {"fid": FID}).text == (
+        f"{LEVELS[6]}: 1,200 of its own images are not finite (NaN or Inf)"
+    )
+    for model in (whole, spoiled):
+        assert judge(model, spoiled, {"fid": FID}).text == (
+            f"{LEVELS[4]}: 1,200 of the dense model's images are not finite (NaN or Inf)"
+        )
+
+
 def test_a_metric_without_a_better_way_judges_nothing() -> None:
     metrics = {"fid": {**FID, "better": "none"}}
     found = verdict(metrics, {"fid": one(9, 8, 10)}, {"fid": one(0.08, 0.07, 0.1)})

@@ -128,6 +128,7 @@ def _row(
         "calibrate_command": calibrate,
         "command": prune,
         "metrics": {key: _estimate(model.estimates.get(key)) for key in tools.chosen},
+        "num_spoiled": model.images.num_spoiled(),
         "error_by_timestep": error_rows.by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),
         "targets": [] if is_dense else target_rows(claims, shares),

@@ -155,7 +155,7 @@ _TARGET = _object(
     g_out=_maybe(_number), granularity=_maybe(_text),
 )  # fmt: skip
 _MODEL = _object(
-    frozenset({"calibrate_command"}),
+    frozenset({"calibrate_command", "num_spoiled"}),
     name=_text,
     sparsity_asked=_anything,
     sparsity=_number,
@@ -164,6 +164,7 @@ _MODEL = _object(
     command=_maybe(_text),
     metrics=_each(_maybe(_ESTIMATE)),
     warnings=_list(_text),
+    num_spoiled=_number,
     error_by_timestep=_list(
         _object(timestep=_maybe(_number), place=_number, error=_maybe(_number), num_rows=_number)
     ),

@@ -7,6 +7,9 @@ this sample and no proof that there is no difference.
 
 Likeness is what same-seed images have in common. Below `VISIBLE_SSIM`, or above `VISIBLE_LPIPS`,
 with the interval and not the value alone, the difference is called visible. Both are conventions.
+
+Images with NaN or Inf come first: where dense has some nothing is judged, and a model that has
+some where dense has none is visibly worse, whatever its numbers say.
 """
 
 from __future__ import annotations
@@ -50,6 +53,35 @@ def judge(
     model: Mapping[str, Any], dense: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> Verdict:
     """The verdict on one pruned model."""
+    return _of_spoiled(model, dense) or _of_numbers(model, dense, metrics)
+
+
+def headline(verdicts: Mapping[str, Verdict]) -> list[tuple[str, list[str]]]:
+    """The verdicts on all pruned models by level, best first, as (level, names)."""
+    found = [
+        (level, [name for name, one in verdicts.items() if one.level == level]) for level in LEVELS
+    ]
+    return [(level, names) for level, names in found if names]
+
+
+def num_images_of(protocol: Mapping[str, Any]) -> int:
+    """How many images the numbers are from; 0 where the protocol does not say."""
+    number = protocol.get("num_images")
+    return number if isinstance(number, int) and not isinstance(number, bool) else 0
+
+
+def _of_spoiled(model: Mapping[str, Any], dense: Mapping[str, Any]) -> Verdict | None:
+    looked_at = ((dense, "the dense model's", _UNJUDGED), (model, "its own", _VISIBLY_WORSE))
+    for one, whose, level in looked_at:
+        # Absent in results written before it was counted.
+        if number := one.get("num_spoiled"):
+            return Verdict(level, (f"{number:,} of {whose} images are not finite (NaN or Inf)",))
+    return None
+
+
+def _of_numbers(
+    model: Mapping[str, Any], dense: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> Verdict:
     worse: list[str] = []
     better: list[str] = []
     level: list[str] = []
@@ -69,20 +101,6 @@ def judge(
         reasons.append(f"intervals overlap for {', '.join(level)}")
     quality = worse or better or level
     return Verdict(_level(bool(worse), bool(quality), is_different), (*reasons, *likeness))
-
-
-def headline(verdicts: Mapping[str, Verdict]) -> list[tuple[str, list[str]]]:
-    """The verdicts on all pruned models by level, best first, as (level, names)."""
-    found = [
-        (level, [name for name, one in verdicts.items() if one.level == level]) for level in LEVELS
-    ]
-    return [(level, names) for level, names in found if names]
-
-
-def num_images_of(protocol: Mapping[str, Any]) -> int:
-    """How many images the numbers are from; 0 where the protocol does not say."""
-    number = protocol.get("num_images")
-    return number if isinstance(number, int) and not isinstance(number, bool) else 0
 
 
 def _level(is_worse: bool, is_compared: bool, is_different: bool | None) -> str:
