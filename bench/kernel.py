@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import ditprune
 from ditprune.bundled import PIPELINE
-from ditprune.runtime import Choice, build, desparsify_, sparsify_
+from ditprune.runtime import Decision, build, desparsify_, sparsify_
 from ditprune.runtime.multiply import multiply
 from ditprune.runtime.packed import pack
 from ditprune.targets.discover import discover
@@ -154,30 +154,30 @@ def bench_step(part: str, repeats: int = 3) -> None:
         dense, half = make(size)[0], make(size)[0].bfloat16()
         dense.load_state_dict(sparse.state_dict())
         half.load_state_dict(sparse.state_dict())
-        choices = sparsify_(sparse, call)
+        decisions = sparsify_(sparse, call)
         half_call = in_dtype(call, torch.bfloat16)
         sparse_half = copy.deepcopy(half)
-        half_choices = sparsify_(sparse_half, half_call)
+        half_decisions = sparsify_(sparse_half, half_call)
         difference = (dense(**call).sample - sparse(**call).sample).abs().amax()
         works = [
             lambda: dense(**call), lambda: sparse(**call),  # noqa: B023
             lambda: half(**half_call), lambda: sparse_half(**half_call),  # noqa: B023
         ]  # fmt: skip
         times = best_seconds(works, repeats)
-        swapped = [choice for choice in choices.values() if choice.is_swapped]
+        swapped = [decision for decision in decisions.values() if one.is_swapped]
         dense_bytes = sum(4 * c.shape[0] * c.shape[1] for c in swapped)
         table.add_row(
             name, f"{sparsity:.0%}", f"{times[0]:.2f}", f"{times[1]:.2f}",
             f"{times[0] / times[1]:.2f}×", f"≥ {bar}×", f"{times[2]:.2f}",
             f"{times[3]:.2f}", f"{times[2] / times[3]:.2f}×",
-            f"{len(swapped)} and {num_swapped(half_choices)} of {len(choices)}",
+            f"{len(swapped)} and {num_swapped(half_decisions)} of {len(decisions)}",
             f"{sum(c.size_bytes for c in swapped) / dense_bytes:.2f}×", f"{difference:.0e}",
         )  # fmt: skip
     console.print(table)
 
 
-def num_swapped(choices: dict[str, Choice]) -> int:
-    return sum(choice.is_swapped for choice in choices.values())
+def num_swapped(decisions: dict[str, Decision]) -> int:
+    return sum(one.is_swapped for one in decisions.values())
 
 
 @torch.no_grad()
@@ -194,7 +194,7 @@ def bench_bundled(num_images: int = 16, num_steps: int = 10) -> None:
             "timestep": torch.tensor([500] * 2 * num_images),
             "class_labels": torch.tensor([1] * 2 * num_images),
         }
-        choices = sparsify_(pipelines[1].transformer, call)
+        decisions = sparsify_(pipelines[1].transformer, call)
         labels = [i % 10 for i in range(num_images)]
         times = best_seconds(
             [
@@ -206,7 +206,7 @@ def bench_bundled(num_images: int = 16, num_steps: int = 10) -> None:
         table.add_row(
             f"{num_images} images, {num_steps} steps", f"{sparsity:.0%}", f"{times[0]:.2f}",
             f"{times[1]:.2f}", f"{times[0] / times[1]:.2f}×",
-            f"{num_swapped(choices)} of {len(choices)}",
+            f"{num_swapped(decisions)} of {len(decisions)}",
         )  # fmt: skip
         desparsify_(pipelines[1].transformer)
     console.print(table)

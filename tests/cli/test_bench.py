@@ -15,7 +15,7 @@ from ditprune.cli.main import run
 from ditprune.errors import RecipeError
 from ditprune.evaluation import bench_step
 from ditprune.evaluation.bench import together
-from ditprune.evaluation.bench_layers import Thinning, verdict
+from ditprune.evaluation.bench_layers import TrialPruning, verdict
 from ditprune.report.load import check
 from ditprune.runtime import swap
 from folders import add_denoiser, files_of, save_denoiser
@@ -88,9 +88,9 @@ def test_choosing_the_layers_of_a_step_is_within_the_limit(ditprune, half, monke
 
 def test_why_no_layer_of_a_step_runs_sparse() -> None:
     reasons = ["its weight is torch.float32"] * 2 + ["too few zeros to be smaller"]
-    choices = [swap.Choice((1, 1), 0.5, {}, {}, 4, reason) for reason in reasons]
-    timed = [swap.Choice((1, 1), 0.5, {2: 1.0}, {2: 2.0}, 4, f"0.{n}× as fast") for n in range(3)]
-    assert bench_step.why_dense([*choices, *timed]) == (
+    decisions = [swap.Decision((1, 1), 0.5, {}, {}, 4, reason) for reason in reasons]
+    timed = [swap.Decision((1, 1), 0.5, {2: 1.0}, {2: 2.0}, 4, f"0.{n}× as fast") for n in range(3)]
+    assert bench_step.why_dense([*decisions, *timed]) == (
         "no layer runs sparse: not faster (3 of 6 layers); its weight is torch.float32 (2 of 6 "
         "layers); too few zeros to be smaller (1 of 6 layers)"
     )
@@ -238,7 +238,7 @@ def test_all_layers_together_take_the_faster_side_of_each() -> None:
 
 def test_magnitude_in_memory_keeps_the_largest_of_each_channel_or_group() -> None:
     weight = torch.tensor([[1.0, -4, 3, 2, 8, 7, 6, 5]])
-    channel, pattern = Thinning.of(0.75, None), Thinning.of(None, "2:4")
+    channel, pattern = TrialPruning.of(0.75, None), TrialPruning.of(None, "2:4")
     assert channel is not None
     assert pattern is not None
     assert channel(weight).tolist() == [[0, 0, 0, 0, 8, 7, 0, 0]]

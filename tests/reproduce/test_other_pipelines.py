@@ -146,7 +146,7 @@ def test_a_denoiser_that_no_sample_reaches_is_named(wan, tmp_path) -> None:
 
 def test_videos_are_refused_before_any_work(wan, tmp_path, monkeypatch) -> None:
     model, out = locate(str(wan)), tmp_path / "out"
-    for module in ("ditprune.reproduce.bench", "ditprune.evaluation.evaluate"):
+    for module in ("ditprune.reproduce.workbench", "ditprune.evaluation.evaluate"):
         monkeypatch.setattr(f"{module}.load_pipeline", never)
     match = "wan: WanPipeline draws frames, expected images to compare"
     for study in ("ablation", "all"):

@@ -142,13 +142,13 @@ def test_layers_that_win_are_converted_and_come_back(same_bits) -> None:
     dense.weight.data[0, 1:4] = 1  # three of four
     model = nn.Sequential(linear_of(), nn.GELU(), dense)
     state = copy.deepcopy(model.state_dict())
-    choices = sparsify_(model, backend=OnCpu())
+    decisions = sparsify_(model, backend=OnCpu())
     assert isinstance(model[0], SemiStructuredLinear)
     assert type(model[2]) is nn.Linear
-    assert choices["0"].is_swapped
-    assert dict(choices["0"].dense_s) == dict.fromkeys(swap.NUM_TOKENS, 2.0)
-    assert choices["0"].size_bytes == model[0].size_bytes == 64 * 128 * 9 // 8
-    assert "not 2:4" in choices["2"].reason
+    assert decisions["0"].is_swapped
+    assert dict(decisions["0"].dense_s) == dict.fromkeys(swap.NUM_TOKENS, 2.0)
+    assert decisions["0"].size_bytes == model[0].size_bytes == 64 * 128 * 9 // 8
+    assert "not 2:4" in decisions["2"].reason
     for name, tensor in model.state_dict().items():
         same_bits(tensor, state[name])
     assert desparsify_(model) == ["0"]
@@ -159,8 +159,8 @@ def test_layers_that_win_are_converted_and_come_back(same_bits) -> None:
 
 def test_layers_that_do_not_win_stay() -> None:
     model = nn.Sequential(linear_of())
-    choices = sparsify_(model, backend=Slower())
-    assert choices["0"].reason == (
+    decisions = sparsify_(model, backend=Slower())
+    assert decisions["0"].reason == (
         "1.00× as fast with 2 and 512 tokens; pass a call to time it with its own number"
     )
     assert type(model[0]) is nn.Linear
@@ -274,9 +274,11 @@ def test_a_denoiser_on_a_gpu_is_swapped_where_it_wins_and_comes_back(same_bits) 
     with torch.no_grad():
         dense = denoiser(**call).sample
     before = torch.cuda.memory_allocated()
-    choices = sparsify_(denoiser, call, backend="semi-structured")
-    swapped = [name for name, one in choices.items() if one.is_swapped]
-    saved = sum(2 * math.prod(choices[name].shape) - choices[name].size_bytes for name in swapped)
+    decisions = sparsify_(denoiser, call, backend="semi-structured")
+    swapped = [name for name, one in decisions.items() if one.is_swapped]
+    saved = sum(
+        2 * math.prod(decisions[name].shape) - decisions[name].size_bytes for name in swapped
+    )
     assert swapped, "not one layer of 16,384 tokens won"
     assert before - torch.cuda.memory_allocated() > 0.9 * saved > 0
     with torch.no_grad():

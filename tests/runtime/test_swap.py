@@ -49,10 +49,10 @@ def swapped_names(denoiser: nn.Module) -> set[str]:
 def test_a_denoiser_runs_sparse_and_comes_back(with_call: bool, pruned, batches, same_bits) -> None:
     call = batches(pruned, 1)[0]
     dense, state = sample_of(pruned, call), copy.deepcopy(pruned.state_dict())
-    choices = sparsify_(pruned, call if with_call else None)
+    decisions = sparsify_(pruned, call if with_call else None)
     swapped = swapped_names(pruned)
     assert len(swapped) == TARGETS
-    assert {name for name, choice in choices.items() if choice.is_swapped} == swapped
+    assert {name for name, one in decisions.items() if one.is_swapped} == swapped
     torch.testing.assert_close(sample_of(pruned, call), dense, rtol=1e-4, atol=1e-5)
     assert list(pruned.state_dict()) == list(state)
     assert set(desparsify_(pruned)) == swapped
@@ -65,32 +65,32 @@ def test_a_denoiser_runs_sparse_and_comes_back(with_call: bool, pruned, batches,
 
 @pytest.mark.usefixtures("always_faster")
 def test_the_tokens_of_each_layer_come_from_the_call(pruned, batches) -> None:
-    choices = sparsify_(pruned, batches(pruned, 1)[0])
+    decisions = sparsify_(pruned, batches(pruned, 1)[0])
     first = "transformer_blocks.0."
-    assert set(choices[f"{first}norm1.linear"].dense_s) == {2}
-    assert set(choices[f"{first}ff.net.2"].sparse_s) == {32}
-    assert choices["proj_out_1"].reason == "too few zeros to be smaller"
-    assert choices["proj_out_1"].dense_s == {}
+    assert set(decisions[f"{first}norm1.linear"].dense_s) == {2}
+    assert set(decisions[f"{first}ff.net.2"].sparse_s) == {32}
+    assert decisions["proj_out_1"].reason == "too few zeros to be smaller"
+    assert decisions["proj_out_1"].dense_s == {}
 
 
 @pytest.mark.usefixtures("always_faster")
-def test_what_a_choice_says_of_size_and_sparsity(pruned) -> None:
-    choices = sparsify_(pruned)
-    choice = choices["transformer_blocks.0.ff.net.2"]
-    assert (choice.shape, choice.sparsity) == ((32, 128), 0.5)
+def test_what_a_decision_says_of_size_and_sparsity(pruned) -> None:
+    decisions = sparsify_(pruned)
+    decision = decisions["transformer_blocks.0.ff.net.2"]
+    assert (decision.shape, decision.sparsity) == ((32, 128), 0.5)
     layer = pruned.get_submodule("transformer_blocks.0.ff.net.2")
-    assert choice.size_bytes == layer.size_bytes < 0.8 * 4 * 32 * 128
-    assert all(seconds > 0 for seconds in (*choice.dense_s.values(), *choice.sparse_s.values()))
-    dense = choices["proj_out_1"]
+    assert decision.size_bytes == layer.size_bytes < 0.8 * 4 * 32 * 128
+    assert all(seconds > 0 for seconds in (*decision.dense_s.values(), *decision.sparse_s.values()))
+    dense = decisions["proj_out_1"]
     assert dense.size_bytes == 4 * dense.shape[0] * dense.shape[1]
 
 
 def test_what_does_not_gain_stays_the_same_object(pruned, monkeypatch) -> None:
     monkeypatch.setattr(swap, "MIN_GAIN", 1e9)
     before = dict(pruned.named_modules())
-    choices = sparsify_(pruned)
+    decisions = sparsify_(pruned)
     assert dict(pruned.named_modules()) == before
-    reasons = [choice.reason for choice in choices.values() if choice.dense_s]
+    reasons = [one.reason for one in decisions.values() if decision.dense_s]
     assert len(reasons) == TARGETS
     assert all("× as fast with" in reason for reason in reasons)
 
@@ -106,9 +106,9 @@ def test_what_cannot_be_swapped_is_left_with_its_reason(monkeypatch) -> None:
     model["d"].register_forward_hook(lambda *_: None)
     model["e"] = type("Own", (nn.Linear,), {})(256, 256)
     model["h"] = model["g"]
-    choices = sparsify_(model)
-    assert {name for name, choice in choices.items() if choice.is_swapped} == {"f"}
-    assert {name: choices[name].reason for name in "abcdgh"} == {
+    decisions = sparsify_(model)
+    assert {name for name, one in decisions.items() if one.is_swapped} == {"f"}
+    assert {name: decisions[name].reason for name in "abcdgh"} == {
         "a": "its weight is shared",
         "b": "its weight is shared",
         "c": "its weight is torch.float16 on cpu",
@@ -116,7 +116,7 @@ def test_what_cannot_be_swapped_is_left_with_its_reason(monkeypatch) -> None:
         "g": "its weight is shared",
         "h": "its weight is shared",
     }
-    assert "e" not in choices
+    assert "e" not in decisions
 
 
 def test_layers_in_other_numbers_are_timed_by_themselves(monkeypatch) -> None:
@@ -141,10 +141,10 @@ def test_all_numbers_of_tokens_together_decide(with_call: bool, pruned, batches,
     times = swap.Times({2: 1.0, 512: 100.0}, {2: 2.0, 512: 90.0})
     monkeypatch.setattr(swap, "_time_both", lambda *_: times)
     call = batches(pruned, 1)[0] if with_call else None
-    assert sum(choice.is_swapped for choice in sparsify_(pruned, call).values()) == TARGETS
+    assert sum(one.is_swapped for one in sparsify_(pruned, call).values()) == TARGETS
     desparsify_(pruned)
     times = swap.Times({2: 3.0, 512: 100.0}, {2: 1.0, 512: 105.0})
-    reasons = [choice.reason for choice in sparsify_(pruned, call).values() if choice.dense_s]
+    reasons = [one.reason for one in sparsify_(pruned, call).values() if decision.dense_s]
     more = "" if with_call else "; pass a call to time it with its own number"
     assert reasons == [f"0.97× as fast with 2 and 512 tokens{more}"] * TARGETS
 
@@ -210,8 +210,8 @@ def test_a_layer_that_the_call_does_not_reach_stays(original_dit, batches) -> No
     denoiser = original_dit()
     ditprune.prune_(denoiser, saliency="magnitude", granularity="channel", sparsity=0.5)
     denoiser.blocks[0].unused = copy.deepcopy(denoiser.blocks[0].mlp.fc1)
-    choices = sparsify_(denoiser, batches(denoiser, 1)[0])
-    assert choices["blocks.0.unused"].reason == "never called"
+    decisions = sparsify_(denoiser, batches(denoiser, 1)[0])
+    assert decisions["blocks.0.unused"].reason == "never called"
     assert not any(module._forward_pre_hooks for module in denoiser.modules())
 
 
@@ -242,6 +242,6 @@ def test_without_a_kernel_it_warns_once_and_stays_dense(pruned, monkeypatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build.load.cache_clear()
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler .*every layer stays dense"):
-        choices = sparsify_(pruned)
-    assert {choice.reason for choice in choices.values()} == {"no kernel"}
+        decisions = sparsify_(pruned)
+    assert {one.reason for one in decisions.values()} == {"no kernel"}
     assert not swapped_names(pruned)

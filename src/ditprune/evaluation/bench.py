@@ -27,7 +27,14 @@ from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import KernelError, RecipeError
 from ditprune.evaluation.bench_calls import Tokens, real_calls
-from ditprune.evaluation.bench_layers import DENSE, SPARSE, Kind, Thinning, bench_layers, verdict
+from ditprune.evaluation.bench_layers import (
+    DENSE,
+    SPARSE,
+    Kind,
+    TrialPruning,
+    bench_layers,
+    verdict,
+)
 from ditprune.evaluation.bench_step import bench_step, step_bytes
 from ditprune.evaluation.free_memory import free_bytes
 from ditprune.progress import Report, silent
@@ -87,19 +94,19 @@ class Part:
     folder: Path
     weights: Weights
     targets: Mapping[str, Target]
-    thinning: Thinning | None
+    trial: TrialPruning | None
 
     def read(self, name: str) -> Tensor:
         """The weight of a layer as it is timed, [C_out, C_in]."""
         weight = as_matrix(self.weights.read(f"{name}.weight"))
-        return weight if self.thinning is None else self.thinning(weight)
+        return weight if self.trial is None else self.trial(weight)
 
 
 def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict[str, Any]:
     """Time a model's layers and its step. Raises DitpruneError before any timing."""
-    thinning = Thinning.of(options.sparsity, options.pattern)
+    trial = TrialPruning.of(options.sparsity, options.pattern)
     device, backend, notes = _where(options)
-    parts, own_notes = _parts(model, thinning)
+    parts, own_notes = _parts(model, trial)
     sparsities = {name: _sparsities(part, report) for name, part in parts.items()}
     _check_zeros(model, parts, sparsities)
     memory = options.max_memory or free_bytes(device)
@@ -118,11 +125,11 @@ def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict
         call = calls.get(name)
         reason = _why_no_step(part.folder, call, memory)
         steps[name] = {"reason": reason} if reason or call is None else bench_step(
-            part.folder, call, thinning, backend, device, share_s, report
+            part.folder, call, trial, backend, device, share_s, report
         )  # fmt: skip
     return {
         "model": model.name,
-        "pruned_in_memory": thinning is not None,
+        "pruned_in_memory": trial is not None,
         "device": device,
         "num_threads": torch.get_num_threads(),
         "instruction_set": build.instruction_set(),
@@ -172,7 +179,7 @@ def _where(options: Options) -> tuple[str, Backend | None, list[str]]:
 
 
 def _parts(
-    model: ModelFolder, thinning: Thinning | None
+    model: ModelFolder, trial: TrialPruning | None
 ) -> tuple[dict[str, Part], list[str]]:  # fmt: skip
     """The denoisers, and what of them cannot be timed."""
     parts, notes = {}, []
@@ -184,7 +191,7 @@ def _parts(
                 f"{len(targets) - len(linear)} pointwise convolutions stay dense: sparse layers "
                 "stand for Linears only"
             )
-        parts[name] = Part(folder, open_weights(folder), linear, thinning)
+        parts[name] = Part(folder, open_weights(folder), linear, trial)
     return parts, notes
 
 
@@ -193,7 +200,7 @@ def _sparsities(part: Part, report: Report) -> dict[str, float]:
     found: dict[str, float] = {}
     by_shape: dict[tuple[int, int], float] = {}
     for number, (name, target) in enumerate(part.targets.items(), start=1):
-        if part.thinning is None or target.shape not in by_shape:
+        if part.trial is None or target.shape not in by_shape:
             weight = part.read(name)
             by_shape[target.shape] = round(1 - int(weight.count_nonzero()) / weight.numel(), 2)
         found[name] = by_shape[target.shape]
@@ -209,7 +216,7 @@ def _check_zeros(
         part = next(iter(parts.values()))
         weight = as_matrix(part.weights.read(f"{next(iter(part.targets))}.weight"))
         stored = 1 - int(weight.count_nonzero()) / weight.numel()
-        if part.thinning is not None and stored > _FEW_ZEROS:
+        if part.trial is not None and stored > _FEW_ZEROS:
             raise RecipeError(
                 f"{model.name}: {stored:.0%} of its first target are zeros already; leave "
                 "--sparsity and --pattern out"

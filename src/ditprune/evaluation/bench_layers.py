@@ -40,7 +40,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Thinning:
+class TrialPruning:
     """How a dense weight is pruned in memory: by magnitude, within each output channel.
 
     Args:
@@ -52,7 +52,7 @@ class Thinning:
     pattern: NM | None
 
     @classmethod
-    def of(cls, sparsity: float | None, pattern: str | None) -> Thinning | None:
+    def of(cls, sparsity: float | None, pattern: str | None) -> TrialPruning | None:
         """From options; None where neither is given. Raises RecipeError."""
         if sparsity is None and pattern is None:
             return None

@@ -17,10 +17,10 @@ from ditprune.calibration.replay import run_call
 from ditprune.calibration.rows import to_placement
 from ditprune.calls import Call
 from ditprune.checkpoints.compact_weights import open_weights
-from ditprune.evaluation.bench_layers import DENSE, SPARSE, Thinning, verdict
+from ditprune.evaluation.bench_layers import DENSE, SPARSE, TrialPruning, verdict
 from ditprune.progress import Report
 from ditprune.runtime.backends import Backend
-from ditprune.runtime.swap import Choice, sparsify_
+from ditprune.runtime.swap import Decision, sparsify_
 from ditprune.runtime.timing import best_seconds
 from ditprune.targets.discover import discover
 from ditprune.targets.matrix import as_matrix
@@ -36,7 +36,7 @@ def step_bytes(folder: Path) -> int:
 
 
 def bench_step(
-    folder: Path, call: Call, thinning: Thinning | None, backend: Backend | None, device: str,
+    folder: Path, call: Call, trial: TrialPruning | None, backend: Backend | None, device: str,
     limit_s: float, report: Report,
 ) -> dict[str, Any]:  # fmt: skip
     """Milliseconds, bytes and verdict of one call of a folder's denoiser.
@@ -46,8 +46,8 @@ def bench_step(
             step.
     """
     dense = load_denoiser(folder, Placement(device))
-    if thinning is not None:
-        thin_(dense, thinning)
+    if trial is not None:
+        prune_on_trial_(dense, trial)
     denoisers, reasons, swapped = {}, {}, {}
     for path, dtype in (DENSE | SPARSE).items():
         denoisers[path] = copy_in(dense, dtype)
@@ -57,10 +57,12 @@ def bench_step(
             reasons[path] = "no backend runs here"
         else:
             moved = to_placement(call, device, dtype)
-            choices = sparsify_(denoisers[path], moved, backend, limit_s=limit_s / 2 / len(SPARSE))
-            swapped[path] = sum(choice.is_swapped for choice in choices.values())
+            decisions = sparsify_(
+                denoisers[path], moved, backend, limit_s=limit_s / 2 / len(SPARSE)
+            )
+            swapped[path] = sum(one.is_swapped for one in decisions.values())
             if not swapped[path]:
-                reasons[path] = why_dense(choices.values())
+                reasons[path] = why_dense(decisions.values())
         report("preparing the step", len(denoisers), len(DENSE | SPARSE))
     for path in reasons:
         del denoisers[path]
@@ -77,20 +79,20 @@ def bench_step(
     }
 
 
-def why_dense(choices: Iterable[Choice]) -> str:
+def why_dense(decisions: Iterable[Decision]) -> str:
     """Why no layer of a denoiser runs sparse: its commonest causes, with the layers of each."""
-    causes = Counter("not faster" if choice.dense_s else choice.reason for choice in choices)
+    causes = Counter("not faster" if one.dense_s else one.reason for one in decisions)
     return "no layer runs sparse: " + "; ".join(
         f"{cause} ({num} of {causes.total()} layers)" for cause, num in causes.most_common(3)
     )
 
 
 @torch.no_grad()
-def thin_(denoiser: nn.Module, thinning: Thinning) -> None:
+def prune_on_trial_(denoiser: nn.Module, trial: TrialPruning) -> None:
     """Prune every target of a denoiser in place."""
     for name in discover(denoiser):
         weight = as_matrix(denoiser.get_parameter(f"{name}.weight"))
-        weight.copy_(thinning(weight))
+        weight.copy_(trial(weight))
 
 
 def copy_in(denoiser: nn.Module, dtype: torch.dtype) -> nn.Module:

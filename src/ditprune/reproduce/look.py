@@ -22,7 +22,7 @@ from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.granularity.cag import CAG, heterogeneity
 from ditprune.plan import read_weights
 from ditprune.recipe import build
-from ditprune.reproduce.bench import Run
+from ditprune.reproduce.workbench import Run
 from ditprune.scoring import scores_of
 from ditprune.statistics import absolute
 from ditprune.statistics.absolute import Absolute

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from ditprune.reproduce.bench import Run, make_row, open_bench
 from ditprune.reproduce.findings import findings_of, sentences, to_json
 from ditprune.reproduce.rows import Row
 from ditprune.reproduce.studies import Study
+from ditprune.reproduce.workbench import Run, make_row, open_workbench
 
 # What of the protocol stands beside each row.
 _OF_A_ROW = ("num_inference_steps", "guidance_scale")
@@ -23,7 +23,7 @@ def measure_rows(run: Run, study: Study, rows: Sequence[Row]) -> list[dict[str, 
         missing = [row for row in own if run.kept.read_row(row) is None]
         if missing:
             samplings = [row.sampling for row in missing if row.recipe is not None]
-            bench = open_bench(run, own[0], samplings)
+            bench = open_workbench(run, own[0], samplings)
         for row in own:
             record = run.kept.read_row(row)
             if record is None:

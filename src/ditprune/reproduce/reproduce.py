@@ -19,7 +19,6 @@ from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Report, silent
 from ditprune.reproduce import figures
-from ditprune.reproduce.bench import Run
 from ditprune.reproduce.kept import FOLDER, open_kept
 from ditprune.reproduce.look import look_at_importance, look_at_statistics
 from ditprune.reproduce.measured import measure_rows, results_of_rows
@@ -28,6 +27,7 @@ from ditprune.reproduce.rows import Options, Row, rows_of, settings_of
 from ditprune.reproduce.seen import conclusions_of_importance, conclusions_of_statistics
 from ditprune.reproduce.studies import STUDIES, Study
 from ditprune.reproduce.tables import markdown
+from ditprune.reproduce.workbench import Run
 
 FORMAT = 1
 ALL = "all"

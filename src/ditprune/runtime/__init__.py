@@ -2,6 +2,6 @@
 
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.sparse_linear import SparseLinear
-from ditprune.runtime.swap import Choice, desparsify_, sparsify_
+from ditprune.runtime.swap import Decision, desparsify_, sparsify_
 
-__all__ = ["Choice", "SemiStructuredLinear", "SparseLinear", "desparsify_", "sparsify_"]
+__all__ = ["Decision", "SemiStructuredLinear", "SparseLinear", "desparsify_", "sparsify_"]

@@ -31,7 +31,7 @@ MIN_GAIN = 1.05  # less is noise
 
 
 @dataclass(frozen=True)
-class Choice:
+class Decision:
     """What was measured of a Linear, and why it stayed dense if it did.
 
     Args:
@@ -66,7 +66,7 @@ def sparsify_(
     call: Mapping[str, Any] | Call | None = None,
     backend: str | Backend = "cpu",
     limit_s: float = math.inf,
-) -> dict[str, Choice]:
+) -> dict[str, Decision]:
     """Replace each Linear that runs faster sparse, in place.
 
     The memory of up to two outputs of more than 32 MiB stays for the next call, until
@@ -99,7 +99,7 @@ def sparsify_(
     num_tokens = {} if call is None else _count_tokens(denoiser, call)
     uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
     timed: dict[Any, Times] = {}
-    choices = {}
+    decisions = {}
     deadline = time.perf_counter() + limit_s
     # By name, so that each dense weight is freed as its sparse one comes.
     for name in [name for name, _ in _linears(denoiser)]:
@@ -107,7 +107,7 @@ def sparsify_(
         counts = NUM_TOKENS if call is None else num_tokens[name]
         reason = _obstacle(linear, uses[id(linear.weight)], counts) or runs.obstacle(linear)
         if reason:
-            choices[name] = _stays(linear, reason)
+            decisions[name] = _stays(linear, reason)
             continue
         weight, sparsity = linear.weight, round(_sparsity(linear), 2)
         key = (weight.shape, weight.dtype, sparsity, linear.bias is None, counts)
@@ -115,10 +115,10 @@ def sparsify_(
             timed[key] = _time_both(linear, counts, runs, _size_bytes(denoiser), deadline)
         reason = _why_slower(timed[key], is_learnt=call is not None)
         if reason:
-            choices[name] = _stays(linear, reason, timed[key])
+            decisions[name] = _stays(linear, reason, timed[key])
         else:
-            choices[name] = _swap(denoiser, name, linear, timed[key], runs)
-    return choices
+            decisions[name] = _swap(denoiser, name, linear, timed[key], runs)
+    return decisions
 
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
@@ -194,16 +194,18 @@ def _why_slower(times: Times, is_learnt: bool) -> str:
     return f"{gain:.2f}× as fast with {counts} tokens{advice}"
 
 
-def _swap(denoiser: nn.Module, name: str, linear: nn.Linear, times: Times, runs: Backend) -> Choice:
+def _swap(
+    denoiser: nn.Module, name: str, linear: nn.Linear, times: Times, runs: Backend
+) -> Decision:
     shape, sparsity = (linear.out_features, linear.in_features), _sparsity(linear)
     sparse = runs.sparse(linear, tuple(times.dense_s))
     denoiser.set_submodule(name, sparse)
-    return Choice(shape, sparsity, times.dense_s, times.sparse_s, sparse.size_bytes, "")
+    return Decision(shape, sparsity, times.dense_s, times.sparse_s, sparse.size_bytes, "")
 
 
-def _stays(linear: nn.Linear, reason: str, times: Times | None = None) -> Choice:
+def _stays(linear: nn.Linear, reason: str, times: Times | None = None) -> Decision:
     dense_s, sparse_s = times or ({}, {})
-    return Choice(
+    return Decision(
         shape=(linear.out_features, linear.in_features),
         sparsity=_sparsity(linear),
         dense_s=dense_s,

@@ -50,7 +50,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Workbench:
     """What the rows under one protocol share.
 
     Args:
@@ -73,7 +73,7 @@ class Bench:
     found: Measured
 
 
-def open_bench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Bench:
+def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workbench:
     """Load the model, calibrate it in these ways, and draw the dense images if need be."""
     protocol, names = dense.protocol, tuple(run.model.denoisers)
     pipeline = load_pipeline(run.model, run.place)
@@ -93,7 +93,7 @@ def open_bench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Bench:
     found = measure(images, None, None, asked, tools, protocol.seed)
     stock = take_stock(run.model, structure.names())
     model = Model("dense", structure, stock, images, found.estimates, found.values, (), ())
-    return Bench(run, protocol, used, pipeline, asked, calls, noise, tools, model, found)
+    return Workbench(run, protocol, used, pipeline, asked, calls, noise, tools, model, found)
 
 
 def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: Sampling) -> None:
@@ -119,7 +119,7 @@ def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: S
     run.report("calibrating", 1, 1)
 
 
-def make_row(bench: Bench, row: Row) -> dict[str, Any]:
+def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
     """Prune, draw and measure one row; what is kept of it.
 
     Returns:
@@ -146,7 +146,7 @@ def make_row(bench: Bench, row: Row) -> dict[str, Any]:
 
 
 def _measured(
-    bench: Bench, row: Row, pruned: ModelFolder, images: Images, rows: tuple[ErrorRow, ...]
+    bench: Workbench, row: Row, pruned: ModelFolder, images: Images, rows: tuple[ErrorRow, ...]
 ) -> Model:
     """The numbers of a pruned model, from its images and its predictions."""
     seed, tools = bench.protocol.seed, bench.tools
@@ -157,7 +157,7 @@ def _measured(
     return Model(row.method, claims, stock, images, found.estimates, found.values, found.ssim, rows)
 
 
-def _record(bench: Bench, models: Sequence[Model]) -> dict[str, Any]:
+def _record(bench: Workbench, models: Sequence[Model]) -> dict[str, Any]:
     run, images = bench.run, bench.dense.images
     protocol = describe(
         bench.used, bench.pipeline, run.model.root, images.read(images.ranges[0]), bench.tools,
