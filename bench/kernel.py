@@ -164,7 +164,7 @@ def bench_step(part: str, repeats: int = 3) -> None:
             lambda: half(**half_call), lambda: sparse_half(**half_call),  # noqa: B023
         ]  # fmt: skip
         times = best_seconds(works, repeats)
-        swapped = [decision for decision in decisions.values() if one.is_swapped]
+        swapped = [one for one in decisions.values() if one.is_swapped]
         dense_bytes = sum(4 * c.shape[0] * c.shape[1] for c in swapped)
         table.add_row(
             name, f"{sparsity:.0%}", f"{times[0]:.2f}", f"{times[1]:.2f}",
