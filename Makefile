@@ -15,7 +15,7 @@ test: $(READY)
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/ruff check --select F821 --config "lint.ignore=[]" bench examples # mypy reads src only
+	$(BIN)/ruff check --select F821 --config "lint.ignore=[]" bench examples tests # mypy reads src only
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 
@@ -72,13 +75,78 @@ def test_what_is_still_seen_is_left_alone(kind) -> None:
 def test_little_is_kept_and_small_outputs_not_at_all(monkeypatch) -> None:
     many = [outputs.empty(SHAPE, torch.float32) for _ in range(5)]
     del many
-    assert len(outputs._kept) == 2
+    assert len(outputs._blocks) == 2
     outputs.release()
     monkeypatch.setattr(outputs, "LARGE_BYTES", 300 * 40 * 4 + 1)
     outputs.empty(SHAPE, torch.float32)
-    assert not outputs._kept
+    assert not outputs._blocks
     outputs.empty((301, 40), torch.float32)
-    assert len(outputs._kept) == 1
+    assert len(outputs._blocks) == 1
+
+
+@pytest.mark.no_compiler
+def test_memory_in_use_when_all_is_released_is_not_kept_later() -> None:
+    out = outputs.empty(SHAPE, torch.float32)
+    outputs.release()
+    del out
+    assert not outputs._blocks
+
+
+def python(code: str) -> str:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+@pytest.mark.no_compiler
+def test_kept_memory_never_stands_in_the_way_of_other_sizes() -> None:
+    pytest.importorskip("resource", reason="no limits of memory on this system")
+    sizes = python("""
+        import re, resource, torch
+        from ditprune.runtime import outputs
+        used_kb = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1])
+        limit = 1024 * used_kb + (700 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        for num_mib in (234, 351, 468):
+            print(outputs.empty((num_mib << 20,), torch.uint8).nbytes >> 20)
+    """)
+    assert sizes.split() == ["234", "351", "468"]
+
+
+@pytest.mark.no_compiler
+@pytest.mark.parametrize("limit", [1, 1 << 30])
+def test_a_default_device_is_no_concern_of_outputs(limit, monkeypatch) -> None:
+    monkeypatch.setattr(outputs, "LARGE_BYTES", limit)
+    with torch.device("meta"):
+        assert outputs.empty(SHAPE, torch.float32).device.type == "cpu"
+
+
+@pytest.mark.no_compiler
+def test_no_signal_is_lost_where_a_tensor_dies() -> None:
+    """What a signal raises in Python code that a dying object calls is printed and dropped."""
+    caught = python("""
+        import signal, time, torch
+        from ditprune.runtime import outputs
+
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGALRM, stop)
+        outputs.LARGE_BYTES, shape, caught = 1, (300, 4000), 0
+        for _ in range(20):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
+                h, end = outputs.empty(shape, torch.float32).zero_(), time.monotonic() + 5
+                while time.monotonic() < end:
+                    h = outputs.empty(shape, torch.float32).zero_() * h
+                break
+            except KeyboardInterrupt:
+                caught += 1
+        print(caught)
+    """)
+    assert caught == "20\n"
 
 
 def test_products_are_right_over_used_memory_in_every_thread() -> None:
@@ -113,9 +181,9 @@ def test_a_layer_uses_its_memory_again_and_desparsify_gives_it_back() -> None:
     assert place_of(second) == place
     torch.testing.assert_close(second, kept, rtol=0, atol=0)
     del second
-    assert len(outputs._kept) == 1
+    assert len(outputs._blocks) == 1
     desparsify_(model)
-    assert not outputs._kept
+    assert not outputs._blocks
 
 
 def test_gradients_and_growing_in_place_are_as_of_any_output() -> None:
@@ -124,6 +192,9 @@ def test_gradients_and_growing_in_place_are_as_of_any_output() -> None:
     out = layer(inputs)
     out.sum().backward()
     torch.testing.assert_close(inputs.grad, layer.weight.sum(0).expand(300, -1))
-    with torch.no_grad():
-        other = layer(inputs).mul_(2)
-    torch.testing.assert_close(other, 2 * out.detach())
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            other = layer(inputs).mul_(2)
+        torch.testing.assert_close(other, 2 * out)
+    other.sum().backward()
+    torch.testing.assert_close(inputs.grad, 3 * layer.weight.sum(0).expand(300, -1))

@@ -90,7 +90,7 @@ def test_what_does_not_gain_stays_the_same_object(pruned, monkeypatch) -> None:
     before = dict(pruned.named_modules())
     decisions = sparsify_(pruned)
     assert dict(pruned.named_modules()) == before
-    reasons = [one.reason for one in decisions.values() if decision.dense_s]
+    reasons = [one.reason for one in decisions.values() if one.dense_s]
     assert len(reasons) == TARGETS
     assert all("× as fast with" in reason for reason in reasons)
 
@@ -144,7 +144,7 @@ def test_all_numbers_of_tokens_together_decide(with_call: bool, pruned, batches,
     assert sum(one.is_swapped for one in sparsify_(pruned, call).values()) == TARGETS
     desparsify_(pruned)
     times = swap.Times({2: 3.0, 512: 100.0}, {2: 1.0, 512: 105.0})
-    reasons = [one.reason for one in sparsify_(pruned, call).values() if decision.dense_s]
+    reasons = [one.reason for one in sparsify_(pruned, call).values() if one.dense_s]
     more = "" if with_call else "; pass a call to time it with its own number"
     assert reasons == [f"0.97× as fast with 2 and 512 tokens{more}"] * TARGETS
 

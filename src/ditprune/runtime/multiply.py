@@ -54,7 +54,7 @@ def multiply(
     tokens = inputs.detach().reshape(-1, num_columns)
     if tokens.stride(1) != 1 or tokens.stride(0) % together or tokens.data_ptr() % 4:
         tokens = tokens.clone(memory_format=torch.contiguous_format)
-    outputs = empty((len(tokens), num_rows), tokens.dtype)
+    outputs = empty((*inputs.shape[:-1], num_rows), tokens.dtype)
     if len(tokens):
         bias = None if bias is None else bias.detach().float().contiguous()
         status = function(
@@ -67,7 +67,7 @@ def multiply(
         )  # fmt: skip
         if status:
             raise KernelError(f"sparse kernel: {_PROBLEMS[status]}")
-    return outputs.view(*inputs.shape[:-1], num_rows)
+    return outputs
 
 
 @torch.library.custom_op(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditprune.errors import KernelError
 from ditprune.runtime.multiply import multiply, multiply_in_graph
 from ditprune.runtime.packed import Packed, pack, takes_pairs, unpack
 from ditprune.runtime.stand_in import StandIn
@@ -32,7 +33,14 @@ class SparseLinear(StandIn):
         super().__init__(linear)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
-        """[..., in_features] → [..., out_features], in the dtype of the input."""
+        """[..., in_features] → [..., out_features], in the dtype of the input.
+
+        Raises KernelError for inputs of another width.
+        """
+        if input.shape[-1] != self.in_features:
+            raise KernelError(
+                f"sparse layer: inputs have {input.shape[-1]} channels, expected {self.in_features}"
+            )
         if torch.is_autocast_enabled("cpu"):
             input = input.to(torch.get_autocast_dtype("cpu"))  # noqa: A001
         if torch.compiler.is_compiling():

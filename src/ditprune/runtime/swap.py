@@ -118,6 +118,7 @@ def sparsify_(
             decisions[name] = _stays(linear, reason, timed[key])
         else:
             decisions[name] = _swap(denoiser, name, linear, timed[key], runs)
+    release()  # what the timings wrote into
     return decisions
 
 
