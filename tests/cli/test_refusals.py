@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from ditprune.calibration import collect
 from ditprune.checkpoints import rewrite
 from folders import STEM, Payload, edit_json, edit_tensors, files_of, save_denoiser, save_pipeline
 
@@ -263,6 +264,47 @@ def test_memory_that_runs_out_midway(
     monkeypatch.setattr(rewrite.ShardWriter, "write", TOO_MUCH[library])
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     assert re.search(r"out of memory \(.*allocate.*\); pass", refused(*command, midway=True))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.",
+        "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1 MB)",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "std::bad_alloc",
+    ],
+)
+def test_what_other_systems_say_of_it(said, refused, tiny_pipeline, tmp_path, monkeypatch) -> None:
+    def fail(*_args: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(rewrite.ShardWriter, "write", fail)
+    command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
+    assert f"out of memory ({said}); pass" in refused(*command, midway=True)
+
+
+@pytest.mark.parametrize("where", ["sample_unit", "observe_calls"])
+def test_memory_that_runs_out_in_calibration(
+    where, ditprune, tiny_pipeline, tmp_path, monkeypatch
+) -> None:
+    """It is no fault of the calls, and leaves nothing that what is advised would stumble over."""
+    out = tmp_path / "own" / "s.safetensors"
+    out.parent.mkdir()
+    command = ["calibrate", tiny_pipeline, "-o", out, "--num-samples", 4]
+    command += ["--num-inference-steps", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(collect, where, TOO_MUCH["torch"])
+        code, _, err = ditprune(*command, "--batch-size", 4)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: out of memory (")
+    if where == "observe_calls":  # what was sampled is kept
+        command.append("--overwrite")
+    else:
+        assert not any(out.parent.iterdir())
+    code, _, err = ditprune(*command, "--batch-size", 2)
+    assert code == 0, err
 
 
 def test_other_faults_of_a_library_are_not_called_so(

@@ -15,7 +15,7 @@ from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.compact_weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder, read_json
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.errors import ModelError, reason_of
+from ditprune.errors import ModelError, is_out_of_memory, reason_of
 
 _CPU = Placement()
 _LIBRARIES = ("diffusers", "transformers")
@@ -89,6 +89,8 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # diffusers raises a dozen unrelated types
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{name}: diffusers cannot load it ({reason_of(error)})") from None
     finally:
         logging.set_verbosity(verbosity)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.errors import ModelError, reason_of
+from ditprune.errors import ModelError, is_out_of_memory, reason_of
 
 
 @contextmanager
@@ -43,6 +43,8 @@ def fitting(source: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{source}: the denoiser cannot run the calibration calls ({reason_of(error)}); "
             "sample them from this model"

@@ -31,7 +31,7 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
-from ditprune.errors import DitpruneError, OutputError, RecipeError
+from ditprune.errors import OutputError, RecipeError
 from ditprune.statistics.collected import NUM_BINS
 
 
@@ -123,7 +123,7 @@ def collect(
             statistics = observe_set(model, kept, work, place, worker, denoisers, report)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None
-    except DitpruneError:
+    except Exception:
         if not any(work.rglob("*.safetensors")):  # nothing is done that would be lost
             shutil.rmtree(work, ignore_errors=True)
         if len(kept.missing()) == kept.num_units:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ditprune import bundled
 from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import tensors_file
-from ditprune.errors import ModelError, reason_of
+from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import OF_FEATURES
 from ditprune.evaluation.drawing import as_unit
@@ -112,6 +112,8 @@ def _inception(file: Path, place: Placement) -> Callable[[Tensor], Seen]:
     try:
         return inception.load(weights, place.device)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{file}: not the weights of torch-fidelity's InceptionV3 ({reason_of(error)})"
         ) from None
