@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_bytes
 
 from ditprune.checkpoints import tensors_file
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, OutputError
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -60,6 +60,14 @@ def test_a_file_may_be_read_by_whom_the_user_lets_read(tmp_path) -> None:
     (tmp_path / "plain").touch()
     tensors_file.save({"a": torch.ones(2)}, {}, tmp_path / "file")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("dtype", ["complex128", "float4_e2m1fn_x2"])
+def test_numbers_that_the_format_cannot_hold_are_refused(dtype, tmp_path) -> None:
+    tensors = {"a": torch.ones(2), "b": torch.empty(4, 3, dtype=getattr(torch, dtype))}
+    with pytest.raises(OutputError, match=rf"file: b is of torch\.{dtype}, which a safetensors"):
+        tensors_file.save(tensors, {}, tmp_path / "file")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_file_that_was_cut_is_refused(tmp_path) -> None:

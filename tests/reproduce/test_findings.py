@@ -13,11 +13,15 @@ from ditprune.reproduce.studies import STUDIES
 NAMES = ("magnitude", "Wanda", "DiT-Pruning")
 
 
-def row(name: str, steps: int = 25, recipe: Any = "a recipe", **metrics: tuple[float, ...]) -> Any:
+def row(
+    name: str, steps: int = 25, recipe: Any = "a recipe", num_spoiled: int = 0,
+    **metrics: tuple[float, ...],
+) -> Any:  # fmt: skip
     """A row of results.json with (value, low, high) of some metrics."""
     return {
         "name": name,
         "recipe": recipe,
+        "num_spoiled": num_spoiled,
         "setting": {
             "sparsity": 0.5, "pattern": None, "num_inference_steps": steps, "guidance_scale": 1.5,
         },
@@ -53,6 +57,23 @@ def test_higher_is_better_where_the_metric_says_so() -> None:
         for name, v in zip(NAMES, (0.9, 0.5, 0.7), strict=True)
     ]
     assert list(verdicts("main", rows).values()) == ["disagrees", "agrees"]
+
+
+@pytest.mark.parametrize("spoiled", [None, "Wanda", "dense"])
+def test_images_that_are_not_finite_are_not_compared(spoiled) -> None:
+    rows = [
+        row(
+            name, num_spoiled=3 if name == spoiled else 0, fid=(v, v - 0.1, v + 0.1),
+            relative_error=(v, v - 0.1, v + 0.1), recipe=None if name == "dense" else "a recipe",
+        )
+        for name, v in zip(("dense", *NAMES), (0.0, 9.0, 5.0, 2.0), strict=True)
+    ]  # fmt: skip
+    compared = {None: set(NAMES[:2]), "Wanda": {"magnitude"}, "dense": set()}[spoiled]
+    assert {key for key in verdicts("main", rows) if key.startswith("fid")} == {
+        f"fid: DiT-Pruning is better than {name}" for name in compared
+    }
+    errors = [key for key in verdicts("main", rows) if key.startswith("relative_error")]
+    assert len(errors) == 2
 
 
 def test_means_over_the_same_items_are_compared_item_by_item() -> None:

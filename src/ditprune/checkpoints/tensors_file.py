@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ditprune.checkpoints.header import Stored, header
 from ditprune.checkpoints.output import write_beside
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, OutputError
 
 
 def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
@@ -23,11 +24,17 @@ def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path)
     The library's own writer would do so through a file of a random name, which a kill leaves
     behind, and which nobody but its owner may read.
     """
-    dtypes = _dtypes(tensors)
+    dtypes = {name: _format_name(tensor.dtype) for name, tensor in tensors.items()}
+    for name, dtype in dtypes.items():
+        if dtype is None:
+            raise OutputError(
+                f"{file}: {name} is of {tensors[name].dtype}, which a safetensors file cannot "
+                "hold; use another dtype"
+            )
     # Large numbers first, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     stored = (
-        Stored(name, dtypes[name], tuple(tensors[name].shape), tensors[name].nbytes)
+        Stored(name, str(dtypes[name]), tuple(tensors[name].shape), tensors[name].nbytes)
         for name in names
     )
     with write_beside(file) as part, part.open("wb") as stream:
@@ -36,10 +43,15 @@ def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path)
             stream.write(_raw(tensors[name]))
 
 
-def _dtypes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The format's name of each tensor's dtype, as the library writes it."""
-    empty = {name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()}
-    return {entry[0]: entry[1]["dtype"] for entry in deserialize(save_bytes(empty))}
+@cache
+def _format_name(dtype: torch.dtype) -> str | None:
+    """The format's name of a dtype, as the library writes it; None where it cannot."""
+    try:
+        ((_, entry),) = deserialize(save_bytes({"": torch.empty(1, dtype=dtype)}))
+    except KeyError:
+        return None
+    holds_several = entry["shape"] != [1]  # numbers of four bits
+    return None if holds_several else str(entry["dtype"])
 
 
 def _raw(tensor: Tensor) -> memoryview:

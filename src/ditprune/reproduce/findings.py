@@ -3,7 +3,8 @@
 Two rows of one setting are compared by each metric: item by item where the metric is a mean over
 the same items, else by whether the 95 % intervals overlap (as `evaluation.cautions` does). What
 should be alike agrees where intervals overlap: item by item a difference can be sure and yet too
-small to matter.
+small to matter. Images with NaN or Inf tell nothing: where a row or its dense model has some, only
+the relative error, which is not of images, is compared.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def sentences(study: Study, findings: Sequence[Finding]) -> list[str]:
             said.append(_sentence(key, own, all(claim.alike for claim in study.claims)))
     if not findings:
         said.append(
-            "No two rows here are ones that the paper compares; nothing can be said of its order."
+            "No two rows here have numbers that the paper compares; nothing can be said of its "
+            "order."
             if study.claims
             else "The paper makes no claim of order here."
         )
@@ -103,9 +105,10 @@ def _by_setting(
     def setting(pair: tuple[Mapping[str, Any], Any]) -> str:
         return setting_text(pair[0])
 
+    is_dense_spoiled = any(row["num_spoiled"] for row in rows if row["recipe"] is None)
     pruned = [pair for pair in zip(rows, values, strict=True) if pair[0]["recipe"] is not None]
     for text, group in groupby(sorted(pruned, key=setting), setting):
-        yield text, {row["name"]: _found(row, own) for row, own in group}
+        yield text, {row["name"]: _found(row, own, is_dense_spoiled) for row, own in group}
 
 
 def setting_text(row: Mapping[str, Any]) -> str:
@@ -118,8 +121,13 @@ def setting_text(row: Mapping[str, Any]) -> str:
     return ", ".join([share, *more])
 
 
-def _found(row: Mapping[str, Any], values: Mapping[str, Any]) -> Found:
-    known = {key: Estimate(**one) for key, one in row["metrics"].items() if one is not None}
+def _found(row: Mapping[str, Any], values: Mapping[str, Any], is_dense_spoiled: bool) -> Found:
+    are_images_whole = not (row["num_spoiled"] or is_dense_spoiled)
+    known = {
+        key: Estimate(**one)
+        for key, one in row["metrics"].items()
+        if one is not None and (are_images_whole or key == "relative_error")
+    }
     return Found(known, {key: own for key, own in values.items() if key in known})
 
 

@@ -60,4 +60,5 @@ def _row(row: Row, record: Mapping[str, Any]) -> dict[str, Any]:
         "setting": row.setting() | {word: record["protocol"][word] for word in _OF_A_ROW},
         "granularity": {name: chosen.count(name) for name in dict.fromkeys(chosen)},
         **{word: model[word] for word in words},
+        "num_spoiled": model.get("num_spoiled", 0),  # absent in rows kept before it was counted
     }
