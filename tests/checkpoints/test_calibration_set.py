@@ -90,10 +90,15 @@ def test_the_same_calls_are_the_same_bytes(tmp_path) -> None:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-@pytest.mark.parametrize("value", [object(), torch.device("cpu"), {1, 2}, b"bytes", 1j, len])
+@pytest.mark.parametrize(
+    "value",
+    [object(), torch.device("cpu"), {1, 2}, b"bytes", 1j, len, torch.zeros(1, dtype=torch.cdouble)],
+)
 def test_what_cannot_be_stored_is_refused_and_leaves_nothing(value, tmp_path) -> None:
     call = Call((torch.zeros(1),), {"deep": [{"down": value}]})
-    with pytest.raises(OutputError, match=f"is {type(value).__name__}, which cannot be stored"):
+    is_tensor = isinstance(value, torch.Tensor)
+    kind = "a tensor of torch.complex128" if is_tensor else type(value).__name__
+    with pytest.raises(OutputError, match=f"is {kind}, which cannot be stored"):
         calibration_set.save([call], {}, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 

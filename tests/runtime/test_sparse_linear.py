@@ -114,6 +114,15 @@ def test_another_device_is_refused_and_the_way_back_works() -> None:
     assert copy.deepcopy(sparse).to("meta").to_linear().weight.shape == (40, 70)
 
 
+@pytest.mark.no_compiler
+@pytest.mark.parametrize("width", [65, 80, 128])
+def test_inputs_of_another_width_are_refused(width: int) -> None:
+    """Also where they would fill as many blocks of columns as the right ones."""
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), pytest.raises(KernelError, match=f"{width} channels, e"):
+            SparseLinear(half_zero())(torch.randn(3, width))
+
+
 @pytest.mark.parametrize("leading", [(2, 5), (1,), ()])
 def test_gradients_are_those_of_the_linear(leading: tuple[int, ...]) -> None:
     linear = half_zero()

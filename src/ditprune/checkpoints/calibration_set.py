@@ -135,7 +135,7 @@ def load(folder: Path) -> CalibrationSet:
 
 
 def _encode(tree: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
-    if isinstance(tree, Tensor):
+    if isinstance(tree, Tensor) and tensors_file.format_name(tree.dtype):
         tensors[f"{len(tensors):06d}"] = tree.cpu().contiguous().clone()
         return {"tensor": f"{len(tensors) - 1:06d}"}
     if isinstance(tree, Mapping):
@@ -147,8 +147,9 @@ def _encode(tree: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
         return {"dtype": str(tree).removeprefix("torch.")}
     if tree is None or isinstance(tree, (bool, int, float, str)):
         return {"value": tree}
+    kind = f"a tensor of {tree.dtype}" if isinstance(tree, Tensor) else type(tree).__name__
     raise OutputError(
-        f"{folder}: a denoiser argument is {type(tree).__name__}, which cannot be stored; "
+        f"{folder}: a denoiser argument is {kind}, which cannot be stored; "
         "expected tensors, numbers, text and containers of them"
     )
 

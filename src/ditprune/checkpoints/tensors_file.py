@@ -18,13 +18,24 @@ from ditprune.checkpoints.output import write_beside
 from ditprune.errors import ModelError, OutputError
 
 
+@cache
+def format_name(dtype: torch.dtype) -> str | None:
+    """The format's name of a dtype, as the library writes it; None where it cannot."""
+    try:
+        ((_, entry),) = deserialize(save_bytes({"": torch.empty(1, dtype=dtype)}))
+    except KeyError:
+        return None
+    holds_several = entry["shape"] != [1]  # numbers of four bits
+    return None if holds_several else str(entry["dtype"])
+
+
 def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
     """Write them, without a copy of those that lie contiguous on the CPU. Raises OutputError.
 
     The library's own writer would do so through a file of a random name, which a kill leaves
     behind, and which nobody but its owner may read.
     """
-    dtypes = {name: _format_name(tensor.dtype) for name, tensor in tensors.items()}
+    dtypes = {name: format_name(tensor.dtype) for name, tensor in tensors.items()}
     for name, dtype in dtypes.items():
         if dtype is None:
             raise OutputError(
@@ -41,17 +52,6 @@ def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path)
         stream.write(header(metadata, stored))
         for name in names:
             stream.write(_raw(tensors[name]))
-
-
-@cache
-def _format_name(dtype: torch.dtype) -> str | None:
-    """The format's name of a dtype, as the library writes it; None where it cannot."""
-    try:
-        ((_, entry),) = deserialize(save_bytes({"": torch.empty(1, dtype=dtype)}))
-    except KeyError:
-        return None
-    holds_several = entry["shape"] != [1]  # numbers of four bits
-    return None if holds_several else str(entry["dtype"])
 
 
 def _raw(tensor: Tensor) -> memoryview:
