@@ -50,7 +50,7 @@ _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 _ARGUMENTS = (
     *(_POINTER, _INT, _POINTER, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64),
     *(_POINTER, _INT, _INT64),
-    *(_POINTER, _INT64, _INT),
+    *(_POINTER, _INT64, _INT, _INT),
 )
 
 

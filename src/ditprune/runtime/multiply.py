@@ -27,8 +27,9 @@ def multiply(
     num_rows: int,
     bias: Tensor | None = None,
     instruction_set: str | None = None,
+    gelu: bool = False,
 ) -> Tensor:
-    """`inputs @ weight.T + bias`, summed in float32; no gradient.
+    """`inputs @ weight.T + bias`, or GELU of it, in float32; no gradient.
 
     Where a weight is packed in pairs, the removed half of a kept pair is a zero like any other: it
     makes NaN of an infinite input, as in a dense product.
@@ -39,6 +40,7 @@ def multiply(
         packed: the weight [num_rows, C_in].
         num_rows: C_out.
         bias: [C_out].
+        gelu: whether to apply GELU, approximated by tanh.
         instruction_set: a key of `build.INSTRUCTION_SETS`; the machine's widest by default.
 
     Returns:
@@ -63,7 +65,7 @@ def multiply(
             None if bias is None else bias.data_ptr(),
             len(packed.values), num_rows, num_columns // together,
             tokens.data_ptr(), tokens.dtype == torch.bfloat16, tokens.stride(0) // together,
-            outputs.data_ptr(), len(tokens), torch.get_num_threads(),
+            outputs.data_ptr(), len(tokens), gelu, torch.get_num_threads(),
         )  # fmt: skip
         if status:
             raise KernelError(f"sparse kernel: {_PROBLEMS[status]}")

@@ -37,17 +37,25 @@ class SparseLinear(StandIn):
 
         Raises KernelError for inputs of another width.
         """
-        if input.shape[-1] != self.in_features:
-            raise KernelError(
-                f"sparse layer: inputs have {input.shape[-1]} channels, expected {self.in_features}"
-            )
-        if torch.is_autocast_enabled("cpu"):
-            input = input.to(torch.get_autocast_dtype("cpu"))  # noqa: A001
+        inputs = self._taken(input)
         if torch.compiler.is_compiling():
-            return multiply_in_graph(input, *self.packed, self.out_features, self.bias)
+            return multiply_in_graph(inputs, *self.packed, self.out_features, self.bias)
         if not torch.is_grad_enabled():
-            return multiply(input, self.packed, self.out_features, self.bias)
-        return _Multiply.apply(input, self.bias, self)
+            return multiply(inputs, self.packed, self.out_features, self.bias)
+        return _Multiply.apply(inputs, self.bias, self)
+
+    def forward_gelu(self, inputs: Tensor) -> Tensor:
+        """GELU, approximated by tanh, of what `forward` gives; no gradient, and no compiling."""
+        return multiply(self._taken(inputs), self.packed, self.out_features, self.bias, gelu=True)
+
+    def _taken(self, inputs: Tensor) -> Tensor:
+        if inputs.shape[-1] != self.in_features:
+            raise KernelError(
+                f"sparse layer: inputs have {inputs.shape[-1]} channels, expected "
+                f"{self.in_features}"
+            )
+        is_cast = torch.is_autocast_enabled("cpu")
+        return inputs.to(torch.get_autocast_dtype("cpu")) if is_cast else inputs
 
     @property
     def packed(self) -> Packed:

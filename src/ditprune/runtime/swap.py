@@ -69,6 +69,7 @@ def sparsify_(
 ) -> dict[str, Decision]:
     """Replace each Linear that runs faster sparse, in place.
 
+    diffusers' GELU behind one on the CPU, approximated by tanh, is applied by the kernel too.
     The memory of up to two outputs of more than 32 MiB stays for the next call, until
     `desparsify_`.
 
@@ -88,6 +89,8 @@ def sparsify_(
         RecipeError: an unknown backend.
         KernelError: `semi-structured` without a CUDA device.
     """
+    from ditprune.runtime.fused_gelu import fuse_  # and diffusers, which takes a second
+
     runs = backend_of(backend)
     try:
         runs.check()
@@ -119,11 +122,14 @@ def sparsify_(
         else:
             decisions[name] = _swap(denoiser, name, linear, timed[key], runs)
     release()  # what the timings wrote into
+    fuse_(denoiser)
     return decisions
 
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
     """Replace each sparse layer by the Linear it stands for, in place; returns their names."""
+    from ditprune.runtime.fused_gelu import unfuse_
+
     layers = {
         name: module
         for name, module in denoiser.named_modules()
@@ -131,6 +137,7 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
     }
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
+    unfuse_(denoiser)
     release()
     return list(layers)
 

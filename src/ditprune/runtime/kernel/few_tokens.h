@@ -129,6 +129,7 @@ Status multiply_few(const Weight& weight, const Token* inputs, int64_t input_str
             for (int64_t r = 0; r < num_rows; r++) {
                 float sum = _mm512_reduce_add_ps(_mm512_load_ps(sums + (r * num_tokens + m) * 16));
                 if (weight.bias) sum += weight.bias[first_row + r];
+                if (weight.activation) sum = gelu_tanh<4>(Floats<4>{} + sum)[0];
                 from_float(sum, outputs + m * weight.num_rows + first_row + r);
             }
         }

@@ -1,4 +1,5 @@
-// outputs [M, N] = inputs [M, K] · weight [N, K]ᵀ + bias, where the weight holds its nonzeros only.
+// outputs [M, N] = inputs [M, K] · weight [N, K]ᵀ + bias, where the weight holds its nonzeros only;
+// or GELU of it.
 //
 // This file is compiled once for each instruction set (build.py); LANES is the width of its vectors
 // in floats. Data of the weight is never trusted: a column is masked to its block, and each group's
@@ -50,9 +51,11 @@ extern "C" int ditprune_multiply(const void* values, int values_are, const uint8
                                  const uint8_t* counts, const int64_t* starts, const float* bias,
                                  int64_t num_nonzero, int64_t num_rows, int64_t num_columns,
                                  const void* inputs, int tokens_are_bf16, int64_t input_stride,
-                                 void* outputs, int64_t num_tokens, int num_threads) {
+                                 void* outputs, int64_t num_tokens, int activation,
+                                 int num_threads) {
     using namespace ditprune;
-    const Weight weight{values, columns, counts, starts, bias, num_nonzero, num_rows, num_columns};
+    const Weight weight{values,      columns,  counts,      starts, bias,
+                        num_nonzero, num_rows, num_columns, Activation(activation)};
     if (values_are == PAIRS)
         return multiply_pairs(weight, inputs, input_stride, outputs, num_tokens,
                               std::max(1, num_threads));

@@ -175,9 +175,11 @@ struct Product {
         auto sum_of = sum_tile_of<W, Value>(tile.num_vectors, std::make_integer_sequence<int, MAX_V>());
         if (!sum_of(weight, first_row, num_rows, tile_slabs, own, initial + first_row))
             is_broken = true;
-        else
+        else {
+            activate<W>(weight.activation, own, num_rows * tile.num_vectors * W);
             transpose<W>(own, tile.num_vectors * W, num_rows, tile.num_tokens,
                          outputs + tile.first_token * weight.num_rows + first_row, weight.num_rows);
+        }
     }
 
     // All rows pass over one tile's inputs, which stay in L2, before the next tile's turn.

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "activation.h"
+
 namespace ditprune {
 
 constexpr int64_t BLOCK = 64;  // columns
@@ -20,6 +22,7 @@ struct Weight {
     const int64_t* starts;   // [num_groups · num_blocks + 1] where each block of a group begins
     const float* bias;       // [num_rows] or null
     int64_t num_nonzero, num_rows, num_columns;
+    Activation activation;  // of each output, after the bias
 
     int64_t num_blocks() const { return (num_columns + BLOCK - 1) / BLOCK; }
     int64_t num_groups() const { return (num_rows + GROUP - 1) / GROUP; }
