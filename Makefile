@@ -25,7 +25,8 @@ sanitize: $(READY)
 	ASAN_OPTIONS=detect_leaks=0 CXX=$(CXX) \
 	DITPRUNE_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -g -O1" \
 	$(BIN)/python -m pytest -p no:cacheprovider tests/runtime/test_multiply.py \
-	  tests/runtime/test_pairs.py -k "not denoiser"
+	  tests/runtime/test_pairs.py tests/runtime/test_fused_gelu.py \
+	  -k "not denoiser and not compiled"
 
 format: $(READY)
 	$(BIN)/ruff format .

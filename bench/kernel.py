@@ -171,7 +171,8 @@ def bench_step(part: str, repeats: int = 3) -> None:
             f"{times[0] / times[1]:.2f}×", f"≥ {bar}×", f"{times[2]:.2f}",
             f"{times[3]:.2f}", f"{times[2] / times[3]:.2f}×",
             f"{len(swapped)} and {num_swapped(half_decisions)} of {len(decisions)}",
-            f"{sum(c.size_bytes for c in swapped) / dense_bytes:.2f}×", f"{difference:.0e}",
+            f"{sum(c.size_bytes for c in swapped) / dense_bytes:.2f}×" if swapped else "–",
+            f"{difference:.0e}",
         )  # fmt: skip
     console.print(table)
 

@@ -1,51 +1,74 @@
 """GELU behind a sparse layer, applied by the kernel while a tile of sums is at hand.
 
-On its own it reads and writes an output of many MB, and torch maps its memory anew each time.
+On its own it reads and writes an output of many MB, whose memory torch maps anew each time.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from functools import cache
 
 import torch
-from diffusers.models.activations import GELU
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from ditprune.runtime.sparse_linear import SparseLinear
 
-
-class FusedGELU(GELU):
-    """diffusers' GELU, by tanh, whose Linear runs sparse; in all other ways the same."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., C_in] → [..., C_out]; as two steps where anyone could see what lies between."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_watched(self.proj):
-            output: Tensor = super().forward(hidden_states)
-            return output
-        return cast(SparseLinear, self.proj).forward_gelu(hidden_states)
+_NAME = "FusedGELU"
 
 
 def fuse_(denoiser: nn.Module) -> None:
-    """Let each sparse layer apply the GELU that follows it, in place."""
+    """Let each sparse layer apply the GELU of diffusers that follows it, in place.
+
+    Only the one that is approximated by tanh, which is what DiTs use.
+    """
+    dense, fused = _classes()
     for module in denoiser.modules():
-        if type(module) is GELU and module.approximate == "tanh" and _is_sparse(module.proj):
-            module.__class__ = FusedGELU
+        if type(module) is dense and module.approximate == "tanh" and _is_sparse(module.proj):
+            module.__class__ = fused
 
 
 def unfuse_(denoiser: nn.Module) -> None:
     """Undo `fuse_`."""
+    dense, fused = _classes()
     for module in denoiser.modules():
-        if type(module) is FusedGELU:
-            module.__class__ = GELU  # type: ignore[assignment]  # a class above it
+        if type(module) is fused:
+            module.__class__ = dense
 
 
-def _is_sparse(layer: nn.Module) -> bool:
+class Fused:
+    """diffusers' GELU, a Linear and GELU behind it, where that Linear runs sparse."""
+
+    proj: nn.Module
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., C_in] → [..., C_out]; in two steps where anyone could see what lies between."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_watched(self.proj):
+            return super().forward(hidden_states)  # type: ignore[misc]
+        assert isinstance(self.proj, SparseLinear)
+        return self.proj.forward_gelu(hidden_states)
+
+
+@cache
+def _classes() -> tuple[type, type]:
+    """diffusers' GELU, and ours as a subclass of it."""
+    from diffusers.models.activations import GELU
+
+    return GELU, type(_NAME, (Fused, GELU), {"__module__": __name__})
+
+
+def __getattr__(name: str) -> type:
+    """Our class by its name, by which pickle finds it."""
+    if name != _NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _classes()[1]
+
+
+def _is_sparse(layer: object) -> bool:
     return type(layer) is SparseLinear
 
 
 def _is_watched(layer: nn.Module) -> bool:
-    """Whether more than the layer's own forward runs when it is called."""
+    """Whether more than a sparse layer's own forward runs when it is called."""
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
         layer._backward_pre_hooks, modules._has_any_global_hook(),

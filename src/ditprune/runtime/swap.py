@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.errors import KernelError
 from ditprune.runtime.backends import Backend, backend_of
+from ditprune.runtime.fused_gelu import fuse_, unfuse_
 from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import cold_buffer
@@ -89,8 +90,6 @@ def sparsify_(
         RecipeError: an unknown backend.
         KernelError: `semi-structured` without a CUDA device.
     """
-    from ditprune.runtime.fused_gelu import fuse_  # and diffusers, which takes a second
-
     runs = backend_of(backend)
     try:
         runs.check()
@@ -128,8 +127,6 @@ def sparsify_(
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
     """Replace each sparse layer by the Linear it stands for, in place; returns their names."""
-    from ditprune.runtime.fused_gelu import unfuse_
-
     layers = {
         name: module
         for name, module in denoiser.named_modules()
