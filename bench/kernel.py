@@ -3,6 +3,7 @@
     python bench/kernel.py            # everything; some minutes on an idle machine
     python bench/kernel.py layers     # or: bundled, dit-256, dit-512, pixart
     python bench/kernel.py --cpu-time # on a busy machine: one thread, and its own time only
+    python bench/kernel.py dit-512 --repeats=10
 
 Bars, float32 over torch's dense float32 in the same run: a DiT-XL/2 step (256² and 512², batch 2
 for guidance) ≥ 1.5× at 50 % and ≥ 2.2× at 70 %, a PixArt-Σ step ≥ 1.4× at 50 %, the bundled
@@ -46,7 +47,7 @@ LAYERS = {  # (tokens, C_in, C_out)
     "FLUX, modulation": (1, 3072, 18432),
 }
 BATCH = 2
-CPU_TIME = "--cpu-time"
+CPU_TIME, REPEATS = "--cpu-time", "--repeats="
 clock = time.thread_time if CPU_TIME in sys.argv else time.perf_counter
 console = Console(highlight=False, soft_wrap=True, width=160)
 
@@ -139,7 +140,7 @@ def in_dtype(call: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def bench_step(part: str, repeats: int = 3) -> None:
+def bench_step(part: str, repeats: int) -> None:
     """A whole denoiser step in float32 and in bfloat16, each dense and sparse."""
     columns = (
         *("dense s", "sparse s", "ratio", "bar", "bf16 dense s", "bf16 sparse s", "ratio"),
@@ -214,11 +215,13 @@ def bench_bundled(num_images: int = 16, num_steps: int = 10) -> None:
 
 
 def main() -> None:
+    flags = [word for word in sys.argv[1:] if word.startswith("--")]
+    repeats = [int(flag.removeprefix(REPEATS)) for flag in flags if flag.startswith(REPEATS)]
     parts: dict[str, Callable[[], None]] = {"layers": bench_layers, "bundled": bench_bundled}
-    parts |= {part: partial(bench_step, part) for part in STEPS}
-    if CPU_TIME in sys.argv:
+    parts |= {part: partial(bench_step, part, max(repeats, default=3)) for part in STEPS}
+    if CPU_TIME in flags:
         torch.set_num_threads(1)
-    for name in [name for name in sys.argv[1:] if name != CPU_TIME] or parts:
+    for name in [word for word in sys.argv[1:] if word not in flags] or parts:
         parts[name]()
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     console.print(f"{build.instruction_set()}, {threads}")

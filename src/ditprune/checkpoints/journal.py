@@ -12,12 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditprune.errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
+from ditprune.checkpoints.lock import hold
 
 
 class Journal:
@@ -28,20 +23,7 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._stream = file.open("a+b", buffering=0)
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_current = file.exists() and os.path.samestat(
-                os.fstat(self._stream.fileno()), file.stat()
-            )
-        except BlockingIOError:
-            is_current = False
-        if not is_current:
-            self._stream.close()
-            raise OutputError(
-                f"{file}: another run is writing here; wait for its end or choose another place"
-            )
+        self._stream = hold(file)
         lines, size = self._read()
         self._stream.truncate(size)
         self.guard: dict[str, Any] | None = lines[0] if lines else None
