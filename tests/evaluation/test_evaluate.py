@@ -14,10 +14,9 @@ from PIL import Image
 from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import sample_calls
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.lock import hold
-from ditprune.errors import OutputError, RecipeError
+from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.evaluate import LOCK, Protocol, evaluate
+from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.prune_checkpoint import prune_checkpoint
 from ditprune.recipe import build
 from folders import files_of, save_pipeline
@@ -214,27 +213,6 @@ def test_a_protocol_that_cannot_be(option) -> None:
     flag = "--" + option.replace("_", "-")
     with pytest.raises(RecipeError, match=f"{flag} 0: expected at least 1"):
         Protocol(**{option: 0})
-
-
-def test_one_evaluation_at_a_time_writes_into_a_folder(tiny_pipeline, pruned, tmp_path) -> None:
-    pytest.importorskip("fcntl")
-    out = tmp_path / "e"
-    out.mkdir()
-    held = hold(out / LOCK)
-    with pytest.raises(OutputError, match="another run is writing here; wait"):
-        run(tiny_pipeline, pruned, out)
-    assert [file.name for file in out.iterdir()] == [LOCK]
-    held.close()  # as a kill does: the file is left, and no hindrance
-    run(tiny_pipeline, pruned, out)
-    assert not (out / LOCK).exists()
-
-
-def test_no_link_is_followed_for_the_lock(tiny_pipeline, pruned, tmp_path) -> None:
-    (tmp_path / "e").mkdir()
-    (tmp_path / "e" / LOCK).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match=f"{LOCK}: is a link"):
-        run(tiny_pipeline, pruned, tmp_path / "e")
-    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_two_models_of_one_name_are_refused_and_nothing_is_written(

@@ -76,6 +76,17 @@ def test_images_that_are_not_finite_are_not_compared(spoiled) -> None:
     assert len(errors) == 2
 
 
+def test_a_dense_model_spoils_its_own_setting_only() -> None:
+    rows = [
+        row(name, steps, fid=(v, v - 0.1, v + 0.1), recipe=None if name == "dense" else "a recipe",
+            num_spoiled=int(name == "dense" and steps == 10))
+        for steps in (10, 25)
+        for name, v in (("dense", 0.0), ("Wanda", 5.0), ("DiT-Pruning", 2.0))
+    ]  # fmt: skip
+    (finding,) = findings_of(STUDIES["main"], rows, [{}] * len(rows))
+    assert "25 steps" in finding.setting
+
+
 def test_means_over_the_same_items_are_compared_item_by_item() -> None:
     wide = (0.5, 0.0, 1.0)
     rows = [row("Wanda", ssim=wide), row("DiT-Pruning", ssim=(0.51, 0.0, 1.0))]

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
 
@@ -152,6 +153,27 @@ def test_who_looks_at_the_layer_sees_its_own_outputs(how, fused, products) -> No
         torch.testing.assert_close(found[0], between, rtol=1e-4, atol=1e-5)
         fused(INPUTS)
     assert products[2:] == [True, False]
+
+
+def test_a_forward_that_was_kept_outlives_the_way_back(fused) -> None:
+    """As accelerate keeps it, whose hooks leave it behind when they are removed."""
+    add_hook_to_module(fused[0], ModelHook())
+    remove_hook_from_module(fused[0])
+    dense = feed_forward()
+    for undo in (lambda: None, lambda: desparsify_(fused)):
+        undo()
+        with torch.no_grad():
+            torch.testing.assert_close(fused(INPUTS), dense(INPUTS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("approximate", "none"), ("gelu", torch.relu)])
+def test_another_activation_set_later_is_run(name, value, fused, products) -> None:
+    dense = feed_forward()
+    for model in (dense, fused):
+        setattr(model[0], name, value)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(INPUTS), dense(INPUTS), rtol=1e-4, atol=1e-5)
+    assert not any(products)
 
 
 def test_a_layer_put_in_place_of_the_sparse_one_is_run(fused, products) -> None:

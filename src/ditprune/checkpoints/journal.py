@@ -12,7 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditprune.checkpoints.lock import hold
+from ditprune.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Journal:
@@ -23,7 +28,20 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._stream = hold(file)
+        self._stream = file.open("a+b", buffering=0)
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_current = file.exists() and os.path.samestat(
+                os.fstat(self._stream.fileno()), file.stat()
+            )
+        except BlockingIOError:
+            is_current = False
+        if not is_current:
+            self._stream.close()
+            raise OutputError(
+                f"{file}: another run is writing here; wait for its end or choose another place"
+            )
         lines, size = self._read()
         self._stream.truncate(size)
         self.guard: dict[str, Any] | None = lines[0] if lines else None

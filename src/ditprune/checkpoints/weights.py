@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditprune.checkpoints.locate import check_inside, read_json
-from ditprune.errors import ModelError, is_out_of_memory
+from ditprune.errors import ModelError
 
 _STEM = "diffusion_pytorch_model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -145,8 +145,6 @@ def read_header(file: Path) -> Iterator[Entry]:
             header_size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_size))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last from mmap
-        if is_out_of_memory(error):
-            raise
         raise ModelError(
             f"{file}: not a complete safetensors file ({error}); fetch it again"
         ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.placement import Placement
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.lock import alone
 from ditprune.checkpoints.output import check_no_link, results_folder
 from ditprune.errors import RecipeError
 from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
@@ -43,8 +41,6 @@ from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
 from ditprune.metrics.error_rows import Row
 from ditprune.progress import Report, silent
-
-LOCK = ".evaluating"
 
 
 @dataclass(frozen=True)
@@ -108,8 +104,7 @@ def evaluate(
         What results.json holds, on every worker: format 2, as `results.py` builds it.
 
     Raises:
-        DitpruneError: before sampling where it can be known; OutputError while another evaluation
-            writes to `out`.
+        DitpruneError: before sampling where it can be known.
     """
     _check_names(pruned)
     check_draws_images(dense)
@@ -119,11 +114,8 @@ def evaluate(
     )
     run = Run(dense, pruned, out, protocol, measures, command, report, place, worker or Worker())
     kept = out / FOLDER
-    check_no_link(kept, out / LOCK)
-    with (
-        results_folder(out, lambda: kept.is_dir() and any(kept.rglob("*.safetensors"))),
-        alone(out / LOCK) if run.worker.is_first else nullcontext(),
-    ):
+    check_no_link(kept)
+    with results_folder(out, lambda: kept.is_dir() and any(kept.rglob("*.safetensors"))):
         return _evaluate(run)
 
 

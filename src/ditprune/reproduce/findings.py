@@ -105,10 +105,15 @@ def _by_setting(
     def setting(pair: tuple[Mapping[str, Any], Any]) -> str:
         return setting_text(pair[0])
 
-    is_dense_spoiled = any(row["num_spoiled"] for row in rows if row["recipe"] is None)
+    spoiled = {_drawn(row) for row in rows if row["recipe"] is None and row["num_spoiled"]}
     pruned = [pair for pair in zip(rows, values, strict=True) if pair[0]["recipe"] is not None]
     for text, group in groupby(sorted(pruned, key=setting), setting):
-        yield text, {row["name"]: _found(row, own, is_dense_spoiled) for row, own in group}
+        yield text, {row["name"]: _found(row, own, _drawn(row) in spoiled) for row, own in group}
+
+
+def _drawn(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """How images are drawn: what a row shares with its dense one."""
+    return row["setting"]["num_inference_steps"], row["setting"]["guidance_scale"]
 
 
 def setting_text(row: Mapping[str, Any]) -> str:
