@@ -26,10 +26,10 @@ from torch import Tensor
 
 import ditprune
 from ditprune.calibration.draw import conditions, of_items
-from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.evaluation import judge
 from ditprune.evaluation.evaluate import (
     Protocol,
@@ -39,8 +39,8 @@ from ditprune.evaluation.evaluate import (
     relative_error_between,
 )
 from ditprune.evaluation.held_out import sample_held_out
-from ditprune.metrics import similarity
-from ditprune.recipe import build
+from ditprune.evaluation.metrics import similarity
+from ditprune.method.recipe import build
 
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.85", "2:4")
 OWN_MASK = {"mask": "reconstruction"}

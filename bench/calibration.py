@@ -20,11 +20,11 @@ from rich.table import Table
 from torch import nn
 
 from ditprune.calibration.observe import observing, watching
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.replay import run_call
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.replay import run_call
 from ditprune.targets.discover import discover
 
 ROUNDS = 15

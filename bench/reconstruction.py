@@ -20,10 +20,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ditprune.reconstruction.admm import ADMM
-from ditprune.reconstruction.choice import Choice
-from ditprune.reconstruction.obs import OBS
-from ditprune.reconstruction.support import solve_on_support
+from ditprune.method.reconstruction.admm import ADMM, solve_on_support
+from ditprune.method.reconstruction.layer import Choice
+from ditprune.method.reconstruction.obs import OBS
 
 Mask = Tensor | Choice
 BLOCK = 128

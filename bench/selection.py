@@ -17,12 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ditprune.granularity.channel import PerChannel
-from ditprune.granularity.layer import PerLayer
-from ditprune.granularity.nm import NM
-from ditprune.masks import keep_best
-from ditprune.saliency.magnitude import Magnitude
-from ditprune.saliency.stw import STW
+from ditprune.method.granularity import NM, PerChannel, PerLayer
+from ditprune.method.masks import keep_best
+from ditprune.method.saliency.power import STW, Magnitude
 
 SHAPE, SPARSITY, REPEATS = (12288, 3072), 0.5, 3
 

@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ditprune.checkpoints import fingerprint, statistics_file
-from ditprune.checkpoints.output import MANIFEST
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
-from ditprune.statistics.collected import Statistics
-from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.collected import Statistics
+from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.targets.discover import discover
+from ditprune.writing.output import MANIFEST
 
 # Double-stream and single-stream blocks; 12B is FLUX.1-dev.
 BLOCKS = {"1B": (2, 3), "3B": (5, 10), "12B": (19, 38)}

@@ -34,7 +34,7 @@ from ditprune.bundled.classifier import (
     DigitClassifier,
     predict,
 )
-from ditprune.metrics.frechet import against, moments
+from ditprune.evaluation.metrics.frechet import against, moments
 
 NULL_CLASS = 1000  # DiTPipeline hard-codes this label for classifier-free guidance
 LABEL_DROPOUT = 0.1

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ditprune.granularity.channel import PerChannel
-from ditprune.granularity.layer import PerLayer
-from ditprune.granularity.nm import NM
-from ditprune.reconstruction.choice import Choice
+from ditprune.method.granularity import NM, PerChannel, PerLayer
+from ditprune.method.reconstruction.layer import Choice
 
 GROUPS = {"layer": PerLayer(), "channel": PerChannel(), "2:4": NM(2, 4), "4:8": NM(4, 8)}
 

@@ -5,7 +5,15 @@ from jaxtyping import install_import_hook
 
 # An int may stand for a float.
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
-PACKAGES = ("saliency", "masks", "granularity", "statistics", "metrics", "reconstruction")
+PACKAGES = (
+    "method.saliency",
+    "method.masks",
+    "method.granularity",
+    "method.statistics",
+    "method.reconstruction",
+    "denoiser.relative_error",
+    "evaluation.metrics",
+)
 
 
 def install() -> None:

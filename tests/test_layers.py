@@ -13,33 +13,25 @@ import ditprune
 # A package may import those on rows above its own in this list; those on one row stay apart.
 ROWS: list[set[str]] = [
     {"errors"},
-    {"statistics", "granularity", "metrics", "bundled", "calls", "progress", "tokens"},
-    {"saliency", "masks", "targets", "allocation", "refinement", "runtime", "compact"},
-    {"checkpoints", "reconstruction", "choices"},
-    {"calibration", "quantizer"},
-    {"recipe"},
-    {"scoring", "commands"},
-    {"plan", "evaluation", "report"},
-    {"adjustment"},
-    {"outcome", "job"},
-    {"adjusting"},
-    {"prune", "verify", "convert", "masking", "mask_extraction"},
-    {"prune_checkpoint"},
-    {"estimate", "reproduce"},
+    {"progress", "calls", "bundled"},
+    {"writing", "method", "targets"},
+    {"checkpoints"},
+    {"denoiser"},
+    {"calibration"},
+    {"reporting", "runtime"},
+    {"evaluation", "pruning"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 ]
 # Pure tensor maths: torch only, and no modules.
-PURE = {
-    "errors", "statistics", "granularity", "calls", "saliency", "masks", "allocation",
-    "reconstruction", "refinement", "compact",
-}  # fmt: skip
+PURE = {"errors", "calls", "method"}
 # Libraries, and the only packages that may import them at all.
 KEPT_TO = {
-    "safetensors": {"checkpoints", "bundled"},
-    "jinja2": {"report"},
-    "matplotlib": {"report", "reproduce"},
-    "PIL": {"evaluation", "report"},
+    "safetensors": {"writing", "checkpoints", "bundled"},
+    "jinja2": {"reporting"},
+    "matplotlib": {"reporting", "reproduce"},
+    "PIL": {"evaluation", "reporting"},
     "rich": {"cli"},
 }
 # Libraries imported inside functions only.
@@ -109,14 +101,14 @@ if TYPE_CHECKING:
     import hidden
 else:
     import fallback
-from ditprune import masks
+from ditprune.method import masks
 import torch.nn as nn
 def f():
     from diffusers import DiTPipeline
 """
     assert list(imports(ast.parse(source))) == [
         ("fallback", 5, False),
-        ("ditprune.masks", 6, False),
+        ("ditprune.method.masks", 6, False),
         ("torch.nn", 7, False),
         ("diffusers.DiTPipeline", 9, True),
     ]

@@ -11,23 +11,17 @@ work; docs/architecture.md is the map.
 
 from importlib.metadata import version as _version
 
-from ditprune import quantizer as _quantizer
 from ditprune.calibration.calibrate import calibrate
-from ditprune.calibration.capture import recorded
 from ditprune.calls import Call
+from ditprune.denoiser.capture import recorded
 from ditprune.errors import DitpruneError
-from ditprune.granularity.cag import CAG
-from ditprune.granularity.channel import PerChannel
-from ditprune.granularity.layer import PerLayer
-from ditprune.granularity.nm import NM
-from ditprune.plan import Plan, inspect
-from ditprune.prune import Outcome, prune_
-from ditprune.saliency.magnitude import Magnitude
-from ditprune.saliency.power import Power
-from ditprune.saliency.ria import RIA
-from ditprune.saliency.stw import STW
-from ditprune.saliency.wanda import Wanda
-from ditprune.statistics.collected import Statistics
+from ditprune.method.granularity import CAG, NM, PerChannel, PerLayer
+from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
+from ditprune.method.saliency.ria import RIA
+from ditprune.method.statistics.collected import Statistics
+from ditprune.pruning.module import Outcome, prune_
+from ditprune.pruning.plan import Plan, inspect
+from ditprune.runtime import diffusers_loader as _quantizer
 
 __version__ = _version("ditprune")
 _quantizer.register()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import calibrate
-from ditprune.calibration.replay import predicted_noise, replay
 from ditprune.calls import Call
+from ditprune.denoiser.replay import predicted_noise, replay
 from ditprune.errors import ModelError, RecipeError, StatisticsError
-from ditprune.prune import prune_
-from ditprune.statistics.collected import Statistics, merge
-from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.collected import Statistics, merge
+from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.pruning.module import prune_
 from ditprune.targets.discover import discover
 
 

@@ -13,13 +13,13 @@ import ditprune
 from ditprune.calibration import collect as collect_module
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import of_denoiser
-from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.calibrate import collect
+from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError
-from ditprune.statistics.collected import merge
+from ditprune.method.statistics.collected import merge
 from tiny_pipelines import PIPELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

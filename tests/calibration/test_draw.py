@@ -44,8 +44,8 @@ def test_as_many_items_as_conditions_or_more_draw_them_in_turn(num_items) -> Non
 
 
 def test_the_bundled_model_draws_its_digits_in_turn() -> None:
-    from ditprune.calibration.pipeline import load_pipeline
     from ditprune.checkpoints.locate import locate
+    from ditprune.denoiser.pipeline import load_pipeline
 
     pool = draw.conditions(load_pipeline(locate(str(PIPELINE))), None, None)
     assert draw.of_items(pool, 25) == [i % 10 for i in range(25)]

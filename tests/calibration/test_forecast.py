@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from ditprune.calibration import forecast as forecast_module
 from ditprune.calibration.forecast import Forecast, forecast
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.placement import Placement
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, fingerprint, statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.calibrate import collect
 from ditprune.cli.main import run
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.placement import Placement
 from ditprune.targets.discover import discover
 from folders import edit_json, files_of
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.capture import Style, recorded
 from ditprune.calibration.collect import of_denoiser
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.rows import num_rows
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.capture import Style, recorded
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.rows import num_rows
 from tiny_pipelines import FACTS, PIPELINES, Facts
 
 # A warning of diffusers' DPM-Solver about its own use of numpy.

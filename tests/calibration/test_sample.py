@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ditprune import bundled
-from ditprune.calibration.draw import conditions, draw
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.rows import merge_calls, take_item
+from ditprune.calibration.draw import conditions, draw, item_seed
 from ditprune.calibration.sample import Sampling, sample_calls, sample_unit
-from ditprune.calibration.seeds import item_seed
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.rows import merge_calls, take_item
 from ditprune.errors import ModelError, RecipeError
 
 

@@ -10,8 +10,9 @@ import huggingface_hub
 import pytest
 
 from ditprune import bundled
-from ditprune.checkpoints.locate import locate, read_json
+from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
+from ditprune.writing.json_file import read_json
 from folders import add_denoiser, edit_json
 
 

@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ditprune
-from ditprune.checkpoints import statistics_file, tensors_file
+from ditprune.checkpoints import statistics_file
 from ditprune.errors import OutputError, StatisticsError
+from ditprune.writing import tensors_file
 
-KEY = "ditprune.statistics"
+KEY = "ditprune.method.statistics"
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import torch
 
 from ditprune.cli.main import run
 from ditprune.errors import RecipeError
-from ditprune.evaluation import bench_step
-from ditprune.evaluation.bench import together
-from ditprune.evaluation.bench_layers import TrialPruning, verdict
-from ditprune.report.load import check
+from ditprune.reporting.load import check
 from ditprune.runtime import swap
+from ditprune.runtime.bench import step as bench_step
+from ditprune.runtime.bench.bench import together
+from ditprune.runtime.bench.layers import TrialPruning, verdict
 from folders import add_denoiser, files_of, save_denoiser
 from invented_results import results
 

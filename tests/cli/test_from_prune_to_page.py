@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pipeline_parts as parts
-from ditprune.report.load import load
+from ditprune.reporting.load import load
 from folders import save_pipeline, tensors_on_disk
 from tiny_pipelines import PIPELINES
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ditprune.checkpoints.locate import locate
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 from fake_hub import TOKEN, FakeHub, fake_hub
 from folders import edit_tensors, files_of, shards_of
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ditprune.calibration import collect
-from ditprune.checkpoints import rewrite
+from ditprune.checkpoints import copy_folder as rewrite
 from folders import STEM, Payload, edit_json, edit_tensors, files_of, save_denoiser, save_pipeline
 
 

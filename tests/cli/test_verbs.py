@@ -21,7 +21,7 @@ from ditprune import bundled
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.main import app
-from ditprune.recipe import build
+from ditprune.method.recipe import build
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
@@ -320,7 +320,7 @@ def test_an_interrupt_keeps_the_work_and_says_so(
 
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     with monkeypatch.context() as patch:
-        patch.setattr("ditprune.prune.heterogeneity", interrupt)
+        patch.setattr("ditprune.pruning.module.heterogeneity", interrupt)
         code, out, err = ditprune(*command)
     assert (code, out) == (130, "")
     part = tmp_path / ".out.part"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ditprune.evaluation.cautions import Found, cautions
-from ditprune.metrics.estimate import Estimate
+from ditprune.evaluation.metrics.interval import Estimate
 
 WIDTHS = (64, 448)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ditprune.calibration.pipeline import check_denoiser
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.evaluation.claims import claims_of
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 from folders import add_denoiser, save_pipeline
 
 NAMES = ("transformer", "transformer_2")

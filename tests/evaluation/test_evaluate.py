@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import sample_calls
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import Protocol, evaluate
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 from folders import files_of, save_pipeline
 
 SMALL = {"num_images": 10, "num_inference_steps": 2, "guidance_scale": 1.5, "num_held_out": 6}

@@ -8,7 +8,7 @@ import torch
 from ditprune import bundled
 from ditprune.bundled.classifier import predict
 from ditprune.evaluation import judge
-from ditprune.metrics import frechet
+from ditprune.evaluation.metrics import frechet
 
 
 def strokes() -> torch.Tensor:

@@ -18,8 +18,8 @@ from ditprune.errors import ModelError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 from folders import edit_json
 from tiny_pipelines import PIPELINES
 
@@ -75,8 +75,8 @@ def test_what_is_not_available_is_listed_without_a_number(of_prompts) -> None:
 def test_costs_count_guidance_and_steps(of_prompts) -> None:
     """Guidance stacks two rows in a call; there are two steps."""
     place, results = of_prompts
-    from ditprune.calibration.pipeline import load_denoiser
     from ditprune.calls import Call
+    from ditprune.denoiser.pipeline import load_denoiser
     from ditprune.evaluation.macs import count_macs
 
     denoiser = load_denoiser(place / "model" / "transformer")

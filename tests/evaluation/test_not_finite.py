@@ -14,12 +14,12 @@ import torch
 
 from ditprune.checkpoints.locate import locate
 from ditprune.evaluation.evaluate import Protocol, evaluate
+from ditprune.evaluation.metrics.error_rows import Row
 from ditprune.evaluation.not_finite import told
-from ditprune.metrics.error_rows import Row
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
-from ditprune.report.load import load
-from ditprune.report.page import render
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
+from ditprune.reporting.load import load
+from ditprune.reporting.page import render
 from ditprune.reproduce.reproduce import reproduce
 from ditprune.reproduce.rows import Options
 from folders import edit_tensors, shards_of

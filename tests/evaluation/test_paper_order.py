@@ -7,9 +7,9 @@ import copy
 import pytest
 
 import ditprune
-from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.evaluation.evaluate import predictions, relative_error_between
 
 

@@ -12,10 +12,10 @@ from ditprune.cli.options import read_measures
 from ditprune.errors import RecipeError
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
-from ditprune.report.load import load
-from ditprune.report.page import render
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
+from ditprune.reporting.load import load
+from ditprune.reporting.page import render
 
 
 @pytest.fixture(scope="module")

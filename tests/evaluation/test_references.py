@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ditprune.calibration.placement import Placement
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.extractors import Extractor, choose
+from ditprune.evaluation.metrics import frechet
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.references import read_picture, reference_for
-from ditprune.metrics import frechet
 
 DIGITS = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
 

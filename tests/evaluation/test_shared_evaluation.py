@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from ditprune.checkpoints.locate import locate
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 
 OPTIONS = [
     "--num-images", "7", "--batch-size", "2", "--num-held-out", "20", "--num-inference-steps", "2",

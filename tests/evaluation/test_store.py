@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.evaluation.store import Images, key_of
 from ditprune.evaluation.timing import Load, Timing
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 
 SMALL = Protocol(10, num_inference_steps=2, guidance_scale=1.5, num_held_out=4, batch_size=4)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import pipeline_parts as parts
-from ditprune.calibration.placement import Placement
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, RecipeError
 from ditprune.evaluation import extractors
 from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.metrics import image_reward, inception, lpips
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.tools import prepare
-from ditprune.metrics import image_reward, inception, lpips
 from folders import Payload
 
 DIGITS = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)

@@ -25,7 +25,7 @@ from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
 from ditprune.errors import DitpruneError
-from ditprune.verify import verify
+from ditprune.pruning.verify import verify
 from folders import STEM
 
 MOST_BYTES = 50_000_000
@@ -238,7 +238,7 @@ def fuzz_metadata(file: Path, key: str, read: Callable[[], Any]) -> None:
 def test_the_record_of_statistics(tiny_stats, tmp_path) -> None:
     file = tmp_path / "s.safetensors"
     statistics_file.save({"transformer": tiny_stats}, file)
-    fuzz_metadata(file, "ditprune.statistics", lambda: statistics_file.load(file))
+    fuzz_metadata(file, "ditprune.method.statistics", lambda: statistics_file.load(file))
 
 
 @pytest.fixture

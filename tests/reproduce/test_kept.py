@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import locate
+from ditprune.denoiser.placement import Placement
+from ditprune.evaluation.metrics import lpips
 from ditprune.evaluation.protocol import Measures
-from ditprune.metrics import lpips
 from ditprune.reproduce.kept import Kept, open_kept
 from ditprune.reproduce.rows import Options, rows_of
 from ditprune.reproduce.studies import STUDIES

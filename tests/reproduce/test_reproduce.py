@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ditprune.calibration.pipeline import load_pipeline
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
-from ditprune.convert import to_compact
+from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError, RecipeError
 from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.evaluation.protocol import Measures
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.convert import to_compact
+from ditprune.pruning.folder import prune_checkpoint
 from ditprune.reproduce.reproduce import reproduce
 from ditprune.reproduce.rows import Options
 

@@ -14,9 +14,9 @@ import ditprune
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
-from ditprune.verify import verify
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.verify import verify
 from folders import STEM, edit_json, edit_tensors, save_denoiser, tensors_on_disk
 from tiny_denoisers import FAMILIES, Draw
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ditprune.calibration.observe import norms, observing, watching
 from ditprune.calibration.reach import unused
-from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
 from ditprune.checkpoints import fingerprint
+from ditprune.denoiser.replay import run_call
 from ditprune.errors import ModelError, RecipeError, StatisticsError
-from ditprune.statistics.collected import NUM_BINS, Statistics
+from ditprune.method.statistics.collected import NUM_BINS, Statistics
 from ditprune.targets.discover import discover
 
 _MASK = re.compile(r"mask", re.IGNORECASE)

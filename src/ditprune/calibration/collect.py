@@ -16,25 +16,27 @@ from typing import Any
 from torch import nn
 
 from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_silence
-from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions
-from ditprune.calibration.pipeline import load_denoiser, load_pipeline
-from ditprune.calibration.placement import Placement
-from ditprune.calibration.replay import fitting
-from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
-from ditprune.checkpoints import fingerprint, guard, manifest, rewrite, statistics_file
+from ditprune.checkpoints import copy_folder as rewrite
+from ditprune.checkpoints import fingerprint, manifest, statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
-from ditprune.checkpoints.compact_weights import open_weights
+from ditprune.checkpoints.compact.weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.capture import denoisers_of
+from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
+from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.replay import fitting
+from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError, StatisticsError
+from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge
 from ditprune.progress import Report
-from ditprune.statistics.collected import NUM_BINS, Statistics, merge
 from ditprune.targets.discover import discover
+from ditprune.writing import identity as guard
 
 _MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes

@@ -1,7 +1,8 @@
-"""Calls a pipeline one way, for labels and for prompts."""
+"""Which conditions and seeds the items of a run have."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,12 @@ import torch
 
 from ditprune import bundled
 from ditprune.errors import RecipeError
+
+
+def item_seed(purpose: str, seed: int, item: int) -> int:
+    """A 63-bit seed of one item; different purposes never share noise."""
+    digest = hashlib.sha256(f"{purpose}:{seed}:{item}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def condition_argument(pipeline: Any) -> str:

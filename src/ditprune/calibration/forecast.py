@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.capture import StepRecorder, denoisers_of
 from ditprune.calibration.collect import num_bins_of, of_denoiser, unreached
-from ditprune.calibration.pipeline import load_denoiser
-from ditprune.calibration.placement import Placement
-from ditprune.calibration.replay import fitting
-from ditprune.calibration.rows import merge_calls, num_rows, to_placement
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.statistics.collected import Statistics, bin_of
+from ditprune.denoiser.capture import StepRecorder, denoisers_of
+from ditprune.denoiser.pipeline import load_denoiser
+from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.replay import fitting
+from ditprune.denoiser.rows import merge_calls, num_rows, to_placement
+from ditprune.method.statistics.collected import Statistics, bin_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
 _NUM_PROBES = 3  # passes that look for layers run in vain

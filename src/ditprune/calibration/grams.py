@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ditprune.calibration.observe import Collector, observing, watching
-from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
+from ditprune.denoiser.replay import run_call
 from ditprune.errors import StatisticsError
-from ditprune.statistics import gram
-from ditprune.statistics.collected import bin_of
-from ditprune.statistics.gram import Gram
+from ditprune.method.statistics import gram
+from ditprune.method.statistics.collected import bin_of
+from ditprune.method.statistics.gram import Gram
 from ditprune.targets.discover import Target
 
 _FLOAT = 4

@@ -17,11 +17,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ditprune.statistics import column_norm
-from ditprune.statistics.collected import bin_of
-from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.denoiser.tokens import input_of
+from ditprune.method.statistics import column_norm
+from ditprune.method.statistics.collected import bin_of
+from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.targets.matrix import channels_last
-from ditprune.tokens import input_of
 
 State = TypeVar("State")
 

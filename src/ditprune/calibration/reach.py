@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ditprune.calibration.replay import evaluating
 from ditprune.calls import Call
+from ditprune.denoiser.replay import evaluating
 from ditprune.errors import ModelError
 
 Change = Callable[[str, Tensor], Tensor]

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from ditprune.calibration.capture import StepRecorder, Style, denoisers_of
-from ditprune.calibration.draw import conditions, of_items, run
-from ditprune.calibration.rows import merge_calls
-from ditprune.calibration.seeds import item_seed
+from ditprune.calibration.draw import conditions, item_seed, of_items, run
 from ditprune.calls import DENOISER, Call
+from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
+from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.statistics.collected import NUM_BINS, bin_of
+from ditprune.method.statistics.collected import NUM_BINS, bin_of
 
 # Shares of the trajectory, from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
 TIMESTEPS = {

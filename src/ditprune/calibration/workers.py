@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ditprune.statistics.collected import Statistics, merge
-from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.collected import Statistics, merge
+from ditprune.method.statistics.column_norm import ColumnNorm
 
 
 @dataclass(frozen=True)

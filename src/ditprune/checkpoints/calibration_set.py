@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditprune.calls import Call
-from ditprune.checkpoints import tensors_file
-from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import ensure_folder, why
 from ditprune.errors import ModelError, OutputError
+from ditprune.writing import tensors_file
+from ditprune.writing.json_file import read_json
+from ditprune.writing.output import ensure_folder, why
 
 HEADER = "calibration_set.json"
 _FORMAT = 2

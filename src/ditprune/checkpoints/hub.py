@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints.locate import check_inside
-from ditprune.checkpoints.output import MANIFEST
 from ditprune.errors import OutputError
+from ditprune.writing.output import MANIFEST
 
 # Weights that an earlier push put there and this one does not hold would be loaded beside it.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ditprune.checkpoints.header import Stored, header
+from ditprune.checkpoints.compact.head import Head
 from ditprune.checkpoints.weights import Entry, Weights
-from ditprune.compact.head import Head
+from ditprune.writing.tensors_file import Stored, header
 
 NOTE = (
     "packed by ditprune: `import ditprune` before from_pretrained, or "

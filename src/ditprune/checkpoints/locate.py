@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from ditprune import bundled
 from ditprune.calls import DENOISER
 from ditprune.errors import ModelError, reason_of
+from ditprune.writing.json_file import read_json
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.
@@ -72,21 +72,6 @@ def locate(model: str) -> ModelFolder:
         f"{model}: neither model_index.json (a pipeline) nor config.json (a denoiser) in the "
         "folder; pass a folder written by save_pretrained"
     )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError with the file's name."""
-    if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
-        raise ModelError(f"{file}: is no regular file; expected a JSON object")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{file}: cannot be read as JSON ({error}); expected a JSON object"
-        ) from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: holds {type(content).__name__}, expected a JSON object")
-    return content
 
 
 def check_inside(file: Path, folder: Path) -> None:

@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import MANIFEST
+from ditprune.writing.json_file import read_json
+from ditprune.writing.output import MANIFEST
 
 FORMAT = 1
 _PACKAGES = ("ditprune", "torch", "numpy", "safetensors", "diffusers")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ditprune.checkpoints.header import Stored, header
-from ditprune.checkpoints.output import write_beside
-from ditprune.checkpoints.rewrite import sha256
+from ditprune.checkpoints.compact.mask_bits import compressed, expanded, num_set
+from ditprune.checkpoints.copy_folder import sha256
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range
-from ditprune.compact.mask_bits import compressed, expanded, num_set
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
+from ditprune.writing.output import write_beside
+from ditprune.writing.tensors_file import Stored, header
 
 # What of a manifest goes with its masks.
 RECORDS = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ditprune.checkpoints.locate import read_json
-from ditprune.checkpoints.output import is_compact
 from ditprune.errors import ModelError, did_you_mean
+from ditprune.writing.json_file import read_json
+from ditprune.writing.output import is_compact
 
 # Far above any model; a module takes memory even without weights, so more would be built for ever.
 _MOST_LAYERS = 1_000

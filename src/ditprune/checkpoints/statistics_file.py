@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditprune.checkpoints import tensors_file
 from ditprune.errors import StatisticsError
-from ditprune.statistics.collected import Statistics
-from ditprune.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.collected import Statistics
+from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.writing import tensors_file
 
 _FORMAT = 2
-_KEY = "ditprune.statistics"
+_KEY = "ditprune.method.statistics"
 
 
 def save(statistics: Mapping[str, Statistics], file: Path) -> None:

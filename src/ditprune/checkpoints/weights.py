@@ -14,8 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditprune.checkpoints.locate import check_inside, read_json
+from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import ModelError
+from ditprune.writing.json_file import read_json
 
 _STEM = "diffusion_pytorch_model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import torch
 
-from ditprune.adjusting import Source, calls_of
-from ditprune.adjustment.cost import Cost, call_cost, cost, measured_rate
-from ditprune.calibration.rows import num_rows
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.cli import console
+from ditprune.denoiser.rows import num_rows
 from ditprune.errors import ModelError
-from ditprune.job import Job
-from ditprune.recipe import Recipe
+from ditprune.method.recipe import Recipe
+from ditprune.pruning.job import Job
+from ditprune.pruning.update.cost import Cost, call_cost, cost, measured_rate
+from ditprune.pruning.update.folder import Source, calls_of
 
 # Where there is no GPU to measure: what one of the larger ones does in float32.
 _ASSUMED_RATE = 40e12

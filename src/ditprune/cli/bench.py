@@ -9,16 +9,17 @@ from typing import Any
 
 import click
 
-from ditprune.calibration.placement import parse_size, placement
 from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints.locate import locate, read_json
-from ditprune.checkpoints.output import write_beside
+from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_pipeline_options
+from ditprune.denoiser.placement import parse_size, placement
 from ditprune.errors import OutputError
-from ditprune.evaluation.bench import Options
-from ditprune.evaluation.bench import bench as measure
 from ditprune.runtime.backends import BACKENDS
+from ditprune.runtime.bench.bench import Options
+from ditprune.runtime.bench.bench import bench as measure
+from ditprune.writing.json_file import read_json
+from ditprune.writing.output import write_beside
 
 _PATHS = {
     "dense_fp32": "dense float32", "dense_bf16": "dense bfloat16",

@@ -14,14 +14,11 @@ from click.core import ParameterSource
 
 from ditprune.calibration.collect import guard_of, observe_set, sample_missing
 from ditprune.calibration.forecast import forecast, forecast_observing
-from ditprune.calibration.pipeline import check_components, load_pipeline
-from ditprune.calibration.placement import Placement, placement
 from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import Worker, joined, own_device
-from ditprune.checkpoints import calibration_set, guard, statistics_file, unfinished
+from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.output import check_folder
 from ditprune.cli import console
 from ditprune.cli.inspect import show_findings
 from ditprune.cli.options import (
@@ -31,8 +28,13 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
+from ditprune.denoiser.pipeline import check_components, load_pipeline
+from ditprune.denoiser.placement import Placement, placement
 from ditprune.errors import OutputError, RecipeError
-from ditprune.statistics.collected import NUM_BINS
+from ditprune.method.statistics.collected import NUM_BINS
+from ditprune.writing import identity as guard
+from ditprune.writing import unfinished
+from ditprune.writing.output import check_folder
 
 
 @click.command()

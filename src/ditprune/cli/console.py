@@ -20,8 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ditprune.checkpoints.staging import part_of
 from ditprune.progress import Report
+from ditprune.writing.staging import part_of
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ import click
 
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.convert import Converted, to_compact, to_dense
+from ditprune.pruning.convert import Converted, to_compact, to_dense
 
 _MOST_LINES = 8
 

@@ -9,15 +9,15 @@ import click
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.output import ensure_folder
 from ditprune.cli import console
 from ditprune.cli.calibrate import collect
 from ditprune.cli.evaluate import own_command, show_results, write_cards
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import build
+from ditprune.method.recipe import build
+from ditprune.pruning.folder import prune_checkpoint
 from ditprune.reproduce.studies import STUDIES
+from ditprune.writing.output import ensure_folder
 
 METHODS = {method.name: method.words for method in STUDIES["main"].methods}
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5

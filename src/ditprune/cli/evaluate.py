@@ -13,7 +13,6 @@ from click.core import ParameterSource
 from rich.table import Table
 from rich.text import Text
 
-from ditprune.calibration.placement import placement
 from ditprune.calibration.workers import joined, own_device
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.cli import console
@@ -26,9 +25,10 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
+from ditprune.denoiser.placement import placement
 from ditprune.evaluation.evaluate import evaluate as measure
 from ditprune.evaluation.protocol import Protocol
-from ditprune.report import card
+from ditprune.reporting import card
 
 
 @click.command()

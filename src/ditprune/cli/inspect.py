@@ -15,11 +15,11 @@ from rich.table import Table
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_recipe, read_statistics, statistics_option, target_options
-from ditprune.estimate import Estimate, estimate
-from ditprune.job import open_jobs, plan_jobs
-from ditprune.outcome import Outcome
-from ditprune.plan import Plan
-from ditprune.statistics.collected import Statistics, findings
+from ditprune.method.statistics.collected import Statistics, findings
+from ditprune.pruning.forecast import Estimate, estimate
+from ditprune.pruning.job import open_jobs, plan_jobs
+from ditprune.pruning.outcome import Outcome
+from ditprune.pruning.plan import Plan
 from ditprune.targets.coverage import LeftOut
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from ditprune import masking
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.errors import RecipeError
-from ditprune.mask_extraction import extract as extract_masks
+from ditprune.pruning import mask_transfer as masking
+from ditprune.pruning.mask_transfer import extract as extract_masks
 
 
 @click.group()

@@ -11,20 +11,20 @@ from typing import Any
 
 import click
 
-from ditprune.allocation import ALLOCATIONS
 from ditprune.checkpoints import statistics_file
-from ditprune.checkpoints.locate import read_json
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.metrics.clip_score import MODEL as CLIP
 from ditprune.evaluation.protocol import EXTRACTORS, Measures
-from ditprune.granularity import GRANULARITIES
-from ditprune.metrics.clip_score import MODEL as CLIP
-from ditprune.recipe import MASKS, PRESETS, Recipe, build, from_json
-from ditprune.reconstruction import RECONSTRUCTIONS
-from ditprune.refinement import REFINEMENTS
-from ditprune.saliency import SALIENCIES
-from ditprune.statistics.collected import Statistics
-from ditprune.statistics.weighting import TIMESTEP_WEIGHTINGS
+from ditprune.method.allocation import ALLOCATIONS
+from ditprune.method.distill import REFINEMENTS
+from ditprune.method.granularity import GRANULARITIES
+from ditprune.method.recipe import MASKS, PRESETS, Recipe, build, from_json
+from ditprune.method.reconstruction import RECONSTRUCTIONS
+from ditprune.method.saliency import SALIENCIES
+from ditprune.method.statistics.collected import Statistics
+from ditprune.method.statistics.weighting import TIMESTEP_WEIGHTINGS
+from ditprune.writing.json_file import read_json
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]

@@ -7,23 +7,23 @@ from typing import Any
 
 import click
 
-from ditprune.adjusting import Source, check_source
-from ditprune.adjustment.adjust import check_needs_calls, gram_limit
-from ditprune.calibration.placement import parse_size, placement
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.output import check_folder, existing_parent
-from ditprune.checkpoints.staging import missing_bytes
 from ditprune.cli import console
 from ditprune.cli.adjusting import show_adjusting
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
-from ditprune.estimate import estimate
-from ditprune.job import num_bytes, open_jobs, plan_jobs
-from ditprune.outcome import Outcome
-from ditprune.prune import check_scorable
-from ditprune.prune_checkpoint import prune_checkpoint
-from ditprune.recipe import Recipe
+from ditprune.denoiser.placement import parse_size, placement
+from ditprune.method.recipe import Recipe
+from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.forecast import estimate
+from ditprune.pruning.job import num_bytes, open_jobs, plan_jobs
+from ditprune.pruning.module import check_scorable
+from ditprune.pruning.outcome import Outcome
+from ditprune.pruning.update.folder import Source, check_source
+from ditprune.pruning.update.update import check_needs_calls, gram_limit
+from ditprune.writing.output import check_folder, existing_parent
+from ditprune.writing.staging import missing_bytes
 
 
 @click.command()

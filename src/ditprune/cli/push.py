@@ -8,7 +8,7 @@ from ditprune.checkpoints import hub
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.errors import ModelError
-from ditprune.verify import verify
+from ditprune.pruning.verify import verify
 
 
 @click.command()

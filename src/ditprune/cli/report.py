@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ditprune.checkpoints.output import check_file, write_beside
 from ditprune.cli import console
-from ditprune.report.load import load
-from ditprune.report.page import MARK, render
-from ditprune.report.verdict import judge
+from ditprune.reporting.load import load
+from ditprune.reporting.page import MARK, render
+from ditprune.reporting.verdict import judge
+from ditprune.writing.output import check_file, write_beside
 
 
 @click.command()

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from ditprune.calibration.placement import placement
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.evaluate import own_command
@@ -20,6 +19,7 @@ from ditprune.cli.options import (
     read_pipeline_options,
     read_prompts,
 )
+from ditprune.denoiser.placement import placement
 from ditprune.errors import RecipeError
 from ditprune.reproduce.reproduce import TABLE
 from ditprune.reproduce.reproduce import reproduce as remake

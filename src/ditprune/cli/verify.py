@@ -6,7 +6,7 @@ import click
 
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.verify import verify as false_claims
+from ditprune.pruning.verify import verify as false_claims
 
 
 @click.command()

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ditprune.calibration.placement import Placement
-from ditprune.calibration.rows import num_rows, take_item, to_placement
 from ditprune.calls import Call
-from ditprune.checkpoints.compact_weights import open_weights
+from ditprune.checkpoints.compact.weights import open_weights
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.rows import num_rows, take_item, to_placement
 from ditprune.evaluation.macs import Macs, count_macs
 
 

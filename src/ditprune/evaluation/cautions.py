@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.metrics.estimate import Estimate, differ, overlap
+from ditprune.evaluation.metrics.interval import Estimate, differ, overlap
 
 _DISTANCES = ("fid", "sfid", "kid")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.calibration.pipeline import check_denoiser
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import MANIFEST
+from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
 from ditprune.targets.discover import discover
+from ditprune.writing.output import MANIFEST
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ditprune.calibration.placement import Placement
-from ditprune.commands import options_of
+from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.protocol import Measures, Protocol
+from ditprune.reporting.commands import options_of
 
 
 def evaluate_command(

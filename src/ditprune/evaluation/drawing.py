@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditprune.calibration.draw import draw
-from ditprune.calibration.pipeline import check_components
-from ditprune.calibration.seeds import item_seed
+from ditprune.calibration.draw import draw, item_seed
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser.pipeline import check_components
 from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images

@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.draw import conditions, in_turn, of_items
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.placement import Placement
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import check_no_link, results_folder
+from ditprune.denoiser.capture import denoisers_of
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
 from ditprune.evaluation.claims import Claims, claims_of, structure_of
@@ -33,14 +32,15 @@ from ditprune.evaluation.held_out import (
 )
 from ditprune.evaluation.held_out import relative_error_between as relative_error_between
 from ditprune.evaluation.measure import Measured, measure
+from ditprune.evaluation.metrics.error_rows import Row
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.protocol import Protocol as Protocol
 from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of, write_results
 from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
-from ditprune.metrics.error_rows import Row
 from ditprune.progress import Report, silent
+from ditprune.writing.output import check_no_link, results_folder
 
 
 @dataclass(frozen=True)

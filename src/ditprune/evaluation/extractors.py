@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from ditprune import bundled
-from ditprune.calibration.placement import Placement
-from ditprune.checkpoints import tensors_file
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import OF_FEATURES
 from ditprune.evaluation.drawing import as_unit
 from ditprune.evaluation.libraries import hub_folder
+from ditprune.evaluation.metrics import features, inception
+from ditprune.evaluation.metrics.features import Seen
 from ditprune.evaluation.protocol import Measures
-from ditprune.metrics import features, inception
-from ditprune.metrics.features import Seen
+from ditprune.writing import tensors_file
 
 INCEPTION = "InceptionV3 of torch-fidelity (2,048 features, as in the literature)"
 _NUM_CHANNELS = 7  # of the map before pooling, as guided-diffusion's sFID takes of InceptionV3's

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ditprune.checkpoints.output import write_beside
 from ditprune.evaluation.gallery import picture
+from ditprune.writing.output import write_beside
 
 _TILE = 96
 _GAP = 4

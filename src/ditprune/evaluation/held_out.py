@@ -10,20 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.capture import Style, moment_of
-from ditprune.calibration.pipeline import load_denoiser
-from ditprune.calibration.placement import Placement
-from ditprune.calibration.replay import predicted_noise, replay
-from ditprune.calibration.rows import num_rows, take_item, to_placement
 from ditprune.calibration.sample import sample_unit
 from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser import relative_error
+from ditprune.denoiser.capture import Style, moment_of
+from ditprune.denoiser.pipeline import load_denoiser
+from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.replay import predicted_noise, replay
+from ditprune.denoiser.rows import num_rows, take_item, to_placement
 from ditprune.evaluation.measure import Measured
+from ditprune.evaluation.metrics import error_rows
+from ditprune.evaluation.metrics.error_rows import Row
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.tools import Tools
-from ditprune.metrics import error_rows, relative_error
-from ditprune.metrics.error_rows import Row
 from ditprune.progress import Report, silent
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ditprune import bundled
 from ditprune.bundled.classifier import IMAGE_SIZE, NUM_CLASSES, predict
-from ditprune.metrics import frechet
+from ditprune.evaluation.metrics import frechet
 
 FEATURES = "the bundled MNIST classifier's 64 features; not InceptionV3's, not comparable with it"
 UNAVAILABLE = "the bundled classifier reads 32×32 grey digits only"

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ditprune.evaluation.metrics import image_reward, lpips
 from ditprune.evaluation.protocol import EXTRACTORS, Measures
-from ditprune.metrics import image_reward, lpips
 
 LIBRARIES = ("torchmetrics", "torch-fidelity", "torchvision", "transformers", "image-reward")
 _INCEPTION = "weights-inception-*.pth"  # as torch-fidelity names them; to ask it is to import it

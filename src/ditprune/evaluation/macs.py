@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditprune.calibration.replay import run_call
 from ditprune.calls import Call
-from ditprune.tokens import counting_tokens
+from ditprune.denoiser.replay import run_call
+from ditprune.denoiser.tokens import counting_tokens
 
 
 @dataclass(frozen=True)

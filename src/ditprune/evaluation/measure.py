@@ -14,9 +14,7 @@ from ditprune.bundled.classifier import predict
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.drawing import as_unit
 from ditprune.evaluation.gallery import picture
-from ditprune.evaluation.store import Images
-from ditprune.evaluation.tools import Tools
-from ditprune.metrics import (
+from ditprune.evaluation.metrics import (
     frechet,
     inception_score,
     kernel_distance,
@@ -24,9 +22,11 @@ from ditprune.metrics import (
     per_image,
     similarity,
 )
-from ditprune.metrics.estimate import Estimate
-from ditprune.metrics.features import Seen
-from ditprune.metrics.per_image import PerImage
+from ditprune.evaluation.metrics.features import Seen
+from ditprune.evaluation.metrics.interval import Estimate
+from ditprune.evaluation.metrics.per_image import PerImage
+from ditprune.evaluation.store import Images
+from ditprune.evaluation.tools import Tools
 
 _FEWEST_IMAGES = 2
 _SHARES = ("accuracy",)  # each image counts or does not

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ditprune.metrics.error_rows import Row
-from ditprune.metrics.estimate import Estimate
+from ditprune.evaluation.metrics.error_rows import Row
+from ditprune.evaluation.metrics.interval import Estimate
 
 _ADVICE = (
     "evaluate with another --dtype (float16 overflows where bfloat16 and float32 do not), or look "

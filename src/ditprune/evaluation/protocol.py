@@ -10,7 +10,7 @@ from typing import Any
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.catalogue import AGAINST_IMAGES, CATALOGUE, OF_FEATURES
-from ditprune.metrics.clip_score import MODEL as CLIP
+from ditprune.evaluation.metrics.clip_score import MODEL as CLIP
 
 EXTRACTORS = ("auto", "classifier", "inception")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.extractors import Extractor
-from ditprune.metrics import frechet
-from ditprune.metrics.features import Seen
+from ditprune.evaluation.metrics import frechet
+from ditprune.evaluation.metrics.features import Seen
 
 BUNDLED = "FID: the 10,000 MNIST test images, by their features' moments"
 _DENSE = "the dense model's images"

@@ -11,10 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ditprune.calibration.placement import Placement
 from ditprune.checkpoints import manifest
-from ditprune.checkpoints.output import write_beside
-from ditprune.commands import commands
+from ditprune.denoiser.placement import Placement
 from ditprune.evaluation import libraries
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
@@ -22,14 +20,16 @@ from ditprune.evaluation.cautions import Found, cautions
 from ditprune.evaluation.claims import Claims, target_rows
 from ditprune.evaluation.gallery import gallery
 from ditprune.evaluation.grid import save_grid
+from ditprune.evaluation.metrics import error_rows
+from ditprune.evaluation.metrics.error_rows import Row
+from ditprune.evaluation.metrics.interval import Estimate
 from ditprune.evaluation.not_finite import finite, told
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.timing import Timing, why_no_seconds
 from ditprune.evaluation.tools import Tools
-from ditprune.metrics import error_rows
-from ditprune.metrics.error_rows import Row
-from ditprune.metrics.estimate import Estimate
+from ditprune.reporting.commands import commands
+from ditprune.writing.output import write_beside
 
 FORMAT = 2
 _NUM_COLUMNS = 10  # of the grid

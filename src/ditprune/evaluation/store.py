@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ditprune.calibration.collect import guard_of
-from ditprune.calibration.placement import Placement
-from ditprune.checkpoints import tensors_file
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import ensure_folder
+from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.timing import Batch, Load, Timing, timing_of
+from ditprune.writing import tensors_file
+from ditprune.writing.output import ensure_folder
 
 FOLDER = ".images"
 _DIGITS = 24

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ditprune.calibration.placement import Placement
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import reason_of
 from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import OF_FEATURES
 from ditprune.evaluation.extractors import Extractor, choose
 from ditprune.evaluation.libraries import hub_folder
+from ditprune.evaluation.metrics import clip_score, image_reward, lpips
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.references import Reference, reference_for
-from ditprune.metrics import clip_score, image_reward, lpips
 
 _NO_PROMPTS = "the pipeline draws class labels, and this compares images with prompts"
 

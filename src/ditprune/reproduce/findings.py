@@ -16,7 +16,7 @@ from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.cautions import Found
-from ditprune.metrics.estimate import Estimate, overlap
+from ditprune.evaluation.metrics.interval import Estimate, overlap
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.calibration.collect import guard_of
-from ditprune.calibration.placement import Placement
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import check_no_link, ensure_folder, write_beside
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError
 from ditprune.evaluation import libraries
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.store import Images
 from ditprune.reproduce.rows import Row
+from ditprune.writing.output import check_no_link, ensure_folder, write_beside
 
 FOLDER = ".work"
 _DIGITS = 24

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.collect import of_denoiser
 from ditprune.calibration.observe import Collector, observing, watching
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.replay import run_call
-from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.capture import denoisers_of
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.replay import run_call
+from ditprune.denoiser.rows import to_placement
 from ditprune.errors import RecipeError, StatisticsError, TargetError
-from ditprune.granularity.cag import CAG, heterogeneity
-from ditprune.plan import read_weights
-from ditprune.recipe import build
+from ditprune.method.granularity import CAG, heterogeneity
+from ditprune.method.recipe import build
+from ditprune.method.statistics import absolute
+from ditprune.method.statistics.absolute import Absolute
+from ditprune.method.statistics.collected import Statistics
+from ditprune.pruning.plan import read_weights
+from ditprune.pruning.scores import scores_of
 from ditprune.reproduce.workbench import Run
-from ditprune.scoring import scores_of
-from ditprune.statistics import absolute
-from ditprune.statistics.absolute import Absolute
-from ditprune.statistics.collected import Statistics
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ditprune import bundled
-from ditprune.calibration.placement import Placement
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.output import ensure_folder, results_folder, write_beside
 from ditprune.checkpoints.skeleton import check_dense
-from ditprune.commands import options_of
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Report, silent
+from ditprune.reporting.commands import options_of
 from ditprune.reproduce import figures
 from ditprune.reproduce.kept import FOLDER, open_kept
 from ditprune.reproduce.look import look_at_importance, look_at_statistics
@@ -28,6 +27,7 @@ from ditprune.reproduce.seen import conclusions_of_importance, conclusions_of_st
 from ditprune.reproduce.studies import STUDIES, Study
 from ditprune.reproduce.tables import markdown
 from ditprune.reproduce.workbench import Run
+from ditprune.writing.output import ensure_folder, results_folder, write_beside
 
 FORMAT = 1
 ALL = "all"

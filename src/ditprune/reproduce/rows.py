@@ -9,7 +9,7 @@ from typing import Any
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
-from ditprune.recipe import Recipe, build
+from ditprune.method.recipe import Recipe, build
 from ditprune.reproduce.studies import STUDIES, Method, Study, of_size
 
 NUM_IMAGES, NUM_HELD_OUT, BATCH_SIZE, NUM_SAMPLES = 500, 128, 50, 128

@@ -11,31 +11,31 @@ from typing import Any
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.capture import denoisers_of
 from ditprune.calibration.collect import of_denoiser
 from ditprune.calibration.draw import conditions, in_turn, of_items
-from ditprune.calibration.pipeline import load_pipeline
-from ditprune.calibration.placement import Placement
-from ditprune.calibration.rows import to_placement
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.output import ensure_folder
+from ditprune.denoiser.capture import denoisers_of
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.rows import to_placement
 from ditprune.evaluation.accounting import take_stock
 from ditprune.evaluation.claims import claims_of, structure_of
 from ditprune.evaluation.drawing import draw_missing
 from ditprune.evaluation.held_out import exchange, predictions, sample_held_out, with_error
 from ditprune.evaluation.measure import Measured, measure
+from ditprune.evaluation.metrics.error_rows import Row as ErrorRow
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools, prepare
-from ditprune.metrics.error_rows import Row as ErrorRow
 from ditprune.progress import Report, silent
-from ditprune.prune_checkpoint import prune_checkpoint
+from ditprune.pruning.folder import prune_checkpoint
 from ditprune.reproduce.kept import Kept
 from ditprune.reproduce.rows import Row
+from ditprune.writing.output import ensure_folder
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
+from ditprune.denoiser.tokens import counting_tokens
 from ditprune.errors import KernelError
 from ditprune.runtime.backends import Backend, backend_of
 from ditprune.runtime.fused_gelu import fuse_, unfuse_
 from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.timing import cold_buffer
-from ditprune.tokens import counting_tokens
 
 # Without a call to learn from: one guided image's modulation, and its tokens at 256².
 NUM_TOKENS = (2, 512)

@@ -9,10 +9,9 @@ from torch import nn
 from ditprune.errors import ModelError
 from ditprune.targets import exceptions
 from ditprune.targets.blocks import find_blocks, join
-from ditprune.targets.fused import refuse_fused
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.prunable import prunable
-from ditprune.targets.sparse import refuse_sparse
+from ditprune.targets.refused import refuse_fused, refuse_sparse
 
 
 @dataclass(frozen=True)

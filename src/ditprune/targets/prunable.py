@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from ditprune.targets import exceptions
-from ditprune.targets.fused import left_behind
 from ditprune.targets.matrix import kind_of, matrix_shape
+from ditprune.targets.refused import left_behind
 
 EMBEDDER = "embeds the timestep or the label; original models keep it outside the blocks"
 MULTIHEAD = (

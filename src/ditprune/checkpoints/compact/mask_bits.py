@@ -1,0 +1,88 @@
+"""Which weights are zeros, one bit a weight; signs of zero do not count here.
+
+A mask is uint8, the first weight in the lowest bit, 1 where a weight is kept; what fills its last
+byte is 0.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from ditprune.checkpoints.compact.head import ITEM_BYTES
+from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, words_of
+from ditprune.errors import ModelError
+
+
+def nonzero_bits(raw: memoryview, dtype: str) -> np.ndarray:
+    """The mask of the weights that are not zero, from their bytes."""
+    words = words_of(raw, dtype)
+    without_sign = words.dtype.type((1 << 8 * ITEM_BYTES[dtype] - 1) - 1)
+    bits = np.empty(-(-len(words) // 8), np.uint8)
+    for start in range(0, len(words), CHUNK_WEIGHTS):
+        chunk = words[start : start + CHUNK_WEIGHTS] & without_sign != 0
+        packed = np.packbits(chunk, bitorder="little")
+        bits[start // 8 : start // 8 + len(packed)] = packed
+    return bits
+
+
+def apply_(raw: memoryview, dtype: str, bits: np.ndarray) -> None:
+    """Put +0.0 where the mask has 0, in the bytes of the weights."""
+    words = words_of(raw, dtype)
+    for start in range(0, len(words), CHUNK_WEIGHTS):
+        chunk = words[start : start + CHUNK_WEIGHTS]
+        part = bits[start // 8 : -(-(start + len(chunk)) // 8)]
+        chunk *= np.unpackbits(part, bitorder="little", count=len(chunk))
+
+
+def num_set(bits: np.ndarray) -> int:
+    """How many weights a mask keeps."""
+    return int(np.bitwise_count(bits).sum(dtype=np.int64))
+
+
+def num_filled_in(bits: np.ndarray, nonzero: np.ndarray) -> int:
+    """How many weights are not zero where a mask has 0."""
+    return num_set(nonzero & ~bits)
+
+
+def compressed(bits: np.ndarray) -> bytes:
+    """A mask as it is, or smaller.
+
+    Huffman codes of bytes and runs of them: random masks hold nothing else, and searching for
+    repetitions takes ten times as long.
+    """
+    writer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+    small = writer.compress(bits.data) + writer.flush()
+    return small if len(small) < bits.nbytes else bits.tobytes()
+
+
+def expanded(raw: memoryview, num_weights: int, name: str) -> np.ndarray:
+    """The mask of so many weights that `compressed` gave.
+
+    Raises ModelError, with the name, for anything else; never makes more than the mask takes.
+    """
+    num_bytes = -(-num_weights // 8)
+    if raw.nbytes < num_bytes:
+        reader = zlib.decompressobj()
+        try:
+            content = reader.decompress(raw, num_bytes + 1)
+        except zlib.error as error:
+            raise _spoiled(name, str(error)) from None
+        if len(content) != num_bytes or not reader.eof or reader.unused_data:
+            raise _spoiled(name, f"does not hold {num_bytes} bytes")
+        bits = np.frombuffer(content, np.uint8)
+    elif raw.nbytes == num_bytes:
+        bits = np.frombuffer(raw, np.uint8)
+    else:
+        raise _spoiled(name, f"{raw.nbytes} bytes, expected at most {num_bytes}")
+    if num_weights % 8 and bits[-1] >> num_weights % 8:
+        raise _spoiled(name, "bits beyond the last weight")
+    return bits
+
+
+def _spoiled(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"{name}: not the mask of its target ({reason}); extract it again with "
+        "`ditprune mask extract`"
+    )

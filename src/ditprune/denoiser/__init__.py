@@ -1,0 +1,1 @@
+"""THE DENOISER: load it, place it, call it."""

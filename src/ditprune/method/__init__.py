@@ -1,0 +1,1 @@
+"""THE METHOD: pure tensor maths, from a recipe to a mask and new weights."""

@@ -1,0 +1,148 @@
+"""WHO COMPETES: a regrouping of a layer's scores [C_out, C_in] into groups [G, K].
+
+Selection is not made here: `masks.py` keeps the k best of each group, whatever the groups are.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ditprune.errors import RecipeError
+
+
+class Share:
+    """Groups whose kept count follows from the sparsity asked for."""
+
+    def num_keep(self, group_size: int, sparsity: float | None) -> int:
+        """How many weights of a group stay: all but round(sparsity · group_size)."""
+        assert sparsity is not None
+        return group_size - round(sparsity * group_size)
+
+
+@dataclass(frozen=True)
+class PerLayer(Share):
+    """One group of C_out · C_in weights: `o i -> 1 (o i)`."""
+
+    name: ClassVar[str] = "layer"
+
+    def group_shape(self, num_out: int, num_in: int) -> tuple[int, int]:
+        """(number of groups, weights in each) of a layer [num_out, num_in]."""
+        return 1, num_out * num_in
+
+
+@dataclass(frozen=True)
+class PerChannel(Share):
+    """C_out groups of C_in weights: `o i -> o i`. Wanda's comparison group."""
+
+    name: ClassVar[str] = "channel"
+
+    def group_shape(self, num_out: int, num_in: int) -> tuple[int, int]:
+        """(number of groups, weights in each) of a layer [num_out, num_in]."""
+        return num_out, num_in
+
+
+@dataclass(frozen=True)
+class NM:
+    """C_out · C_in / of groups of `of` weights, `keep` of them kept: `o (g m) -> (o g) m`."""
+
+    keep: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < self.of:
+            raise RecipeError(
+                f"pattern: {self.keep}:{self.of} given; N:M keeps N of every M weights and needs "
+                "0 < N < M, as in 2:4"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> NM:
+        """`"2:4"` → NM(keep=2, of=4)."""
+        match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text.strip())
+        if not match:
+            raise RecipeError(f"pattern: '{text}' given; expected N:M with N of M kept, as in 2:4")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def name(self) -> str:
+        return f"{self.keep}:{self.of}"
+
+    def group_shape(self, num_out: int, num_in: int) -> tuple[int, int]:
+        """(number of groups, weights in each) of a layer [num_out, num_in]."""
+        if num_in % self.of:
+            raise RecipeError(
+                f"{self.name} needs input channels divisible by {self.of}, got {num_in}"
+            )
+        return num_out * num_in // self.of, self.of
+
+    def num_keep(self, group_size: int, sparsity: float | None) -> int:
+        """How many weights of a group stay; the pattern alone says."""
+        return self.keep
+
+
+# The paper leaves the threshold open; chosen by measured error in log/2026-11-22-cag-threshold.md.
+DEFAULT_THRESHOLD = 0.1
+# "auto" needs a gap: below this ratio between neighbouring values nothing is split.
+_SMALLEST_GAP = 2.0
+
+
+def heterogeneity(scores: Float[Tensor, "out in"]) -> float:
+    """G_out = Var_i(Ī_i) / Mean_i(Ī_i)², with Ī_i the mean score of output channel i.
+
+    Source: arXiv 2607.00927, Eqs. 9 and 10; the population variance. A layer whose scores are all
+    zero has G_out 0.
+    """
+    mean_O = scores.mean(dim=1).cpu().double()
+    centre = mean_O.mean()
+    return (mean_O.var(correction=0) / centre.square()).item() if centre != 0 else 0.0
+
+
+def automatic_threshold(g_out: Mapping[str, float]) -> float | None:
+    """The middle of the largest gap in log G_out; None (all per layer) where there is none."""
+    logs = sorted(math.log(g) for g in g_out.values() if g > 0)
+    gap, middle = max(((b - a, (a + b) / 2) for a, b in pairwise(logs)), default=(0.0, 0.0))
+    return math.exp(middle) if gap >= math.log(_SMALLEST_GAP) else None
+
+
+@dataclass(frozen=True)
+class CAG:
+    """Chooses `layer` or `channel` for each target by its G_out.
+
+    Args:
+        cag_threshold: G_out at or above it goes per channel; "auto" splits the model's own
+            targets at the largest gap in log G_out.
+    """
+
+    cag_threshold: float | str = DEFAULT_THRESHOLD
+    name: ClassVar[str] = "cag"
+
+    def __post_init__(self) -> None:
+        given = self.cag_threshold
+        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if not self.is_automatic and not (is_number and 0 <= float(given) < math.inf):
+            raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up, or 'auto'")
+
+    @property
+    def is_automatic(self) -> bool:
+        return self.cag_threshold == "auto"
+
+    def threshold(self, g_out: Mapping[str, float]) -> float | None:
+        """The number to compare with; an automatic one follows from every target's G_out."""
+        if self.is_automatic:
+            return automatic_threshold(g_out)
+        return float(self.cag_threshold)
+
+    def choose(self, g_out: float, threshold: float | None) -> PerLayer | PerChannel:
+        """The comparison group of one target; without a threshold all are per layer."""
+        return PerChannel() if threshold is not None and g_out >= threshold else PerLayer()
+
+
+GRANULARITIES: dict[str, Any] = {"layer": PerLayer, "channel": PerChannel, "cag": CAG}

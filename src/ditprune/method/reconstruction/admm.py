@@ -1,0 +1,136 @@
+"""ADMM: choose a mask and fit what stays, in turns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from ditprune.errors import RecipeError
+from ditprune.method.reconstruction.layer import Adjusted, Choice, adjusted, row_errors
+from ditprune.method.reconstruction.normalised import normalise
+from ditprune.method.statistics.gram import Gram
+
+_SMALLEST = torch.finfo(torch.float32).tiny
+
+
+def solve_on_support(
+    start_OI: Float32[Tensor, "out in"],
+    target_OI: Float32[Tensor, "out in"],
+    gram_II: Float32[Tensor, "in in"],
+    keep_OI: Bool[Tensor, "out in"],
+    num_steps: int,
+) -> Float32[Tensor, "out in"]:
+    """Minimise ½ z H zᵀ − b zᵀ over each row z that is zero outside its mask.
+
+    Conjugate gradients, every row with its own steps: a step is one product [O, I] × [I, I], where
+    an exact solution would factor a matrix for each row. Every step lowers every row's objective.
+
+    Args:
+        start_OI: where to begin, zero outside the mask.
+        target_OI: b, in the rows' order.
+        gram_II: H, symmetric and positive; best with a unit diagonal.
+        keep_OI: True where a row may differ from zero.
+        num_steps: 0 gives the start back.
+    """
+    solution_OI = start_OI.clone()
+    residual_OI = (target_OI - start_OI @ gram_II).mul_(keep_OI)
+    direction_OI = residual_OI.clone()
+    square_O1 = residual_OI.square().sum(1, keepdim=True)
+    for _ in range(num_steps):
+        change_OI = (direction_OI @ gram_II).mul_(keep_OI)
+        curvature_O1 = (direction_OI * change_OI).sum(1, keepdim=True)
+        # A row that has arrived has direction zero, and stays.
+        length_O1 = square_O1 / curvature_O1.clamp_min(_SMALLEST)
+        solution_OI.addcmul_(direction_OI, length_O1)
+        residual_OI.addcmul_(change_OI, length_O1, value=-1)
+        before_O1, square_O1 = square_O1, residual_OI.square().sum(1, keepdim=True)
+        direction_OI.mul_(square_O1 / before_O1.clamp_min(_SMALLEST)).add_(residual_OI)
+    return solution_OI
+
+
+@dataclass(frozen=True)
+class ADMM:
+    """Minimise ‖(W − Z)X‖² + λ‖W − Z‖² over Z with the mask's zeros, in normalised units.
+
+    Source: Boža, arXiv 2401.02938, Algorithms 1 and 2. V is his W, with its penalty ρ towards
+    Z − U; where the mask is to be chosen, it is the best of |V + U| at every step of a ramp on
+    which the removed share rises as 1 − (1 − t)³. The last iterate is then brought closer to the
+    minimum on its mask by conjugate gradients.
+
+    Args:
+        penalty: ρ, against a unit diagonal.
+        num_steps: of alternating directions.
+        num_ramp_steps: of them, those that choose the mask; at least 1.
+        num_support_steps: of conjugate gradients at the end.
+        damping: λ, against a unit diagonal; holds what the calibration does not determine.
+    """
+
+    penalty: float = 1.0
+    num_steps: int = 30
+    num_ramp_steps: int = 15
+    num_support_steps: int = 10
+    damping: float = 1e-4
+    name: ClassVar[str] = "admm"
+    needs: ClassVar[frozenset[type]] = frozenset({Gram})
+
+    def __post_init__(self) -> None:
+        if not (0 < self.penalty < math.inf and 0 <= self.damping < math.inf):
+            raise RecipeError(
+                f"admm: penalty {self.penalty} and damping {self.damping} given; expected a "
+                "penalty above 0 and a damping from 0 up"
+            )
+        if not (0 < self.num_ramp_steps <= self.num_steps and self.num_support_steps >= 0):
+            raise RecipeError(
+                f"admm: {self.num_steps} steps, {self.num_ramp_steps} of them to choose the mask, "
+                f"and {self.num_support_steps} at the end given; expected 0 < ramp ≤ steps, 0 ≤ end"
+            )
+
+    def __call__(
+        self,
+        weight: Float[Tensor, "out in"],
+        mask: Bool[Tensor, "out in"] | Choice,
+        gram: Float[Tensor, "in in"],
+    ) -> Adjusted:
+        problem = normalise(weight, gram)
+        damped_II = problem.gram.clone()
+        damped_II.diagonal().add_(self.damping)
+        target_OI = problem.weight @ damped_II
+        start_OI, keep_OI = self._alternate(problem.weight, target_OI, damped_II, mask)
+        update_OI = solve_on_support(
+            start_OI, target_OI, damped_II, keep_OI, self.num_support_steps
+        )
+        return adjusted(
+            weight,
+            problem.restore(update_OI, weight, keep_OI),
+            keep_OI,
+            row_errors(problem.weight - update_OI, problem.gram),
+            row_errors(problem.weight * ~keep_OI, problem.gram),
+            self.damping,
+        )
+
+    def _alternate(
+        self,
+        weight_OI: Float32[Tensor, "out in"],
+        target_OI: Float32[Tensor, "out in"],
+        damped_II: Float32[Tensor, "in in"],
+        mask: Bool[Tensor, "out in"] | Choice,
+    ) -> tuple[Float32[Tensor, "out in"], Bool[Tensor, "out in"]]:
+        """The last Z and its mask."""
+        shifted_II = damped_II.clone()
+        shifted_II.diagonal().add_(self.penalty)
+        inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(shifted_II))
+        free_OI, dual_OI = weight_OI, torch.zeros_like(weight_OI)
+        keep_OI = torch.ones_like(weight_OI, dtype=torch.bool) if isinstance(mask, Choice) else mask
+        for step in range(self.num_steps):
+            dual_OI = dual_OI + free_OI  # V + U, of which Z is the kept part and U the rest
+            if isinstance(mask, Choice) and step < self.num_ramp_steps:
+                keep_OI = mask(dual_OI.abs(), 1 - (1 - (step + 1) / self.num_ramp_steps) ** 3)
+            kept_OI = dual_OI * keep_OI
+            dual_OI -= kept_OI
+            free_OI = (target_OI + self.penalty * (kept_OI - dual_OI)) @ inverse_II
+        return (free_OI + dual_OI) * keep_OI, keep_OI

@@ -1,0 +1,37 @@
+"""HOW MUCH IT MATTERS: a score for every weight, one formula and its source per file.
+
+A saliency is a frozen dataclass of its constants with a `name`, the statistics it `needs`, and
+`__call__(weight [C_out, C_in], norm [C_in] or None) → scores [C_out, C_in]`, higher is kept.
+One whose scores of a row follow from that row alone may say `is_rowwise = True`: it is then called
+with a few rows at a time. Adding one touches its own file and the dict below.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
+from ditprune.method.saliency.ria import RIA
+
+
+class Saliency(Protocol):
+    """What the pruning loop asks of a saliency."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[type]: ...
+
+    def __call__(self, weight: Tensor, norm: Tensor | None) -> Tensor: ...
+
+
+SALIENCIES: dict[str, Any] = {
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "stw": STW,
+    "power": Power,
+    "ria": RIA,
+}

@@ -1,0 +1,118 @@
+"""The family of products of powers: magnitude, Wanda, STW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from ditprune.errors import RecipeError
+from ditprune.method.statistics.column_norm import ColumnNorm
+
+_LARGEST_POWER = 16
+
+
+@dataclass(frozen=True)
+class Power:
+    """I_ij = |W_ij|^m · ‖X_j‖₂^n with m = weight_power and n = activation_power.
+
+    Source: arXiv 2607.00927, Eq. 6. Within one group only the ratio n / m changes the order.
+    """
+
+    weight_power: float
+    activation_power: float
+    name: ClassVar[str] = "power"
+    is_rowwise: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_powers(weight_power=self.weight_power, activation_power=self.activation_power)
+
+    @property
+    def needs(self) -> frozenset[type]:
+        return frozenset({ColumnNorm}) if self.activation_power else frozenset()
+
+    def __call__(
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+    ) -> Float32[Tensor, "out in"]:
+        return power_score(weight, norm, self.weight_power, self.activation_power)
+
+
+def check_powers(**powers: Any) -> None:
+    """Refuse exponents that are no numbers from 0 to 16. Raises RecipeError."""
+    for name, value in powers.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (is_number and 0 <= value <= _LARGEST_POWER):
+            flag = "--" + name.replace("_", "-")
+            raise RecipeError(f"{flag} {value}: expected a power from 0 to {_LARGEST_POWER}")
+
+
+def power_score(
+    weight_OI: Float[Tensor, "out in"],
+    norm_I: Float[Tensor, " in"] | None,
+    weight_power: float,
+    activation_power: float,
+) -> Float32[Tensor, "out in"]:
+    """Scores [C_out, C_in] in float32; higher is kept. `norm_I` may be None where n = 0."""
+    scores_OI = power_(weight_OI.detach().abs().to(torch.float32, copy=True), weight_power)
+    if activation_power:
+        assert norm_I is not None
+        scores_OI *= power_(norm_I.to(scores_OI.device, torch.float32, copy=True), activation_power)
+    return scores_OI
+
+
+def power_(values: Float32[Tensor, "..."], exponent: float) -> Float32[Tensor, "..."]:
+    """`values ** exponent` in place, with the same bits whatever the number of threads.
+
+    Vector and scalar `pow` may differ in the last bit, and which elements take which depends on
+    how threads split the tensor; so common exponents use correctly rounded operations, and all
+    others go through float64, where such a difference vanishes in the rounding.
+    """
+    if exponent == 1:
+        return values
+    if exponent == 2:
+        return values.square_()
+    if exponent == 0.5:
+        return values.sqrt_()
+    if exponent == 0:
+        return values.fill_(1)
+    return values.copy_(values.double().pow_(exponent))
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """I_ij = |W_ij|. Needs no calibration. Source: Han et al., arXiv 1506.02626."""
+
+    name: ClassVar[str] = "magnitude"
+    is_rowwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[type]] = frozenset()
+
+    def __call__(
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+    ) -> Float32[Tensor, "out in"]:
+        return power_score(weight, None, 1, 0)
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """I_ij = |W_ij| · ‖X_j‖₂. Source: Sun et al., arXiv 2306.11695; arXiv 2607.00927, Eq. 4."""
+
+    name: ClassVar[str] = "wanda"
+    is_rowwise: ClassVar[bool] = True
+    needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
+
+    def __call__(
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+    ) -> Float32[Tensor, "out in"]:
+        return power_score(weight, norm, 1, 1)
+
+
+@dataclass(frozen=True)
+class STW(Power):
+    """I_ij = |W_ij|² · ‖X_j‖₂. Source: arXiv 2607.00927, Eq. 7."""
+
+    weight_power: float = 2
+    activation_power: float = 1
+    name: ClassVar[str] = "stw"

@@ -1,0 +1,155 @@
+"""The statistics of a whole denoiser: what `calibrate` returns and `prune` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from ditprune.errors import StatisticsError, did_you_mean
+from ditprune.method.statistics import column_norm
+from ditprune.method.statistics.column_norm import ColumnNorm
+
+# Of the way from noise to image, by default; calls that do not say where they are go to one more.
+NUM_BINS = 10
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Column norms by layer name, whose they are, and what was noticed on the way.
+
+    Args:
+        column_norms: the state of every layer that was called; layers that always received the
+            same tensor (query, key and value) hold the same object.
+        fingerprints: of every target's weight as the calibration saw it.
+        num_calls: denoiser calls seen.
+        never_called: targets that no call reached; they cannot be scored by activations.
+        protocol: how the calls were made, for the reader (seed, timesteps, guidance …).
+        num_inputs: how often each layer was called; more than `num_calls` where a call runs a
+            layer more than once.
+        unused: targets that are called but whose output reaches no output of the denoiser.
+        padding: by argument that masks tokens, how many of how many it masks. Masked tokens
+            enter the layers, so they count in the norms.
+    """
+
+    column_norms: Mapping[str, ColumnNorm]
+    fingerprints: Mapping[str, str]
+    num_calls: int
+    never_called: tuple[str, ...] = ()
+    protocol: Mapping[str, object] = field(default_factory=dict)
+    num_inputs: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    padding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def column_norm(
+        self, name: str, weights: Sequence[float] | None = None
+    ) -> Float32[Tensor, " in"]:
+        """ℓ2 norm of each input channel of layer `name` over all tokens, float32 [C_in].
+
+        Args:
+            weights: of the squares of each bin from noise to image; all 1 by default.
+
+        Raises StatisticsError for weights where calls did not say where they were.
+        """
+        state = self._state(name)
+        if weights is None:
+            return column_norm.finish(state)
+        if len(state.tokens_in_bin) != len(weights) + 1 or state.tokens_in_bin[-1]:
+            raise StatisticsError(
+                "--timestep-weighting: the calibration calls did not say where between noise and "
+                "image they were; calibrate with ditprune calibrate or with "
+                "ditprune.Call(…, place=…)"
+            )
+        return column_norm.finish(state, [*weights, 0.0])
+
+    @property
+    def num_bins(self) -> int:
+        """Parts of the way from noise to image that the norms are kept for."""
+        state = next(iter(self.column_norms.values()), None)
+        return NUM_BINS if state is None else len(state.tokens_in_bin) - 1
+
+    def num_tokens(self, name: str) -> int:
+        """How many tokens entered layer `name`."""
+        return self._state(name).num_tokens
+
+    def _state(self, name: str) -> ColumnNorm:
+        if name not in self.column_norms:
+            raise StatisticsError(
+                f"statistics: no layer '{name}'; {did_you_mean(name, self.column_norms)}"
+            )
+        return self.column_norms[name]
+
+
+def findings(statistics: Statistics) -> list[str]:
+    """What a reader should know before pruning with these statistics, a line each."""
+    lines = []
+    names = statistics.never_called
+    if names:
+        lines.append(f"never called in calibration, stays dense: {_some(names)}")
+    if statistics.unused:
+        lines.append(
+            "called in vain, nothing of it reaches the output, so pruning it costs nothing: "
+            f"{_some(statistics.unused)}"
+        )
+    repeated = [n for n, count in statistics.num_inputs.items() if count > statistics.num_calls]
+    if repeated:
+        lines.append(f"called more than once in a call, its norms add up: {_some(repeated)}")
+    for argument, (masked, total) in statistics.padding.items():
+        lines.append(
+            f"{argument} masks {masked / total:.0%} of its tokens; they enter the layers and count "
+            "in the norms all the same"
+        )
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def bin_of(place: float | None, num_bins: int = NUM_BINS) -> int:
+    """The bin of a place between noise (0) and image (1); the last one for no place at all."""
+    return num_bins if place is None else min(int(place * num_bins), num_bins - 1)
+
+
+def merge(first: Statistics, second: Statistics) -> Statistics:
+    """The statistics of both calibrations of one model, as if they had been one."""
+    if first.fingerprints != second.fingerprints:
+        raise StatisticsError(
+            "statistics: cannot merge calibrations of different weights; calibrate the same model"
+        )
+    merged: dict[tuple[int, int], ColumnNorm] = {}
+    norms: dict[str, ColumnNorm] = {}
+    for name in _union(first.column_norms, second.column_norms):
+        a, b = first.column_norms.get(name), second.column_norms.get(name)
+        if a is None or b is None:
+            norms[name] = a or b  # type: ignore[assignment]
+            continue
+        key = (id(a), id(b))
+        norms[name] = merged.setdefault(key, column_norm.merge(a, b))
+    return Statistics(
+        norms,
+        first.fingerprints,
+        first.num_calls + second.num_calls,
+        tuple(n for n in first.never_called if n in second.never_called),
+        first.protocol,
+        {
+            n: first.num_inputs.get(n, 0) + second.num_inputs.get(n, 0)
+            for n in _union(first.num_inputs, second.num_inputs)
+        },
+        tuple(_union(dict.fromkeys(first.unused), dict.fromkeys(second.unused))),
+        {
+            n: tuple(
+                a + b
+                for a, b in zip(
+                    first.padding.get(n, (0, 0)), second.padding.get(n, (0, 0)), strict=True
+                )
+            )  # type: ignore[misc]
+            for n in _union(first.padding, second.padding)
+        },
+    )
+
+
+def _union(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    return [*first, *(name for name in second if name not in first)]

@@ -1,0 +1,290 @@
+"""What a run would do, before any weight changes: targets, heterogeneity, comparison groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ditprune.checkpoints import fingerprint
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.weights import Weights, dtype_of
+from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
+from ditprune.method.granularity import CAG, heterogeneity
+from ditprune.method.recipe import Recipe, build
+from ditprune.method.statistics.collected import Statistics
+from ditprune.pruning.scores import can_score, scores_of
+from ditprune.targets.coverage import LeftOut, left_out
+from ditprune.targets.discover import Target, discover
+from ditprune.targets.match import select
+from ditprune.targets.matrix import as_matrix
+
+Read = Callable[[Target], Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a run works on: targets by name, what stays dense and why, and whose weights."""
+
+    targets: Mapping[str, Target]
+    skipped: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
+    fingerprint: str
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class PlannedTarget(Target):
+    """A target and what is known of its pruning.
+
+    Args:
+        g_out: heterogeneity of its output channels (paper, Eq. 10); None without statistics.
+        granularity: the comparison group it will have, `layer`, `channel` or N:M; None where
+            that takes statistics which were not given.
+        num_prune: weights to remove; None where the granularity is not known, or where an
+            allocation has yet to be measured.
+    """
+
+    g_out: float | None = None
+    granularity: str | None = None
+    num_prune: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The planned targets by name, what stays dense and why, and the whole they are part of."""
+
+    targets: Mapping[str, PlannedTarget]
+    skipped: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
+    num_parameters: int
+    recipe: Recipe
+    cag_threshold: float | None
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of all targets together."""
+        return sum(target.num_weights for target in self.targets.values())
+
+
+def inspect(
+    denoiser: nn.Module,
+    stats: Statistics | None = None,
+    *,
+    sparsity: float | None = None,
+    saliency: Any = None,
+    granularity: Any = None,
+    pattern: Any = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    auxiliary: bool = False,
+    weight_power: float | None = None,
+    activation_power: float | None = None,
+    cag_threshold: float | str | None = None,
+    reconstruction: Any = None,
+    mask: str | None = None,
+    allocation: str | None = None,
+    timestep_weighting: str | None = None,
+    refinement: Any = None,
+    packages: int | None = None,
+    preset: str | None = None,
+) -> Plan:
+    """What `prune_` with the same arguments would do to a denoiser; nothing is changed.
+
+    Raises ModelError, RecipeError, TargetError, StatisticsError.
+    """
+    recipe = build(
+        saliency,
+        granularity,
+        sparsity,
+        pattern,
+        weight_power,
+        activation_power,
+        cag_threshold,
+        include,
+        exclude,
+        auxiliary,
+        reconstruction,
+        mask,
+        allocation,
+        timestep_weighting,
+        refinement,
+        packages=packages,
+        preset=preset,
+    )
+    selection = select_in_module(denoiser, recipe, stats)
+    return make_plan(selection, read_module(denoiser), stats, recipe)
+
+
+def statistics_of(
+    stats: Mapping[str, Statistics] | None,
+    denoiser: str,
+    denoisers: Collection[str],
+    recipe: Recipe,
+) -> Statistics | None:
+    """The statistics of one denoiser of a model; a single entry serves a single denoiser.
+
+    Raises StatisticsError where they are needed and not there.
+    """
+    if stats is None:
+        return None
+    if len(denoisers) == len(stats) == 1:
+        return next(iter(stats.values()))
+    if denoiser not in stats and recipe.saliency.needs:
+        raise StatisticsError(
+            f"statistics: none of the denoiser '{denoiser}', only of "
+            f"{', '.join(stats) or 'no denoiser'}; calibrate the whole pipeline"
+        )
+    return stats.get(denoiser)
+
+
+def read_module(denoiser: nn.Module) -> Read:
+    """Reads a target's weight from a loaded module: a view of it, [C_out, C_in]."""
+    return lambda target: as_matrix(denoiser.get_parameter(f"{target.name}.weight").detach())
+
+
+def read_weights(weights: Weights) -> Read:
+    """Reads a target's weight from disk, [C_out, C_in]."""
+    return lambda target: as_matrix(weights.read(f"{target.name}.weight"))
+
+
+def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
+    """The targets of a loaded module under a recipe; every check before work."""
+    targets = discover(denoiser, recipe.auxiliary)
+    num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
+    own = fingerprint.of_module(denoiser, targets.values())
+    return _select(denoiser, targets, own, num_parameters, recipe, stats)
+
+
+def select_in_checkpoint(
+    folder: Path, weights: Weights, recipe: Recipe, stats: Statistics | None
+) -> Selection:
+    """The targets of a denoiser's folder, each in its shards with the shape config.json gives."""
+    tree = skeleton(folder)
+    targets = discover(tree, recipe.auxiliary)
+    for target in targets.values():
+        entry = weights.entries.get(f"{target.name}.weight")
+        if entry is None:
+            raise ModelError(
+                f"{folder}: tensor '{target.name}.weight' is in config.json's model and "
+                "not in the weights; fetch the model again"
+            )
+        expected = tree.get_parameter(entry.name).shape
+        if entry.shape != expected:
+            raise ModelError(
+                f"{folder}: {entry.name} has shape {list(entry.shape)}, config.json "
+                f"gives {list(expected)}; fetch the model again"
+            )
+        dtype_of(entry)
+    own = fingerprint.of_weights(weights, targets.values())
+    return _select(tree, targets, own, weights.num_parameters, recipe, stats)
+
+
+def _select(
+    denoiser: nn.Module,
+    targets: dict[str, Target],
+    own: Mapping[str, str],
+    num_parameters: int,
+    recipe: Recipe,
+    stats: Statistics | None,
+) -> Selection:
+    chosen = select(targets, recipe.include, recipe.exclude)
+    skipped: dict[str, str] = {}
+    if stats is not None:
+        others = [name for name in chosen if stats.fingerprints.get(name) != own[name]]
+        if others:
+            raise StatisticsError(
+                f"statistics: made from other weights ({len(others)} of {len(chosen)} targets "
+                f"differ, first {others[0]}); calibrate this model"
+            )
+    if stats is not None and recipe.saliency.needs:
+        skipped = {n: "never called in calibration" for n in chosen if n in stats.never_called}
+        chosen = {name: target for name, target in chosen.items() if name not in skipped}
+        for target in chosen.values():
+            _check_norm(target, stats)
+        # Without any input every score is zero, and only the position would choose.
+        silent = [name for name in chosen if not stats.column_norm(name).any()]
+        skipped |= dict.fromkeys(silent, "its calibration inputs are all zero")
+        chosen = {name: target for name, target in chosen.items() if name not in skipped}
+        if not chosen:
+            raise TargetError(
+                f"none of the targets can be scored ({next(iter(skipped.values()))}); "
+                "look at the calibration calls"
+            )
+    for target in chosen.values():
+        _check_groups(target, recipe)
+    rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)})
+    return Selection(chosen, skipped, rest, fingerprint.combined(own), num_parameters)
+
+
+def _check_norm(target: Target, stats: Statistics) -> None:
+    norm = stats.column_norm(target.name)
+    if len(norm) != target.shape[1]:
+        raise StatisticsError(
+            f"statistics: {target.name} has {len(norm)} input channels, the model has "
+            f"{target.shape[1]}; calibrate this model"
+        )
+    if not norm.isfinite().all():
+        raise StatisticsError(
+            f"statistics: {target.name} has a norm that is NaN or Inf; calibrate this model"
+        )
+
+
+def _check_groups(target: Target, recipe: Recipe) -> None:
+    if isinstance(recipe.granularity, CAG):
+        return
+    try:
+        recipe.granularity.group_shape(*target.shape)
+    except RecipeError as error:
+        leaf = target.name.removeprefix(f"{target.block}.")
+        raise RecipeError(f"{target.name}: {error}; exclude it with --exclude '*.{leaf}'") from None
+
+
+def measure_heterogeneity(
+    selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe
+) -> dict[str, float]:
+    """G_out of every target; one pass over the weights."""
+    return {
+        name: heterogeneity(scores_of(target, read(target), stats, recipe))
+        for name, target in selection.targets.items()
+    }
+
+
+def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe) -> Plan:
+    """Measure what can be measured with these statistics, and choose every group."""
+    measurable = can_score(recipe, stats)
+    g_out = measure_heterogeneity(selection, read, stats, recipe) if measurable else {}
+    cag = recipe.granularity if isinstance(recipe.granularity, CAG) else None
+    threshold = cag.threshold(g_out) if cag and measurable else None
+    planned = {
+        name: _plan_target(target, g_out.get(name), threshold, recipe)
+        for name, target in selection.targets.items()
+    }
+    return Plan(
+        planned,
+        selection.skipped,
+        selection.left_out,
+        selection.num_parameters,
+        recipe,
+        threshold,
+    )
+
+
+def _plan_target(
+    target: Target, g_out: float | None, threshold: float | None, recipe: Recipe
+) -> PlannedTarget:
+    if isinstance(recipe.granularity, CAG) and g_out is None:
+        return PlannedTarget(**asdict(target))
+    groups = recipe.groups(g_out or 0.0, threshold)
+    num_groups, group_size = groups.group_shape(*target.shape)
+    num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
+    is_known = recipe.allocation == "uniform"
+    return PlannedTarget(
+        **asdict(target),
+        g_out=g_out,
+        granularity=groups.name,
+        num_prune=num_prune if is_known else None,
+    )

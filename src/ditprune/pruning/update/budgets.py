@@ -1,0 +1,191 @@
+"""How much each layer loses: the recipe's allocation, measured on a loaded denoiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.calls import Call
+from ditprune.denoiser import relative_error
+from ditprune.denoiser.replay import predicted_noise, run_call
+from ditprune.method.allocation import Curve, allocate, outlier_share, sparsities
+from ditprune.method.granularity import PerChannel
+from ditprune.method.recipe import Recipe
+from ditprune.progress import Report
+from ditprune.pruning.update.distill import training
+from ditprune.pruning.update.layers import Layer, adjust_layer
+from ditprune.targets.matrix import as_matrix
+
+# Shares at which a layer's cost is measured; between them its logarithm is interpolated.
+LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)
+_NUM_POINTS = 98  # of the curve that the budget is chosen on
+_LARGEST_SHARE = 0.98
+_FLOOR = 1e-12
+
+
+def uniform(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | None]:
+    """The recipe's own share for every layer."""
+    return dict.fromkeys(layers, recipe.sparsity)
+
+
+def by_owl(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | None]:
+    """More for layers with few outliers (arXiv 2310.05175), the total that of uniform shares."""
+    outliers = {name: outlier_share(layer.scores()) for name, layer in layers.items()}
+    sizes = {name: layer.target.num_weights for name, layer in layers.items()}
+    assert recipe.sparsity is not None
+    wanted = sparsities(outliers, sizes, recipe.sparsity)
+    curves = {}
+    for name, layer in layers.items():
+        share, size = wanted[name], layer.target.num_weights
+        # Cheap up to the wanted share and dear beyond: the exact total is met next to it.
+        points = [0.0, share, 1.0]
+        curves[name] = Curve(size, _step(layer), points, [0.0, share * size * 1e-3, size])
+    return _as_shares(layers, allocate(curves, _total(layers, recipe)))
+
+
+def by_curves(
+    layers: Mapping[str, Layer], costs: Mapping[str, Sequence[float]], recipe: Recipe
+) -> dict[str, float | None]:
+    """The cheapest shares under the total, by each layer's cost at `LEVELS`."""
+    points = [_LARGEST_SHARE * i / _NUM_POINTS for i in range(_NUM_POINTS + 1)]
+    curves = {
+        name: Curve(
+            layer.target.num_weights,
+            _step(layer),
+            points,
+            [_cost_at(point, costs[name]) for point in points],
+        )
+        for name, layer in layers.items()
+    }
+    return _as_shares(layers, allocate(curves, _total(layers, recipe)))
+
+
+def measure_costs(
+    denoiser: nn.Module,
+    layers: Mapping[str, Layer],
+    gram_of: Callable[[str], Tensor],
+    calls: Sequence[Call],
+    recipe: Recipe,
+    report: Report,
+) -> dict[str, list[float]]:
+    """The relative error of the denoiser's output with one layer pruned alone, at `LEVELS`.
+
+    The denoiser is left as it was.
+    """
+    dense = [_output(denoiser, call) for call in calls]
+    costs: dict[str, list[float]] = {}
+    for number, (name, layer) in enumerate(layers.items(), start=1):
+        weight = as_matrix(denoiser.get_parameter(f"{name}.weight")).detach()
+        before = weight.clone()
+        dense_layer = replace(layer, read=partial(torch.clone, before))
+        try:
+            costs[name] = []
+            for level in LEVELS:
+                weight.copy_(adjust_layer(dense_layer, gram_of(name), recipe, level).weight)
+                costs[name].append(_error(denoiser, calls, dense))
+        finally:
+            weight.copy_(before)
+        report("measuring sensitivity", number, len(layers))
+    return costs
+
+
+def proxy_costs(
+    layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor],
+    gains: Mapping[str, float], recipe: Recipe, report: Report,
+) -> dict[str, list[float]]:  # fmt: skip
+    """The same without end-to-end passes: the layer's own error times how much the output
+    follows it (the mean square of the output's gradient, from `output_gains`).
+    """
+    costs = {}
+    for number, (name, layer) in enumerate(layers.items(), start=1):
+        gram = gram_of(name)
+        costs[name] = [
+            gains[name] * adjust_layer(layer, gram, recipe, level).error for level in LEVELS
+        ]
+        report("estimating sensitivity", number, len(layers))
+    return costs
+
+
+def output_gains(
+    denoiser: nn.Module, names: Sequence[str], calls: Sequence[Call], seed: int = 0
+) -> dict[str, float]:
+    """E‖Jᵀr‖² per entry of each layer's output, J of the denoiser's output, r random signs.
+
+    One forward and one backward pass over the calls. With it ‖J·Δy‖² is about gain · ‖Δy‖².
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
+
+    def watch(name: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.requires_grad_()
+
+            def see(gradient: Tensor) -> None:
+                sums[name] += gradient.double().square().sum().item()
+                counts[name] += gradient.numel()
+
+            output.register_hook(see)
+            return output
+
+        return hook
+
+    handles = [denoiser.get_submodule(name).register_forward_hook(watch(name)) for name in names]
+    try:
+        with training(denoiser, ()), torch.enable_grad():
+            for call in calls:
+                given = denoiser(*call.args, **call.kwargs)
+                output = predicted_noise(given, call.sample().shape[1])
+                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+                (output * signs).sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: sums[name] / max(1, counts[name]) for name in names}
+
+
+def _step(layer: Layer) -> int:
+    return layer.target.shape[0] if isinstance(layer.groups, PerChannel) else 1
+
+
+def _total(layers: Mapping[str, Layer], recipe: Recipe) -> int:
+    return sum(layer.num_pruned(recipe.sparsity) for layer in layers.values())
+
+
+def _as_shares(layers: Mapping[str, Layer], counts: Mapping[str, int]) -> dict[str, float | None]:
+    """Shares that give these counts exactly."""
+    shares: dict[str, float | None] = {}
+    for name, layer in layers.items():
+        shares[name] = counts[name] / layer.target.num_weights
+        assert layer.num_pruned(shares[name]) == counts[name], name
+    return shares
+
+
+def _cost_at(share: float, costs: Sequence[float]) -> float:
+    """Between levels the logarithm is straight; below the first the cost falls as a cube."""
+    rising = [max(costs[: i + 1]) + _FLOOR for i in range(len(costs))]
+    if share <= LEVELS[0]:
+        return rising[0] * (share / LEVELS[0]) ** 3
+    for (a, low), (b, high) in zip(
+        zip(LEVELS, rising, strict=True), zip(LEVELS[1:], rising[1:], strict=True), strict=False
+    ):
+        if share <= b:
+            where = (share - a) / (b - a)
+            return math.exp((1 - where) * math.log(low) + where * math.log(high))
+    return rising[-1] * math.exp((share - LEVELS[-1]) * 50)
+
+
+def _output(denoiser: nn.Module, call: Call) -> Tensor:
+    return predicted_noise(run_call(denoiser, call), call.sample().shape[1])
+
+
+def _error(denoiser: nn.Module, calls: Sequence[Call], dense: Sequence[Tensor]) -> float:
+    state = relative_error.RelativeError()
+    for call, expected in zip(calls, dense, strict=True):
+        state = relative_error.update(state, _output(denoiser, call), expected)
+    return relative_error.compute(state)

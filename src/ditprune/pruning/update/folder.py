@@ -1,0 +1,146 @@
+"""Recipes that adjust weights, for a denoiser of a folder: from its calibration calls to tensors.
+
+What was computed is kept beside OUT until OUT is there, so a killed run need not do it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ditprune.calls import Call
+from ditprune.checkpoints.calibration_set import CalibrationSet
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser.pipeline import load_denoiser
+from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.replay import fitting, run_call
+from ditprune.denoiser.rows import to_placement
+from ditprune.errors import RecipeError
+from ditprune.method.recipe import Recipe
+from ditprune.progress import Report
+from ditprune.pruning.job import Job
+from ditprune.pruning.outcome import TargetOutcome
+from ditprune.pruning.update.update import Adjustment, adjust, check_needs_calls, gram_limit
+from ditprune.writing import tensors_file
+
+_KEY = "ditprune.adjusted"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an adjusting recipe takes beside weights and statistics.
+
+    Args:
+        kept: a complete calibration set.
+        place: where the denoiser runs.
+        max_gram_bytes: what Grams may take together, 4 GB by default; fewer bytes are more passes
+            over the calls.
+    """
+
+    kept: CalibrationSet
+    place: Placement
+    max_gram_bytes: int | None = None
+
+
+def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> None:
+    """Refuse, before any work, calls that are not there, not whole or not of these denoisers.
+
+    Raises RecipeError, and ModelError for a set that cannot be read.
+    """
+    gram_limit(recipe, None if source is None else source.max_gram_bytes)
+    if source is None:
+        if recipe.needs_calls:
+            raise RecipeError(
+                "this recipe adjusts weights to calibration calls and none were given; sample them "
+                "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
+            )
+        return
+    check_needs_calls(recipe, "source")
+    kept = source.kept
+    if missing := kept.missing():
+        raise RecipeError(
+            f"--calibration-set {kept.folder}: {len(missing)} of {kept.num_units} units are "
+            "missing; finish it with the `ditprune calibrate` that began it"
+        )
+    for name in model.denoisers:
+        if next(_stored(name, kept), None) is None:
+            raise RecipeError(
+                f"--calibration-set {kept.folder}: no call in it reaches {name}; sample one from "
+                "this model, with the pipeline's own number of steps"
+            )
+
+
+@torch.no_grad()
+def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
+    """Put an adjusted weight in the place of a dense one [C_out, C_in], in its dtype."""
+    layer = done.layer
+    weight.copy_(done.weight)
+    num_zero = int(torch.count_nonzero(weight == 0))
+    return TargetOutcome.of(
+        layer.target, layer.groups, done.sparsity, layer.g_out, done.keep, num_zero,
+        sparsity=done.sparsity, damping=done.damping,
+    )  # fmt: skip
+
+
+def adjusted_tensors(
+    model: ModelFolder, job: Job, source: Source | None, recipe: Recipe,
+    threshold: float | None, file: Path, report: Report,
+) -> dict[str, tuple[Tensor, TargetOutcome]]:  # fmt: skip
+    """The new weight of every target, in its stored dtype and shape, and its outcome.
+
+    Args:
+        file: where they are kept, and found again by the run that goes on.
+
+    Raises ModelError for calls that the denoiser cannot run.
+    """
+    if file.is_file():
+        return _restore(file)
+    place = source.place if source is not None else Placement()
+    most = source.max_gram_bytes if source is not None else None
+    denoiser = load_denoiser(model.denoisers[job.name], place)
+    calls: list[Call] = []
+    if source is not None:
+        calls = list(calls_of(job, source))
+        with fitting(source.kept.folder):  # what fails later is no fault of the calls
+            run_call(denoiser, calls[0])
+    targets = job.selection.targets
+    done = adjust(denoiser, targets, job.stats, recipe, threshold, calls, report, most)
+    found = {}
+    for name, one in done.items():
+        weight = job.weights.read(f"{name}.weight")
+        outcome = write_adjustment_(weight.flatten(1), one)
+        found[name] = (weight, outcome)
+    _keep(found, file)
+    return found
+
+
+def calls_of(job: Job, source: Source) -> Iterator[Call]:
+    """The calibration calls of this denoiser, in their place, a unit in memory at a time."""
+    for call in _stored(job.name, source.kept):
+        yield to_placement(call, source.place.device, source.place.dtype)
+
+
+def _stored(denoiser: str, kept: CalibrationSet) -> Iterator[Call]:
+    for unit in range(kept.num_units):
+        for call in kept.read(unit)[0]:
+            if call.denoiser == denoiser:
+                yield call
+
+
+def _keep(found: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:
+    outcomes = {name: asdict(outcome) for name, (_, outcome) in found.items()}
+    tensors = {name: weight for name, (weight, _) in found.items()}
+    tensors_file.save(tensors, {_KEY: json.dumps(outcomes)}, file)
+
+
+def _restore(file: Path) -> dict[str, tuple[Tensor, TargetOutcome]]:
+    tensors, metadata = tensors_file.load(file)
+    outcomes = json.loads(metadata[_KEY])
+    return {
+        name: (weight, TargetOutcome.from_json(outcomes[name])) for name, weight in tensors.items()
+    }

@@ -1,0 +1,81 @@
+"""One layer at a time: its mask and its new weight, by the recipe's reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditprune.method.granularity import heterogeneity
+from ditprune.method.masks import keep_best
+from ditprune.method.recipe import Recipe
+from ditprune.method.reconstruction.layer import Adjusted, Choice
+from ditprune.method.statistics.collected import Statistics
+from ditprune.pruning.scores import scores_of
+from ditprune.targets.discover import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A target with all that its pruning at any share needs; its numbers are read when asked for.
+
+    Args:
+        read: gives its dense weight, [C_out, C_in].
+        score: gives the recipe's saliency of that, float32 [C_out, C_in].
+        groups: the granularity it has under the recipe, `layer`, `channel` or N:M.
+        g_out: heterogeneity of its output channels.
+    """
+
+    target: Target
+    read: Callable[[], Tensor]
+    score: Callable[[Tensor], Tensor]
+    groups: Any
+    g_out: float
+
+    def weight(self) -> Tensor:
+        """Dense, float32, a copy."""
+        return self.read().detach().float().clone()
+
+    def scores(self) -> Tensor:
+        """Higher is kept."""
+        return self.score(self.read())
+
+    def choice(self, sparsity: float | None) -> Choice:
+        """Who competes, and how many stay at this share."""
+        _, group_size = self.groups.group_shape(*self.target.shape)
+        return Choice(group_size, self.groups.num_keep(group_size, sparsity))
+
+    def num_pruned(self, sparsity: float | None) -> int:
+        """Weights that it loses at this share."""
+        num_groups, group_size = self.groups.group_shape(*self.target.shape)
+        return num_groups * (group_size - self.groups.num_keep(group_size, sparsity))
+
+    def mask_by_saliency(self, sparsity: float | None) -> Tensor:
+        """The mask that the scores choose."""
+        choice = self.choice(sparsity)
+        grouped = self.scores().reshape(-1, choice.group_size)
+        return keep_best(grouped, choice.num_keep).reshape(self.target.shape)
+
+
+def prepare(
+    target: Target, read: Callable[[], Tensor], stats: Statistics | None, recipe: Recipe,
+    threshold: float | None,
+) -> Layer:  # fmt: skip
+    """The layer, before anything is removed from it."""
+
+    def score(weight: Tensor) -> Tensor:
+        return scores_of(target, weight, stats, recipe)
+
+    g_out = heterogeneity(score(read()))
+    return Layer(target, read, score, recipe.groups(g_out, threshold), g_out)
+
+
+@torch.no_grad()
+def adjust_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> Adjusted:
+    """Its mask and new weight at a share, by the recipe's reconstruction."""
+    if recipe.mask != "saliency":
+        return recipe.reconstruction(layer.weight(), layer.choice(sparsity), gram)
+    return recipe.reconstruction(layer.weight(), layer.mask_by_saliency(sparsity), gram)

@@ -1,0 +1,131 @@
+"""The mask that is chosen while the kept weights train: the last of the removal, little by little.
+
+A weight scores W² √v, v the mean square of its gradient as Adam has it: what is left of the error's
+curvature tells weights of unlike layers apart, which a layer's own Gram cannot. What was removed
+stays removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ditprune.method.masks import keep_best
+from ditprune.method.recipe import Recipe
+from ditprune.pruning.update.layers import Layer
+
+Masks = Mapping[str, Tensor]
+# Shares of the way at which it begins, when Adam has seen some gradients, and ends.
+_BEGIN, _END = 0.04, 0.5
+_NUM_TIMES = 25
+_GONE = -1.0  # the score of a removed weight; those of kept ones are from 0 up
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """From what layers have lost to what the recipe asks for.
+
+    Args:
+        layers: every target, with who competes in it.
+        before, after: weights that each target has lost when training begins, and loses in all.
+        is_joint: whether targets compete for the total, and `after` tells its sum only.
+    """
+
+    layers: Mapping[str, Layer]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    is_joint: bool
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether something goes before this step."""
+        begin, end, every = self._times(num_steps)
+        return begin <= step <= end and ((step - begin) % every == 0 or step == end)
+
+    def masks(self, keep: Masks, scores: Masks, step: int, num_steps: int) -> dict[str, Tensor]:
+        """What stays at this step; at the last one exactly what the recipe asks for.
+
+        Args:
+            keep: by target, [C_out, C_in], True stays as yet.
+            scores: likewise, float32, from 0 up; higher is kept.
+        """
+        begin, end, _ = self._times(num_steps)
+        ramp = 1 - (1 - (step - begin + 1) / (end - begin + 1)) ** 3
+        left = {name: scores[name].masked_fill(~mask, _GONE) for name, mask in keep.items()}
+        if self.is_joint:
+            return self._jointly(
+                left, _between(sum(self.before.values()), sum(self.after.values()), ramp)
+            )
+        return {
+            name: self._alone(name, one, _between(self.before[name], self.after[name], ramp))
+            for name, one in left.items()
+        }
+
+    def _times(self, num_steps: int) -> tuple[int, int, int]:
+        begin = max(1, int(_BEGIN * num_steps))  # Adam has seen no gradient before
+        end = max(begin, int(_END * num_steps))
+        return begin, end, max(1, (end - begin) // _NUM_TIMES)
+
+    def _alone(self, name: str, scores: Tensor, num_prune: int) -> Tensor:
+        """The best of each group of one target, as many as whole groups allow."""
+        num_groups, group_size = self._group_shape(name)
+        grouped = scores.reshape(num_groups, group_size)
+        return keep_best(grouped, group_size - num_prune // num_groups).reshape(scores.shape)
+
+    def _jointly(self, scores: Masks, num_prune: int) -> dict[str, Tensor]:
+        """The best of all targets. Where each group of a target has to lose the same number, its
+        j-th lowest weights go together, at their mean; the rest makes the total exact.
+        """
+        masks, free = {}, dict(scores)
+        together = {name: one for name, one in scores.items() if self._group_shape(name)[0] > 1}
+        if together:
+            ranked = {name: self._by_groups(name, one) for name, one in scores.items()}
+            for name, keep in _best_of_all(ranked, num_prune).items():
+                if name in together:
+                    num_own = keep.numel() - int(keep.sum())
+                    masks[name] = self._alone(name, free.pop(name), num_own)
+            num_prune -= sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+        masks |= _best_of_all(free, num_prune) if free else {}
+        return {name: masks[name] for name in scores}
+
+    def _by_groups(self, name: str, scores: Tensor) -> Tensor:
+        num_groups, group_size = self._group_shape(name)
+        if num_groups == 1:
+            return scores
+        mean_K = scores.reshape(num_groups, group_size).sort(dim=1).values.mean(0)
+        return mean_K.expand(num_groups, -1)
+
+    def _group_shape(self, name: str) -> tuple[int, int]:
+        layer = self.layers[name]
+        return layer.groups.group_shape(*layer.target.shape)
+
+
+def thinning(
+    layers: Mapping[str, Layer], recipe: Recipe,
+    before: Mapping[str, float | None], after: Mapping[str, float | None],
+) -> Thinning:  # fmt: skip
+    """From one share of every target to another; where the recipe measures what each target
+    costs, they compete for the total.
+    """
+    first, last = (
+        {name: layer.num_pruned(shares[name]) for name, layer in layers.items()}
+        for shares in (before, after)
+    )
+    return Thinning(layers, first, last, recipe.allocation in ("sensitivity", "proxy"))
+
+
+def _between(first: int, last: int, ramp: float) -> int:
+    return first + round(ramp * (last - first))
+
+
+def _best_of_all(scores: Masks, num_prune: int) -> dict[str, Tensor]:
+    """The lowest scores of all targets together go, exactly `num_prune`."""
+    flat = torch.cat([one.reshape(-1) for one in scores.values()])
+    keep = keep_best(flat[None], len(flat) - num_prune)[0]
+    parts = keep.split([one.numel() for one in scores.values()])
+    return {
+        name: part.reshape(one.shape)
+        for (name, one), part in zip(scores.items(), parts, strict=True)
+    }

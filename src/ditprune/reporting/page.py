@@ -1,0 +1,119 @@
+"""One self-contained HTML file from results.json: no network, no models, any browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ditprune.errors import ResultsError
+from ditprune.reporting import gallery, layers, numbers, palette, plots
+from ditprune.reporting.verdict import headline, judge, num_images_of
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_BYTES = 5_000_000
+# What the file begins with, so that a later report knows that it may replace it.
+MARK = "<!doctype html>\n<!-- made by ditprune report -->\n"
+# Images this small are drawn with their pixels.
+_SMALL_PX = 64
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The page of checked results, at most `MOST_BYTES` long.
+
+    Where the gallery would make it longer, its least bad samples are left out and the page says
+    so. Raises ResultsError where the rest alone is longer.
+    """
+    context = _context(results)
+    bare = len(_filled(context, []).encode())
+    names = [model["name"] for model in results["models"][1:]]
+    # What stands around the images of a sample is far below a kilobyte for each model.
+    around = 1_000 * len(results["gallery"]) * (len(names) + 1)
+    samples = gallery.samples_of(results["gallery"], names, MOST_BYTES - bare - around)
+    page = _filled(context, samples)
+    if len(page.encode()) > MOST_BYTES:
+        raise ResultsError(
+            f"the page would take {numbers.size(len(page.encode()))}, expected at most "
+            f"{numbers.size(MOST_BYTES)}; evaluate fewer models at once"
+        )
+    return page
+
+
+def _filled(context: Mapping[str, Any], samples: Sequence[gallery.Sample]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
+    return MARK + environment.get_template("page.html.j2").render(
+        **context,
+        samples=samples,
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        n=numbers,
+        palette=palette,
+        NUM_COLOURS=palette.NUM_COLOURS,
+    )
+
+
+def _context(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the template shows but the gallery."""
+    models, metrics = results["models"], results["metrics"]
+    dense, pruned = models[0], models[1:]
+    verdicts = {one["name"]: judge(one, dense, metrics) for one in pruned}
+    shown = {key: metric for key, metric in metrics.items() if not metric["unavailable"]}
+    return {
+        "results": results,
+        "models": models,
+        "metrics": shown,
+        "unavailable": {k: m["unavailable"] for k, m in metrics.items() if m["unavailable"]},
+        "titles": {key: metric["title"] for key, metric in metrics.items()},
+        "verdicts": verdicts,
+        "headline": headline(verdicts),
+        "num_images": num_images_of(results["protocol"]),
+        "warnings": [(one["name"], text) for one in models for text in one["warnings"]],
+        "plots": {key: plots.quality(key, shown[key], models) for key in _drawn(shown, pruned)},
+        "timesteps_plot": plots.timesteps(models),
+        "has_timesteps": any(one["error_by_timestep"] for one in pruned),
+        "layers": [
+            (
+                one["name"],
+                layers.sparsity_tables(one["targets"]),
+                layers.heterogeneity_tables(one["targets"]),
+            )
+            for one in pruned
+            if one["targets"]
+        ],
+        "protocol": _protocol_rows(results["protocol"]),
+        "is_small": _is_small(results["protocol"]),
+        "version": metadata.version("ditprune"),
+        "bench": results.get("bench"),
+        "as_json": lambda value: json.dumps(value, indent=1, ensure_ascii=False),
+    }
+
+
+def _drawn(metrics: Mapping[str, Any], pruned: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that some pruned model has a value of."""
+    return [key for key in metrics if any(one["metrics"].get(key) for one in pruned)]
+
+
+def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers were measured with, a line each; nothing for what was not given."""
+    return [
+        (key.replace("_", " "), numbers.listed(value))
+        for key, value in protocol.items()
+        if value is not None and value != {} and value != []
+    ]
+
+
+def _is_small(protocol: Mapping[str, Any]) -> bool:
+    resolution = protocol.get("resolution")
+    return isinstance(resolution, list) and all(
+        isinstance(side, (int, float)) and side <= _SMALL_PX for side in resolution
+    )

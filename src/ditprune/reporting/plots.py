@@ -1,0 +1,150 @@
+"""Plots as inline SVG whose colours are the page's: axes with units, marks by colour and shape.
+
+No text of the results but the titles of metrics enters a plot; models are told apart by a legend
+beside it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ditprune.reporting.numbers import titled
+from ditprune.reporting.palette import MARKS, NUM_COLOURS
+
+# Colours that stand for variables of the page; nothing draws in them by itself.
+_INK, _FAINT = "#010101", "#010102"
+_SERIES = tuple(f"#0202{number:02x}" for number in range(NUM_COLOURS))
+_VARIABLES = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)
+}
+_INCHES = (4.2, 2.7)
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.4,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+}
+# An error that spans more than this is drawn on a logarithmic axis.
+_LOGARITHMIC_FROM = 30
+
+
+def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> str:
+    """A metric against sparsity, with 95 % intervals; the dense model is a line across.
+
+    Args:
+        models: as in results.json, the dense one first.
+    """
+
+    def draw(axes: Any) -> None:
+        dense = models[0]["metrics"].get(key)
+        if dense is not None:
+            axes.axhline(dense["value"], color=_INK, linestyle="--", linewidth=1)
+            if dense["low"] is not None and dense["high"] is not None:
+                axes.axhspan(dense["low"], dense["high"], color=_FAINT, alpha=0.35, linewidth=0)
+        for number, model in enumerate(models[1:]):
+            one = model["metrics"].get(key)
+            if one is not None:
+                axes.errorbar(
+                    100 * model["sparsity"], one["value"], yerr=_beside(one), capsize=3,
+                    **_marks(number),
+                )  # fmt: skip
+        axes.set_xlim(-3, 103)
+        axes.set_xlabel("target weights removed (%)")
+        axes.set_ylabel(titled(metric))
+
+    return _svg(f"quality-{key}", draw)
+
+
+def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
+    """The relative error of what the pruned models predict, along the way from noise to image.
+
+    Where an error is no number the line has a gap; nothing where none is.
+    """
+    found = [point["error"] for model in models for point in model["error_by_timestep"]]
+    errors = [error for error in found if error is not None]
+    if not errors:
+        return ""
+
+    def draw(axes: Any) -> None:
+        for number, model in enumerate(models[1:]):
+            points = sorted(model["error_by_timestep"], key=lambda point: point["place"])
+            if points:
+                axes.plot(
+                    [100 * point["place"] for point in points],
+                    [math.nan if point["error"] is None else point["error"] for point in points],
+                    **_marks(number),
+                )
+        if min(errors) > 0 and max(errors) > _LOGARITHMIC_FROM * min(errors):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")  # the default writes powers as formulas
+            axes.yaxis.set_minor_formatter("")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(-3, 103)
+        axes.set_xlabel("way from noise to image (%)")
+        axes.set_ylabel("relative error")
+
+    return _svg("timesteps", draw)
+
+
+def _beside(one: Mapping[str, Any]) -> list[list[float]] | None:
+    """How far the interval reaches below and above the value, as errorbar takes it."""
+    if one["low"] is None or one["high"] is None:
+        return None
+    return [[max(0.0, one["value"] - one["low"])], [max(0.0, one["high"] - one["value"])]]
+
+
+def _marks(number: int) -> dict[str, Any]:
+    return {"color": _SERIES[number % NUM_COLOURS], "marker": MARKS[number % len(MARKS)][0]}
+
+
+def _svg(name: str, draw: Any) -> str:
+    """What `draw` puts on axes, as an SVG element that says nothing to a reader of screens.
+
+    Args:
+        name: makes the ids of this plot its own.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the text, with fonts of its own.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        draw(figure.add_subplot())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(out.getvalue())
+
+
+def _inline(document: str) -> str:
+    """An SVG file as an element of a page: variables for colours, no ids that nothing names."""
+    element = document[document.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
+    named = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', element))
+    element = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in named else "", element)
+    for colour, variable in _VARIABLES.items():
+        element = element.replace(colour, variable)
+    for _ in ("width", "height"):
+        element = re.sub(r'(<svg[^>]*?) (?:width|height)="[^"]*"', r"\1", element, count=1)
+    return element.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1).strip()

@@ -1,0 +1,1 @@
+"""DOES IT PAY HERE: dense and sparse, timed on this machine."""

@@ -1,0 +1,233 @@
+"""Compact folders in diffusers: it finds us by the name in config.json and asks us to unpack.
+
+diffusers keeps its quantisers in two tables of a module, with no entry point for others. Importing
+it to add ours would make `import ditprune` slow, so ours are added when that module is there:
+at once, or by a finder that waits for its import, lets the finders behind it do the work, and
+is gone after it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import cache
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.checkpoints.compact.packing import unpack
+from ditprune.checkpoints.compact.weights import FORMAT, METHOD, QUANT_METHOD, check_head
+from ditprune.checkpoints.weights import DTYPES, Entry, read_header, read_range
+from ditprune.errors import ModelError
+
+_TABLES = "diffusers.quantizers.auto"
+_NAMES = ("DitpruneConfig", "DitpruneQuantizer")
+
+
+class _Method(str, Enum):
+    """diffusers reads the `value` of a method's name."""
+
+    DITPRUNE = METHOD
+
+
+def register() -> None:
+    """Make diffusers load compact folders, now or as soon as it is imported. Imports nothing."""
+    if _TABLES in sys.modules:
+        _add_to(sys.modules[_TABLES])
+    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting())
+
+
+def _add_to(tables: ModuleType) -> None:
+    config, quantizer = _classes()
+    for name in (METHOD, QUANT_METHOD):
+        tables.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = config
+    tables.AUTO_QUANTIZER_MAPPING[METHOD] = quantizer
+
+
+@cache
+def _classes() -> tuple[type, type]:
+    """Our configuration and our quantiser, as subclasses of those of diffusers."""
+    from diffusers.quantizers.base import DiffusersQuantizer
+    from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+
+    config, quantizer = _NAMES
+    here = {"__module__": __name__}
+    return (
+        type(config, (Config, QuantizationConfigMixin), here),
+        type(quantizer, (Unpacker, DiffusersQuantizer), here),
+    )
+
+
+def __getattr__(name: str) -> type:
+    """Both by their names, by which pickle finds them: a loaded model holds one of each."""
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _classes()[_NAMES.index(name)]
+
+
+class Config:
+    """What config.json says under `quantization_config`."""
+
+    def __init__(self, quant_method: str = METHOD, format: int = FORMAT) -> None:  # noqa: A002
+        if format != FORMAT:
+            raise ModelError(
+                f"config.json: compact format {format}, this ditprune reads {FORMAT}; install the "
+                "version that wrote it"
+            )
+        self.quant_method = _Method.DITPRUNE
+        self.format = format
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(format={self.format})"
+
+
+class Unpacker:
+    """Gives diffusers one dense weight after the other; what it loads is an ordinary model."""
+
+    use_keep_in_fp32_modules = True  # what a class wants in float32 is, as in its dense folder
+    is_serializable = True
+    is_trainable = True
+    is_compileable = True
+    supports_parallel_loading = False  # one layer more than the model at a time
+    pre_quantized: bool
+
+    def __init__(self, config: Any, **options: Any) -> None:
+        super().__init__(config, **options)  # type: ignore[call-arg]  # of DiffusersQuantizer
+        self._entries: dict[str, Entry] = {}
+        self._in_float32: frozenset[str] = frozenset()
+        self._done: set[str] = set()
+
+    def validate_environment(self, *_: Any, **options: Any) -> None:
+        """Refuse what diffusers would do to packed weights without asking us."""
+        if not self.pre_quantized:
+            raise ModelError(
+                f"{METHOD}: packs folders, not models that are being loaded; leave "
+                "quantization_config out, and `ditprune convert FOLDER --to compact -o OUT`"
+            )
+        places = options.get("device_map")
+        if isinstance(places, Mapping) and "disk" in places.values():
+            raise ModelError(
+                "device_map: compact weights cannot be offloaded to disk; "
+                "`ditprune convert FOLDER --to dense -o DENSE` first"
+            )
+
+    def update_torch_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        """What diffusers takes for none, which it would turn packed bytes into as well."""
+        return torch.get_default_dtype() if dtype is None else dtype
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], files: Any) -> list[str]:
+        """Learn where the packed weights lie."""
+        self._entries = {e.name: e for file in files for e in read_header(Path(file))}
+        return loaded_keys
+
+    def check_if_quantized_param(
+        self, model: nn.Module, value: Tensor, name: str, *_: Any, **__: Any
+    ) -> bool:
+        """A run of bytes where the model has a matrix."""
+        if value.dtype != torch.uint8 or value.ndim != 1:
+            return False
+        return dict(model.named_parameters())[name].ndim > 1
+
+    def check_quantized_param_shape(self, *_: Any) -> bool:
+        """Unpacking compares it."""
+        return True
+
+    def create_quantized_param(
+        self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any,
+        dtype: torch.dtype | None = None, **__: Any,
+    ) -> None:  # fmt: skip
+        """Put the dense weight into the model.
+
+        Its bytes are read anew: the tensor that diffusers holds is mapped from the file, and what
+        is looked at of it would stay in memory beside the model.
+        """
+        from accelerate.utils import set_module_tensor_to_device
+
+        before, entry = model.get_parameter(name), self._entries.get(name)
+        if entry is None:
+            raw = value.numpy().data
+        else:
+            raw = read_range(entry.file, entry.offset, entry.size_bytes)
+        where = name if entry is None else f"{entry.file}: {name}"
+        head, dense = unpack(raw, where)
+        check_head(head, head.dtype, tuple(before.shape), where)
+        weight = torch.frombuffer(dense, dtype=DTYPES[head.dtype]).reshape(head.shape)
+        if not self._in_float32.isdisjoint(name.split(".")):
+            dtype = torch.float32
+        weight = weight.to(dtype or before.dtype)
+        set_module_tensor_to_device(model, name, device, value=weight, dtype=weight.dtype)
+        self._done.add(name)
+
+    def get_cuda_warm_up_factor(self) -> int:
+        return 2  # as for dense models
+
+    def preprocess_model(self, model: nn.Module, **options: Any) -> nn.Module:
+        """Remember what stays in float32; mark nothing, since the model will be dense."""
+        self._in_float32 = frozenset(options.get("keep_in_fp32_modules") or ())
+        return self._process_model_before_weight_loading(model)
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> nn.Module:
+        """Take our name out of the configuration, so that what is saved is an ordinary folder."""
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        left = [
+            e.name for e in self._entries.values()
+            if e.name not in self._done and e.shape != shapes.get(e.name, e.shape)
+        ]  # fmt: skip
+        if left:
+            raise ModelError(
+                f"{self._entries[left[0]].file}: {len(left)} packed weights were not loaded (first "
+                f"{left[0]}); leave ignore_mismatched_sizes out"
+            )
+        config = {k: v for k, v in model.config.items() if k != "quantization_config"}
+        model._internal_dict = type(model.config)(config)
+        self._entries, self._done = {}, set()  # the model goes on without its files
+        return model
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        return model
+
+
+class _Waiting(MetaPathFinder):
+    """Finds the module with the tables like everyone else, and adds ours when it has run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _TABLES:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _Adding(spec.loader)
+                return spec
+        return None
+
+
+class _Adding(Loader):
+    """A loader that adds ours after another has run the module."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _Waiting)]
+        _add_to(module)

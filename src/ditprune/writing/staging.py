@@ -1,0 +1,207 @@
+"""A folder that takes long to write: killed at any moment, the same command goes on with it.
+
+Beside OUT lie `.OUT.part`, which becomes OUT, and `.OUT.journal`, which says of what run it is
+and what is done; with an OUT to replace, `.OUT.old` for the moment between two renames. The order
+at the end is: everything on the disk, the journal says so, OUT → .OUT.old, .OUT.part → OUT,
+.OUT.old removed, the journal removed. At every point between, what lies there tells what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ditprune.errors import OutputError
+from ditprune.writing.identity import differences
+from ditprune.writing.journal import Journal
+from ditprune.writing.output import (
+    check_folder,
+    check_no_link,
+    is_ours,
+    old_of,
+    put_back,
+    why,
+)
+
+_WRITTEN = {"written": True}
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A folder in the making.
+
+    Args:
+        part: what OUT will be.
+        journal: what of it is done, by this run and by killed ones before.
+        is_written: all of it is; nothing but the last renames was left.
+    """
+
+    part: Path
+    journal: Journal
+    is_written: bool
+
+
+def part_of(out: Path) -> Path:
+    """Where OUT lies until it is whole."""
+    return out.with_name(f".{out.name}.part") if out.name else out
+
+
+@contextmanager
+def resumable_folder(
+    out: Path, source: Path, needs_bytes: int, guard: Mapping[str, Any], overwrite: bool
+) -> Iterator[Staging]:
+    """A folder beside `out` that takes its place when the block ends well.
+
+    An interrupt keeps folder and journal for the next run with the same guard; any other failure
+    removes both, and `out` is what it was.
+
+    Args:
+        source: what is copied; `out` may not be in it.
+        needs_bytes: the size of the whole.
+        guard: plain values that make a run this one.
+        overwrite: whether an `out` that is ours may be replaced, and another run dropped.
+
+    Raises OutputError.
+    """
+    try:
+        staging = _open(out, source, needs_bytes, guard, overwrite)
+    except OSError as error:
+        raise OutputError(why(out, error)) from None
+    try:
+        yield staging
+        if not staging.is_written:
+            _sync(staging.part)
+            staging.journal.append(_WRITTEN)
+            staging.journal.sync()
+    except (OSError, SafetensorError) as error:
+        _discard(staging)
+        raise OutputError(why(out, error)) from None
+    except Exception:
+        _discard(staging)
+        raise
+    except BaseException:
+        staging.journal.close()
+        raise
+    try:
+        _place(staging.part, out)
+        staging.journal.remove()
+    except OSError as error:
+        raise OutputError(why(out, error)) from None
+    finally:
+        staging.journal.close()
+
+
+def check_early(out: Path, source: Path, overwrite: bool) -> None:
+    """Refuse, before long preparations, places that `resumable_folder` would refuse after them.
+
+    Raises OutputError.
+    """
+    if not (out.name and _journal_of(out).exists()):  # which may tell of a finished OUT
+        check_folder(out, source, needs_bytes=0, overwrite=overwrite)
+
+
+def missing_bytes(out: Path, needs_bytes: int) -> int:
+    """What is still to be written of a folder, where a killed run has left some."""
+    left = part_of(out).rglob("*") if out.name else ()
+    return needs_bytes - sum(_allocated_bytes(file) for file in left if file.is_file())
+
+
+def _open(
+    out: Path, source: Path, needs_bytes: int, guard: Mapping[str, Any], overwrite: bool
+) -> Staging:
+    part, file = part_of(out), _journal_of(out)
+    if out.name:
+        check_no_link(part, file, old_of(out))
+    journal = Journal(file) if file.name and file.exists() else None
+    try:
+        if journal is not None and _is_placed(journal, out):
+            if journal.guard == guard:
+                return Staging(part, journal, is_written=True)
+            _place(part, out)
+            journal.remove()
+            journal = None
+        resumes = journal is not None and journal.guard == guard
+        if not (resumes and _is_written(journal)):
+            put_back(out)
+        check_folder(out, source, missing_bytes(out, needs_bytes), overwrite)
+        if journal is None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            journal = Journal(file)
+        elif journal.guard is not None and not resumes and not overwrite:
+            changed = "; ".join(differences(journal.guard, guard))
+            raise OutputError(
+                f"{out}: an unfinished run with other settings lies beside it ({changed}); finish "
+                "it with its own settings, or pass --overwrite to drop it"
+            )
+        if not resumes or (_is_written(journal) and not part.exists()):
+            shutil.rmtree(part, ignore_errors=True)
+            journal.start(guard)
+        part.mkdir(exist_ok=True)
+        return Staging(part, journal, _is_written(journal))
+    except BaseException:
+        if journal is not None:
+            (journal.close if journal.guard else journal.remove)()
+        raise
+
+
+def _journal_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.journal") if out.name else out
+
+
+def _is_written(journal: Journal | None) -> bool:
+    return journal is not None and _WRITTEN in journal.records
+
+
+def _is_placed(journal: Journal, out: Path) -> bool:
+    """Killed between its last rename and the end of its journal."""
+    return _is_written(journal) and not part_of(out).exists() and is_ours(out)
+
+
+def _place(part: Path, out: Path) -> None:
+    """The last renames, from wherever a killed run left them."""
+    old = old_of(out)
+    if part.exists():
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        try:
+            part.rename(out)
+        except OSError:
+            put_back(out)
+            raise
+        _sync_file(out.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _discard(staging: Staging) -> None:
+    shutil.rmtree(staging.part, ignore_errors=True)
+    staging.journal.remove()
+
+
+def _sync(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    if os.name == "nt":  # neither folders nor files that are open to read can be synchronised
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _allocated_bytes(file: Path) -> int:
+    """The file's bytes on the disk; what is only reserved for later counts as none."""
+    state = file.stat()
+    return min(state.st_size, getattr(state, "st_blocks", 0) * 512)

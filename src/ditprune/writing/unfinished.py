@@ -1,0 +1,81 @@
+"""Work that lies beside its result until it is done: found again by the same command.
+
+`.FILE.work/` holds whatever the work keeps, and a guard of what must not change meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ditprune.errors import OutputError
+from ditprune.writing import identity as guard
+from ditprune.writing.json_file import read_json
+from ditprune.writing.output import check_file, check_no_link, ensure_folder, write_beside
+
+_GUARD = "guard.json"
+
+
+def place_of(out: Path) -> Path:
+    """Where the work on a file is kept."""
+    return out.with_name(f".{out.name}.work")
+
+
+def sweep(out: Path) -> None:
+    """Remove what a run that was killed behind its last step left over."""
+    shutil.rmtree(_done(out), ignore_errors=True)
+
+
+def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
+    """Refuse a file that is there, and work that other settings began. Raises OutputError."""
+    check_no_link(place_of(out), _done(out))
+    changed = _changed(out, now)
+    if changed and not overwrite:
+        raise OutputError(
+            f"{out}: unfinished work with other settings lies beside it "
+            f"({'; '.join(changed)}); give those again to go on, or --overwrite to drop it"
+        )
+    if changed != []:
+        check_file(out, overwrite)
+
+
+def goes_on(out: Path, now: Mapping[str, Any]) -> bool:
+    """Whether work with the same settings lies beside `out`."""
+    return _changed(out, now) == []
+
+
+def open_work(out: Path, now: Mapping[str, Any]) -> None:
+    """Go on with the work on `out` if nothing of the guard changed, else begin it anew."""
+    work = place_of(out)
+    if goes_on(out, now):
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    ensure_folder(work)
+    with write_beside(work / _GUARD) as part:
+        part.write_text(json.dumps(now, indent=1), encoding="utf-8")
+
+
+def _changed(out: Path, now: Mapping[str, Any]) -> list[str] | None:
+    """What differs from the work that lies beside `out`; None where there is none."""
+    file = place_of(out) / _GUARD
+    if not file.is_file():
+        return None
+    return guard.differences(read_json(file), json.loads(json.dumps(now)))
+
+
+def finish(out: Path) -> None:
+    """Put the finished file in its place and drop the work; a kill in between loses neither.
+
+    Before the first rename the work is whole; after it the work would only be redone.
+    """
+    work = place_of(out)
+    (work / out.name).replace(out)
+    work.rename(_done(out))
+    shutil.rmtree(_done(out))
+
+
+def _done(out: Path) -> Path:
+    return out.with_name(f".{out.name}.done")

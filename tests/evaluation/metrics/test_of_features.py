@@ -1,0 +1,162 @@
+"""FID's interval, KID, Inception Score, precision and recall, each against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
+from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
+
+from ditprune.evaluation.metrics import (
+    features,
+    frechet,
+    inception_score,
+    kernel_distance,
+    neighbours,
+)
+from ditprune.evaluation.metrics.features import Seen
+from ditprune.evaluation.metrics.interval import resamples
+
+
+def draw(num: int, width: int, seed: int, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    turn = torch.randn(width, width, generator=torch.Generator().manual_seed(99))
+    return (torch.randn(num, width, generator=generator) @ turn + shift).double()
+
+
+def naive_fid(real: np.ndarray, fake: np.ndarray) -> float:
+    cov_1, cov_2 = np.cov(real, rowvar=False), np.cov(fake, rowvar=False)
+    root = sqrtm(cov_1 @ cov_2).real
+    between = ((real.mean(0) - fake.mean(0)) ** 2).sum()
+    return float(between + np.trace(cov_1 + cov_2 - 2 * root))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_fid_of_features_is_the_formula(shift) -> None:
+    real, fake = draw(300, 6, 0), draw(200, 6, 1, shift)
+    found = frechet.compute(frechet.moments_of(real), fake)
+    assert found.value == pytest.approx(naive_fid(real.numpy(), fake.numpy()), rel=1e-9)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("num", [40, 5], ids=["more images than features", "fewer"])
+def test_fid_of_a_resample_is_the_formula_over_repeated_images(num) -> None:
+    real, fake = draw(300, 6, 0), draw(num, 6, 1, 0.3)
+    statistic = frechet._resampled(frechet.moments_of(real), fake)
+    for weights in resamples(num, 3, seed=0):
+        repeated = fake.repeat_interleave(weights.long(), dim=0)
+        expected = naive_fid(real.numpy(), repeated.numpy())
+        assert statistic(weights) == pytest.approx(expected, rel=1e-5)
+
+
+def naive_kid(real: np.ndarray, fake: np.ndarray) -> float:
+    def mean(x: np.ndarray, y: np.ndarray, own: bool) -> float:
+        pairs = [
+            (x[i] @ y[j] / x.shape[1] + 1) ** 3
+            for i in range(len(x)) for j in range(len(y)) if not own or i != j
+        ]  # fmt: skip
+        return float(np.mean(pairs))
+
+    return mean(real, real, True) + mean(fake, fake, True) - 2 * mean(real, fake, False)
+
+
+def test_kid_is_the_formula_over_all_pairs() -> None:
+    real, fake = draw(30, 6, 0), draw(20, 6, 1, 0.5)
+    found = kernel_distance.compute(real, fake)
+    assert found.value == pytest.approx(naive_kid(real.numpy(), fake.numpy()), rel=1e-9)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.value < found.high
+
+
+def test_kid_of_many_images_is_the_mean_of_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(kernel_distance, "_BLOCK", 10)
+    monkeypatch.setattr(kernel_distance, "_mixed", lambda images, _generator: images)
+    real, fake = draw(30, 6, 0), draw(21, 6, 1, 0.5)
+    blocks = [
+        naive_kid(a.numpy(), b.numpy())
+        for a, b in zip(real.tensor_split(3), fake.tensor_split(3), strict=True)
+    ]
+    found = kernel_distance.compute(real, fake)
+    assert found.value == pytest.approx(np.mean(blocks), rel=1e-9)
+
+
+def of_classes(num: int, seed: int) -> Tensor:
+    """Features [num, 4] of four classes far apart, one class after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.eye(4).repeat_interleave(num // 4, dim=0)
+    return (centres + 0.3 * torch.randn(num, 4, generator=generator)).double()
+
+
+@pytest.mark.parametrize("ordered", ["reference", "samples"])
+def test_kid_of_many_images_does_not_depend_on_their_order(ordered) -> None:
+    """Mixtures that are alike are 0 apart; blocks of a class against blocks of all are 8 apart."""
+    real, fake = of_classes(1200, 0), of_classes(2000, 1)
+    mixed = torch.Generator().manual_seed(2)
+    shuffled = [one[torch.randperm(len(one), generator=mixed)] for one in (real, fake)]
+    pair = [real, shuffled[1]] if ordered == "reference" else [shuffled[0], fake]
+    found, expected = kernel_distance.compute(*pair), kernel_distance.compute(*shuffled)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= 0 <= found.high
+    assert found.low <= expected.value <= found.high
+    assert found.high - found.low < 0.5
+
+
+def test_kid_is_that_of_torchmetrics_for_equal_numbers() -> None:
+    real, fake = draw(30, 6, 0), draw(30, 6, 1, 0.5)
+    expected = poly_mmd(real, fake).item()
+    assert kernel_distance.compute(real, fake).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_inception_score_is_the_formula() -> None:
+    logits = draw(50, 10, 0)
+    p = np.exp(logits.numpy())
+    p /= p.sum(1, keepdims=True)
+    divergences = (p * (np.log(p) - np.log(p.mean(0)))).sum(1)
+    found = inception_score.compute(logits)
+    assert found.value == pytest.approx(np.exp(divergences.mean()), rel=1e-12)
+
+
+def test_the_inception_score_knows_its_ends() -> None:
+    sure = torch.eye(10).repeat(3, 1) * 1000
+    assert inception_score.compute(sure).value == pytest.approx(10)
+    assert inception_score.compute(torch.zeros(5, 10)).value == pytest.approx(1)
+    assert inception_score.compute(sure[:1]).value == pytest.approx(1)
+
+
+def naive_among(points: np.ndarray, others: np.ndarray) -> list[bool]:
+    reach = np.sort(cdist(others, others), axis=1)[:, 3]
+    return [bool((cdist(point[None], others)[0] <= reach).any()) for point in points]
+
+
+def test_precision_and_recall_are_the_definition(monkeypatch) -> None:
+    monkeypatch.setattr(neighbours, "_ROWS", 7)  # several blocks of rows
+    real, fake = draw(40, 4, 0), draw(30, 4, 1, 2.0)
+    inside, covered = neighbours.precision(real, fake), neighbours.recall(real, fake)
+    assert inside.tolist() == naive_among(fake.numpy(), real.numpy())
+    assert covered.tolist() == naive_among(real.numpy(), fake.numpy())
+    assert 0 < inside.double().mean() < 1
+    assert 0 < covered.double().mean() < 1
+
+
+def test_few_images_have_fewer_neighbours() -> None:
+    two = torch.tensor([[0.0], [1.0]])
+    assert neighbours.radii(two).tolist() == [1.0, 1.0]
+    assert neighbours.precision(two, torch.tensor([[1.9], [2.1]])).tolist() == [True, False]
+
+
+def test_what_was_seen_adds_up_over_batches() -> None:
+    parts = [Seen((draw(3, 4, i),), (draw(3, 5, i),), (draw(3, 2, i),)) for i in range(2)]
+    both = features.update(features.update(Seen(), parts[0]), parts[1])
+    assert both.pooled == parts[0].pooled + parts[1].pooled
+    assert both.all_pooled().shape == (6, 4)
+    assert both.all_spatial().shape == (6, 5)
+    assert both.all_logits().shape == (6, 2)
+    assert both.widths == (4, 5)
+    assert Seen().widths == (0, 0)

@@ -1,0 +1,199 @@
+"""Recipes: from words, to JSON and back, and every refusal before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+
+from ditprune.errors import RecipeError
+from ditprune.method.granularity import CAG, NM, PerChannel, PerLayer
+from ditprune.method.recipe import Recipe, build, from_json
+from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
+from ditprune.method.saliency.ria import RIA
+
+SALIENCIES = [Magnitude(), Wanda(), STW(), STW(3, 0.5), Power(0.5, 1), RIA(), RIA(0.7)]
+GRANULARITIES = [PerLayer(), PerChannel(), CAG(), CAG(0.05), CAG("auto")]
+
+
+def through_json(recipe: Recipe) -> Recipe:
+    return from_json(json.loads(json.dumps(recipe.to_json())), "recipe.json")
+
+
+def test_the_default_is_the_papers_method_at_half() -> None:
+    assert build() == Recipe() == Recipe(STW(2, 1), CAG(), 0.5, (), ())
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=repr)
+@pytest.mark.parametrize("saliency", SALIENCIES, ids=repr)
+def test_a_recipe_survives_json(saliency, granularity) -> None:
+    recipe = Recipe(saliency, granularity, 0.3, ("*.attn1.*",), ("*.to_q", "*.to_k"))
+    assert through_json(recipe) == recipe
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 16)], ids=repr)
+@pytest.mark.parametrize("saliency", SALIENCIES, ids=repr)
+def test_a_recipe_with_a_pattern_survives_json(saliency, pattern) -> None:
+    recipe = build(saliency, pattern=pattern)
+    assert recipe == Recipe(saliency, pattern, None)
+    assert recipe.to_json()["pattern"] == pattern.name
+    assert through_json(recipe) == recipe
+
+
+def test_a_pattern_given_as_the_granularity_is_the_pattern() -> None:
+    """It fixes the count: a sparsity beside it may neither be recorded nor be ignored."""
+    recipe = build(granularity=NM(2, 4))
+    assert recipe.sparsity is None
+    assert through_json(recipe) == recipe
+    with pytest.raises(RecipeError, match="sparsity"):
+        build(granularity=NM(2, 4), sparsity=0.7)
+
+
+def test_words_and_objects_say_the_same() -> None:
+    assert build("wanda", "layer", 0.3) == build(Wanda(), PerLayer(), 0.3)
+    assert build("power", weight_power=3, activation_power=0) == build(Power(3, 0))
+    assert build("stw", weight_power=3) == build(STW(3, 1))
+    assert build("ria", activation_power=1) == build(RIA(1))
+    assert build(cag_threshold="0.7") == build(granularity=CAG(0.7))
+    assert build(cag_threshold="auto") == build(granularity=CAG("auto"))
+    assert build(pattern="2:4") == build(pattern=NM(2, 4))
+    assert build(include="*.a") == build(include=["*.a"])
+
+
+def test_a_recipe_is_a_value() -> None:
+    recipe = build()
+    assert hash(recipe) == hash(build())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.sparsity = 0.9
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.0, 0.999, 1e-9])
+def test_sparsities_from_zero_to_below_one_are_taken(sparsity: float) -> None:
+    assert build(sparsity=sparsity).sparsity == float(sparsity)
+
+
+@pytest.mark.parametrize(
+    "sparsity", [-0.1, 1, 1.0, 50, math.nan, math.inf, True, False, "0.5", [0.5]]
+)
+def test_other_sparsities_are_refused(sparsity: object) -> None:
+    with pytest.raises(RecipeError, match=re.escape(f"--sparsity {sparsity}: expected")):
+        build(sparsity=sparsity)
+
+
+REFUSALS = [
+    ({"saliency": "wander"}, "--saliency 'wander' is unknown; did you mean 'wanda'?"),
+    ({"saliency": "zzz"}, "'zzz' is unknown; choose from magnitude, power, ria, stw, wanda"),
+    ({"saliency": 5}, "--saliency 5: expected a name (magnitude, wanda,"),
+    ({"saliency": STW}, "expected a name"),
+    ({"granularity": "chanel"}, "--granularity 'chanel' is unknown; did you mean 'channel'?"),
+    ({"granularity": "2:4"}, "--granularity '2:4' is unknown"),
+    ({"granularity": 4}, "--granularity 4: expected a name (layer, channel, cag)"),
+    ({"saliency": CAG()}, "--saliency"),
+    ({"granularity": STW()}, "--granularity"),
+    ({"pattern": "4:2"}, "pattern: 4:2 given"),
+    ({"pattern": 2.4}, "pattern: '2.4' given; expected N:M"),
+    ({"pattern": "2:4", "sparsity": 0.5}, "--sparsity and --pattern exclude each other"),
+    ({"pattern": "2:4", "sparsity": 0}, "--sparsity and --pattern exclude each other"),
+    ({"pattern": "2:4", "granularity": "layer"}, "--granularity and --pattern exclude each other"),
+    ({"pattern": "2:4", "cag_threshold": 1}, "--cag-threshold and --pattern exclude each other"),
+    ({"saliency": "power"}, "--saliency power needs --weight-power"),
+    ({"saliency": "power", "weight_power": 2}, "--saliency power needs --activation-power"),
+    ({"saliency": "wanda", "weight_power": 2}, "--weight-power does not apply to --saliency wanda"),
+    ({"saliency": "magnitude", "activation_power": 1}, "--activation-power does not apply to"),
+    ({"saliency": "ria", "weight_power": 1}, "--weight-power does not apply to --saliency ria"),
+    ({"saliency": STW(), "weight_power": 2}, "already has its constants"),
+    ({"weight_power": -1}, "--weight-power -1: expected a power from 0 to 16"),
+    ({"weight_power": math.nan}, "--weight-power nan: expected a power"),
+    ({"weight_power": "2"}, "--weight-power 2: expected a power"),
+    ({"activation_power": True}, "--activation-power True: expected a power"),
+    ({"activation_power": 17}, "--activation-power 17: expected a power"),
+    ({"granularity": "layer", "cag_threshold": 1}, "--cag-threshold does not apply to"),
+    ({"granularity": CAG(), "cag_threshold": 1}, "already has its constants"),
+    ({"cag_threshold": -1}, "--cag-threshold -1: expected a number from 0 up, or 'auto'"),
+    ({"cag_threshold": math.nan}, "--cag-threshold nan: expected"),
+    ({"cag_threshold": "atuo"}, "--cag-threshold atuo: expected"),
+    ({"include": [3]}, "--include [3]: expected globs"),
+    ({"exclude": ["*.a", None]}, "--exclude ['*.a', None]: expected globs"),
+    ({"include": 3}, "--include 3: expected globs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), REFUSALS, ids=lambda v: str(v) if isinstance(v, dict) else ""
+)
+def test_what_cannot_be_used_is_refused(words: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        build(**words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [[], "stw", 3, None, [{"saliency": "stw"}]])
+def test_json_that_is_no_object_is_refused(content: object) -> None:
+    with pytest.raises(RecipeError, match=r"my.json: holds \w+, expected a JSON object"):
+        from_json(content, "my.json")
+
+
+def test_an_unknown_key_is_refused_with_the_nearest() -> None:
+    with pytest.raises(
+        RecipeError, match=r"my.json: unknown key 'sparsty'; did you mean 'sparsity'\?"
+    ):
+        from_json({"sparsty": 0.5}, "my.json")
+
+
+def test_a_refusal_names_the_file_once() -> None:
+    with pytest.raises(RecipeError, match=r"^my.json: --sparsity 2: expected"):
+        from_json({"sparsity": 2}, "my.json")
+
+
+def test_an_empty_object_is_the_default() -> None:
+    assert from_json({}, "my.json") == build()
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "expected"),
+    [
+        ({"sparsity": 0.3}, {"sparsity": 0.6}, build(sparsity=0.6)),
+        ({"sparsity": 0.3}, {"sparsity": None}, build(sparsity=0.3)),
+        ({"sparsity": 0.3}, {"sparsity": 0}, build(sparsity=0)),
+        ({"sparsity": 0.3, "granularity": "layer"}, {"pattern": "2:4"}, build(pattern="2:4")),
+        ({"cag_threshold": 0.1}, {"pattern": "2:4"}, build(pattern="2:4")),
+        ({"pattern": "2:4"}, {"sparsity": 0.6}, build(sparsity=0.6)),
+        ({"pattern": "2:4"}, {"granularity": "layer"}, build(granularity="layer")),
+        ({"pattern": "2:4"}, {"cag_threshold": 1.0}, build(cag_threshold=1.0)),
+        ({"include": ["*.a"]}, {"include": ["*.b"]}, build(include=["*.b"])),
+        ({"saliency": "wanda"}, {"exclude": ["*.b"]}, build("wanda", exclude=["*.b"])),
+    ],
+)  # fmt: skip
+def test_words_beside_a_file_replace_those_in_it(content, overrides, expected) -> None:
+    assert from_json(content, "my.json", **overrides) == expected
+
+
+def test_options_that_exclude_each_other_do_so_beside_a_file() -> None:
+    with pytest.raises(RecipeError, match="exclude each other"):
+        from_json({}, "my.json", pattern="2:4", sparsity=0.5)
+
+
+@pytest.mark.parametrize("saliency", ["magnitude", "wanda", "ria"])
+def test_another_saliency_replaces_the_files_with_its_constants(saliency: str) -> None:
+    content = build().to_json()
+    assert from_json(content, "my.json", saliency=saliency) == build(saliency)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel"])
+def test_another_granularity_replaces_the_files_with_its_constants(granularity: str) -> None:
+    content = build().to_json()
+    assert from_json(content, "my.json", granularity=granularity) == build(granularity=granularity)
+
+
+def test_auxiliary_goes_to_json_and_back() -> None:
+    recipe = build(auxiliary=True)
+    assert recipe.auxiliary
+    assert not build().auxiliary
+    assert recipe.to_json()["auxiliary"] is True
+    assert from_json(recipe.to_json(), "r") == recipe
+    assert from_json(recipe.to_json(), "r", auxiliary=None) == recipe
+    with pytest.raises(RecipeError, match="--auxiliary 'yes': expected true or false"):
+        build(auxiliary="yes")

@@ -1,0 +1,201 @@
+"""The commands that make a model again: they give what its manifest holds, no more and no less."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditprune.calibration.sample import Sampling
+from ditprune.cli.calibrate import calibrate
+from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
+from ditprune.cli.prune import prune
+from ditprune.method.distill import Distill
+from ditprune.method.recipe import Recipe, build
+from ditprune.method.reconstruction.admm import ADMM
+from ditprune.reporting.commands import commands
+
+RECIPES: list[dict[str, Any]] = [
+    {},
+    {"saliency": "magnitude", "granularity": "layer", "sparsity": 0.3},
+    {"saliency": "power", "weight_power": 2.0, "activation_power": 1.0},
+    {"saliency": "ria"},
+    {"saliency": "ria", "activation_power": 1.0},
+    {"weight_power": 3.0},
+    {"pattern": "2:4", "saliency": "wanda"},
+    {"pattern": "4:8", "preset": "best"},
+    {"include": ("*.attn1.*", "-*.ff.*"), "exclude": ("*.to_q", "two words"), "auxiliary": True},
+    {"preset": "best"},
+    {"preset": "best", "sparsity": 0.7, "packages": 4},
+    {"cag_threshold": "auto"},
+    {"cag_threshold": 0.25, "timestep_weighting": "log-decrease"},
+    {"allocation": "owl"},
+    {"allocation": "sensitivity"},
+    {"allocation": "proxy", "saliency": "magnitude"},
+    {"reconstruction": "obs", "packages": 3},
+    {"reconstruction": "admm", "mask": "reconstruction", "refinement": "distill"},
+    {"reconstruction": ADMM(num_steps=40)},
+    {"preset": "best", "refinement": Distill(num_steps=7)},
+]
+# No option says these.
+BY_FILE = {"reconstruction_constants", "refinement_constants"}
+STATISTICS = {"num_calls": 9, "protocol": {}}
+SAMPLINGS: list[dict[str, Any]] = [
+    {},
+    {"num_samples": 64, "timesteps": "early", "batch_size": 4, "num_bins": 5, "seed": 3},
+    {"num_inference_steps": 20, "guidance_scale": 4.5, "height": 512, "width": 768},
+    {"labels": (207, 360), "pipeline_options": {"num_frames": 17, "word": "a b", "on": True}},
+    {"prompts": ("a cat", "a dog, two words")},
+]
+
+
+def told(recipe: Recipe, **options: Any) -> list[str]:
+    """The words of its `ditprune prune`."""
+    _, line = commands("some model", "out", {"recipe": recipe.to_json()}, **options)
+    assert line is not None
+    return shlex.split(line)
+
+
+def params(command: Any, words: list[str]) -> dict[str, Any]:
+    """What the verb itself gets of a line."""
+    assert words[:2] == ["ditprune", command.name]
+    return dict(command.make_context(command.name, words[2:]).params)
+
+
+def parsed(words: list[str]) -> Recipe:
+    own = {
+        "recipe",
+        "preset",
+        *(key for key in Recipe().to_json() if key not in BY_FILE),
+        "pattern",
+    }
+    return read_recipe(**{key: one for key, one in params(prune, words).items() if key in own})
+
+
+def options_of(command: Any) -> set[str]:
+    return {one.name for one in command.params}
+
+
+@pytest.mark.parametrize("words", RECIPES, ids=str)
+def test_the_command_gives_the_recipe(
+    words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = build(**words)
+    line = told(recipe)
+    if "--recipe" in line:
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path, recipe)
+    assert parsed(line) == recipe
+    assert (params(prune, line)["set_folder"] is not None) == recipe.needs_calls
+
+
+@pytest.mark.parametrize("words", RECIPES, ids=str)
+def test_the_recipe_as_a_file_gives_it_too(
+    words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = build(**words)
+    write(tmp_path, recipe)
+    monkeypatch.chdir(tmp_path)
+    line = told(recipe, by_file=True)
+    assert line[-2:] == ["--recipe", "ditprune.json"]
+    assert ("--calibration-set" in line) == recipe.needs_calls
+    assert parsed(line) == recipe
+
+
+def write(folder: Path, recipe: Recipe) -> None:
+    import json
+
+    text = json.dumps({"recipe": recipe.to_json(), "targets": {}})
+    (folder / "ditprune.json").write_text(text, encoding="utf-8")
+
+
+def test_no_word_of_a_recipe_is_forgotten() -> None:
+    """Every field of a recipe differs from its default in some recipe above, and every option of
+    `prune` that is a recipe's is given by some command.
+    """
+    recipes = [build(**words) for words in RECIPES]
+    moved = {
+        one.name
+        for one in dataclasses.fields(Recipe)
+        if any(getattr(recipe, one.name) != getattr(Recipe(), one.name) for recipe in recipes)
+    }
+    assert moved == {one.name for one in dataclasses.fields(Recipe)}
+    keys = {key for recipe in recipes for key in recipe.to_json()}
+    assert keys - options_of(prune) == BY_FILE
+    others = {"model", "out", "set_folder", "device", "gram_memory", "dry_run", "overwrite", "repo"}
+    given = {word for recipe in recipes for word in told(recipe) if word.startswith("--")}
+    expected = (
+        options_of(prune) - others - {"preset", "statistics"}
+    )  # a preset is what it stands for
+    assert given - {"--calibration-set"} == {"--" + one.replace("_", "-") for one in expected}
+
+
+def test_a_default_is_left_out() -> None:
+    assert told(build()) == ["ditprune", "prune", "some model", "-o", "out"]
+    assert told(build(sparsity=0.6))[5:] == ["--sparsity", "0.6"]
+    assert told(build("ria"))[5:] == ["--saliency", "ria"]
+    assert told(build("power", weight_power=2, activation_power=1))[5:] == [
+        "--saliency", "power", "--weight-power", "2", "--activation-power", "1",
+    ]  # fmt: skip
+
+
+def test_constants_without_an_option_are_given_by_the_file() -> None:
+    line = told(build(reconstruction=ADMM(num_steps=40), sparsity=0.7))
+    assert line[5:] == ["--calibration-set", "calls", "--recipe", "ditprune.json"]
+
+
+@pytest.mark.parametrize("recipe", [None, [], {"saliency": "mine"}, {"later": 1}, {"pattern": 3}])
+def test_a_recipe_that_the_command_line_does_not_know_has_no_command(recipe: Any) -> None:
+    assert commands("m", "o", {"recipe": recipe, "statistics": STATISTICS}) == (None, None)
+
+
+@pytest.mark.parametrize("words", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_the_calibration_is_told_too(words: dict[str, Any], preset: str, tmp_path: Path) -> None:
+    sampling, recipe = Sampling(**words), build(preset=preset)
+    protocol = sampling.protocol("APipeline", "AScheduler")
+    claims = {"recipe": recipe.to_json(), "statistics": {"num_calls": 9, "protocol": protocol}}
+    first, second = commands("some model", "out", claims)
+    assert first is not None
+    assert second is not None
+    own, other = params(calibrate, shlex.split(first)), params(prune, shlex.split(second))
+    assert own["model"] == other["model"] == "some model"
+    assert own["out"] == other["statistics"] == Path("stats.safetensors")
+    assert own["set_folder"] == other["set_folder"] == (Path("calls") if preset == "best" else None)
+    (tmp_path / "prompts.txt").write_text("\n".join(words.get("prompts", ())), encoding="utf-8")
+    file = own["prompts"] and tmp_path / own["prompts"]
+    again = Sampling(**{
+        one.name: own[one.name] for one in dataclasses.fields(Sampling) if one.name in own
+    } | {
+        "labels": read_labels(own["labels"]),
+        "prompts": read_prompts(file),
+        "pipeline_options": read_pipeline_options(own["pipeline_options"]),
+    })  # fmt: skip
+    assert again == sampling
+
+
+def test_no_word_of_a_calibration_is_forgotten() -> None:
+    moved = {word for words in SAMPLINGS for word in words}
+    assert moved == {one.name for one in dataclasses.fields(Sampling)} - {"purpose"}
+    assert moved <= options_of(calibrate)
+
+
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        None, {}, {"protocol": {}}, {"protocol": None}, [], 3, {"protocol": {"num_samples": 0}},
+        {"protocol": {"num_samples": "9"}}, {"protocol": {"timesteps": []}},
+        {"protocol": {"purpose": "held-out"}}, {"protocol": {"labels": 3}},
+        {"protocol": {"pipeline_options": ["a"]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_calibration_that_is_not_known_is_not_told(statistics: Any) -> None:
+    """As of `ditprune.calibrate` in Python, or of a manifest that someone edited."""
+    first, second = commands("m", "o", {"recipe": build().to_json(), "statistics": statistics})
+    assert first is None
+    assert second is not None
+    assert ("--statistics" in second) == (statistics is not None)

@@ -1,0 +1,35 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from ditprune.reporting import numbers
+
+METRIC = {"title": "PSNR", "unit": "dB", "digits": 1, "better": "higher"}
+
+
+def test_a_metric_has_its_digits_its_interval_and_a_true_minus() -> None:
+    one = {"value": -0.26, "low": -1.0, "high": 2.04}
+    assert numbers.estimate(one, METRIC) == "−0.3 [−1.0, 2.0]"
+    assert numbers.estimate({**one, "low": None}, METRIC) == "−0.3"
+    assert numbers.estimate(None, METRIC) == "–"
+    assert numbers.titled(METRIC) == "PSNR (dB)"
+    assert numbers.direction(METRIC) == "higher is better"
+
+
+def test_counts_bytes_seconds_and_shares() -> None:
+    assert numbers.count(5_578_736) == "5.58 M"
+    assert numbers.count(950) == "950"
+    assert numbers.count(None) == "–"
+    assert numbers.size(23_800_000_000) == "23.8 GB"
+    assert numbers.seconds(0.012345) == "0.0123 s"
+    assert numbers.percent(0.5) == "50 %"
+    assert numbers.percent(0.4998) == "50 %"
+    assert numbers.percent(0.499) == "49.9 %"
+    assert numbers.percent(1) == "100 %"
+
+
+def test_a_change_is_against_dense() -> None:
+    assert numbers.change(53, 100) == "−47 %"
+    assert numbers.change(110, 100) == "+10 %"
+    assert numbers.change(100.01, 100) == "same"
+    assert numbers.change(None, 100) == numbers.change(1, None) == numbers.change(1, 0) == ""
