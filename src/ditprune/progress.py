@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 # Called with what is being done, how much of it is done, and how much there is.
-Report = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 def silent(_what: str, _done: int, _total: int) -> None:

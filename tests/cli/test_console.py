@@ -16,18 +16,18 @@ def clock(monkeypatch):
 
 
 def test_quick_work_says_nothing(clock, capsys) -> None:
-    with console.progress() as report:
+    with console.progress() as progress:
         for done in range(1, 6):
             clock[0] += 5
-            report("drawing", done, 5)
+            progress("drawing", done, 5)
     assert capsys.readouterr().err == ""
 
 
 def test_long_work_says_how_far_it_is_and_what_is_left(clock, capsys) -> None:
-    with console.progress() as report:
+    with console.progress() as progress:
         for done in range(11, 21):
             clock[0] += 10
-            report("drawing", done, 70)
+            progress("drawing", done, 70)
     assert capsys.readouterr().err.splitlines() == [
         "drawing: 13/70, about 0:09:30 left",
         "drawing: 16/70, about 0:09:00 left",
@@ -36,17 +36,17 @@ def test_long_work_says_how_far_it_is_and_what_is_left(clock, capsys) -> None:
 
 
 def test_the_first_report_after_a_long_silence_promises_nothing(clock, capsys) -> None:
-    with console.progress() as report:
+    with console.progress() as progress:
         clock[0] += 60
-        report("held-out calls", 1, 4)
+        progress("held-out calls", 1, 4)
     assert capsys.readouterr().err == "held-out calls: 1/4\n"
 
 
 def test_what_begins_again_is_counted_anew(clock, capsys) -> None:
-    with console.progress() as report:
+    with console.progress() as progress:
         for done in (1, 2, 3, 1, 2, 3):
             clock[0] += 12
-            report("images of this row", done, 3)
+            progress("images of this row", done, 3)
     assert capsys.readouterr().err.splitlines() == [
         "images of this row: 3/3, about 0:00:00 left",
         "images of this row: 3/3, about 0:00:00 left",
@@ -54,8 +54,8 @@ def test_what_begins_again_is_counted_anew(clock, capsys) -> None:
 
 
 def test_nothing_done_yet_can_be_reported(clock, capsys) -> None:
-    with console.progress() as report:
-        report("calibrating", 0, 1)
+    with console.progress() as progress:
+        progress("calibrating", 0, 1)
         clock[0] += 60
-        report("calibrating", 1, 1)
+        progress("calibrating", 1, 1)
     assert capsys.readouterr().err == "calibrating: 1/1, about 0:00:00 left\n"

@@ -70,11 +70,11 @@ def test_an_interrupt_says_how_to_go_on(
     whole = verb.measure
 
     def stop(*args: Any, **words: Any) -> Any:
-        def report(what: str, done: int, _total: int) -> None:
+        def progress(what: str, done: int, _total: int) -> None:
             if (what, done) == ("images: dense", 2):
                 raise KeyboardInterrupt
 
-        return whole(*args[:4], report, *args[5:], **words)
+        return whole(*args[:4], progress, *args[5:], **words)
 
     monkeypatch.setattr(verb, "measure", stop)
     code, _, err = ditprune(*command)

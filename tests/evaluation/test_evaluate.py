@@ -187,13 +187,13 @@ def test_a_bare_denoiser_is_measured_like_its_pipeline(tiny_pipeline, pruned, tm
 def test_the_report_hears_of_everything(tiny_pipeline, pruned, tmp_path) -> None:
     heard: dict[str, tuple[int, int]] = {}
 
-    def report(what: str, done: int, total: int) -> None:
+    def progress(what: str, done: int, total: int) -> None:
         assert done > heard.get(what, (0, 0))[0]
         heard[what] = (done, total)
 
     protocol = Protocol(**SMALL, batch_size=4)
     models = [("much", locate(str(pruned["much"])))]
-    evaluate(locate(str(tiny_pipeline)), models, tmp_path, protocol, report)
+    evaluate(locate(str(tiny_pipeline)), models, tmp_path, protocol, progress)
     assert heard == {
         "held-out calls": (1, 1), "images: dense": (10, 10), "images: much": (10, 10),
         "measuring": (2, 2),

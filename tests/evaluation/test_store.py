@@ -135,14 +135,14 @@ def run(dense: Path, pruned: Path, out: Path, stop_at: str = "", **options: Any)
     """What was drawn, as `model: images`; stopped when the report says `stop_at`."""
     heard: list[str] = []
 
-    def report(what: str, done: int, _total: int) -> None:
+    def progress(what: str, done: int, _total: int) -> None:
         if what.startswith("images"):
             heard.append(f"{what.removeprefix('images: ')}: {done}")
         if heard and heard[-1] == stop_at:
             raise Stop
 
     try:
-        evaluate(locate(str(dense)), [("p", locate(str(pruned)))], out, SMALL, report, **options)
+        evaluate(locate(str(dense)), [("p", locate(str(pruned)))], out, SMALL, progress, **options)
     except Stop:
         heard.append("stopped")
     return heard

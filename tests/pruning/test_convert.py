@@ -311,7 +311,7 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_read(make,
     (tmp_path / "out" / "mine").touch()
     for overwrite, match in ((False, "exists"), (True, "not a folder that ditprune wrote")):
         with pytest.raises(OutputError, match=match):
-            compact(make(), tmp_path / "out", overwrite=overwrite, report=_never)
+            compact(make(), tmp_path / "out", overwrite=overwrite, progress=_never)
 
 
 def _never(*_: object) -> None:

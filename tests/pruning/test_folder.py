@@ -176,7 +176,7 @@ def test_it_reports_every_tensor(tiny_pipeline, tiny_stats, tmp_path) -> None:
     seen: list[tuple[str, int, int]] = []
     prune_checkpoint(
         locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, build(),
-        report=lambda *args: seen.append(args),
+        progress=lambda *args: seen.append(args),
     )  # fmt: skip
     (file,) = (tiny_pipeline / "transformer").glob("*.safetensors")
     num_tensors = len(load_file(file))

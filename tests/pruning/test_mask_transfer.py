@@ -207,9 +207,9 @@ def test_a_stopped_run_goes_on_with_its_counts(pruned, mask, tmp_path) -> None:
         written.extend([total] if what == "writing tensors" else [])
 
     with pytest.raises(KeyboardInterrupt):
-        apply(model, MaskFile(mask), tmp_path / "out", report=stop)
+        apply(model, MaskFile(mask), tmp_path / "out", progress=stop)
     assert not (tmp_path / "out").exists()
-    apply(model, MaskFile(mask), tmp_path / "out", report=count)
+    apply(model, MaskFile(mask), tmp_path / "out", progress=count)
     assert 0 < len(written) <= written[0] // 2 + 1
     apply(model, MaskFile(mask), tmp_path / "whole")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")

@@ -186,7 +186,7 @@ def test_an_interrupt_keeps_the_work_and_the_next_run_does_the_rest(
     seen, reported = count_targets(monkeypatch), []
     outcomes = prune_checkpoint(
         locate(str(folder)), out, None, build("magnitude"),
-        report=lambda what, done, total: reported.append((what, done, total)),
+        progress=lambda what, done, total: reported.append((what, done, total)),
     )  # fmt: skip
     assert len(seen) == 21 - 9
     total = reported[-1][2]

@@ -71,9 +71,9 @@ def test_what_is_written_is_not_written_again(to, folders, tmp_path) -> None:
         written.extend([total] if what == "writing tensors" else [])
 
     with pytest.raises(KeyboardInterrupt):
-        work(locate(str(source)), tmp_path / "out", report=stop)
+        work(locate(str(source)), tmp_path / "out", progress=stop)
     assert not (tmp_path / "out").exists()
-    work(locate(str(source)), tmp_path / "out", report=count)
+    work(locate(str(source)), tmp_path / "out", progress=count)
     assert 0 < len(written) <= written[0] // 2 + 1
     assert files_of(tmp_path / "out") == files_of(folders[to])
 
@@ -84,6 +84,6 @@ def test_work_of_the_other_direction_is_not_gone_on_with(folders, tmp_path) -> N
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        to_compact(locate(str(folders["dense"])), tmp_path / "out", report=stop)
+        to_compact(locate(str(folders["dense"])), tmp_path / "out", progress=stop)
     with pytest.raises(OutputError, match="convert to: compact → dense"):
         to_dense(locate(str(folders["compact"])), tmp_path / "out")

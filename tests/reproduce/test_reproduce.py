@@ -45,9 +45,11 @@ class Log:
         return sum(what == "images of this row" for what, *_ in self.heard)
 
 
-def run(name: str, model: Path, out: Path, report: Any = None, **options: Any) -> dict[str, Any]:
+def run(name: str, model: Path, out: Path, progress: Any = None, **options: Any) -> dict[str, Any]:
     given = Options(**{**SMALL, **options})
-    found = reproduce(name, locate(str(model)), out, given, report=report or Log(), command="again")
+    found = reproduce(
+        name, locate(str(model)), out, given, progress=progress or Log(), command="again"
+    )
     return found[name]
 
 
@@ -257,7 +259,7 @@ def test_a_look_that_is_there_is_not_repeated(tiny_pipeline, tmp_path) -> None:
     options = Options(num_samples=2, steps=(2,), guidance_scales=(1.5,))
     model, log = locate(str(tiny_pipeline)), Log()
     first = reproduce("statistics", model, tmp_path / "out", options)
-    second = reproduce("statistics", model, tmp_path / "out", options, report=log)
+    second = reproduce("statistics", model, tmp_path / "out", options, progress=log)
     assert log.heard == []
     assert json.dumps(first) == json.dumps(second)
 

@@ -34,7 +34,7 @@ from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError, StatisticsError
 from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.targets.discover import discover
 from ditprune.writing import identity as guard
 
@@ -72,7 +72,7 @@ def of_denoiser(folder: Path) -> dict[str, str]:
 
 def sample_missing(
     model: ModelFolder, kept: CalibrationSet, sampling: Sampling, place: Placement,
-    worker: Worker, report: Report,
+    worker: Worker, progress: Progress,
 ) -> dict[str, nn.Module]:  # fmt: skip
     """Sample the units of a set that are not there yet; returns the denoisers if it loads them."""
     missing = [unit for unit in kept.missing() if worker.owns(unit)]
@@ -83,13 +83,13 @@ def sample_missing(
     for unit in missing:
         calls, style = sample_unit(pipeline, sampling, unit, tuple(model.denoisers))
         kept.write(unit, calls, asdict(style))
-        report("sampling", kept.num_units - len(kept.missing()), kept.num_units)
+        progress("sampling", kept.num_units - len(kept.missing()), kept.num_units)
     return denoisers_of(pipeline, tuple(model.denoisers))
 
 
 def observe_set(
     model: ModelFolder, kept: CalibrationSet, work: Path, place: Placement, worker: Worker,
-    denoisers: dict[str, nn.Module], report: Report,
+    denoisers: dict[str, nn.Module], progress: Progress,
 ) -> dict[str, Statistics]:  # fmt: skip
     """The statistics of every denoiser over a complete set, those of all workers together.
 
@@ -101,7 +101,7 @@ def observe_set(
     for name, folder in model.denoisers.items():
         denoiser = denoisers.pop(name) if name in denoisers else load_denoiser(folder, place)
         part = work / f"observed-{name}-{worker.rank}-of-{worker.world}.safetensors"
-        own = _observe_units(name, denoiser, folder, kept, part, place, worker, report)
+        own = _observe_units(name, denoiser, folder, kept, part, place, worker, progress)
         total = add_up(own, worker)
         if total is None:
             raise unreached(model, name)
@@ -130,7 +130,7 @@ def _first_call(name: str, kept: CalibrationSet) -> Call:
 
 def _observe_units(
     name: str, denoiser: nn.Module, folder: Path, kept: CalibrationSet, part: Path,
-    place: Placement, worker: Worker, report: Report,
+    place: Placement, worker: Worker, progress: Progress,
 ) -> Statistics | None:  # fmt: skip
     """What this worker's units add up to for one denoiser."""
     own = of_denoiser(folder)
@@ -145,7 +145,7 @@ def _observe_units(
         if time.monotonic() - saved_at > _SAVE_EVERY_S:
             _save(part, number, total)
             saved_at = time.monotonic()
-        report(f"observing {name}", number, len(units))
+        progress(f"observing {name}", number, len(units))
     return total
 
 

@@ -13,7 +13,7 @@ import torch
 from ditprune.checkpoints.copy_folder import ShardWriter, sha256
 from ditprune.checkpoints.layout import Layout
 from ditprune.checkpoints.weights import Entry, Weights, read_range
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.writing.journal import Journal
 
 Result = TypeVar("Result")
@@ -100,7 +100,7 @@ def unchanged(
     weights: Weights | Layout,
     folder: Path,
     hashes: Mapping[str, str],
-    report: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
 ) -> set[str]:
     """The tensors whose bytes in `folder`, at the place they have in `weights`, hash as said."""
     entries = [entry for entry in weights.in_order() if entry.name in hashes]
@@ -115,7 +115,7 @@ def unchanged(
             zip(entries, executor.map(holds, entries), strict=True), start=1
         ):
             found |= {entry.name} if is_there else set()
-            report(number, len(entries))
+            progress(number, len(entries))
     return found
 
 
@@ -143,7 +143,7 @@ def recorded(journal: Journal, denoiser: str) -> dict[str, Record]:
 
 def rewrite(
     denoiser: str, source: Weights, layout: Layout, folder: Path, journal: Journal,
-    change: Change, report: Report, check: Callable[[Record], None] = accept,
+    change: Change, progress: Progress, check: Callable[[Record], None] = accept,
 ) -> dict[str, Record]:  # fmt: skip
     """Write what is not written yet.
 
@@ -161,7 +161,7 @@ def rewrite(
     with ShardWriter(layout, folder) as writer, Syncing(writer, journal) as syncing:
         hashes = {name: record["sha256"] for name, record in known.items()}
         what = "checking what is done"
-        there = unchanged(layout, folder, hashes, lambda *done: report(what, *done))
+        there = unchanged(layout, folder, hashes, lambda *done: progress(what, *done))
         written: dict[str, Record] = {name: known[name] for name in there}
 
         def write(entry: Entry, raw: memoryview, result: tuple[memoryview, Any]) -> None:
@@ -176,7 +176,7 @@ def rewrite(
             written[entry.name] = record
             journal.append(record)
             syncing.wrote(len(content))
-            report("writing tensors", len(written), len(layout.entries))
+            progress("writing tensors", len(written), len(layout.entries))
 
         stream((e for e in source.in_order() if e.name not in there), change, write)
     return written

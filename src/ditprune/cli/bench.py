@@ -63,8 +63,8 @@ def bench(
         pipeline_options=read_pipeline_options(pipeline_options),
     )  # fmt: skip
     asked = Options(device=device, max_memory=parse_size(max_memory), sampling=sampling, **options)
-    with console.progress() as report:
-        found = measure(locate(model), asked, report)
+    with console.progress() as progress:
+        found = measure(locate(model), asked, progress)
     if out is not None and results is not None:
         with write_beside(out) as part:
             text = json.dumps({**results, "bench": found}, indent=1, allow_nan=False)

@@ -119,10 +119,10 @@ def collect(
     worker.wait()
     kept = calibration_set.load(folder)
     try:
-        with console.progress() as report:
-            denoisers = sample_missing(model, kept, sampling, place, worker, report)
+        with console.progress() as progress:
+            denoisers = sample_missing(model, kept, sampling, place, worker, progress)
             worker.wait()
-            statistics = observe_set(model, kept, work, place, worker, denoisers, report)
+            statistics = observe_set(model, kept, work, place, worker, denoisers, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None
     except Exception:

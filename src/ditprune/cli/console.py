@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import (
+    Progress as Bars,
+)
 
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.writing.staging import part_of
 
 out = Console(highlight=False, soft_wrap=True)
@@ -45,38 +47,38 @@ def prefix(name: str, among: Sized) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Iterator[Progress]:
     """One bar per thing done, with the time left; where nobody watches, as in a log file, a line
     each half minute."""
     if not err.is_terminal:
         yield _line_now_and_then()
         return
     bars: dict[str, Any] = {}
-    live = Progress(
+    live = Bars(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
     )  # fmt: skip
 
-    def report(what: str, done: int, total: int) -> None:
+    def show(what: str, done: int, total: int) -> None:
         if what not in bars:
             live.start()
             bars[what] = live.add_task(what, total=total)
         live.update(bars[what], completed=done)
 
     try:
-        yield report
+        yield show
     finally:
         if bars:
             live.stop()
 
 
-def _line_now_and_then() -> Report:
+def _line_now_and_then() -> Progress:
     """Says how far each thing is, where `_QUIET_S` went by without a word."""
     began: dict[str, tuple[float, int]] = {}
     last: dict[str, int] = {}
     spoke_s = time.monotonic()
 
-    def report(what: str, done: int, total: int) -> None:
+    def say_now_and_then(what: str, done: int, total: int) -> None:
         nonlocal spoke_s
         now_s = time.monotonic()
         if done <= last.get(what, -1):  # the same again, of something else
@@ -89,7 +91,7 @@ def _line_now_and_then() -> Report:
         left = f", about {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
         say(f"{what}: {done}/{total}{left}")
 
-    return report
+    return say_now_and_then
 
 
 @contextmanager

@@ -24,9 +24,9 @@ def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
     A compact folder loads in diffusers where ditprune is imported, as dense weights.
     """
     folder = locate(model)
-    with console.progress() as report, console.promise(out):
+    with console.progress() as progress, console.promise(out):
         work = to_compact if to == "compact" else to_dense
-        converted = work(folder, out, overwrite, report)
+        converted = work(folder, out, overwrite, progress)
     for name, one in converted.items():
         _show(one, to, console.prefix(name, converted))
     console.out.print(f"{to} model: {out}", markup=False)

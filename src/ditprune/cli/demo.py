@@ -46,9 +46,9 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     for name, recipe in recipes.items():
         prune_checkpoint(model, out / name, stats, recipe, overwrite=True)
     console.say("3/3 draw the same seeds with every model, and measure")
-    with console.progress() as report:
+    with console.progress() as progress:
         folders = [(name, locate(str(out / name))) for name in recipes]
-        results = evaluate(model, folders, out, protocol, report, command=own_command())
+        results = evaluate(model, folders, out, protocol, progress, command=own_command())
     show_results(results)
     write_cards(folders, results)
     console.out.print(

@@ -65,8 +65,8 @@ def evaluate(
     with joined() as worker:
         place = placement(own_device(device or "cpu"), dtype, max_memory)
         try:
-            with console.progress() as report:
-                results = measure(locate(dense), models, out, protocol, report, place, worker,
+            with console.progress() as progress:
+                results = measure(locate(dense), models, out, protocol, progress, place, worker,
                                   measures, own_command())  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt("run the same command again to go on") from None

@@ -26,8 +26,8 @@ def mask() -> None:
 def extract(model: str, out: Path, overwrite: bool) -> None:
     """Write which weights of the pruned folder MODEL are zeros, at most one bit a weight."""
     folder = locate(model)
-    with console.progress() as report:
-        num_weights, size_bytes = extract_masks(folder, out, overwrite, report)
+    with console.progress() as progress:
+        num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
     console.out.print(
         f"mask of {num_weights:,} weights: {out} ({console.size(size_bytes)}, "
         f"{8 * size_bytes / num_weights:.3f} bits a weight)",
@@ -50,8 +50,8 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
     folder, masks = locate(model), MaskFile(file)
     if out is None:
         return _check(folder, masks)
-    with console.progress() as report, console.promise(out):
-        outcomes = masking.apply(folder, masks, out, overwrite, report)
+    with console.progress() as progress, console.promise(out):
+        outcomes = masking.apply(folder, masks, out, overwrite, progress)
     for name, outcome in outcomes.items():
         num_zero = sum(target.num_zero for target in outcome.targets.values())
         console.out.print(
@@ -65,8 +65,8 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
 
 def _check(folder: ModelFolder, masks: MaskFile) -> int:
     """One line for every target; 1 where one was filled in."""
-    with console.progress() as report:
-        found = masking.filled_in(folder, masks, report)
+    with console.progress() as progress:
+        found = masking.filled_in(folder, masks, progress)
     for name, targets in found.items():
         prefix = console.prefix(name, found)
         for target, one in targets.items():

@@ -10,9 +10,9 @@ import click
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.adjusting import show_adjusting
 from ditprune.cli.inspect import show_dense, show_estimate, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
+from ditprune.cli.update_forecast import show_update_forecast
 from ditprune.denoiser.placement import parse_size, placement
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.folder import prune_checkpoint
@@ -36,9 +36,9 @@ from ditprune.writing.staging import missing_bytes
     "set_folder",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="from ditprune calibrate; for recipes that adjust weights",
+    help="from ditprune calibrate; for recipes that update weights",
 )
-@click.option("--device", metavar="NAME", help="[default: cpu] where weights are adjusted")
+@click.option("--device", metavar="NAME", help="[default: cpu] where weights are updated")
 @click.option(
     "--gram-memory",
     metavar="SIZE",
@@ -69,10 +69,10 @@ def prune(
         show_estimate(expected)
         if source is not None:
             for job in jobs:
-                show_adjusting(folder, job, recipe, source, console.prefix(job.name, jobs))
+                show_update_forecast(folder, job, recipe, source, console.prefix(job.name, jobs))
         return
-    with console.progress() as report, console.promise(out):
-        outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, report, source)
+    with console.progress() as progress, console.promise(out):
+        outcomes = prune_checkpoint(folder, out, stats, recipe, overwrite, progress, source)
     for name, outcome in outcomes.items():
         _show(outcome, console.prefix(name, outcomes))
     console.out.print(f"pruned model: {out}", markup=False)

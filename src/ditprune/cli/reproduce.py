@@ -80,9 +80,9 @@ def reproduce(
                              clip=clip)  # fmt: skip
     place = placement(device, dtype, max_memory)
     try:
-        with console.progress() as report:
+        with console.progress() as progress:
             found = remake(
-                study, locate(model), out, options, measures, report, place, own_command()
+                study, locate(model), out, options, measures, progress, place, own_command()
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None

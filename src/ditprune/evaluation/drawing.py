@@ -18,7 +18,7 @@ from ditprune.denoiser.pipeline import check_components
 from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 
 
 def check_draws_images(model: ModelFolder) -> None:
@@ -66,7 +66,7 @@ def draw_batch(
 
 def draw_missing(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, images: Images, name: str,
-    report: Report = silent, worker: Worker | None = None,
+    progress: Progress = silent, worker: Worker | None = None,
 ) -> None:  # fmt: skip
     """Draw the batches that are not there yet; workers take them in turn, and wait for all."""
     worker = worker or Worker()
@@ -78,13 +78,13 @@ def draw_missing(
             begun = time.monotonic()
             batch, num_spoiled = draw_batch(pipeline, asked, protocol, items)
             images.write(items, batch, time.monotonic() - begun, num_spoiled, worker.world)
-            report(f"images: {name}", items.stop, images.num_images)
+            progress(f"images: {name}", items.stop, images.num_images)
     worker.wait()
 
 
 def draw_images(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, name: str,
-    report: Report = silent, worker: Worker | None = None,
+    progress: Progress = silent, worker: Worker | None = None,
 ) -> Tensor:  # fmt: skip
     """All images at once, uint8 [N, C, H, W], kept nowhere; workers draw batches in turn."""
     worker = worker or Worker()
@@ -94,7 +94,7 @@ def draw_images(
         if worker.owns(number):
             items = range(first, min(first + protocol.batch_size, len(asked)))
             batches[number], _ = draw_batch(pipeline, asked, protocol, items)
-            report(f"images: {name}", items.stop, len(asked))
+            progress(f"images: {name}", items.stop, len(asked))
     everyone: dict[int, Tensor] = {}
     for some in worker.gather(batches):
         everyone |= some

@@ -39,7 +39,7 @@ from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of, write_results
 from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.writing.output import check_no_link, results_folder
 
 
@@ -53,7 +53,7 @@ class Run:
     protocol: Protocol
     measures: Measures
     command: str
-    report: Report
+    progress: Progress
     place: Placement
     worker: Worker
 
@@ -80,7 +80,7 @@ def evaluate(
     pruned: Sequence[tuple[str, ModelFolder]],
     out: Path,
     protocol: Protocol,
-    report: Report = silent,
+    progress: Progress = silent,
     place: Placement | None = None,
     worker: Worker | None = None,
     measures: Measures | None = None,
@@ -112,7 +112,7 @@ def evaluate(
     command = command or evaluate_command(
         dense.name, [model.name for _, model in pruned], out, protocol, measures, place
     )
-    run = Run(dense, pruned, out, protocol, measures, command, report, place, worker or Worker())
+    run = Run(dense, pruned, out, protocol, measures, command, progress, place, worker or Worker())
     kept = out / FOLDER
     check_no_link(kept)
     with results_folder(out, lambda: kept.is_dir() and any(kept.rglob("*.safetensors"))):
@@ -127,20 +127,20 @@ def _evaluate(run: Run) -> dict[str, Any]:
     pool = conditions(pipeline, run.protocol.labels, run.protocol.prompts)
     drawn = in_turn(pool, run.protocol.num_images)
     asked = of_items(pool, run.protocol.num_images)
-    held_out = sample_held_out(pipeline, run.protocol, run.report, names, run.worker)
+    held_out = sample_held_out(pipeline, run.protocol, run.progress, names, run.worker)
     structure = structure_of(own)
     work = _work(run, own, held_out, structure)
     noise = {name: predictions(one, held_out.calls.get(name, []), run.place)
              for name, one in own.items()}  # fmt: skip
     images = run.images_of(None, drawn)
-    draw_missing(pipeline, asked, run.protocol, images, "dense", run.report, run.worker)
+    draw_missing(pipeline, asked, run.protocol, images, "dense", run.progress, run.worker)
     own.clear()  # so that each denoiser can leave when the next one comes
     sampled = [Sampled("dense", run.dense, structure, images, ())]
     for (name, model), claimed in zip(run.pruned, claims, strict=True):
         own_rows = exchange(pipeline, model, held_out.calls, noise, run.place)
         rows = tuple(itertools.chain(*run.worker.gather(own_rows)))
         images = run.images_of(model, drawn)
-        draw_missing(pipeline, asked, run.protocol, images, name, run.report, run.worker)
+        draw_missing(pipeline, asked, run.protocol, images, name, run.progress, run.worker)
         sampled.append(Sampled(name, model, claimed, images, rows))
     results: dict[str, Any] = {}
     if run.worker.is_first:
@@ -189,7 +189,7 @@ def _measure(
                 found.estimates, found.values, found.ssim, one.rows,
             )
         )  # fmt: skip
-        run.report("measuring", number, len(sampled))
+        run.progress("measuring", number, len(sampled))
     assert first is not None
     results = results_of(
         models, tools, work, describe(used, pipeline, run.dense.root, like, tools, run.place),

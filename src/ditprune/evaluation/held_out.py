@@ -25,7 +25,7 @@ from ditprune.evaluation.metrics import error_rows
 from ditprune.evaluation.metrics.error_rows import Row
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.tools import Tools
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HeldOut:
 def sample_held_out(
     pipeline: Any,
     protocol: Protocol,
-    report: Report = silent,
+    progress: Progress = silent,
     names: Sequence[str] = (DENOISER,),
     worker: Worker | None = None,
 ) -> HeldOut:
@@ -60,7 +60,7 @@ def sample_held_out(
         styles.append(style)
         for call in found:
             calls.setdefault(call.denoiser, []).append(call)
-        report("held-out calls", number, len(units))
+        progress("held-out calls", number, len(units))
     num_steps = len(torch.unique_consecutive(pipeline.scheduler.timesteps)) if units else 0
     return HeldOut(calls, tuple(styles), num_steps)
 

@@ -58,7 +58,7 @@ class Recipe:
         sparsity: share of each group to remove, 0 ≤ sparsity < 1.
         include, exclude: globs over target names.
         auxiliary: also blocks outside the trunk, such as text refiners.
-        reconstruction: how the kept weights of a layer adjust.
+        reconstruction: how the kept weights of a layer are updated.
         mask: who chooses it, the `saliency`, the `reconstruction` itself, or that and for the last
             of the removal the `refinement`.
         allocation: how the total is shared among layers, a name in `ALLOCATIONS`.
@@ -87,7 +87,7 @@ class Recipe:
         return groups.choose(g_out, threshold) if isinstance(groups, CAG) else groups
 
     @property
-    def adjusts(self) -> bool:
+    def updates_weights(self) -> bool:
         """Whether anything but the saliency's mask at one share is asked for."""
         return self.needs_calls or self.allocation != "uniform"
 
@@ -159,9 +159,9 @@ def build(
         "saliency", SALIENCIES, given.get("saliency", "stw"),
         {"weight_power": weight_power, "activation_power": activation_power},
     )  # fmt: skip
-    adjusting = _adjusting(given)
-    sees_inputs = bool(chosen.needs or adjusting["reconstruction"].needs)
-    if adjusting["timestep_weighting"] != "uniform" and not sees_inputs:
+    updating = _update_words(given)
+    sees_inputs = bool(chosen.needs or updating["reconstruction"].needs)
+    if updating["timestep_weighting"] != "uniform" and not sees_inputs:
         raise RecipeError(
             f"--timestep-weighting {timestep_weighting} weights the inputs of layers, and "
             f"--saliency {chosen.name} looks at none; leave it out"
@@ -170,7 +170,7 @@ def build(
         raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
     groups, share = _pattern(given) if is_pattern else _by_share(given)
     targets = (globs("include", include), globs("exclude", exclude), bool(auxiliary))
-    return Recipe(chosen, groups, share, *targets, **adjusting)
+    return Recipe(chosen, groups, share, *targets, **updating)
 
 
 def _pattern(given: Mapping[str, Any]) -> tuple[NM, None]:
@@ -220,8 +220,8 @@ def preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
     return words | {word: fixed[word] for word in words if word in fixed} if is_pattern else words
 
 
-def _adjusting(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked fields of a recipe that say how what stays adjusts."""
+def _update_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked fields of a recipe that say how the kept weights are updated."""
     method, refine = (
         method_of(word, choices, given.get(word), given.get(f"{word}_constants"))
         for word, choices in (("reconstruction", RECONSTRUCTIONS), ("refinement", REFINEMENTS))

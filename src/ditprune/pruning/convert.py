@@ -18,7 +18,7 @@ from ditprune.checkpoints.rewrite_tensors import Change, Record, accept, rewrite
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Entry, Weights
 from ditprune.errors import ModelError
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.targets.discover import discover
 from ditprune.writing import identity as guard
 from ditprune.writing.output import MANIFEST, is_compact
@@ -75,7 +75,7 @@ class _Part:
 
 
 def to_compact(
-    model: ModelFolder, out: Path, overwrite: bool = False, report: Report = silent
+    model: ModelFolder, out: Path, overwrite: bool = False, progress: Progress = silent
 ) -> dict[str, Converted]:
     """Write a folder whose sparse weights are packed; it loads where ditprune is imported.
 
@@ -91,7 +91,7 @@ def to_compact(
             raise ModelError(f"{folder}: is compact already; nothing to convert")
     check_early(out, model.root, overwrite)
     weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
-    heads = {name: _heads(one, model.denoisers[name], report) for name, one in weights.items()}
+    heads = {name: _heads(one, model.denoisers[name], progress) for name, one in weights.items()}
     gains = {name: {n: h for n, h in one.items() if _gains(h)} for name, one in heads.items()}
     if not any(gains.values()):
         raise ModelError(f"{model.name}: {_no_gain(heads)}")
@@ -100,7 +100,7 @@ def to_compact(
         if gains[name] else _copying(name, model, weights[name])
         for name in weights
     ]  # fmt: skip
-    _convert(model, parts, out, "compact", overwrite, report)
+    _convert(model, parts, out, "compact", overwrite, progress)
     return {
         part.name: Converted(
             heads[part.name], frozenset(gains[part.name]),
@@ -111,7 +111,7 @@ def to_compact(
 
 
 def to_dense(
-    model: ModelFolder, out: Path, overwrite: bool = False, report: Report = silent
+    model: ModelFolder, out: Path, overwrite: bool = False, progress: Progress = silent
 ) -> dict[str, Converted]:
     """Write the folder that `to_compact` was given, the same bytes in the same shards.
 
@@ -129,14 +129,14 @@ def to_dense(
         if is_compact(folder) else _copying(name, model, Weights(folder))
         for name, folder in model.denoisers.items()
     ]  # fmt: skip
-    _convert(model, parts, out, "dense", overwrite, report)
+    _convert(model, parts, out, "dense", overwrite, progress)
     return {
         part.name: Converted({}, frozenset(), part.layout.size_bytes, part.source.size_bytes)
         for part in parts
     }
 
 
-def _heads(weights: Weights, folder: Path, report: Report) -> dict[str, Head]:
+def _heads(weights: Weights, folder: Path, progress: Progress) -> dict[str, Head]:
     """The smallest form of every target."""
     targets = discover(skeleton(folder), auxiliary=True)
     names = [f"{name}.weight" for name in targets]
@@ -145,7 +145,7 @@ def _heads(weights: Weights, folder: Path, report: Report) -> dict[str, Head]:
     for number, entry in enumerate(entries, start=1):
         if entry.dtype in ITEM_BYTES:
             heads[entry.name] = smallest(weights.raw(entry), entry.dtype, entry.shape)
-        report("counting zeros", number, len(entries))
+        progress("counting zeros", number, len(entries))
     return heads
 
 
@@ -199,7 +199,7 @@ def _copying(name: str, model: ModelFolder, weights: Weights) -> _Part:
 
 
 def _convert(
-    model: ModelFolder, parts: list[_Part], out: Path, to: str, overwrite: bool, report: Report
+    model: ModelFolder, parts: list[_Part], out: Path, to: str, overwrite: bool, progress: Progress
 ) -> None:
     weights = {part.name: part.source for part in parts}
     manifests = {part.name: model.root / part.place / MANIFEST for part in parts}
@@ -221,7 +221,7 @@ def _convert(
             folder = staging.part / part.place
             records = rewrite(
                 part.name, part.source, part.layout, folder, staging.journal,
-                part.change, report, part.check,
+                part.change, progress, part.check,
             )  # fmt: skip
             if manifests[part.name].is_file():
                 copyfile(manifests[part.name], folder / MANIFEST)

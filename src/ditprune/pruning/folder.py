@@ -17,12 +17,12 @@ from ditprune.checkpoints.rewrite_tensors import Change, recorded, rewrite
 from ditprune.checkpoints.weights import Entry, as_tensor
 from ditprune.method.recipe import Recipe
 from ditprune.method.statistics.collected import Statistics
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.pruning.job import Job, guard, num_bytes, open_jobs
 from ditprune.pruning.module import check_scorable, prune_weight_, resolve_threshold
 from ditprune.pruning.outcome import Outcome, TargetOutcome, claims, outcome_of
 from ditprune.pruning.plan import read_weights
-from ditprune.pruning.update.folder import Source, adjusted_tensors, check_source
+from ditprune.pruning.update.folder import Source, check_source, updated_tensors
 from ditprune.reporting import card
 from ditprune.targets.matrix import as_matrix
 from ditprune.writing.journal import Journal
@@ -35,7 +35,7 @@ def prune_checkpoint(
     stats: Mapping[str, Statistics] | None,
     recipe: Recipe,
     overwrite: bool = False,
-    report: Report = silent,
+    progress: Progress = silent,
     source: Source | None = None,
 ) -> dict[str, Outcome]:
     """Prune every denoiser of a folder into another, with three tensors in memory at a time.
@@ -47,7 +47,7 @@ def prune_checkpoint(
 
     Args:
         stats: by denoiser; a single entry serves a single denoiser whatever its key.
-        source: calibration calls, where the recipe adjusts weights.
+        source: calibration calls, where the recipe updates weights.
 
     Raises:
         DitpruneError: before any work where it can be known, else with `out` as it was.
@@ -64,7 +64,7 @@ def prune_checkpoint(
         if not staging.is_written:
             copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
         outcomes = {
-            job.name: _prune_denoiser(model, job, staging, recipe, report, source) for job in jobs
+            job.name: _prune_denoiser(model, job, staging, recipe, progress, source) for job in jobs
         }
         if not staging.is_written:
             card.write(staging.part, base_model=model.hub_id)
@@ -72,19 +72,19 @@ def prune_checkpoint(
 
 
 def _prune_denoiser(
-    model: ModelFolder, job: Job, staging: Staging, recipe: Recipe, report: Report,
+    model: ModelFolder, job: Job, staging: Staging, recipe: Recipe, progress: Progress,
     source: Source | None,
 ) -> Outcome:  # fmt: skip
     """Write what is not written yet; the outcome is of all of it."""
     threshold = _threshold_once(job, staging.journal, recipe)
     if not staging.is_written:
-        adjusted = None
-        if recipe.adjusts:
-            file = _adjusted_file(staging, job)
-            adjusted = adjusted_tensors(model, job, source, recipe, threshold, file, report)
-        change, folder = _change(job, recipe, threshold, adjusted), staging.part / job.place
+        updated = None
+        if recipe.updates_weights:
+            file = _updates_file(staging, job)
+            updated = updated_tensors(model, job, source, recipe, threshold, file, progress)
+        change, folder = _change(job, recipe, threshold, updated), staging.part / job.place
         layout = layout_of(job.weights)
-        rewrite(job.name, job.weights, layout, folder, staging.journal, change, report)
+        rewrite(job.name, job.weights, layout, folder, staging.journal, change, progress)
     written = recorded(staging.journal, job.name)
     targets = {
         name: TargetOutcome.from_json(written[f"{name}.weight"]["note"])
@@ -95,18 +95,18 @@ def _prune_denoiser(
         hashes = {entry.name: written[entry.name]["sha256"] for entry in job.weights.in_order()}
         content = claims(outcome, job.base, hashes, job.stats)
         manifest.write(staging.part / job.place, content)
-        _adjusted_file(staging, job).unlink(missing_ok=True)
+        _updates_file(staging, job).unlink(missing_ok=True)
     return outcome
 
 
-def _adjusted_file(staging: Staging, job: Job) -> Path:
-    """Where adjusted weights are kept until the denoiser is written."""
-    return staging.part / f".adjusted-{job.name}.safetensors"
+def _updates_file(staging: Staging, job: Job) -> Path:
+    """Where updated weights are kept until the denoiser is written."""
+    return staging.part / f".updates-{job.name}.safetensors"
 
 
 def _change(
     job: Job, recipe: Recipe, threshold: float | None,
-    adjusted: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
+    updated: Mapping[str, tuple[Tensor, TargetOutcome]] | None,
 ) -> Change:  # fmt: skip
     """What prunes a target's bytes where they lie and leaves every other tensor alone."""
     targets = {f"{name}.weight": target for name, target in job.selection.targets.items()}
@@ -115,10 +115,10 @@ def _change(
         if entry.name not in targets:
             return raw, None
         target, weight = targets[entry.name], as_matrix(as_tensor(raw, entry))
-        if adjusted is None:
+        if updated is None:
             outcome = prune_weight_(target, weight, job.stats, recipe, threshold)
         else:
-            new, outcome = adjusted[target.name]
+            new, outcome = updated[target.name]
             weight.copy_(as_matrix(new))
         return raw, asdict(outcome)
 

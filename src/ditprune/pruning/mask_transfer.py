@@ -27,7 +27,7 @@ from ditprune.checkpoints.rewrite_tensors import Record, recorded, rewrite
 from ditprune.checkpoints.weights import Entry, Weights
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.pruning.outcome import Outcome, TargetOutcome, claims
 from ditprune.targets.coverage import LeftOut
 from ditprune.writing import identity as guards
@@ -38,7 +38,7 @@ _MALFORMED = (DitpruneError, KeyError, TypeError, ValueError, AttributeError, Ar
 
 
 def extract(
-    model: ModelFolder, out: Path, overwrite: bool = False, report: Report = silent
+    model: ModelFolder, out: Path, overwrite: bool = False, progress: Progress = silent
 ) -> tuple[int, int]:
     """Write the masks of a pruned folder's targets, dense or compact; a weight is kept if not zero.
 
@@ -62,7 +62,7 @@ def extract(
     num_weights = sum(
         r["shape"][0] * r["shape"][1] for one in told.values() for r in one["targets"].values()
     )
-    return num_weights, mask_file.write(out, told, _masks(weights, told, report))
+    return num_weights, mask_file.write(out, told, _masks(weights, told, progress))
 
 
 def _kept_claims(folder: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _kept_claims(folder: Path) -> dict[str, Any]:
 
 
 def _masks(
-    weights: Mapping[str, Weights], told: Mapping[str, Any], report: Report
+    weights: Mapping[str, Weights], told: Mapping[str, Any], progress: Progress
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every mask by `denoiser/target`, compared with the manifest."""
     for name, one in told.items():
@@ -101,7 +101,7 @@ def _masks(
                     f"{record['num_zero']}; give the folder that `ditprune prune` wrote"
                 )
             yield f"{name}/{target}", bits
-            report("extracting masks", number, len(one["targets"]))
+            progress("extracting masks", number, len(one["targets"]))
 
 
 _MALFORMED = (DitpruneError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -125,7 +125,11 @@ class FilledIn:
 
 
 def apply(
-    model: ModelFolder, mask: MaskFile, out: Path, overwrite: bool = False, report: Report = silent
+    model: ModelFolder,
+    mask: MaskFile,
+    out: Path,
+    overwrite: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Outcome]:
     """Write a copy of a model with zeros where the mask has them, and a manifest beside them.
 
@@ -152,7 +156,7 @@ def apply(
         if not staging.is_written:
             copy_other_files(model, weights, staging.part)
         for name, one in weights.items():
-            records = _write(model, name, one, mask, of_mask.get(name), staging, report)
+            records = _write(model, name, one, mask, of_mask.get(name), staging, progress)
             if name in of_mask:
                 outcomes[name] = _outcome(mask, of_mask[name], one, records)
                 if not staging.is_written:
@@ -162,7 +166,7 @@ def apply(
 
 
 def filled_in(
-    model: ModelFolder, mask: MaskFile, report: Report = silent
+    model: ModelFolder, mask: MaskFile, progress: Progress = silent
 ) -> dict[str, dict[str, FilledIn]]:
     """By denoiser and target, how many weights of a model are not zero where the mask is.
 
@@ -181,7 +185,7 @@ def filled_in(
             nonzero = nonzero_bits(weights[name].raw(entry), entry.dtype)
             num_zero = shape[0] * shape[1] - num_set(bits)
             found[name][target] = FilledIn(num_zero, num_filled_in(bits, nonzero))
-            report("comparing targets", number, len(shapes))
+            progress("comparing targets", number, len(shapes))
     return found
 
 
@@ -209,7 +213,7 @@ def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
 
 def _write(
     model: ModelFolder, name: str, weights: Weights, mask: MaskFile, of: str | None,
-    staging: Staging, report: Report,
+    staging: Staging, progress: Progress,
 ) -> Mapping[str, Record]:  # fmt: skip
     """Write a denoiser's tensors, with the masks `of` a denoiser; notes say how many are left."""
     if staging.is_written:
@@ -223,7 +227,7 @@ def _write(
         return raw, num_set(nonzero_bits(raw, entry.dtype))
 
     folder = staging.part / model.denoisers[name].relative_to(model.root)
-    return rewrite(name, weights, layout_of(weights), folder, staging.journal, change, report)
+    return rewrite(name, weights, layout_of(weights), folder, staging.journal, change, progress)
 
 
 def _write_manifest(

@@ -14,7 +14,7 @@ from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe, build
 from ditprune.method.statistics.collected import Statistics
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.pruning.outcome import Outcome, TargetOutcome, outcome_of
 from ditprune.pruning.plan import (
     Read,
@@ -25,8 +25,8 @@ from ditprune.pruning.plan import (
     select_in_module,
 )
 from ditprune.pruning.scores import can_score, row_chunks, scores_of
-from ditprune.pruning.update.folder import write_adjustment_
-from ditprune.pruning.update.update import adjust, check_needs_calls, gram_limit
+from ditprune.pruning.update.folder import write_update_
+from ditprune.pruning.update.update import check_needs_calls, gram_limit, update_targets
 from ditprune.targets.discover import Target
 
 # A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
@@ -56,7 +56,7 @@ def prune_(
     preset: str | None = None,
     batches: Iterable[Any] | None = None,
     max_gram_bytes: int | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Outcome:
     """Prune a denoiser in place. The default is the paper's method at 50 %.
 
@@ -70,7 +70,7 @@ def prune_(
         include, exclude: globs over target names.
         auxiliary: also prune block lists beside the trunk, such as text refiners.
         weight_power, activation_power, cag_threshold: constants of a choice given by name.
-        reconstruction: how the kept weights adjust: `none` (default), `obs`, `admm`, or an object.
+        reconstruction: the update of kept weights: `none` (default), `obs`, `admm`, or an object.
         mask: who chooses it: `saliency` (default), `reconstruction` or `refinement`.
         allocation: how the total is shared: `uniform` (default), `owl`, `sensitivity`, `proxy`.
         timestep_weighting: `uniform` (default), `log-decrease` or `log-increase`, from noise to
@@ -78,10 +78,10 @@ def prune_(
         refinement: gradient steps at the end: `none` (default), `distill`, or an object.
         packages: runs of blocks to reconstruct one after the other; 1 by default.
         preset: `paper` (all the defaults) or `best`.
-        batches: as for `calibrate`, where a recipe adjusts weights or measures budgets.
+        batches: as for `calibrate`, where a recipe updates weights or measures budgets.
         max_gram_bytes: of memory for Grams, 4 GB by default; fewer bytes are more passes over
             the batches.
-        report: hears how far it is.
+        progress: hears how far it is.
 
     Returns:
         What was done to each target.
@@ -102,14 +102,12 @@ def prune_(
     read = read_module(denoiser)
     # Scores everything once before anything changes, so that a refusal leaves the module whole.
     threshold = make_plan(selection, read, stats, recipe).cag_threshold
-    if recipe.adjusts:
+    if recipe.updates_weights:
         calls = [Call.of(batch) for batch in batches or ()]
-        done = adjust(
-            denoiser, selection.targets, stats, recipe, threshold, calls, report, max_gram_bytes
+        done = update_targets(
+            denoiser, selection.targets, stats, recipe, threshold, calls, progress, max_gram_bytes
         )
-        outcomes = {
-            name: write_adjustment_(read(one.layer.target), one) for name, one in done.items()
-        }
+        outcomes = {name: write_update_(read(one.layer.target), one) for name, one in done.items()}
         return outcome_of(selection, outcomes, recipe, threshold)
     outcomes = {
         name: prune_weight_(target, read(target), stats, recipe, threshold)

@@ -52,7 +52,7 @@ def look_at_statistics(run: Run, sampling: Sampling) -> dict[str, Any]:
             for number, call in enumerate(own, start=1):
                 with watching(observation, call.place):
                     run_call(denoiser, call)
-                run.report("observing", number, len(own))
+                run.progress("observing", number, len(own))
         read = read_weights(Weights(run.model.denoisers[name]))
         for target in targets.values():
             weight = read(target).float().abs()
@@ -92,7 +92,7 @@ def look_at_importance(
             rows.append(row)
             if target.name in drawn:
                 maps.append({"name": row["name"], "map": _reduced(scores)})
-            run.report("scoring", number, len(targets))
+            run.progress("scoring", number, len(targets))
     if not maps:
         raise TargetError(f"--include {' '.join(layers or ())}: no call reached these targets")
     protocol = _protocol(pipeline, sampling)
@@ -102,9 +102,9 @@ def look_at_importance(
 def _calls(run: Run, pipeline: Any, sampling: Sampling) -> list[Any]:
     if not run.model.is_pipeline:
         raise RecipeError(f"{run.model.name}: is a bare denoiser; expected a pipeline to sample")
-    run.report("calibrating", 0, 1)
+    run.progress("calibrating", 0, 1)
     found = sample_calls(pipeline, sampling, tuple(run.model.denoisers))
-    run.report("calibrating", 1, 1)
+    run.progress("calibrating", 1, 1)
     return [to_placement(call, run.place.device, run.place.dtype) for call in found]
 
 

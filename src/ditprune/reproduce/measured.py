@@ -30,7 +30,7 @@ def measure_rows(run: Run, study: Study, rows: Sequence[Row]) -> list[dict[str, 
                 record = make_row(bench, row)
                 run.kept.write_row(row, record)
             records.append(record)
-            run.report(f"{study.name}: rows", len(records), len(rows))
+            run.progress(f"{study.name}: rows", len(records), len(rows))
         bench = None  # type: ignore[assignment]  # the model can leave before the next one comes
     return records
 

@@ -15,7 +15,7 @@ from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.reporting.commands import options_of
 from ditprune.reproduce import figures
 from ditprune.reproduce.kept import FOLDER, open_kept
@@ -40,7 +40,7 @@ def reproduce(
     out: Path,
     options: Options,
     measures: Measures | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
     place: Placement | None = None,
     command: str | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -81,7 +81,7 @@ def reproduce(
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
         command = command or _command(name, model, out, options, measures, place)
-        run = Run(model, open_kept(model, out, measures, place), place, command, report)
+        run = Run(model, open_kept(model, out, measures, place), place, command, progress)
         return {
             study.name: _one(run, study, rows[study.name], own[study.name], is_bundled, out)
             for study in chosen

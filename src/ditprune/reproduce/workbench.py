@@ -31,7 +31,7 @@ from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools, prepare
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.pruning.folder import prune_checkpoint
 from ditprune.reproduce.kept import Kept
 from ditprune.reproduce.rows import Row
@@ -46,7 +46,7 @@ class Run:
     kept: Kept
     place: Placement
     command: str
-    report: Report = silent
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     asked = of_items(pool, protocol.num_images)
     for sampling in samplings:
         calibrate(run, pipeline, own, sampling)
-    held_out = sample_held_out(pipeline, protocol, run.report, names)
+    held_out = sample_held_out(pipeline, protocol, run.progress, names)
     calls = held_out.calls
     used = resolved(protocol, pipeline, in_turn(pool, protocol.num_images), held_out.num_steps)
     noise = {n: predictions(one, calls.get(n, []), run.place) for n, one in own.items()}
     images = run.kept.images(dense)
-    draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.report))
+    draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.progress))
     tools = prepare(run.kept.measures, images.read(images.ranges[0]), asked, run.place)
     found = measure(images, None, None, asked, tools, protocol.seed)
     stock = take_stock(run.model, structure.names())
@@ -101,7 +101,7 @@ def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: S
     file = run.kept.statistics_file(sampling)
     if file.is_file():
         return
-    run.report("calibrating", 0, 1)
+    run.progress("calibrating", 0, 1)
     calls = sample_calls(pipeline, sampling, tuple(own))
     moved = [to_placement(call, run.place.device, run.place.dtype) for call in calls]
     found = {
@@ -116,7 +116,7 @@ def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: S
     }  # fmt: skip
     ensure_folder(file.parent)
     statistics_file.save(found, file)
-    run.report("calibrating", 1, 1)
+    run.progress("calibrating", 1, 1)
 
 
 def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
     rows = exchange(bench.pipeline, pruned, bench.calls, bench.noise, run.place)
     images = run.kept.images(row)
     draw_missing(
-        bench.pipeline, bench.asked, row.protocol, images, row.method, _one_bar(run.report)
+        bench.pipeline, bench.asked, row.protocol, images, row.method, _one_bar(run.progress)
     )
     model = _measured(bench, row, pruned, images, rows)
     record = _record(bench, [bench.dense, model])
@@ -177,6 +177,6 @@ def _record(bench: Workbench, models: Sequence[Model]) -> dict[str, Any]:
     }
 
 
-def _one_bar(report: Report) -> Report:
+def _one_bar(progress: Progress) -> Progress:
     """One bar for what is drawn, whichever row it is of."""
-    return lambda _what, done, total: report("images of this row", done, total)
+    return lambda _what, done, total: progress("images of this row", done, total)

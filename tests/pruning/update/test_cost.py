@@ -1,4 +1,4 @@
-"""What adjusting takes, from shapes alone."""
+"""What updating takes, from shapes alone."""
 
 from __future__ import annotations
 
@@ -89,12 +89,17 @@ def test_the_forecast_counts_the_passes_of_the_run(
     denoiser, passes = tiny_dit(), []
     calls = [Call.of(batch) for batch in batches(denoiser, 4)]
 
-    def report(what: str, done: int, _total: int) -> None:
+    def progress(what: str, done: int, _total: int) -> None:
         if what.startswith("collecting Grams") and done == 1:
             passes.append(what)
 
     ditprune.prune_(
-        denoiser, tiny_stats, batches=calls, max_gram_bytes=max_gram_bytes, report=report, **words
+        denoiser,
+        tiny_stats,
+        batches=calls,
+        max_gram_bytes=max_gram_bytes,
+        progress=progress,
+        **words,
     )
     targets, recipe = discover(denoiser), build(**words)
     one = call_cost(tiny_dit().to("meta"), targets, calls[0])

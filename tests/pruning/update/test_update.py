@@ -225,7 +225,7 @@ def test_recipes_that_cannot_be(words, match) -> None:
 
 def test_batches_that_nobody_would_read_are_refused(tiny_dit, tiny_stats, calls) -> None:
     for words in ({}, {"allocation": "owl"}):
-        with pytest.raises(RecipeError, match="batches: this recipe adjusts no weights"):
+        with pytest.raises(RecipeError, match="batches: this recipe updates no weights"):
             ditprune.prune_(tiny_dit(), tiny_stats, batches=calls, **words)
 
 

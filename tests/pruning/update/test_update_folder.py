@@ -1,4 +1,4 @@
-"""Recipes that adjust weights, folder to folder: as in memory, verified, and resumable."""
+"""Recipes that update weights, folder to folder: as in memory, verified, and resumable."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
 
 def test_calls_that_nothing_needs_are_refused(source, tiny_pipeline, tiny_stats, tmp_path) -> None:
     model, recipe = locate(str(tiny_pipeline)), build(allocation="owl")
-    with pytest.raises(RecipeError, match="source: this recipe adjusts no weights"):
+    with pytest.raises(RecipeError, match="source: this recipe updates no weights"):
         prune_checkpoint(model, tmp_path / "out", {"any": tiny_stats}, recipe, source=source)
     assert list(tmp_path.iterdir()) == []
 
@@ -153,18 +153,18 @@ def test_what_was_computed_is_not_computed_again(
     source, tiny_pipeline, tiny_stats, tmp_path, monkeypatch
 ) -> None:
     """Interrupted while writing; the weights are kept beside what is written."""
-    from ditprune.pruning.update import folder as adjusting
+    from ditprune.pruning.update import folder as updating
 
     model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm")
     prune_checkpoint(model, tmp_path / "whole", {"any": tiny_stats}, recipe, source=source)
     times: list[int] = []
-    adjust = adjusting.adjust
+    whole = updating.update_targets
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         times.append(1)
-        return adjust(*args, **kwargs)
+        return whole(*args, **kwargs)
 
-    monkeypatch.setattr(adjusting, "adjust", counted)
+    monkeypatch.setattr(updating, "update_targets", counted)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr("ditprune.pruning.folder.manifest.write", interrupt)
@@ -195,7 +195,7 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
     capsys.readouterr()
     plain = ["prune", model, "-o", tmp_path / "p", "--statistics", stats]
     assert run_line(*plain, "--calibration-set", calls) == 2
-    assert "adjusts no weights" in capsys.readouterr().err
+    assert "updates no weights" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
     best = ["prune", model, "-o", tmp_path / "b", "--statistics", stats, "--preset", "best"]
     assert run_line(*best, "--calibration-set", calls, "--dry-run") == 0

@@ -1,8 +1,8 @@
 """HOW THE REST ADJUSTS: new values for the kept weights of a layer, one method per file.
 
 A reconstruction is a frozen dataclass of its constants with a `name`, the statistics it `needs`,
-and `__call__(weight [C_out, C_in], mask, gram [C_in, C_in]) → Adjusted`. The mask is given, or it
-is a `Choice` of who competes, and the method chooses while it updates. None of them does worse
+and `__call__(weight [C_out, C_in], mask, gram [C_in, C_in]) → LayerResult`. The mask is given, or
+it is a `Choice` of who competes, and the method chooses while it updates. None of them does worse
 than zeroing the same weights, on the inputs that the Gram was taken of.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ditprune.method.reconstruction.admm import ADMM
-from ditprune.method.reconstruction.layer import Adjusted, Choice, Nothing
+from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing
 from ditprune.method.reconstruction.obs import OBS
 
 
@@ -26,7 +26,7 @@ class Reconstruction(Protocol):
     @property
     def needs(self) -> frozenset[type]: ...
 
-    def __call__(self, weight: Tensor, mask: Tensor | Choice, gram: Tensor) -> Adjusted: ...
+    def __call__(self, weight: Tensor, mask: Tensor | Choice, gram: Tensor) -> LayerResult: ...
 
 
 RECONSTRUCTIONS: dict[str, Any] = {"none": Nothing, "obs": OBS, "admm": ADMM}

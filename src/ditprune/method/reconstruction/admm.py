@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError
-from ditprune.method.reconstruction.layer import Adjusted, Choice, adjusted, row_errors
+from ditprune.method.reconstruction.layer import Choice, LayerResult, best_rows, row_errors
 from ditprune.method.reconstruction.normalised import normalise
 from ditprune.method.statistics.gram import Gram
 
@@ -95,7 +95,7 @@ class ADMM:
         weight: Float[Tensor, "out in"],
         mask: Bool[Tensor, "out in"] | Choice,
         gram: Float[Tensor, "in in"],
-    ) -> Adjusted:
+    ) -> LayerResult:
         problem = normalise(weight, gram)
         damped_II = problem.gram.clone()
         damped_II.diagonal().add_(self.damping)
@@ -104,7 +104,7 @@ class ADMM:
         update_OI = solve_on_support(
             start_OI, target_OI, damped_II, keep_OI, self.num_support_steps
         )
-        return adjusted(
+        return best_rows(
             weight,
             problem.restore(update_OI, weight, keep_OI),
             keep_OI,

@@ -38,7 +38,7 @@ class Choice:
 
 
 @dataclass(frozen=True, eq=False)
-class Adjusted:
+class LayerResult:
     """A layer's new weight and how it came about.
 
     Args:
@@ -54,19 +54,19 @@ class Adjusted:
     error: float
 
 
-def adjusted(
+def best_rows(
     weight_OI: Float[Tensor, "out in"],
     update_OI: Float32[Tensor, "out in"],
     keep_OI: Bool[Tensor, "out in"],
     error_O: Float32[Tensor, " out"],
     error_of_zeros_O: Float32[Tensor, " out"],
     damping: float = 0.0,
-) -> Adjusted:
+) -> LayerResult:
     """Take the update of every output channel that gains by it, and zeros elsewhere."""
     gains_O = error_O <= error_of_zeros_O  # False for NaN too
     new_OI = torch.where(gains_O[:, None], update_OI, weight_OI.float() * keep_OI)
     error = torch.where(gains_O, error_O, error_of_zeros_O).sum().item()
-    return Adjusted(new_OI, keep_OI, damping, error)
+    return LayerResult(new_OI, keep_OI, damping, error)
 
 
 def row_errors(
@@ -88,8 +88,8 @@ class Nothing:
         weight: Float[Tensor, "out in"],
         mask: Bool[Tensor, "out in"] | Choice,
         gram: Float[Tensor, "in in"],
-    ) -> Adjusted:
+    ) -> LayerResult:
         if isinstance(mask, Choice):
             mask = mask(weight.float().abs() * gram.diagonal().sqrt().float())
         error = row_errors(weight.float() * ~mask, gram)
-        return adjusted(weight, weight.float() * mask, mask, error, error)
+        return best_rows(weight, weight.float() * mask, mask, error, error)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.method.reconstruction.layer import Adjusted, Choice, adjusted, row_errors
+from ditprune.method.reconstruction.layer import Choice, LayerResult, best_rows, row_errors
 from ditprune.method.reconstruction.normalised import normalise
 from ditprune.method.statistics.gram import Gram
 
@@ -50,7 +50,7 @@ class OBS:
         weight: Float[Tensor, "out in"],
         mask: Bool[Tensor, "out in"] | Choice,
         gram: Float[Tensor, "in in"],
-    ) -> Adjusted:
+    ) -> LayerResult:
         problem = normalise(weight, gram)
         factor_II, damping = inverse_factor(problem.gram, self.damping)
         # Columns are rows here, so that a column lies together in memory.
@@ -74,7 +74,7 @@ class OBS:
         keep_OI, update_OI = keep_IO.T.contiguous(), update_IO.T.contiguous()
         # The squares of a row's errors sum to D (H + λI) Dᵀ, so no product with H is needed.
         distance_O = (problem.weight - update_OI).square_().sum(1)
-        return adjusted(
+        return best_rows(
             weight,
             problem.restore(update_OI, weight, keep_OI),
             keep_OI,

@@ -17,9 +17,9 @@ from ditprune.denoiser.replay import predicted_noise, run_call
 from ditprune.method.allocation import Curve, allocate, outlier_share, sparsities
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.pruning.update.distill import training
-from ditprune.pruning.update.layers import Layer, adjust_layer
+from ditprune.pruning.update.layers import Layer, update_layer
 from ditprune.targets.matrix import as_matrix
 
 # Shares at which a layer's cost is measured; between them its logarithm is interpolated.
@@ -72,7 +72,7 @@ def measure_costs(
     gram_of: Callable[[str], Tensor],
     calls: Sequence[Call],
     recipe: Recipe,
-    report: Report,
+    progress: Progress,
 ) -> dict[str, list[float]]:
     """The relative error of the denoiser's output with one layer pruned alone, at `LEVELS`.
 
@@ -87,17 +87,17 @@ def measure_costs(
         try:
             costs[name] = []
             for level in LEVELS:
-                weight.copy_(adjust_layer(dense_layer, gram_of(name), recipe, level).weight)
+                weight.copy_(update_layer(dense_layer, gram_of(name), recipe, level).weight)
                 costs[name].append(_error(denoiser, calls, dense))
         finally:
             weight.copy_(before)
-        report("measuring sensitivity", number, len(layers))
+        progress("measuring sensitivity", number, len(layers))
     return costs
 
 
 def proxy_costs(
     layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor],
-    gains: Mapping[str, float], recipe: Recipe, report: Report,
+    gains: Mapping[str, float], recipe: Recipe, progress: Progress,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The same without end-to-end passes: the layer's own error times how much the output
     follows it (the mean square of the output's gradient, from `output_gains`).
@@ -106,9 +106,9 @@ def proxy_costs(
     for number, (name, layer) in enumerate(layers.items(), start=1):
         gram = gram_of(name)
         costs[name] = [
-            gains[name] * adjust_layer(layer, gram, recipe, level).error for level in LEVELS
+            gains[name] * update_layer(layer, gram, recipe, level).error for level in LEVELS
         ]
-        report("estimating sensitivity", number, len(layers))
+        progress("estimating sensitivity", number, len(layers))
     return costs
 
 

@@ -1,4 +1,4 @@
-"""What adjusting weights takes, before it begins: arithmetic by stage, and memory.
+"""What updating weights takes, before it begins: arithmetic by stage, and memory.
 
 Counted from shapes: one calibration call runs on the meta device, where arithmetic is counted and
 nothing is computed. Selection and transfers are not counted, so it is a matter of magnitude.
@@ -72,7 +72,7 @@ def call_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) ->
             run_call(skeleton, call.map(_without_data))
     except Exception as error:  # a class raises what it likes where it wants to see numbers
         raise ModelError(
-            f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what adjusting "
+            f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what updating "
             "takes is not known before"
         ) from None
     num_tokens = {name: sum(own) / rows for name, own in counts.items()}

@@ -16,7 +16,7 @@ from ditprune.denoiser.capture import moment_of
 from ditprune.denoiser.replay import evaluating, predicted_noise
 from ditprune.denoiser.rows import merge_calls, num_rows, take_item
 from ditprune.method.distill import Distill
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.pruning.update.thinning import Thinning
 from ditprune.targets.matrix import as_matrix
 
@@ -85,7 +85,7 @@ class Refinement:
         return _error(self._denoiser, self._dense, self._aside)
 
     def train_(
-        self, keep: Mapping[str, Tensor], rate: float, thinning: Thinning | None, report: Report
+        self, keep: Mapping[str, Tensor], rate: float, thinning: Thinning | None, progress: Progress
     ) -> dict[str, Tensor]:
         """Train the kept weights of the targets in place; the mask's zeros stay zero.
 
@@ -114,7 +114,7 @@ class Refinement:
                 self._backward(next(batches))
                 optimizer.step()
                 _mask_(weights, keep)
-                report("refining", step + 1, settings.num_steps)
+                progress("refining", step + 1, settings.num_steps)
         return keep
 
     def _backward(self, batch: Sequence[Call]) -> None:

@@ -1,4 +1,4 @@
-"""Recipes that adjust weights, for a denoiser of a folder: from its calibration calls to tensors.
+"""Recipes that update weights, for a denoiser of a folder: from its calibration calls to tensors.
 
 What was computed is kept beside OUT until OUT is there, so a killed run need not do it again.
 """
@@ -22,18 +22,23 @@ from ditprune.denoiser.replay import fitting, run_call
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.pruning.job import Job
 from ditprune.pruning.outcome import TargetOutcome
-from ditprune.pruning.update.update import Adjustment, adjust, check_needs_calls, gram_limit
+from ditprune.pruning.update.update import (
+    TargetUpdate,
+    check_needs_calls,
+    gram_limit,
+    update_targets,
+)
 from ditprune.writing import tensors_file
 
-_KEY = "ditprune.adjusted"
+_KEY = "ditprune.updates"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an adjusting recipe takes beside weights and statistics.
+    """What a recipe that updates weights takes beside weights and statistics.
 
     Args:
         kept: a complete calibration set.
@@ -56,7 +61,7 @@ def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> N
     if source is None:
         if recipe.needs_calls:
             raise RecipeError(
-                "this recipe adjusts weights to calibration calls and none were given; sample them "
+                "this recipe updates weights to calibration calls and none were given; sample them "
                 "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
             )
         return
@@ -76,8 +81,8 @@ def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> N
 
 
 @torch.no_grad()
-def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
-    """Put an adjusted weight in the place of a dense one [C_out, C_in], in its dtype."""
+def write_update_(weight: Tensor, done: TargetUpdate) -> TargetOutcome:
+    """Put an updated weight in the place of a dense one [C_out, C_in], in its dtype."""
     layer = done.layer
     weight.copy_(done.weight)
     num_zero = int(torch.count_nonzero(weight == 0))
@@ -87,9 +92,9 @@ def write_adjustment_(weight: Tensor, done: Adjustment) -> TargetOutcome:
     )  # fmt: skip
 
 
-def adjusted_tensors(
+def updated_tensors(
     model: ModelFolder, job: Job, source: Source | None, recipe: Recipe,
-    threshold: float | None, file: Path, report: Report,
+    threshold: float | None, file: Path, progress: Progress,
 ) -> dict[str, tuple[Tensor, TargetOutcome]]:  # fmt: skip
     """The new weight of every target, in its stored dtype and shape, and its outcome.
 
@@ -109,11 +114,11 @@ def adjusted_tensors(
         with fitting(source.kept.folder):  # what fails later is no fault of the calls
             run_call(denoiser, calls[0])
     targets = job.selection.targets
-    done = adjust(denoiser, targets, job.stats, recipe, threshold, calls, report, most)
+    done = update_targets(denoiser, targets, job.stats, recipe, threshold, calls, progress, most)
     found = {}
     for name, one in done.items():
         weight = job.weights.read(f"{name}.weight")
-        outcome = write_adjustment_(weight.flatten(1), one)
+        outcome = write_update_(weight.flatten(1), one)
         found[name] = (weight, outcome)
     _keep(found, file)
     return found

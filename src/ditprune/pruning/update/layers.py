@@ -12,7 +12,7 @@ from torch import Tensor
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.layer import Adjusted, Choice
+from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.scores import scores_of
 from ditprune.targets.discover import Target
@@ -74,7 +74,7 @@ def prepare(
 
 
 @torch.no_grad()
-def adjust_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> Adjusted:
+def update_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> LayerResult:
     """Its mask and new weight at a share, by the recipe's reconstruction."""
     if recipe.mask != "saliency":
         return recipe.reconstruction(layer.weight(), layer.choice(sparsity), gram)

@@ -20,10 +20,10 @@ from ditprune.method.statistics import gram
 from ditprune.method.statistics.collected import NUM_BINS, Statistics
 from ditprune.method.statistics.gram import Gram
 from ditprune.method.statistics.weighting import weights as timestep_weights
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import Refinement, rate_for
-from ditprune.pruning.update.layers import Layer, adjust_layer, prepare
+from ditprune.pruning.update.layers import Layer, prepare, update_layer
 from ditprune.pruning.update.thinning import Thinning, thinning
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
@@ -34,7 +34,7 @@ _MEASURED_TOGETHER = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Adjustment:
+class TargetUpdate:
     """What becomes of one target.
 
     Args:
@@ -52,16 +52,16 @@ class Adjustment:
     damping: float
 
 
-def adjust(
+def update_targets(
     denoiser: nn.Module,
     targets: Mapping[str, Target],
     stats: Statistics | None,
     recipe: Recipe,
     threshold: float | None,
     calls: Sequence[Call],
-    report: Report,
+    progress: Progress,
     max_gram_bytes: int | None = None,
-) -> dict[str, Adjustment]:
+) -> dict[str, TargetUpdate]:
     """New weights for every target; the denoiser itself is left as it was.
 
     Grams of all targets are collected at once where they fit `max_gram_bytes`, else stage by
@@ -78,7 +78,7 @@ def adjust(
     """
     if recipe.needs_calls and not calls:
         raise RecipeError(
-            "this recipe adjusts weights to the calibration calls and none were given; pass "
+            "this recipe updates weights to the calibration calls and none were given; pass "
             "batches (on the command line --calibration-set)"
         )
     limit = gram_limit(recipe, max_gram_bytes)
@@ -88,15 +88,15 @@ def adjust(
             for name, target in targets.items()
         }
     num_bins = NUM_BINS if stats is None else stats.num_bins
-    grams = _Grams(denoiser, targets, calls, recipe, limit, report, num_bins)
-    share_out = _sharing(denoiser, layers, grams, calls, recipe, report)
+    grams = _Grams(denoiser, targets, calls, recipe, limit, progress, num_bins)
+    share_out = _sharing(denoiser, layers, grams, calls, recipe, progress)
     after = share_out(recipe)
     before = share_out(_first_part(recipe)) if recipe.mask == "refinement" else None
-    found, begin = _reconstructed(layers, grams, recipe, after, before, report)
+    found, begin = _reconstructed(layers, grams, recipe, after, before, progress)
     if recipe.refinement is None:
         return found
     thin = None if before is None else thinning(layers, recipe, before, after)
-    return _refined(denoiser, found, begin, thin, calls, recipe, report)
+    return _refined(denoiser, found, begin, thin, calls, recipe, progress)
 
 
 def check_needs_calls(recipe: Recipe, given: str) -> None:
@@ -106,7 +106,7 @@ def check_needs_calls(recipe: Recipe, given: str) -> None:
     """
     if not recipe.needs_calls:
         raise RecipeError(
-            f"{given}: this recipe adjusts no weights and measures no budgets; leave it out, or "
+            f"{given}: this recipe updates no weights and measures no budgets; leave it out, or "
             "ask for a reconstruction, a measured allocation or the preset best"
         )
 
@@ -128,23 +128,24 @@ def gram_limit(recipe: Recipe, max_gram_bytes: int | None) -> int:
 
 def _reconstructed(
     layers: Mapping[str, Layer], grams: _Grams, recipe: Recipe,
-    after: Mapping[str, float | None], before: Mapping[str, float | None] | None, report: Report,
-) -> tuple[dict[str, Adjustment], dict[str, Adjustment]]:  # fmt: skip
+    after: Mapping[str, float | None], before: Mapping[str, float | None] | None,
+    progress: Progress,
+) -> tuple[dict[str, TargetUpdate], dict[str, TargetUpdate]]:  # fmt: skip
     """Every layer with the share it loses in the end, and with the one it loses to begin with."""
-    found: dict[str, Adjustment] = {}
-    begin: dict[str, Adjustment] = found if before is None else {}
+    found: dict[str, TargetUpdate] = {}
+    begin: dict[str, TargetUpdate] = found if before is None else {}
     for name, layer in layers.items():
         gram_II = grams.of(name, found)
-        found[name] = _adjustment(layer, gram_II, recipe, after[name])
+        found[name] = _target_update(layer, gram_II, recipe, after[name])
         if before is not None:
-            begin[name] = _adjustment(layer, gram_II, recipe, before[name])
-        report("reconstructing", len(found), len(layers))
+            begin[name] = _target_update(layer, gram_II, recipe, before[name])
+        progress("reconstructing", len(found), len(layers))
     return found, begin
 
 
-def _adjustment(layer: Layer, gram: Tensor, recipe: Recipe, share: float | None) -> Adjustment:
-    done = adjust_layer(layer, gram, recipe, share)
-    return Adjustment(done.weight, done.keep, layer, share, done.damping)
+def _target_update(layer: Layer, gram: Tensor, recipe: Recipe, share: float | None) -> TargetUpdate:
+    done = update_layer(layer, gram, recipe, share)
+    return TargetUpdate(done.weight, done.keep, layer, share, done.damping)
 
 
 def _first_part(recipe: Recipe) -> Recipe:
@@ -159,23 +160,23 @@ class _Grams:
 
     def __init__(
         self, denoiser: nn.Module, targets: Mapping[str, Target], calls: Sequence[Call],
-        recipe: Recipe, max_bytes: int, report: Report, num_bins: int,
+        recipe: Recipe, max_bytes: int, progress: Progress, num_bins: int,
     ) -> None:  # fmt: skip
         self._denoiser, self._targets, self._calls = denoiser, targets, calls
         self._weights = timestep_weights(recipe.timestep_weighting, num_bins)
         self._is_needed = recipe.needs_grams
-        self._report = report
+        self._progress = progress
         self._in_steps = recipe.packages > 1
         self._stages = stages(targets, recipe.packages, max_bytes)
         self._stage_of = {name: i for i, names in enumerate(self._stages) for name in names}
         self._stage = -1
         self._states: dict[str, Gram] = {}
 
-    def of(self, name: str, done: Mapping[str, Adjustment] | None = None) -> Tensor:
+    def of(self, name: str, done: Mapping[str, TargetUpdate] | None = None) -> Tensor:
         """XᵀX of one target's inputs, float32; the unit matrix where nobody needs it.
 
         Args:
-            done: targets that were adjusted before; with packages, the inputs of the next are as
+            done: targets that were updated before; with packages, the inputs of the next are as
                 these leave them.
         """
         if not self._is_needed:
@@ -199,7 +200,7 @@ class _Grams:
         def counted() -> Iterator[Call]:
             for number, call in enumerate(self._calls, start=1):
                 yield call
-                self._report(
+                self._progress(
                     f"collecting Grams {self._stage + 1}/{len(self._stages)}", number, total
                 )
 
@@ -208,7 +209,7 @@ class _Grams:
 
 def _sharing(
     denoiser: nn.Module, layers: Mapping[str, Layer], grams: _Grams, calls: Sequence[Call],
-    recipe: Recipe, report: Report,
+    recipe: Recipe, progress: Progress,
 ) -> Callable[[Recipe], dict[str, float | None]]:  # fmt: skip
     """What tells the share that every layer loses under a recipe's total; measured once."""
     if recipe.allocation == "uniform":
@@ -218,10 +219,10 @@ def _sharing(
     some = _some_rows(calls)
     if recipe.allocation == "proxy":
         gains = budgets.output_gains(denoiser, list(layers), some)
-        costs = budgets.proxy_costs(layers, grams.of, gains, recipe, report)
+        costs = budgets.proxy_costs(layers, grams.of, gains, recipe, progress)
     else:
         with torch.no_grad():
-            costs = budgets.measure_costs(denoiser, layers, grams.of, some, recipe, report)
+            costs = budgets.measure_costs(denoiser, layers, grams.of, some, recipe, progress)
     return partial(budgets.by_curves, layers, costs)
 
 
@@ -235,9 +236,9 @@ def _some_rows(calls: Sequence[Call]) -> list[Call]:
 
 
 def _refined(
-    denoiser: nn.Module, found: Mapping[str, Adjustment], begin: Mapping[str, Adjustment],
-    thin: Thinning | None, calls: Sequence[Call], recipe: Recipe, report: Report,
-) -> dict[str, Adjustment]:  # fmt: skip
+    denoiser: nn.Module, found: Mapping[str, TargetUpdate], begin: Mapping[str, TargetUpdate],
+    thin: Thinning | None, calls: Sequence[Call], recipe: Recipe, progress: Progress,
+) -> dict[str, TargetUpdate]:  # fmt: skip
     """What gradient steps on all kept weights together make of `begin`; `found` where that is
     better on the rows kept aside.
     """
@@ -249,7 +250,7 @@ def _refined(
         before = refinement.error()
     with replaced(denoiser, _weights(begin)):
         keep = {name: one.keep for name, one in begin.items()}
-        keep = refinement.train_(keep, rate_for(before, settings), thin, report)
+        keep = refinement.train_(keep, rate_for(before, settings), thin, progress)
         if not refinement.error() < before:
             return dict(found)
         refined = {name: _weight(denoiser, name).float().clone() for name in found}
@@ -262,8 +263,8 @@ def _refined(
     }  # fmt: skip
 
 
-def _weights(adjustments: Mapping[str, Adjustment]) -> dict[str, Tensor]:
-    return {name: one.weight for name, one in adjustments.items()}
+def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:
+    return {name: one.weight for name, one in updates.items()}
 
 
 def _share(keep: Tensor) -> float:

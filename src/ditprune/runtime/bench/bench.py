@@ -25,7 +25,7 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import KernelError, RecipeError
-from ditprune.progress import Report, silent
+from ditprune.progress import Progress, silent
 from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
 from ditprune.runtime.bench.calls import Tokens, real_calls
@@ -102,12 +102,12 @@ class Part:
         return weight if self.trial is None else self.trial(weight)
 
 
-def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict[str, Any]:
+def bench(model: ModelFolder, options: Options, progress: Progress = silent) -> dict[str, Any]:
     """Time a model's layers and its step. Raises DitpruneError before any timing."""
     trial = TrialPruning.of(options.sparsity, options.pattern)
     device, backend, notes = _where(options)
     parts, own_notes = _parts(model, trial)
-    sparsities = {name: _sparsities(part, report) for name, part in parts.items()}
+    sparsities = {name: _sparsities(part, progress) for name, part in parts.items()}
     _check_zeros(model, parts, sparsities)
     memory = options.max_memory or free_bytes(device)
     calls, tokens = _calls(model, parts, options, device, memory)
@@ -116,7 +116,7 @@ def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict
     share_s = options.limit_s / (2 * len(parts))  # half for layers, half for steps
     for name, part in parts.items():
         kinds = _kinds(part, tokens[name], sparsities[name])
-        found = bench_layers(kinds, part.read, backend, device, share_s, report)
+        found = bench_layers(kinds, part.read, backend, device, share_s, progress)
         prefix = f"{name}: " if len(parts) > 1 else ""
         rows += [{**row, "layer": f"{prefix}{row['layer']}"} for row in found]
         silent_layers = len(part.targets) - len(tokens[name])
@@ -125,7 +125,7 @@ def bench(model: ModelFolder, options: Options, report: Report = silent) -> dict
         call = calls.get(name)
         reason = _why_no_step(part.folder, call, memory)
         steps[name] = {"reason": reason} if reason or call is None else bench_step(
-            part.folder, call, trial, backend, device, share_s, report
+            part.folder, call, trial, backend, device, share_s, progress
         )  # fmt: skip
     return {
         "model": model.name,
@@ -195,7 +195,7 @@ def _parts(
     return parts, notes
 
 
-def _sparsities(part: Part, report: Report) -> dict[str, float]:
+def _sparsities(part: Part, progress: Progress) -> dict[str, float]:
     """The share of zeros of each layer, to two digits; of one of each shape where we prune."""
     found: dict[str, float] = {}
     by_shape: dict[tuple[int, int], float] = {}
@@ -204,7 +204,7 @@ def _sparsities(part: Part, report: Report) -> dict[str, float]:
             weight = part.read(name)
             by_shape[target.shape] = round(1 - int(weight.count_nonzero()) / weight.numel(), 2)
         found[name] = by_shape[target.shape]
-        report("counting zeros", number, len(part.targets))
+        progress("counting zeros", number, len(part.targets))
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ditprune.errors import RecipeError
 from ditprune.method.granularity import NM
 from ditprune.method.masks import keep_best
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
 from ditprune.runtime.swap import MIN_GAIN
 from ditprune.runtime.timing import best_seconds, cold_buffer
@@ -125,7 +125,7 @@ def verdict(seconds: Mapping[str, float]) -> dict[str, Any]:
 
 def bench_layers(
     kinds: Mapping[Kind, list[str]], read: Callable[[str], Tensor], backend: Backend | None,
-    device: str, limit_s: float, report: Report,
+    device: str, limit_s: float, progress: Progress,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row for each kind, in the order of the model.
 
@@ -141,7 +141,7 @@ def bench_layers(
             "layer": names[0], "num_layers": len(names), "shape": list(kind.shape),
             "num_tokens": kind.num_tokens, "sparsity": kind.sparsity, **found,
         })  # fmt: skip
-        report("timing layers", number, len(kinds))
+        progress("timing layers", number, len(kinds))
     return rows
 
 

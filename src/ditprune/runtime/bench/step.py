@@ -17,7 +17,7 @@ from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
-from ditprune.progress import Report
+from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
 from ditprune.runtime.bench.layers import DENSE, SPARSE, TrialPruning, verdict
 from ditprune.runtime.swap import Decision, sparsify_
@@ -37,7 +37,7 @@ def step_bytes(folder: Path) -> int:
 
 def bench_step(
     folder: Path, call: Call, trial: TrialPruning | None, backend: Backend | None, device: str,
-    limit_s: float, report: Report,
+    limit_s: float, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Milliseconds, bytes and verdict of one call of a folder's denoiser.
 
@@ -63,7 +63,7 @@ def bench_step(
             swapped[path] = sum(one.is_swapped for one in decisions.values())
             if not swapped[path]:
                 reasons[path] = why_dense(decisions.values())
-        report("preparing the step", len(denoisers), len(DENSE | SPARSE))
+        progress("preparing the step", len(denoisers), len(DENSE | SPARSE))
     for path in reasons:
         del denoisers[path]
     works = {

@@ -1,6 +1,6 @@
-"""Claim: what adjusting gives, method by method: the tables of the README and the log.
+"""Claim: what weight updates give, method by method: the tables of the README and the log.
 
-    python bench/adjusting.py [--model bundled] [--out adjusting.jsonl] [--levels 0.5 2:4 …]
+    python bench/updating.py [--model bundled] [--out updating.jsonl] [--levels 0.5 2:4 …]
 
 Every method prunes the model at every level from the same calibration samples; error is on held-out
 calls, FID, accuracy and SSIM on the same seeds as the dense model's images. Each cell is a line of
@@ -77,7 +77,7 @@ def words_for(method: str, level: str) -> dict[str, Any] | None:
 class World:
     """The dense model and all that is compared with it, made once."""
 
-    def __init__(self, model: str, num_samples: int, num_images: int, report: Any) -> None:
+    def __init__(self, model: str, num_samples: int, num_images: int, progress: Any) -> None:
         self.pipeline = load_pipeline(locate(model))
         self.dense = self.pipeline.transformer
         sampling = Sampling(num_samples, num_inference_steps=25, guidance_scale=1.5)
@@ -92,11 +92,11 @@ class World:
         self.asked = of_items(pool, num_images)
         self.held_out = sample_held_out(self.pipeline, self.protocol).calls[DENOISER]
         self.noise = predictions(self.dense, self.held_out)
-        self.report = report
+        self.progress = progress
         self.images = self.draw("dense")
 
     def draw(self, name: str) -> Tensor:
-        return as_unit(draw_images(self.pipeline, self.asked, self.protocol, name, self.report))
+        return as_unit(draw_images(self.pipeline, self.asked, self.protocol, name, self.progress))
 
     def measure(self, words: dict[str, Any]) -> dict[str, Any]:
         """Prune a copy, and how good it is."""
@@ -104,7 +104,7 @@ class World:
         chosen = build(**words)
         given = {"batches": self.calls} if chosen.needs_calls else {}
         start_s, start_cpu_s = time.perf_counter(), time.process_time()
-        outcome = ditprune.prune_(denoiser, self.stats, report=self.report, **given, **words)
+        outcome = ditprune.prune_(denoiser, self.stats, progress=self.progress, **given, **words)
         wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
         self.pipeline.transformer = denoiser
         images = self.draw("pruned")
@@ -134,7 +134,7 @@ def cells(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--out", type=Path, default=Path("adjusting.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("updating.jsonl"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--levels", nargs="+", default=list(LEVELS))
     parser.add_argument("--num-samples", type=int, default=1024)
@@ -145,12 +145,12 @@ def main() -> None:
     if todo:
         last = [0.0]
 
-        def report(stage: str, done: int, total: int) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
             if time.monotonic() - last[0] > 30 or done == total:
                 last[0] = time.monotonic()
                 print(f"  {stage} {done}/{total}", flush=True)
 
-        world = World(args.model, args.num_samples, args.num_images, report)
+        world = World(args.model, args.num_samples, args.num_images, progress)
         dense = judge.read(world.images, world.asked)
         for method, level, words in todo:
             row = {"method": method, "level": level, **world.measure(words), "dense": dense}

@@ -1,4 +1,4 @@
-"""What a recipe that adjusts weights will take, for `prune --dry-run`."""
+"""What a recipe that updates weights will take, for `prune --dry-run`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ditprune.pruning.update.folder import Source, calls_of
 _ASSUMED_RATE = 40e12
 
 
-def show_adjusting(
+def show_update_forecast(
     model: ModelFolder, job: Job, recipe: Recipe, source: Source, prefix: str
 ) -> None:
     """Stages, time on this CPU and on one GPU, and memory."""
@@ -37,7 +37,7 @@ def show_adjusting(
     size, most = job.selection.num_parameters, source.max_gram_bytes
     expected = cost(targets, recipe, one, total, size, most)
     console.out.print(
-        f"{prefix}before that it adjusts the weights of the loaded denoiser, from {total:,} rows "
+        f"{prefix}before that it updates the weights of the loaded denoiser, from {total:,} rows "
         f"of calls; Grams take {expected.num_passes} passes over them\n"
         f"{prefix}  memory: about {console.size(expected.peak_bytes)} and the activations of "
         f"a batch\n{prefix}  {_times(expected, 'this CPU', measured_rate(), 'measured')}\n"
