@@ -8,15 +8,11 @@ import pickle
 import pytest
 import torch
 
-from ditprune.checkpoints.copy_folder import (
-    ShardWriter,
-    copied_bytes,
-    copy_other_files,
-    other_files,
-    sha256,
-)
+from ditprune.checkpoints.copy_folder import copied_bytes, copy_other_files, other_files
+from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.weights import Weights
+from ditprune.checkpoints.rewrite_tensors import ShardWriter
+from ditprune.checkpoints.weights import Weights, sha256
 from folders import STEM, Payload, files_of, save_denoiser, save_pipeline
 
 NAME = "transformer_blocks.1.attn1.to_k.weight"
@@ -40,7 +36,7 @@ def copy(folder, out, change=None):
     model = locate(str(folder))
     weights = Weights(model.denoiser)
     copy_other_files(model, {"transformer": weights}, out)
-    with ShardWriter(weights, out / model.denoiser.relative_to(model.root)) as writer:
+    with ShardWriter(layout_of(weights), out / model.denoiser.relative_to(model.root)) as writer:
         for entry, raw in raw_of(weights):
             if entry.name == NAME and change:
                 change(raw)
@@ -73,7 +69,7 @@ def test_only_the_bytes_of_the_changed_tensor_change(sharded, tmp_path) -> None:
 
 def test_the_writer_takes_tensors_in_any_order(sharded, tmp_path) -> None:
     weights = Weights(sharded / "transformer")
-    with ShardWriter(weights, tmp_path / "out") as writer:
+    with ShardWriter(layout_of(weights), tmp_path / "out") as writer:
         for entry, raw in reversed(list(raw_of(weights))):
             writer.write(entry, raw)
     before = files_of(sharded / "transformer")

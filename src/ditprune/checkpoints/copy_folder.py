@@ -1,22 +1,15 @@
-"""Copies a model folder while some of its tensors change, in one sequential pass.
-
-A shard's header is copied as it is and its tensors follow at the same offsets, so layout, names,
-dtypes and every untouched byte stay what they were.
-"""
+"""Copies all files of a model folder but the weights of its denoisers."""
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
-from ditprune.checkpoints.layout import Layout, layout_of
 from ditprune.checkpoints.locate import ModelFolder, check_inside
-from ditprune.checkpoints.weights import PICKLES, Entry, Weights
+from ditprune.checkpoints.weights import PICKLES, Weights
 from ditprune.errors import ModelError
 from ditprune.writing.output import CARD_PICTURE
 
@@ -32,7 +25,7 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
     Raises ModelError for a link out of the model, whose file nobody meant to hand on, and for a
     link to a folder, whose files would be missing from the copy.
     """
-    indices = {one.index for one in weights.values()}
+    indices = {denoiser_weights.index for denoiser_weights in weights.values()}
     folders = tuple(model.denoisers.values())
     for file in sorted(model.root.rglob("*")):
         relative = file.relative_to(model.root)
@@ -55,20 +48,15 @@ def _is_card(file: Path) -> bool:
     return file.name == "config.json" or file.name.startswith(("README", "LICENSE"))
 
 
-def _is_told(file: Path) -> bool:
-    """Whether a file only tells of the model."""
+def _describes(file: Path) -> bool:
+    """Whether a file only describes the model."""
     return file.name.startswith("README") or file.name == CARD_PICTURE
-
-
-def header_hashes(weights: Weights) -> dict[str, str]:
-    """The sha256 of each shard's header: names, dtypes, shapes and places of its tensors."""
-    return {shard.name: sha256(weights.header(shard)) for shard in weights.shards}
 
 
 def copied_bytes(model: ModelFolder, weights: Mapping[str, Weights]) -> int:
     """The size of the copy."""
     others = sum(file.stat().st_size for file in other_files(model, weights))
-    return others + sum(one.size_bytes for one in weights.values())
+    return others + sum(shards.size_bytes for shards in weights.values())
 
 
 def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
@@ -77,8 +65,8 @@ def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
     Its cards are none of them: an evaluation writes them anew.
     """
     digest = hashlib.sha256()
-    shards = [shard for one in weights.values() for shard in one.shards]
-    others = (file for file in other_files(model, weights) if not _is_told(file))
+    shards = [shard for denoiser_weights in weights.values() for shard in denoiser_weights.shards]
+    others = (file for file in other_files(model, weights) if not _describes(file))
     for file in (*others, *shards):
         state = file.stat()
         place = file.relative_to(model.root).as_posix()
@@ -93,50 +81,3 @@ def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destina
         target.parent.mkdir(parents=True, exist_ok=True)
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             shutil.copyfile(source, target)
-
-
-class ShardWriter:
-    """Writes shards with the headers of the originals, or of a layout, tensors in any order.
-
-    Shards that are there already keep the tensors that lie in them.
-    """
-
-    def __init__(self, weights: Weights | Layout, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._streams: dict[str, BinaryIO] = {}
-        layout = weights if isinstance(weights, Layout) else layout_of(weights)
-        for shard, header in layout.headers.items():
-            target = folder / shard
-            target.touch()
-            with target.open("r+b") as stream:
-                stream.write(header)
-                stream.truncate(layout.size_bytes_of(shard))
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for stream in self._streams.values():
-            stream.close()
-
-    def write(self, entry: Entry, raw: bytes | memoryview) -> None:
-        """Put one tensor's bytes at its place; a kill later does not undo it."""
-        name = entry.file.name
-        if name not in self._streams:
-            self._streams[name] = (self._folder / name).open("r+b", buffering=0)
-        stream = self._streams[name]
-        stream.seek(entry.offset)
-        rest = memoryview(raw)
-        while rest.nbytes:
-            rest = rest[stream.write(rest) :]
-
-    def sync(self) -> None:
-        """Bring to the disk what was written; a power cut later does not undo it."""
-        for stream in list(self._streams.values()):
-            os.fsync(stream.fileno())
-
-
-def sha256(raw: bytes | bytearray | memoryview) -> str:
-    """The hash of some bytes, in hex."""
-    return hashlib.sha256(raw).hexdigest()

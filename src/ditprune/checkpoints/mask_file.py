@@ -17,8 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ditprune.checkpoints.compact.mask_bits import compressed, expanded, num_set
-from ditprune.checkpoints.copy_folder import sha256
-from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range
+from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.output import write_beside

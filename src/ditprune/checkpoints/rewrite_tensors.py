@@ -1,135 +1,166 @@
-"""Writes every tensor of a denoiser once: reads ahead, changes, writes behind, remembers."""
+"""Writes every tensor of a denoiser once, and goes on where a killed run stopped.
+
+    with TensorRewriter(name, weights, layout, folder, journal, progress) as rewriter:
+        for entry, raw in rewriter:  # the tensors that are not written yet
+            ...  # change the bytes of `raw` in place
+            rewriter.write(entry, raw, note)
+
+The next tensor is read and the last one is written while the caller works on the current one, so
+at most three tensors are in memory.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 
-from ditprune.checkpoints.copy_folder import ShardWriter, sha256
 from ditprune.checkpoints.layout import Layout
-from ditprune.checkpoints.weights import Entry, Weights, read_range
+from ditprune.checkpoints.weights import Entry, Weights, read_range, sha256
 from ditprune.progress import Progress
 from ditprune.writing.journal import Journal
 
-Result = TypeVar("Result")
+__all__ = ["Record", "ShardWriter", "TensorRewriter", "one_torch_thread", "read_ahead", "recorded"]
 
-_SYNC_BYTES = 512_000_000  # written between two syncs: what a power cut can undo, twice at most
-
-
-def stream(
-    entries: Iterable[Entry],
-    change: Callable[[Entry, memoryview], Result],
-    write: Callable[[Entry, memoryview, Result], None],
-) -> None:
-    """Read every tensor, `change` its bytes in place, `write` them, each in a thread of its own.
-
-    Three tensors are in memory at a time: one being read, one changed, one written. All calls
-    come in the order of the entries, and a tensor that was changed is written whatever happens.
-    """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer, _one_torch_thread():
-        ahead: Future[memoryview] | None = None
-        behind: Future[None] | None = None
-        queue = iter(entries)
-        entry = next(queue, None)
-        while entry is not None:
-            raw = (ahead or reader.submit(_read, entry)).result()
-            following = next(queue, None)
-            ahead = reader.submit(_read, following) if following is not None else None
-            result = change(entry, raw)
-            if behind is not None:
-                behind.result()
-            behind = writer.submit(write, entry, raw, result)
-            del raw
-            entry = following
-        if behind is not None:
-            behind.result()
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """More would wait for each other in every operation while other threads read and write."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-class Syncing:
-    """Brings written tensors to the disk while others are written, and the journal after them.
-
-    The journal may tell of later tensors too, which a power cut then undoes; so whoever goes on
-    with it compares hashes.
-    """
-
-    def __init__(self, writer: ShardWriter, journal: Journal) -> None:
-        self._writer, self._journal = writer, journal
-        self._executor = ThreadPoolExecutor(1)
-        self._running: Future[None] | None = None
-        self._num_bytes = 0
-
-    def __enter__(self) -> Syncing:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._executor.shutdown()
-        if kind is None and self._running is not None:
-            self._running.result()
-
-    def wrote(self, num_bytes: int) -> None:
-        """Count bytes; at intervals begin a sync, after the end of the one before."""
-        self._num_bytes += num_bytes
-        if self._num_bytes >= _SYNC_BYTES:
-            self._num_bytes = 0
-            if self._running is not None:
-                self._running.result()
-            self._running = self._executor.submit(self._sync)
-
-    def _sync(self) -> None:
-        self._writer.sync()
-        self._journal.sync()
-
-
-def unchanged(
-    weights: Weights | Layout,
-    folder: Path,
-    hashes: Mapping[str, str],
-    progress: Callable[[int, int], None],
-) -> set[str]:
-    """The tensors whose bytes in `folder`, at the place they have in `weights`, hash as said."""
-    entries = [entry for entry in weights.in_order() if entry.name in hashes]
-
-    def holds(entry: Entry) -> bool:
-        raw = read_range(folder / entry.file.name, entry.offset, entry.size_bytes)
-        return sha256(raw) == hashes[entry.name]
-
-    found = set()
-    with ThreadPoolExecutor(2) as executor:
-        for number, (entry, is_there) in enumerate(
-            zip(entries, executor.map(holds, entries), strict=True), start=1
-        ):
-            found |= {entry.name} if is_there else set()
-            progress(number, len(entries))
-    return found
-
-
-def _read(entry: Entry) -> memoryview:
-    return read_range(entry.file, entry.offset, entry.size_bytes)
-
-
-# The bytes to write of a tensor, and plain values to remember with it.
-Change = Callable[[Entry, memoryview], tuple[memoryview, Any]]
 Record = Mapping[str, Any]
 
+_SYNC_BYTES = 512_000_000  # written between two syncs; a power cut undoes at most twice as much
 
-def accept(_record: Record) -> None:
-    """Every record is as it should be."""
+
+class TensorRewriter:
+    """Reads, hands out and writes the tensors of one denoiser that are not written yet.
+
+    Args:
+        denoiser: its name in the journal.
+        source: the tensors to read.
+        layout: where each of them goes in `folder`.
+        journal: gets a record for each tensor, after its bytes.
+        progress: is told the number of written tensors.
+
+    Attributes:
+        written: by tensor: `sha256` of the bytes written, `source_sha256` of the bytes read, and
+            the `note` given to `write`.
+    """
+
+    def __init__(
+        self,
+        denoiser: str,
+        source: Weights,
+        layout: Layout,
+        folder: Path,
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        self._denoiser, self._source, self._layout = denoiser, source, layout
+        self._folder, self._journal, self._progress = folder, journal, progress
+        self._behind: Future[None] | None = None  # the tensor being written
+        self._syncing: Future[None] | None = None
+        self._num_unsynced_bytes = 0
+        self.written: dict[str, Record] = {}
+
+    def __enter__(self) -> TensorRewriter:
+        with ExitStack() as stack:
+            stack.enter_context(one_torch_thread())
+            self._shards = stack.enter_context(ShardWriter(self._layout, self._folder))
+            self._syncer = stack.enter_context(ThreadPoolExecutor(1))
+            self._writer = stack.enter_context(ThreadPoolExecutor(1))
+            known = recorded(self._journal, self._denoiser)
+            self.written = {name: known[name] for name in self._unchanged(known)}
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stack:  # waits for what is being written and synchronised
+            if kind is None:
+                for pending in (self._behind, self._syncing):
+                    if pending is not None:
+                        pending.result()
+
+    def __iter__(self) -> Iterator[tuple[Entry, memoryview]]:
+        done = set(self.written)
+        return read_ahead(entry for entry in self._source.in_order() if entry.name not in done)
+
+    def write(
+        self,
+        entry: Entry,
+        content: memoryview,
+        note: Any = None,
+        source: memoryview | None = None,
+        check: Callable[[Record], None] | None = None,
+    ) -> None:
+        """Write a tensor's bytes, in a thread of its own.
+
+        Args:
+            note: plain values to remember with it.
+            source: the bytes that were read, where `content` holds others.
+            check: refuses the record by raising, before the bytes are written.
+        """
+        if self._behind is not None:
+            self._behind.result()
+        self._behind = self._writer.submit(self._write, entry, content, note, source, check)
+
+    def _write(
+        self,
+        entry: Entry,
+        content: memoryview,
+        note: Any,
+        source: memoryview | None,
+        check: Callable[[Record], None] | None,
+    ) -> None:
+        digest = sha256(content)
+        record = {
+            "denoiser": self._denoiser,
+            "tensor": entry.name,
+            "sha256": digest,
+            "note": note,
+            "source_sha256": digest if source is None else sha256(source),
+        }
+        if check is not None:
+            check(record)
+        self._shards.write(self._layout.entries[entry.name], content)
+        self.written[entry.name] = record
+        self._journal.append(record)
+        self._sync_now_and_then(len(content))
+        self._progress("writing tensors", len(self.written), len(self._layout.entries))
+
+    def _sync_now_and_then(self, num_bytes: int) -> None:
+        """Bring written tensors to the disk while others are written, and the journal after them.
+
+        The journal may tell of later tensors too, which a power cut then undoes; so a resumed run
+        compares hashes.
+        """
+        self._num_unsynced_bytes += num_bytes
+        if self._num_unsynced_bytes >= _SYNC_BYTES:
+            self._num_unsynced_bytes = 0
+            if self._syncing is not None:
+                self._syncing.result()
+            self._syncing = self._syncer.submit(self._sync)
+
+    def _sync(self) -> None:
+        self._shards.sync()
+        self._journal.sync()
+
+    def _unchanged(self, known: Mapping[str, Record]) -> set[str]:
+        """The tensors whose bytes in the folder still hash as their records say."""
+        entries = [entry for entry in self._layout.in_order() if entry.name in known]
+
+        def holds(entry: Entry) -> bool:
+            raw = read_range(self._folder / entry.file.name, entry.offset, entry.size_bytes)
+            return sha256(raw) == known[entry.name]["sha256"]
+
+        unchanged = set()
+        with ThreadPoolExecutor(2) as executor:
+            answers = zip(entries, executor.map(holds, entries), strict=True)
+            for number, (entry, is_unchanged) in enumerate(answers, start=1):
+                if is_unchanged:
+                    unchanged.add(entry.name)
+                self._progress("checking what is done", number, len(entries))
+        return unchanged
 
 
 def recorded(journal: Journal, denoiser: str) -> dict[str, Record]:
@@ -141,42 +172,91 @@ def recorded(journal: Journal, denoiser: str) -> dict[str, Record]:
     }
 
 
+def read_ahead(entries: Iterable[Entry]) -> Iterator[tuple[Entry, memoryview]]:
+    """Each tensor's bytes, while the next tensor is read in a thread of its own."""
+    queue = iter(entries)
+    entry = next(queue, None)
+    with ThreadPoolExecutor(1) as reader:
+        ahead = None if entry is None else reader.submit(_read, entry)
+        while entry is not None and ahead is not None:
+            raw = ahead.result()
+            following = next(queue, None)
+            ahead = None if following is None else reader.submit(_read, following)
+            yield entry, raw
+            del raw  # or it would stay in memory while the one after the next is read
+            entry = following
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """More would wait for each other in every operation while other threads read and write."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class ShardWriter:
+    """Writes tensors, in any order, into shards that have the headers of a layout.
+
+    Shards that are there already keep the tensors that lie in them.
+    """
+
+    def __init__(self, layout: Layout, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        for shard, header in layout.headers.items():
+            target = folder / shard
+            target.touch()
+            with target.open("r+b") as file:
+                file.write(header)
+                file.truncate(layout.size_bytes_of(shard))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def write(self, entry: Entry, raw: bytes | memoryview) -> None:
+        """Put one tensor's bytes at its place; a kill later does not undo it."""
+        name = entry.file.name
+        if name not in self._files:
+            self._files[name] = (self._folder / name).open("r+b", buffering=0)
+        file = self._files[name]
+        file.seek(entry.offset)
+        rest = memoryview(raw)
+        while rest.nbytes:
+            rest = rest[file.write(rest) :]
+
+    def sync(self) -> None:
+        """Bring to the disk what was written; a power cut later does not undo it."""
+        for file in list(self._files.values()):
+            os.fsync(file.fileno())
+
+
+def _read(entry: Entry) -> memoryview:
+    return read_range(entry.file, entry.offset, entry.size_bytes)
+
+
+Change = Callable[[Entry, memoryview], tuple[memoryview, Any]]
+
+
+def accept(_record: Record) -> None:
+    """Every record is as it should be."""
+
+
 def rewrite(
     denoiser: str, source: Weights, layout: Layout, folder: Path, journal: Journal,
     change: Change, progress: Progress, check: Callable[[Record], None] = accept,
 ) -> dict[str, Record]:  # fmt: skip
-    """Write what is not written yet.
-
-    Args:
-        denoiser: its name in the journal.
-        layout: where the tensors of `source` go in `folder`.
-        change: may write into the bytes that it gets.
-        check: refuses a record by raising.
-
-    Returns:
-        By tensor: `sha256` of the bytes written, `source_sha256` of those read (where `change`
-        left them alone), and the `note` of `change`.
-    """
-    known = recorded(journal, denoiser)
-    with ShardWriter(layout, folder) as writer, Syncing(writer, journal) as syncing:
-        hashes = {name: record["sha256"] for name, record in known.items()}
-        what = "checking what is done"
-        there = unchanged(layout, folder, hashes, lambda *done: progress(what, *done))
-        written: dict[str, Record] = {name: known[name] for name in there}
-
-        def write(entry: Entry, raw: memoryview, result: tuple[memoryview, Any]) -> None:
-            content, note = result
-            digest = sha256(content)
-            record = {
-                "denoiser": denoiser, "tensor": entry.name, "sha256": digest, "note": note,
-                "source_sha256": digest if content is raw else sha256(raw),
-            }  # fmt: skip
-            check(record)
-            writer.write(layout.entries[entry.name], content)
-            written[entry.name] = record
-            journal.append(record)
-            syncing.wrote(len(content))
-            progress("writing tensors", len(written), len(layout.entries))
-
-        stream((e for e in source.in_order() if e.name not in there), change, write)
-    return written
+    """Write what is not written yet."""
+    with TensorRewriter(denoiser, source, layout, folder, journal, progress) as rewriter:
+        for entry, raw in rewriter:
+            content, note = change(entry, raw)
+            rewriter.write(entry, content, note, None if content is raw else raw, check)
+    return rewriter.written

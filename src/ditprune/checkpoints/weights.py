@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -89,6 +90,10 @@ class Weights:
             size = stream.read(8)
             return size + stream.read(int.from_bytes(size, "little"))
 
+    def header_hashes(self) -> dict[str, str]:
+        """The sha256 of each shard's header: names, dtypes, shapes and places of its tensors."""
+        return {shard.name: sha256(self.header(shard)) for shard in self.shards}
+
     def raw(self, entry: Entry) -> memoryview:
         """The bytes of one tensor. Raises ModelError."""
         return read_range(entry.file, entry.offset, entry.size_bytes)
@@ -104,6 +109,11 @@ class Weights:
         item = entry.size_bytes // max(1, math.prod(entry.shape))
         raw = read_range(entry.file, entry.offset + start * item, count * item)
         return as_tensor(raw, replace(entry, shape=(count,)))
+
+
+def sha256(raw: bytes | bytearray | memoryview) -> str:
+    """The hash of some bytes, in hex."""
+    return hashlib.sha256(raw).hexdigest()
 
 
 def as_tensor(raw: memoryview, entry: Entry) -> Tensor:

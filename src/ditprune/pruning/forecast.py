@@ -8,14 +8,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ditprune.checkpoints.copy_folder import sha256
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.rewrite_tensors import stream
-from ditprune.checkpoints.weights import Entry, as_tensor
+from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
+from ditprune.checkpoints.weights import Entry, as_tensor, sha256
 from ditprune.method.granularity import CAG, NM, PerChannel
 from ditprune.method.masks import CHUNK_WEIGHTS
 from ditprune.method.recipe import Recipe
@@ -112,16 +112,19 @@ def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
             if time.perf_counter() > until:
                 return
 
-    def change(entry: Entry, raw: memoryview) -> None:
-        prune_weight_(targets[entry.name], as_matrix(as_tensor(raw, entry)), stats, recipe, None)
-
-    def write(_entry: Entry, raw: memoryview, _result: None) -> None:
-        nonlocal num_bytes
+    def write(raw: memoryview) -> None:
         sha256(raw)
         file.write(raw)
-        num_bytes += raw.nbytes
 
-    stream(entries(), change, write)
+    with one_torch_thread(), ThreadPoolExecutor(1) as writer:
+        behind: Future[None] | None = None
+        for entry, raw in read_ahead(entries()):
+            weight = as_matrix(as_tensor(raw, entry))
+            prune_weight_(targets[entry.name], weight, stats, recipe, None)
+            if behind is not None:
+                behind.result()
+            behind = writer.submit(write, raw)
+            num_bytes += raw.nbytes
     file.flush()
     return num_bytes
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints import manifest
-from ditprune.checkpoints.copy_folder import copied_bytes, header_hashes, sha256, stamp
+from ditprune.checkpoints.copy_folder import copied_bytes, stamp
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.weights import Weights
+from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.method.recipe import Recipe
 from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.plan import (
@@ -87,7 +87,7 @@ def _open(
         "model": model.root.resolve().name,
         "fingerprint": selection.fingerprint,
         "config_sha256": sha256((folder / "config.json").read_bytes()),
-        "headers_sha256": header_hashes(weights),
+        "headers_sha256": weights.header_hashes(),
     }
     return Job(name, folder.relative_to(model.root), weights, selection, own, base)
 

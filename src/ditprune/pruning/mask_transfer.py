@@ -13,18 +13,12 @@ import numpy as np
 from ditprune.checkpoints import fingerprint, manifest, mask_file
 from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
 from ditprune.checkpoints.compact.weights import open_weights
-from ditprune.checkpoints.copy_folder import (
-    copied_bytes,
-    copy_other_files,
-    header_hashes,
-    sha256,
-    stamp,
-)
+from ditprune.checkpoints.copy_folder import copied_bytes, copy_other_files, stamp
 from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
 from ditprune.checkpoints.rewrite_tensors import Record, recorded, rewrite
-from ditprune.checkpoints.weights import Entry, Weights
+from ditprune.checkpoints.weights import Entry, Weights, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
 from ditprune.progress import Progress, silent
@@ -274,7 +268,7 @@ def _base(model: ModelFolder, folder: Path, weights: Weights, outcome: Outcome) 
         "model": model.root.resolve().name,
         "fingerprint": fingerprint.combined(own),
         "config_sha256": sha256((folder / "config.json").read_bytes()),
-        "headers_sha256": header_hashes(weights),
+        "headers_sha256": weights.header_hashes(),
     }
 
 

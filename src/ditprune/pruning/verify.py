@@ -11,9 +11,8 @@ import torch
 
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.compact.weights import CompactWeights, open_weights
-from ditprune.checkpoints.copy_folder import header_hashes, sha256
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.weights import Entry, Weights, as_tensor
+from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.recipe import Recipe, from_json
@@ -175,7 +174,7 @@ def _false_base(base: Mapping[str, Any], folder: Path, weights: Weights) -> Iter
         yield "config.json: missing"
     elif sha256(_dense_config(config, weights)) != base["config_sha256"]:
         yield "config.json: is not the dense model's"
-    if header_hashes(weights) != base["headers_sha256"]:
+    if weights.header_hashes() != base["headers_sha256"]:
         yield "the headers of the shards (names, dtypes, shapes) are not the dense model's"
 
 

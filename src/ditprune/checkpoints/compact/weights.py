@@ -18,9 +18,8 @@ from torch import Tensor
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head, read_head
 from ditprune.checkpoints.compact.packing import unpack
-from ditprune.checkpoints.copy_folder import sha256
 from ditprune.checkpoints.layout import Layout
-from ditprune.checkpoints.weights import Entry, Weights, entries_of
+from ditprune.checkpoints.weights import Entry, Weights, entries_of, sha256
 from ditprune.errors import ModelError
 from ditprune.writing.json_file import read_json
 from ditprune.writing.output import COMPACT_MANIFEST, is_compact
