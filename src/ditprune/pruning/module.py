@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,26 +37,12 @@ def prune_(
     denoiser: nn.Module,
     stats: Statistics | None = None,
     sparsity: float | None = None,
-    saliency: Any = "stw",
-    granularity: Any = None,
-    pattern: Any = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-    auxiliary: bool = False,
     *,
-    weight_power: float | None = None,
-    activation_power: float | None = None,
-    cag_threshold: float | str | None = None,
-    reconstruction: Any = None,
-    mask: str | None = None,
-    allocation: str | None = None,
-    timestep_weighting: str | None = None,
-    refinement: Any = None,
-    packages: int | None = None,
-    preset: str | None = None,
     batches: Iterable[Any] | None = None,
     max_gram_bytes: int | None = None,
     progress: Progress = silent,
+    recipe: Recipe | None = None,
+    **words: Any,
 ) -> Outcome:
     """Prune a denoiser in place. The default is the paper's method at 50 %.
 
@@ -64,24 +50,12 @@ def prune_(
         denoiser: any module with transformer blocks, on any device.
         stats: from `calibrate`; None where the saliency needs none (magnitude).
         sparsity: share of each comparison group to remove; 0.5 by default.
-        saliency: a name in `SALIENCIES`, or an object such as `Power(2, 1)`.
-        granularity: `cag` (default), `layer`, `channel`, or an object.
-        pattern: `"2:4"`, in place of sparsity and granularity; N of every M are kept.
-        include, exclude: globs over target names.
-        auxiliary: also prune block lists beside the trunk, such as text refiners.
-        weight_power, activation_power, cag_threshold: constants of a choice given by name.
-        reconstruction: the update of kept weights: `none` (default), `obs`, `admm`, or an object.
-        mask: who chooses it: `saliency` (default), `reconstruction` or `refinement`.
-        allocation: how the total is shared: `uniform` (default), `owl`, `sensitivity`, `proxy`.
-        timestep_weighting: `uniform` (default), `log-decrease` or `log-increase`, from noise to
-            image.
-        refinement: gradient steps at the end: `none` (default), `distill`, or an object.
-        packages: runs of blocks to reconstruct one after the other; 1 by default.
-        preset: `paper` (all the defaults) or `best`.
         batches: as for `calibrate`, where a recipe updates weights or measures budgets.
         max_gram_bytes: of memory for Grams, 4 GB by default; fewer bytes are more passes over
             the batches.
         progress: hears how far it is.
+        recipe: what to do; excludes `sparsity` and `words`.
+        words: the words of a recipe, as `saliency="wanda"`; see `Recipe`.
 
     Returns:
         What was done to each target.
@@ -89,11 +63,7 @@ def prune_(
     Raises:
         RecipeError, ModelError, TargetError, StatisticsError: before anything is changed.
     """
-    recipe = build(
-        saliency, granularity, sparsity, pattern, weight_power, activation_power, cag_threshold,
-        include, exclude, auxiliary, reconstruction, mask, allocation, timestep_weighting,
-        refinement, packages=packages, preset=preset,
-    )  # fmt: skip
+    recipe = build(recipe, sparsity=sparsity, **words)
     check_scorable(recipe, stats)
     if batches is not None:
         check_needs_calls(recipe, "batches")
