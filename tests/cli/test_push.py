@@ -40,7 +40,7 @@ def hub(
 @pytest.fixture(scope="module")
 def pruned(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pruned") / "out"
-    prune_checkpoint(locate(str(tiny_pipeline)), out, None, build("magnitude"))
+    prune_checkpoint(locate(str(tiny_pipeline)), out, None, build(saliency="magnitude"))
     return out
 
 

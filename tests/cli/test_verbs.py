@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect as signatures
 import json
 import os
 import pickle
@@ -21,7 +20,7 @@ from ditprune import bundled
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.main import app
-from ditprune.method.recipe import build
+from ditprune.method.recipe import WORDS, build
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
@@ -79,8 +78,8 @@ def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
            "repo", "gram_memory"}  # fmt: skip
     # Constants of methods that have many come from recipe files and from Python.
     constants = {"reconstruction_constants", "refinement_constants"}
-    fields = set(signatures.signature(build).parameters) - constants
-    power = build("power", weight_power=1, activation_power=1)
+    fields = set(WORDS) - constants
+    power = build(saliency="power", weight_power=1, activation_power=1)
     keys = set(build().to_json()) | set(power.to_json())
     assert flags - run == fields == keys - constants | {"preset"}
     for parameter in app.commands["prune"].params:

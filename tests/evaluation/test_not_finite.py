@@ -40,7 +40,9 @@ def spoil(folder: Path, value: float) -> None:
 def both(tiny_pipeline: Path, place: Path) -> tuple[Path, Path]:
     """The dense model and a pruned one."""
     dense = Path(shutil.copytree(tiny_pipeline, place / "dense"))
-    prune_checkpoint(locate(str(dense)), place / "half", None, build("magnitude", "layer"))
+    prune_checkpoint(
+        locate(str(dense)), place / "half", None, build(saliency="magnitude", granularity="layer")
+    )
     return dense, place / "half"
 
 

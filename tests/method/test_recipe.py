@@ -37,7 +37,7 @@ def test_a_recipe_survives_json(saliency, granularity) -> None:
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 16)], ids=repr)
 @pytest.mark.parametrize("saliency", SALIENCIES, ids=repr)
 def test_a_recipe_with_a_pattern_survives_json(saliency, pattern) -> None:
-    recipe = build(saliency, pattern=pattern)
+    recipe = build(saliency=saliency, pattern=pattern)
     assert recipe == Recipe(saliency, pattern, None)
     assert recipe.to_json()["pattern"] == pattern.name
     assert through_json(recipe) == recipe
@@ -53,10 +53,14 @@ def test_a_pattern_given_as_the_granularity_is_the_pattern() -> None:
 
 
 def test_words_and_objects_say_the_same() -> None:
-    assert build("wanda", "layer", 0.3) == build(Wanda(), PerLayer(), 0.3)
-    assert build("power", weight_power=3, activation_power=0) == build(Power(3, 0))
-    assert build("stw", weight_power=3) == build(STW(3, 1))
-    assert build("ria", activation_power=1) == build(RIA(1))
+    assert build(saliency="wanda", granularity="layer", sparsity=0.3) == build(
+        saliency=Wanda(), granularity=PerLayer(), sparsity=0.3
+    )
+    assert build(saliency="power", weight_power=3, activation_power=0) == build(
+        saliency=Power(3, 0)
+    )
+    assert build(saliency="stw", weight_power=3) == build(saliency=STW(3, 1))
+    assert build(saliency="ria", activation_power=1) == build(saliency=RIA(1))
     assert build(cag_threshold="0.7") == build(granularity=CAG(0.7))
     assert build(cag_threshold="auto") == build(granularity=CAG("auto"))
     assert build(pattern="2:4") == build(pattern=NM(2, 4))
@@ -164,7 +168,7 @@ def test_an_empty_object_is_the_default() -> None:
         ({"pattern": "2:4"}, {"granularity": "layer"}, build(granularity="layer")),
         ({"pattern": "2:4"}, {"cag_threshold": 1.0}, build(cag_threshold=1.0)),
         ({"include": ["*.a"]}, {"include": ["*.b"]}, build(include=["*.b"])),
-        ({"saliency": "wanda"}, {"exclude": ["*.b"]}, build("wanda", exclude=["*.b"])),
+        ({"saliency": "wanda"}, {"exclude": ["*.b"]}, build(saliency="wanda", exclude=["*.b"])),
     ],
 )  # fmt: skip
 def test_words_beside_a_file_replace_those_in_it(content, overrides, expected) -> None:
@@ -179,7 +183,7 @@ def test_options_that_exclude_each_other_do_so_beside_a_file() -> None:
 @pytest.mark.parametrize("saliency", ["magnitude", "wanda", "ria"])
 def test_another_saliency_replaces_the_files_with_its_constants(saliency: str) -> None:
     content = build().to_json()
-    assert from_json(content, "my.json", saliency=saliency) == build(saliency)
+    assert from_json(content, "my.json", saliency=saliency) == build(saliency=saliency)
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel"])

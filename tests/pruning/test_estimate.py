@@ -25,7 +25,7 @@ from ditprune.pruning.forecast import estimate
 from ditprune.pruning.job import open_jobs
 from ditprune.pruning.folder import prune_checkpoint
 from ditprune.method.recipe import build
-model, recipe = locate(sys.argv[1]), build("magnitude", sys.argv[3])
+model, recipe = locate(sys.argv[1]), build(saliency="magnitude", granularity=sys.argv[3])
 if sys.argv[2] == "estimate":
     print(estimate(model, open_jobs(model, None, recipe), recipe, Path(sys.argv[4])).peak_bytes)
 else:

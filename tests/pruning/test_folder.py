@@ -165,7 +165,7 @@ def test_the_model_is_left_as_it_was(tiny_pipeline, tiny_stats, tmp_path) -> Non
 
 def test_magnitude_needs_no_statistics(tiny_pipeline, tmp_path) -> None:
     model = locate(str(tiny_pipeline))
-    prune_checkpoint(model, tmp_path / "out", None, build("magnitude"))
+    prune_checkpoint(model, tmp_path / "out", None, build(saliency="magnitude"))
     assert manifest_of(tmp_path / "out")["statistics"] is None
     with pytest.raises(RecipeError, match="needs the inputs of the layers"):
         prune_checkpoint(model, tmp_path / "other", None, build())

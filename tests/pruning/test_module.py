@@ -73,7 +73,7 @@ def test_removes_exactly_the_lowest_of_each_group_and_changes_nothing_else(
     before = tensors_of(denoiser)
     outcome = ditprune.prune_(denoiser, tiny_stats, saliency=saliency, **way)
     assert list(outcome.targets) == list(discover(denoiser))
-    assert outcome.recipe == plan.recipe == build(saliency, **way)
+    assert outcome.recipe == plan.recipe == build(saliency=saliency, **way)
     assert outcome.cag_threshold == plan.cag_threshold
 
     after = tensors_of(denoiser)

@@ -21,8 +21,8 @@ def test_inspect_changes_nothing(tiny_dit, tiny_stats, same_bits) -> None:
 
 def test_inspect_takes_the_arguments_of_prune() -> None:
     asked = [set(signatures.signature(f).parameters) for f in (ditprune.inspect, ditprune.prune_)]
-    # What updating takes beside the recipe: the calls, memory, and who hears of them.
-    assert asked[0] == asked[1] - {"batches", "max_gram_bytes", "report"}
+    # Updating also takes the calls, memory, and who hears of them.
+    assert asked[0] == asked[1] - {"sparsity", "batches", "max_gram_bytes", "progress"}
 
 
 def test_inspect_leaves_open_what_an_allocation_will_measure(tiny_dit, tiny_stats) -> None:

@@ -105,7 +105,7 @@ def test_ten_kills_at_random_moments(overwrite, model, server, whole, tmp_path) 
 def tiny(tiny_pipeline, tmp_path) -> tuple[Path, dict[str, bytes]]:
     """A small model, and what pruning makes of it."""
     out = tmp_path / "expected"
-    prune_checkpoint(locate(str(tiny_pipeline)), out, None, build("magnitude"))
+    prune_checkpoint(locate(str(tiny_pipeline)), out, None, build(saliency="magnitude"))
     return tiny_pipeline, files_of(out)
 
 
@@ -126,7 +126,7 @@ def test_a_kill_before_every_step_of_the_file_system(overwrite, tiny, server, tm
             shutil.copytree(old, out)
 
     old = tmp_path / "old"
-    prune_checkpoint(locate(str(folder)), old, None, build("magnitude", sparsity=0.1))
+    prune_checkpoint(locate(str(folder)), old, None, build(saliency="magnitude", sparsity=0.1))
     before = files_of(old)
     prepare()
     server.start(line, last_step=0)
@@ -161,7 +161,7 @@ def interrupted(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after:
     with monkeypatch.context() as patch:
         patch.setattr(prune_module, "prune_weight_", stop)
         with pytest.raises(KeyboardInterrupt):
-            prune_checkpoint(locate(str(folder)), out, None, build("magnitude"))
+            prune_checkpoint(locate(str(folder)), out, None, build(saliency="magnitude"))
 
 
 def count_targets(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -185,7 +185,7 @@ def test_an_interrupt_keeps_the_work_and_the_next_run_does_the_rest(
     assert not out.exists()
     seen, reported = count_targets(monkeypatch), []
     outcomes = prune_checkpoint(
-        locate(str(folder)), out, None, build("magnitude"),
+        locate(str(folder)), out, None, build(saliency="magnitude"),
         progress=lambda what, done, total: reported.append((what, done, total)),
     )  # fmt: skip
     assert len(seen) == 21 - 9
@@ -224,7 +224,7 @@ def test_what_is_not_as_recorded_is_done_again(spoil, tiny, tmp_path, monkeypatc
     else:  # as a kill tears it: half of its last line
         journal.write_bytes(journal.read_bytes()[:-30])
     seen = count_targets(monkeypatch)
-    prune_checkpoint(locate(str(folder)), out, None, build("magnitude"))
+    prune_checkpoint(locate(str(folder)), out, None, build(saliency="magnitude"))
     again = {"bit": {done[4]}, "shard": set(done)}.get(spoil)
     assert again is None or again == set(seen) & set(done)
     assert files_of(out) == expected
@@ -232,7 +232,7 @@ def test_what_is_not_as_recorded_is_done_again(spoil, tiny, tmp_path, monkeypatc
 
 def test_an_automatic_threshold_is_found_once(tiny, tmp_path, monkeypatch) -> None:
     folder, _ = tiny
-    recipe = build("magnitude", cag_threshold="auto")
+    recipe = build(saliency="magnitude", cag_threshold="auto")
     model = locate(str(folder))
     expected = prune_checkpoint(model, tmp_path / "whole", None, recipe)
     original = prune_module.prune_weight_
@@ -280,13 +280,15 @@ def test_a_run_with_anything_else_is_refused(
         versions = {**prune_module.manifest.versions(), "torch": "0.0"}
         monkeypatch.setattr(prune_module.manifest, "versions", lambda: versions)
     with pytest.raises(OutputError, match=CHANGES[change]) as caught:
-        prune_checkpoint(locate(str(own_pipeline)), out, stats, build("magnitude", **words))
+        prune_checkpoint(
+            locate(str(own_pipeline)), out, stats, build(saliency="magnitude", **words)
+        )
     assert "--overwrite" in str(caught.value)
     now = files_of(tmp_path)
     assert {n: r for n, r in now.items() if n.startswith(".out")} == {
         n: r for n, r in before.items() if n.startswith(".out")
     }
     prune_checkpoint(
-        locate(str(own_pipeline)), out, stats, build("magnitude", **words), overwrite=True
+        locate(str(own_pipeline)), out, stats, build(saliency="magnitude", **words), overwrite=True
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]

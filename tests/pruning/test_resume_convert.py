@@ -28,7 +28,7 @@ def folders(tiny_dit, tmp_path_factory) -> dict[str, Path]:
     """A pruned pipeline in shards by the way it came from: dense, and compact."""
     place = tmp_path_factory.mktemp("convert")
     model = save_pipeline(tiny_dit(), place / "model", max_shard_size="100KB")
-    prune_checkpoint(locate(str(model)), place / "dense", None, build("magnitude"))
+    prune_checkpoint(locate(str(model)), place / "dense", None, build(saliency="magnitude"))
     to_compact(locate(str(place / "dense")), place / "compact")
     return {"dense": place / "dense", "compact": place / "compact"}
 

@@ -113,7 +113,7 @@ def test_a_denoiser_without_statistics_is_named(name, model, stats, tmp_path) ->
     one = {other: s for other, s in stats.items() if other != name}
     with pytest.raises(StatisticsError, match=f"none of the denoiser '{name}', only of"):
         prune_checkpoint(locate(str(model)), tmp_path / "out", one, build())
-    prune_checkpoint(locate(str(model)), tmp_path / "out", one, build("magnitude"))
+    prune_checkpoint(locate(str(model)), tmp_path / "out", one, build(saliency="magnitude"))
     assert list(verify(locate(str(tmp_path / "out")))) == []
 
 

@@ -42,7 +42,9 @@ def made(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("card")
     dense = Path(shutil.copytree(tiny_pipeline, place / "dense"))
     (dense / "README.md").write_text(BASE, encoding="utf-8")
-    prune_checkpoint(locate(str(dense)), place / "stw 50", None, build("magnitude", sparsity=0.5))
+    prune_checkpoint(
+        locate(str(dense)), place / "stw 50", None, build(saliency="magnitude", sparsity=0.5)
+    )
     return place / "stw 50"
 
 
@@ -261,6 +263,8 @@ def test_a_compact_model_says_what_loads_it(own: Path, tmp_path: Path) -> None:
 
 def test_a_bare_denoiser_has_one_too(tiny_dit: Any, tmp_path: Path) -> None:
     tiny_dit().save_pretrained(tmp_path / "dense")
-    prune_checkpoint(locate(str(tmp_path / "dense")), tmp_path / "out", None, build("magnitude"))
+    prune_checkpoint(
+        locate(str(tmp_path / "dense")), tmp_path / "out", None, build(saliency="magnitude")
+    )
     assert "AutoModel.from_pretrained" in text_of(tmp_path / "out")
     assert "| the model |" in text_of(tmp_path / "out")

@@ -136,8 +136,8 @@ def test_no_word_of_a_recipe_is_forgotten() -> None:
 def test_a_default_is_left_out() -> None:
     assert told(build()) == ["ditprune", "prune", "some model", "-o", "out"]
     assert told(build(sparsity=0.6))[5:] == ["--sparsity", "0.6"]
-    assert told(build("ria"))[5:] == ["--saliency", "ria"]
-    assert told(build("power", weight_power=2, activation_power=1))[5:] == [
+    assert told(build(saliency="ria"))[5:] == ["--saliency", "ria"]
+    assert told(build(saliency="power", weight_power=2, activation_power=1))[5:] == [
         "--saliency", "power", "--weight-power", "2", "--activation-power", "1",
     ]  # fmt: skip
 

@@ -108,7 +108,7 @@ def test_a_row_is_what_evaluate_says_of_the_same_model(ablation, tiny_pipeline, 
     import ditprune
 
     stats = ditprune.calibrate(pipeline.transformer, sample_calls(pipeline, sampling))
-    recipe = build("wanda", "channel", 0.5)
+    recipe = build(saliency="wanda", granularity="channel", sparsity=0.5)
     prune_checkpoint(model, tmp_path / "p", {"transformer": stats}, recipe)
     protocol = Protocol(3, 0, 2, 1.5, num_held_out=4, batch_size=2)
     own = evaluate(model, [("Wanda", locate(str(tmp_path / "p")))], tmp_path / "e", protocol)

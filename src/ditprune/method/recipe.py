@@ -5,8 +5,8 @@ The command line's flags, the fields of `build` and the keys of the JSON are the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
@@ -126,51 +126,54 @@ class Recipe:
         }
 
 
-def build(
-    saliency: str | Saliency | None = None,
-    granularity: Any = None,
-    sparsity: float | None = None,
-    pattern: str | NM | None = None,
-    weight_power: float | None = None,
-    activation_power: float | None = None,
-    cag_threshold: float | str | None = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-    auxiliary: bool | None = None,
-    reconstruction: Any = None,
-    mask: str | None = None,
-    allocation: str | None = None,
-    timestep_weighting: str | None = None,
-    refinement: Any = None,
-    reconstruction_constants: Mapping[str, Any] | None = None,
-    refinement_constants: Mapping[str, Any] | None = None,
-    packages: int | None = None,
-    preset: str | None = None,
-) -> Recipe:
-    """A checked recipe from words or objects; None means the preset's, else the default.
+# Every word that `build` and the JSON form take.
+WORDS = (
+    *(one.name for one in fields(Recipe)),
+    "pattern",
+    *(word for constants in _CONSTANTS.values() for word in sorted(constants)),
+    "preset",
+)
 
-    Raises RecipeError for unknown names, impossible values and options that exclude each other.
+
+def build(recipe: Recipe | None = None, /, **words: Any) -> Recipe:
+    """A recipe from words; a word that is missing or None takes the preset's value, else the
+    default. A finished recipe is returned as it is, and excludes every word.
+
+    Raises RecipeError for unknown words and names, impossible values and words that exclude each
+    other.
     """
-    given = {word: value for word, value in locals().items() if value is not None}
-    is_pattern = pattern is not None or isinstance(granularity, NM)
-    if preset is not None:
-        given = preset_words(preset, is_pattern) | given
+    if not isinstance(recipe, Recipe | None):
+        raise RecipeError(f"recipe: {recipe!r} given; expected a Recipe; give words by name")
+    for word in words:
+        if word not in WORDS:
+            raise RecipeError(f"'{word}' is no word of a recipe; {did_you_mean(word, WORDS)}")
+    given = {word: value for word, value in words.items() if value is not None}
+    if recipe is not None:
+        if given:
+            raise RecipeError(
+                f"recipe and {next(iter(given))} exclude each other; pass one of them"
+            )
+        return recipe
+    is_pattern = "pattern" in given or isinstance(given.get("granularity"), NM)
+    if "preset" in given:
+        given = preset_words(given["preset"], is_pattern) | given
     chosen = choose(
         "saliency", SALIENCIES, given.get("saliency", "stw"),
-        {"weight_power": weight_power, "activation_power": activation_power},
+        {power: given.get(power) for power in ("weight_power", "activation_power")},
     )  # fmt: skip
     updating = _update_words(given)
     sees_inputs = bool(chosen.needs or updating["reconstruction"].needs)
     if updating["timestep_weighting"] != "uniform" and not sees_inputs:
         raise RecipeError(
-            f"--timestep-weighting {timestep_weighting} weights the inputs of layers, and "
-            f"--saliency {chosen.name} looks at none; leave it out"
+            f"--timestep-weighting {updating['timestep_weighting']} weights the inputs of layers, "
+            f"and --saliency {chosen.name} looks at none; leave it out"
         )
-    if auxiliary not in (None, True, False):
+    auxiliary = given.get("auxiliary", False)
+    if auxiliary not in (True, False):
         raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
     groups, share = _pattern(given) if is_pattern else _by_share(given)
-    targets = (globs("include", include), globs("exclude", exclude), bool(auxiliary))
-    return Recipe(chosen, groups, share, *targets, **updating)
+    targets = (globs("include", given.get("include")), globs("exclude", given.get("exclude")))
+    return Recipe(chosen, groups, share, *targets, bool(auxiliary), **updating)
 
 
 def _pattern(given: Mapping[str, Any]) -> tuple[NM, None]:
@@ -266,10 +269,9 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
     """
     if not isinstance(content, Mapping):
         raise RecipeError(f"{source}: holds {type(content).__name__}, expected a JSON object")
-    known = list(build.__annotations__)[:-1]
     for key in content:
-        if key not in known:
-            raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), known)}")
+        if key not in WORDS:
+            raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), WORDS)}")
     given = {key: value for key, value in overrides.items() if value is not None}
     if "preset" in given:
         words = preset_words(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,47 +74,14 @@ def inspect(
     denoiser: nn.Module,
     stats: Statistics | None = None,
     *,
-    sparsity: float | None = None,
-    saliency: Any = None,
-    granularity: Any = None,
-    pattern: Any = None,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] | None = None,
-    auxiliary: bool = False,
-    weight_power: float | None = None,
-    activation_power: float | None = None,
-    cag_threshold: float | str | None = None,
-    reconstruction: Any = None,
-    mask: str | None = None,
-    allocation: str | None = None,
-    timestep_weighting: str | None = None,
-    refinement: Any = None,
-    packages: int | None = None,
-    preset: str | None = None,
+    recipe: Recipe | None = None,
+    **words: Any,
 ) -> Plan:
-    """What `prune_` with the same arguments would do to a denoiser; nothing is changed.
+    """What `prune_` with the same recipe or words would do to a denoiser; nothing is changed.
 
     Raises ModelError, RecipeError, TargetError, StatisticsError.
     """
-    recipe = build(
-        saliency,
-        granularity,
-        sparsity,
-        pattern,
-        weight_power,
-        activation_power,
-        cag_threshold,
-        include,
-        exclude,
-        auxiliary,
-        reconstruction,
-        mask,
-        allocation,
-        timestep_weighting,
-        refinement,
-        packages=packages,
-        preset=preset,
-    )
+    recipe = build(recipe, **words)
     selection = select_in_module(denoiser, recipe, stats)
     return make_plan(selection, read_module(denoiser), stats, recipe)
 
