@@ -33,7 +33,7 @@ from ditprune.checkpoints.compact.head import Head
 from ditprune.checkpoints.compact.mask_bits import compressed, nonzero_bits
 from ditprune.checkpoints.compact.packing import pack, smallest, unpack
 from ditprune.checkpoints.weights import Weights
-from ditprune.pruning.module import prune_
+from ditprune.pruning.loop import prune_
 
 SHAPE, REPEATS = (4608, 4608), 5
 PATTERNS = ("50 %", "70 %", "2:4", "1:4", "4:8")

@@ -17,7 +17,7 @@ from ditprune.denoiser.replay import predicted_noise, replay
 from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.method.statistics.collected import Statistics, merge
 from ditprune.method.statistics.column_norm import ColumnNorm
-from ditprune.pruning.module import prune_
+from ditprune.pruning.loop import prune_
 from ditprune.targets.discover import discover
 
 

@@ -19,7 +19,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of
 from tiny_denoisers import FAMILIES, Draw
 from tiny_pipelines import PIPELINES

@@ -13,7 +13,7 @@ import pytest
 
 from ditprune.checkpoints.locate import locate
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from fake_hub import TOKEN, FakeHub, fake_hub
 from folders import edit_tensors, files_of, shards_of
 

@@ -319,7 +319,7 @@ def test_an_interrupt_keeps_the_work_and_says_so(
 
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     with monkeypatch.context() as patch:
-        patch.setattr("ditprune.pruning.module.heterogeneity", interrupt)
+        patch.setattr("ditprune.pruning.loop.heterogeneity", interrupt)
         code, out, err = ditprune(*command)
     assert (code, out) == (130, "")
     part = tmp_path / ".out.part"

@@ -24,7 +24,7 @@ from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError
 from ditprune.pruning.convert import to_compact
-from ditprune.pruning.module import prune_
+from ditprune.pruning.loop import prune_
 from folders import edit_tensors, save_denoiser, save_pipeline, shards_of
 from tiny_denoisers import FAMILIES, Draw
 

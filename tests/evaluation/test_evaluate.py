@@ -18,7 +18,7 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_pipeline
 
 SMALL = {"num_images": 10, "num_inference_steps": 2, "guidance_scale": 1.5, "num_held_out": 6}

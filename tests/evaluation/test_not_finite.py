@@ -17,7 +17,7 @@ from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.evaluation.metrics.error_rows import Row
 from ditprune.evaluation.not_finite import told
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load
 from ditprune.reporting.page import render
 from ditprune.reproduce.reproduce import reproduce

@@ -65,14 +65,6 @@ def test_stw_is_best_on_patterns(pattern, slack, trained) -> None:
     assert wanda < magnitude
 
 
-def test_the_automatic_threshold_sets_modulation_apart(trained) -> None:
-    dense, stats, _ = trained
-    plan = ditprune.inspect(dense, stats, cag_threshold="auto")
-    per_channel = {n for n, t in plan.targets.items() if t.granularity == "channel"}
-    assert per_channel == {n for n, t in plan.targets.items() if t.role == "modulation"}
-    assert 0.2 < plan.cag_threshold < 0.6
-
-
 def test_the_default_threshold_is_no_worse_than_either_uniform_choice(trained) -> None:
     *_, error = trained
     assert error() < min(error(granularity="layer"), error(granularity="channel"))

@@ -13,7 +13,7 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load
 from ditprune.reporting.page import render
 

@@ -13,7 +13,7 @@ import pytest
 
 from ditprune.checkpoints.locate import locate
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 
 OPTIONS = [
     "--num-images", "7", "--batch-size", "2", "--num-held-out", "20", "--num-inference-steps", "2",

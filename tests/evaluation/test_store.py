@@ -18,7 +18,7 @@ from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.evaluation.store import Images, key_of
 from ditprune.evaluation.timing import Load, Timing
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 
 SMALL = Protocol(10, num_inference_steps=2, guidance_scale=1.5, num_held_out=4, batch_size=4)
 

@@ -13,7 +13,7 @@ from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.evaluation.timing import Batch, Load, timing_of, why_no_seconds
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 
 ALONE, SHARED = Load(1, 2, "m"), Load(2, 1, "m")
 SMALL = Protocol(2, num_inference_steps=1, guidance_scale=1.0, num_held_out=1, batch_size=1)

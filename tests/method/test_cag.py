@@ -11,7 +11,6 @@ from ditprune.method.granularity import (
     CAG,
     PerChannel,
     PerLayer,
-    automatic_threshold,
     heterogeneity,
 )
 
@@ -48,33 +47,7 @@ def test_small_heterogeneity_goes_per_layer_and_large_per_channel() -> None:
     assert cag.choose(1e9, math.inf) == PerLayer()
 
 
-def test_a_fixed_threshold_is_the_number_given() -> None:
-    assert CAG(0.7).threshold({"a": 0.01, "b": 5.0}) == 0.7
-    assert CAG(0).threshold({}) == 0
-
-
-def test_the_automatic_threshold_halves_the_largest_gap_of_the_logarithms() -> None:
-    g_out = {"q": 0.01, "mod": 1.6, "k": 0.02, "mlp": 0.04, "mod2": 3.2}
-    expected = math.sqrt(0.04 * 1.6)
-    assert CAG("auto").threshold(g_out) == pytest.approx(expected)
-    assert automatic_threshold(dict(reversed(g_out.items()))) == pytest.approx(expected)
-
-
-def test_the_automatic_threshold_counts_ratios_not_differences() -> None:
-    assert automatic_threshold({"a": 0.01, "b": 0.1, "c": 0.7}) == pytest.approx(math.sqrt(0.001))
-
-
-def test_the_automatic_threshold_sets_zeros_aside() -> None:
-    assert automatic_threshold({"z": 0.0, "a": 0.1, "b": 1.0}) == pytest.approx(math.sqrt(0.1))
-
-
-@pytest.mark.parametrize(
-    "values", [(), (0.5,), (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.1, 0.19, 0.37)]
-)
-def test_without_a_gap_of_two_everything_goes_per_layer(values: tuple[float, ...]) -> None:
-    g_out = {str(i): value for i, value in enumerate(values)}
-    assert automatic_threshold(g_out) is None
-
-
-def test_a_gap_of_two_is_enough() -> None:
-    assert automatic_threshold({"a": 0.1, "b": 0.21}) == pytest.approx(math.sqrt(0.021))
+def test_from_the_threshold_on_it_is_per_channel() -> None:
+    assert CAG(0.7).choose(0.69) == PerLayer()
+    assert CAG(0.7).choose(0.7) == PerChannel()
+    assert CAG(0).choose(0) == PerChannel()

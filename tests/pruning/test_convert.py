@@ -20,8 +20,7 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, OutputError
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import Converted, to_compact, to_dense
-from ditprune.pruning.folder import prune_checkpoint
-from ditprune.pruning.module import prune_
+from ditprune.pruning.loop import prune_, prune_checkpoint
 from ditprune.pruning.verify import verify
 from folders import (
     STEM,

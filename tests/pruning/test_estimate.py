@@ -11,9 +11,9 @@ import pytest
 
 from ditprune.checkpoints.locate import locate
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
 from ditprune.pruning.forecast import estimate
 from ditprune.pruning.job import open_jobs
+from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_denoiser
 
 STATUS = Path("/proc/self/status")
@@ -23,7 +23,7 @@ from pathlib import Path
 from ditprune.checkpoints.locate import locate
 from ditprune.pruning.forecast import estimate
 from ditprune.pruning.job import open_jobs
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.method.recipe import build
 model, recipe = locate(sys.argv[1]), build(saliency="magnitude", granularity=sys.argv[3])
 if sys.argv[2] == "estimate":
@@ -61,7 +61,7 @@ def test_the_peak_of_memory(granularity, wide, tmp_path) -> None:
     assert 0.7 * peak < expected < 1.3 * peak
 
 
-@pytest.mark.parametrize("words", [{}, {"pattern": "2:4"}, {"cag_threshold": "auto"}], ids=str)
+@pytest.mark.parametrize("words", [{}, {"pattern": "2:4"}, {"granularity": "channel"}], ids=str)
 def test_the_bytes_are_exact_and_nothing_stays(words, tiny_pipeline, tiny_stats, tmp_path) -> None:
     model, recipe, stats = locate(str(tiny_pipeline)), build(**words), {"transformer": tiny_stats}
     before = files_of(tiny_pipeline)

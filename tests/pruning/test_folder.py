@@ -14,15 +14,15 @@ import ditprune
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError, RecipeError
 from ditprune.method.recipe import build
-from ditprune.pruning import folder as prune_module
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning import loop as prune_module
+from ditprune.pruning.loop import prune_checkpoint
 from folders import STEM, files_of, save_denoiser, save_pipeline, tensors_on_disk
 
 RUNS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "default": (torch.float32, {}),
     "magnitude per layer": (torch.float32, {"saliency": "magnitude", "granularity": "layer"}),
     "2:4": (torch.float32, {"pattern": "2:4"}),
-    "automatic threshold": (torch.float32, {"cag_threshold": "auto", "sparsity": 0.3}),
+    "own threshold": (torch.float32, {"cag_threshold": 0.3, "sparsity": 0.3}),
     "sharded bf16": (torch.bfloat16, {}),
     "sharded fp16 per channel": (torch.float16, {"granularity": "channel", "saliency": "wanda"}),
     "two kinds of layers": (torch.float32, {"include": ["*.to_q", "*.ff.*"], "exclude": "*.0.*"}),

@@ -20,7 +20,7 @@ from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.errors import ModelError, OutputError
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.mask_transfer import apply, extract, filled_in
 from ditprune.pruning.verify import verify
 from folders import (

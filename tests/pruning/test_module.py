@@ -94,11 +94,8 @@ def test_removes_exactly_the_lowest_of_each_group_and_changes_nothing_else(
         assert (planned.granularity, planned.num_prune) == (target.granularity, target.num_pruned)
 
 
-@pytest.mark.parametrize("cag_threshold", [None, "auto"])
-def test_cag_compares_modulation_per_channel_and_the_rest_per_layer(
-    cag_threshold, tiny_dit, tiny_stats
-) -> None:
-    outcome = ditprune.prune_(tiny_dit(), tiny_stats, cag_threshold=cag_threshold)
+def test_cag_compares_modulation_per_channel_and_the_rest_per_layer(tiny_dit, tiny_stats) -> None:
+    outcome = ditprune.prune_(tiny_dit(), tiny_stats)
     by_role = {
         role: {t.granularity for t in outcome.targets.values() if t.role == role}
         for role in ("modulation", "attention", "mlp")
@@ -345,9 +342,7 @@ def test_the_same_bits_on_every_run_and_any_number_of_threads(
 ) -> None:
     def run() -> dict[str, Tensor]:
         denoiser = tiny_dit().to(torch.bfloat16).float()  # ties
-        ditprune.prune_(
-            denoiser, ditprune.calibrate(denoiser, batches(denoiser)), cag_threshold="auto"
-        )
+        ditprune.prune_(denoiser, ditprune.calibrate(denoiser, batches(denoiser)))
         return tensors_of(denoiser)
 
     first = with_threads(1, run)

@@ -19,8 +19,8 @@ import torch
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError
 from ditprune.method.recipe import build
-from ditprune.pruning import folder as prune_module
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning import loop as prune_module
+from ditprune.pruning.loop import prune_checkpoint
 from folders import add_denoiser, edit_json, files_of, save_pipeline
 from killed import OUT_EXISTS, Server, serving, trials
 
@@ -54,7 +54,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def command(model: Path, out: Path) -> list[object]:
-    return ["prune", model, "-o", out, "--saliency", "magnitude", "--cag-threshold", "auto"]
+    return ["prune", model, "-o", out, "--saliency", "magnitude"]
 
 
 @pytest.fixture(scope="module")
@@ -228,21 +228,6 @@ def test_what_is_not_as_recorded_is_done_again(spoil, tiny, tmp_path, monkeypatc
     again = {"bit": {done[4]}, "shard": set(done)}.get(spoil)
     assert again is None or again == set(seen) & set(done)
     assert files_of(out) == expected
-
-
-def test_an_automatic_threshold_is_found_once(tiny, tmp_path, monkeypatch) -> None:
-    folder, _ = tiny
-    recipe = build(saliency="magnitude", cag_threshold="auto")
-    model = locate(str(folder))
-    expected = prune_checkpoint(model, tmp_path / "whole", None, recipe)
-    original = prune_module.prune_weight_
-    monkeypatch.setattr(prune_module, "prune_weight_", lambda *_: (_ for _ in ()).throw(SystemExit))
-    with pytest.raises(SystemExit):
-        prune_checkpoint(model, tmp_path / "out", None, recipe)
-    monkeypatch.setattr(prune_module, "prune_weight_", original)
-    monkeypatch.setattr(prune_module, "resolve_threshold", lambda *_: pytest.fail("again"))
-    assert prune_checkpoint(model, tmp_path / "out", None, recipe) == expected
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 CHANGES = {

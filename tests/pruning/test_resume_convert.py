@@ -12,7 +12,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact, to_dense
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_pipeline
 from killed import Server, serving
 

@@ -15,9 +15,9 @@ import ditprune
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError, StatisticsError
 from ditprune.method.recipe import build
-from ditprune.pruning import folder as prune_module
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning import loop as prune_module
 from ditprune.pruning.job import open_jobs, plan_jobs
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from folders import (
     STEM,

@@ -15,7 +15,7 @@ import torch
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from folders import STEM, edit_header, edit_json, edit_tensors, save_pipeline, shards_of
 
@@ -80,7 +80,7 @@ def caught(folder: Path, match: str) -> list[str]:
         {"sparsity": 0},
         {"include": "*.attn1.*"},
         {"max_shard_size": "60KB"},
-        {"cag_threshold": "auto"},
+        {"cag_threshold": 0.3},
     ],
     ids=str,
 )

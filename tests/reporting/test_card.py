@@ -17,7 +17,7 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from ditprune.reporting import card
 from folders import edit_json, files_of

@@ -30,7 +30,7 @@ RECIPES: list[dict[str, Any]] = [
     {"include": ("*.attn1.*", "-*.ff.*"), "exclude": ("*.to_q", "two words"), "auxiliary": True},
     {"preset": "best"},
     {"preset": "best", "sparsity": 0.7, "packages": 4},
-    {"cag_threshold": "auto"},
+    {"cag_threshold": 0.5},
     {"cag_threshold": 0.25, "timestep_weighting": "log-decrease"},
     {"allocation": "owl"},
     {"allocation": "sensitivity"},

@@ -19,7 +19,7 @@ from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.evaluation.protocol import Measures
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.reproduce import reproduce
 from ditprune.reproduce.rows import Options
 

@@ -15,7 +15,7 @@ from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from folders import STEM, edit_json, edit_tensors, save_denoiser, tensors_on_disk
 from tiny_denoisers import FAMILIES, Draw

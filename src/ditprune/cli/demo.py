@@ -15,7 +15,7 @@ from ditprune.cli.evaluate import own_command, show_results, write_cards
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.studies import STUDIES
 from ditprune.writing.output import ensure_folder
 

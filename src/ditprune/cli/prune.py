@@ -15,10 +15,9 @@ from ditprune.cli.options import read_recipe, read_statistics, recipe_options, s
 from ditprune.cli.update_forecast import show_update_forecast
 from ditprune.denoiser.placement import parse_size, placement
 from ditprune.method.recipe import Recipe
-from ditprune.pruning.folder import prune_checkpoint
 from ditprune.pruning.forecast import estimate
 from ditprune.pruning.job import num_bytes, open_jobs, plan_jobs
-from ditprune.pruning.module import check_scorable
+from ditprune.pruning.loop import check_scorable, prune_checkpoint
 from ditprune.pruning.outcome import Outcome
 from ditprune.pruning.update.folder import Source, check_source
 from ditprune.pruning.update.update import check_needs_calls, gram_limit

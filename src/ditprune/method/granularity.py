@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -90,8 +88,6 @@ class NM:
 
 # The paper leaves the threshold open; chosen by measured error in log/2026-11-22-cag-threshold.md.
 DEFAULT_THRESHOLD = 0.1
-# "auto" needs a gap: below this ratio between neighbouring values nothing is split.
-_SMALLEST_GAP = 2.0
 
 
 def heterogeneity(scores: Float[Tensor, "out in"]) -> float:
@@ -105,44 +101,26 @@ def heterogeneity(scores: Float[Tensor, "out in"]) -> float:
     return (mean_O.var(correction=0) / centre.square()).item() if centre != 0 else 0.0
 
 
-def automatic_threshold(g_out: Mapping[str, float]) -> float | None:
-    """The middle of the largest gap in log G_out; None (all per layer) where there is none."""
-    logs = sorted(math.log(g) for g in g_out.values() if g > 0)
-    gap, middle = max(((b - a, (a + b) / 2) for a, b in pairwise(logs)), default=(0.0, 0.0))
-    return math.exp(middle) if gap >= math.log(_SMALLEST_GAP) else None
-
-
 @dataclass(frozen=True)
 class CAG:
     """Chooses `layer` or `channel` for each target by its G_out.
 
     Args:
-        cag_threshold: G_out at or above it goes per channel; "auto" splits the model's own
-            targets at the largest gap in log G_out.
+        cag_threshold: from this G_out on a target is pruned per channel.
     """
 
-    cag_threshold: float | str = DEFAULT_THRESHOLD
+    cag_threshold: float = DEFAULT_THRESHOLD
     name: ClassVar[str] = "cag"
 
     def __post_init__(self) -> None:
         given = self.cag_threshold
         is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not self.is_automatic and not (is_number and 0 <= float(given) < math.inf):
-            raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up, or 'auto'")
+        if not (is_number and 0 <= float(given) < math.inf):
+            raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up")
 
-    @property
-    def is_automatic(self) -> bool:
-        return self.cag_threshold == "auto"
-
-    def threshold(self, g_out: Mapping[str, float]) -> float | None:
-        """The number to compare with; an automatic one follows from every target's G_out."""
-        if self.is_automatic:
-            return automatic_threshold(g_out)
-        return float(self.cag_threshold)
-
-    def choose(self, g_out: float, threshold: float | None) -> PerLayer | PerChannel:
-        """The comparison group of one target; without a threshold all are per layer."""
-        return PerChannel() if threshold is not None and g_out >= threshold else PerLayer()
+    def choose(self, g_out: float) -> PerLayer | PerChannel:
+        """The comparison group of one target."""
+        return PerChannel() if g_out >= self.cag_threshold else PerLayer()
 
 
 GRANULARITIES: dict[str, Any] = {"layer": PerLayer, "channel": PerChannel, "cag": CAG}

@@ -81,10 +81,15 @@ class Recipe:
     refinement: Distill | None = None
     packages: int = 1
 
-    def groups(self, g_out: float, threshold: float | None) -> Any:
+    def groups(self, g_out: float) -> Any:
         """Who competes in a target of this heterogeneity: CAG's choice, or the one granularity."""
         groups = self.granularity
-        return groups.choose(g_out, threshold) if isinstance(groups, CAG) else groups
+        return groups.choose(g_out) if isinstance(groups, CAG) else groups
+
+    @property
+    def cag_threshold(self) -> float | None:
+        """The G_out from which CAG prunes per channel; None for another granularity."""
+        return float(self.granularity.cag_threshold) if isinstance(self.granularity, CAG) else None
 
     @property
     def updates_weights(self) -> bool:

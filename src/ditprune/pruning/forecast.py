@@ -16,13 +16,13 @@ from typing import BinaryIO
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
-from ditprune.method.granularity import CAG, NM, PerChannel
+from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import CHUNK_WEIGHTS
 from ditprune.method.recipe import Recipe
 from ditprune.method.saliency.power import Magnitude
 from ditprune.pruning.job import Job, num_bytes
-from ditprune.pruning.module import prune_weight_
-from ditprune.pruning.scores import can_score
+from ditprune.pruning.loop import prune_weight_
+from ditprune.pruning.plan import can_score
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
@@ -54,8 +54,6 @@ def estimate(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, place: Pat
     start_s, own_bytes = time.process_time(), _resident_bytes()
     total = num_bytes(model, jobs)
     seconds = total * _seconds_per_byte(jobs, recipe, place)
-    if isinstance(recipe.granularity, CAG) and recipe.granularity.is_automatic:
-        seconds *= 1.5  # reads and scores everything once before
     work_bytes = max(_work_bytes(job, recipe) for job in jobs)
     return Estimate(total, own_bytes + work_bytes, start_s + seconds)
 
@@ -120,7 +118,7 @@ def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
         behind: Future[None] | None = None
         for entry, raw in read_ahead(entries()):
             weight = as_matrix(as_tensor(raw, entry))
-            prune_weight_(targets[entry.name], weight, stats, recipe, None)
+            prune_weight_(targets[entry.name], weight, stats, recipe)
             if behind is not None:
                 behind.result()
             behind = writer.submit(write, raw)

@@ -31,12 +31,12 @@ class Job:
 
     Args:
         name: its component of the pipeline.
-        place: its folder, from the root of the model.
+        folder: its folder, from the root of the model.
         base: what tells it from other dense models.
     """
 
     name: str
-    place: Path
+    folder: Path
     weights: Weights
     selection: Selection
     stats: Statistics | None
@@ -63,7 +63,7 @@ def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
     return copied_bytes(model, _weights(jobs))
 
 
-def guard(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict[str, Any]:
+def identity_of(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict[str, Any]:
     """What must be the same for a run to go on with the work of another, as JSON gives it back."""
     values = {
         "versions": manifest.versions(),
@@ -80,16 +80,16 @@ def _open(
     model: ModelFolder, name: str, stats: Mapping[str, Statistics] | None, recipe: Recipe
 ) -> Job:
     folder = model.denoisers[name]
-    own = statistics_of(stats, name, model.denoisers, recipe)
+    denoiser_stats = statistics_of(stats, name, model.denoisers, recipe)
     weights = Weights(folder)
-    selection = select_in_checkpoint(folder, weights, recipe, own)
+    selection = select_in_checkpoint(folder, weights, recipe, denoiser_stats)
     base = {
         "model": model.root.resolve().name,
         "fingerprint": selection.fingerprint,
         "config_sha256": sha256((folder / "config.json").read_bytes()),
         "headers_sha256": weights.header_hashes(),
     }
-    return Job(name, folder.relative_to(model.root), weights, selection, own, base)
+    return Job(name, folder.relative_to(model.root), weights, selection, denoiser_stats, base)
 
 
 def _weights(jobs: Sequence[Job]) -> dict[str, Weights]:

@@ -140,8 +140,7 @@ def prune_checkpoint(
         if not staging.is_written:
             copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
         outcomes = {
-            job.name: _prune_denoiser(model, job, staging, recipe, progress, source)
-            for job in jobs
+            job.name: _prune_denoiser(model, job, staging, recipe, progress, source) for job in jobs
         }
         if not staging.is_written:
             card.write(staging.part, base_model=model.hub_id)
@@ -181,7 +180,9 @@ def _prune_denoiser(
                     weight.copy_(as_matrix(updated_weight))
                 note = asdict(outcome)
             rewriter.write(entry, raw, note)
-    hashes = {entry.name: rewriter.written[entry.name]["sha256"] for entry in job.weights.in_order()}
+    hashes = {
+        entry.name: rewriter.written[entry.name]["sha256"] for entry in job.weights.in_order()
+    }
     denoiser_outcome = _outcome(job, staging, recipe)
     manifest.write(folder, claims(denoiser_outcome, job.base, hashes, job.stats))
     updates_file.unlink(missing_ok=True)

@@ -253,7 +253,6 @@ def _outcome(mask: MaskFile, of: str, weights: Weights, records: Mapping[str, Re
             {n: LeftOut(n, o["num_weights"], o["reason"]) for n, o in told["left_out"].items()},
             weights.num_parameters,
             from_json(told["recipe"], "recipe"),
-            told["cag_threshold"],
         )
     except _MALFORMED as error:
         raise ModelError(

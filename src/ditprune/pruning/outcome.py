@@ -78,7 +78,11 @@ class Outcome:
     left_out: Mapping[str, LeftOut]
     num_parameters: int
     recipe: Recipe
-    cag_threshold: float | None
+
+    @property
+    def cag_threshold(self) -> float | None:
+        """The G_out from which CAG prunes per channel; None for another granularity."""
+        return self.recipe.cag_threshold
 
     @property
     def num_weights(self) -> int:
@@ -102,10 +106,7 @@ class Outcome:
 
 
 def outcome_of(
-    selection: Selection,
-    targets: Mapping[str, TargetOutcome],
-    recipe: Recipe,
-    cag_threshold: float | None,
+    selection: Selection, targets: Mapping[str, TargetOutcome], recipe: Recipe
 ) -> Outcome:
     """The outcome of all that was selected."""
     return Outcome(
@@ -114,7 +115,6 @@ def outcome_of(
         selection.left_out,
         selection.num_parameters,
         recipe,
-        cag_threshold,
     )
 
 
@@ -133,7 +133,7 @@ def claims(
     tensors = {f"{name}.weight" for name in outcome.targets}
     return {
         "recipe": outcome.recipe.to_json(),
-        "cag_threshold": outcome.cag_threshold,
+        "cag_threshold": outcome.recipe.cag_threshold,
         "base": dict(base),
         "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
         "totals": {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ditprune.checkpoints import fingerprint
@@ -15,14 +17,17 @@ from ditprune.checkpoints.weights import Weights, dtype_of
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.recipe import Recipe, build
+from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.collected import Statistics
-from ditprune.pruning.scores import can_score, scores_of
+from ditprune.method.statistics.weighting import weights as timestep_weights
 from ditprune.targets.coverage import LeftOut, left_out
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select
 from ditprune.targets.matrix import as_matrix
 
 Read = Callable[[Target], Tensor]
+
+_CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,12 @@ class Plan:
     left_out: Mapping[str, LeftOut]
     num_parameters: int
     recipe: Recipe
-    cag_threshold: float | None
+
+    @property
+    def cag_threshold(self) -> float | None:
+        """The G_out from which CAG prunes per channel; None where no target is grouped by it."""
+        is_grouped = all(target.granularity is not None for target in self.targets.values())
+        return self.recipe.cag_threshold if is_grouped else None
 
     @property
     def num_weights(self) -> int:
@@ -224,10 +234,8 @@ def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe
     """Measure what can be measured with these statistics, and choose every group."""
     measurable = can_score(recipe, stats)
     g_out = measure_heterogeneity(selection, read, stats, recipe) if measurable else {}
-    cag = recipe.granularity if isinstance(recipe.granularity, CAG) else None
-    threshold = cag.threshold(g_out) if cag and measurable else None
     planned = {
-        name: _plan_target(target, g_out.get(name), threshold, recipe)
+        name: _plan_target(target, g_out.get(name), recipe)
         for name, target in selection.targets.items()
     }
     return Plan(
@@ -236,16 +244,13 @@ def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe
         selection.left_out,
         selection.num_parameters,
         recipe,
-        threshold,
     )
 
 
-def _plan_target(
-    target: Target, g_out: float | None, threshold: float | None, recipe: Recipe
-) -> PlannedTarget:
+def _plan_target(target: Target, g_out: float | None, recipe: Recipe) -> PlannedTarget:
     if isinstance(recipe.granularity, CAG) and g_out is None:
         return PlannedTarget(**asdict(target))
-    groups = recipe.groups(g_out or 0.0, threshold)
+    groups = recipe.groups(g_out or 0.0)
     num_groups, group_size = groups.group_shape(*target.shape)
     num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
     is_known = recipe.allocation == "uniform"
@@ -255,3 +260,46 @@ def _plan_target(
         granularity=groups.name,
         num_prune=num_prune if is_known else None,
     )
+
+
+def can_score(recipe: Recipe, stats: object | None) -> bool:
+    """Whether the recipe's saliency has what it needs."""
+    return stats is not None or not recipe.saliency.needs
+
+
+def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
+    """The saliency of every weight of a target, float32 [C_out, C_in].
+
+    Raises TargetError where a score is NaN or Inf.
+    """
+    norm = None
+    if stats is not None and recipe.saliency.needs:
+        norm = stats.column_norm(
+            target.name, timestep_weights(recipe.timestep_weighting, stats.num_bins)
+        )
+    scores = _by_rows(recipe.saliency, weight, norm)
+    if not scores.amax().isfinite():
+        if weight.isfinite().all():
+            reason = f"its {recipe.saliency.name} scores exceed float32; use smaller powers"
+        else:
+            reason = "its weight holds NaN or Inf; repair the model or exclude it"
+        raise TargetError(f"{target.name}: {reason}")
+    return scores
+
+
+def row_chunks(weight: Tensor) -> Iterator[slice]:
+    """Rows of a weight that fit a cache together."""
+    step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
+    yield from (slice(first, first + step) for first in range(0, weight.shape[0], step))
+
+
+def _by_rows(saliency: Saliency, weight: Tensor, norm: Tensor | None) -> Tensor:
+    """The scores, where the saliency allows it a few rows at a time: what it makes on the way
+    stays in the cache, and only the result takes memory.
+    """
+    if weight.device.type != "cpu" or not getattr(saliency, "is_rowwise", False):
+        return saliency(weight, norm)
+    scores = torch.from_numpy(np.empty(weight.shape, np.float32))  # numpy asks for huge pages
+    for rows in row_chunks(weight):
+        scores[rows] = saliency(weight[rows], norm)
+    return scores

@@ -81,7 +81,11 @@ def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
         recipe = from_json(claims["recipe"], "recipe")
         targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
         untouched = dict(claims["untouched"])
-        threshold = claims["cag_threshold"]
+        if claims["cag_threshold"] != recipe.cag_threshold:
+            yield (
+                f"cag_threshold: {claims['cag_threshold']} claimed, the recipe says "
+                f"{recipe.cag_threshold}"
+            )
         yield from _false_totals(claims, weights)
         yield from _false_base(claims["base"], folder, weights)
     except _MALFORMED as error:
@@ -98,7 +102,7 @@ def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
         elif entry.name in targets:
             name, target = targets[entry.name]
             try:
-                yield from _false_target(name, target, entry, raw, recipe, threshold)
+                yield from _false_target(name, target, entry, raw, recipe)
             except _MALFORMED as error:
                 yield f"{name}: its record in {MANIFEST} cannot be read ({error!r})"
         else:
@@ -111,7 +115,6 @@ def _false_target(
     entry: Entry,
     raw: memoryview,
     recipe: Recipe,
-    threshold: float | None,
 ) -> Iterator[str]:
     shape = matrix_shape(entry.shape)
     if list(shape) != list(target["shape"]):
@@ -123,7 +126,7 @@ def _false_target(
         yield f"{name}: {num_zero} zeros on disk, {target['num_zero']} claimed"
     groups = _groups(target["granularity"], recipe)
     if isinstance(recipe.granularity, CAG):
-        chosen = recipe.granularity.choose(target["g_out"], threshold).name
+        chosen = recipe.granularity.choose(target["g_out"]).name
         if chosen != groups.name:
             yield f"{name}: {groups.name} claimed, its G_out {target['g_out']} leads to {chosen}"
     num_groups, size = groups.group_shape(*shape)

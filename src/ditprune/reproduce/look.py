@@ -24,8 +24,7 @@ from ditprune.method.recipe import build
 from ditprune.method.statistics import absolute
 from ditprune.method.statistics.absolute import Absolute
 from ditprune.method.statistics.collected import Statistics
-from ditprune.pruning.plan import read_weights
-from ditprune.pruning.scores import scores_of
+from ditprune.pruning.plan import read_weights, scores_of
 from ditprune.reproduce.workbench import Run
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select
@@ -87,7 +86,7 @@ def look_at_importance(
         for number, target in enumerate(targets.values(), start=1):
             scores = scores_of(target, read(target), stats, recipe)
             g_out = heterogeneity(scores)
-            chosen = cag.choose(g_out, float(cag.cag_threshold)).name
+            chosen = cag.choose(g_out).name
             row = _named(run, name, target) | {"g_out": g_out, "granularity": chosen}
             rows.append(row)
             if target.name in drawn:

@@ -32,7 +32,7 @@ from ditprune.evaluation.results import Model, describe, results_of
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools, prepare
 from ditprune.progress import Progress, silent
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.kept import Kept
 from ditprune.reproduce.rows import Row
 from ditprune.writing.output import ensure_folder

@@ -20,7 +20,7 @@ from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, RecipeError
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import build
-from ditprune.pruning.folder import prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.verify import verify
 from ditprune.targets.discover import discover
@@ -120,7 +120,7 @@ def test_without_all_calls_nothing_begins(
     make, match, source, tiny_pipeline, tiny_stats, tmp_path, monkeypatch
 ) -> None:
     given = make(source.kept.read(0)[0], tmp_path / "sets" / "set")
-    monkeypatch.setattr("ditprune.pruning.folder.resumable_folder", None)
+    monkeypatch.setattr("ditprune.pruning.loop.resumable_folder", None)
     model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm")
     with pytest.raises(RecipeError, match=match):
         prune_checkpoint(model, tmp_path / "out", {"any": tiny_stats}, recipe, source=given)
@@ -167,7 +167,7 @@ def test_what_was_computed_is_not_computed_again(
     monkeypatch.setattr(updating, "update_targets", counted)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("ditprune.pruning.folder.manifest.write", interrupt)
+        patch.setattr("ditprune.pruning.loop.manifest.write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prune_checkpoint(model, out, {"any": tiny_stats}, recipe, source=source)
     assert staging.part_of(out).exists()

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,10 @@ class Source:
     kept: CalibrationSet
     place: Placement
     max_gram_bytes: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to continue with the work of another."""
+        return {"protocol": dict(self.kept.protocol), "guard": dict(self.kept.guard)}
 
 
 def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> None:
@@ -94,7 +99,7 @@ def write_update_(weight: Tensor, done: TargetUpdate) -> TargetOutcome:
 
 def updated_tensors(
     model: ModelFolder, job: Job, source: Source | None, recipe: Recipe,
-    threshold: float | None, file: Path, progress: Progress,
+    file: Path, progress: Progress,
 ) -> dict[str, tuple[Tensor, TargetOutcome]]:  # fmt: skip
     """The new weight of every target, in its stored dtype and shape, and its outcome.
 
@@ -114,7 +119,7 @@ def updated_tensors(
         with fitting(source.kept.folder):  # what fails later is no fault of the calls
             run_call(denoiser, calls[0])
     targets = job.selection.targets
-    done = update_targets(denoiser, targets, job.stats, recipe, threshold, calls, progress, most)
+    done = update_targets(denoiser, targets, job.stats, recipe, calls, progress, most)
     found = {}
     for name, one in done.items():
         weight = job.weights.read(f"{name}.weight")

@@ -14,7 +14,7 @@ from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.statistics.collected import Statistics
-from ditprune.pruning.scores import scores_of
+from ditprune.pruning.plan import scores_of
 from ditprune.targets.discover import Target
 
 
@@ -62,7 +62,6 @@ class Layer:
 
 def prepare(
     target: Target, read: Callable[[], Tensor], stats: Statistics | None, recipe: Recipe,
-    threshold: float | None,
 ) -> Layer:  # fmt: skip
     """The layer, before anything is removed from it."""
 
@@ -70,7 +69,7 @@ def prepare(
         return scores_of(target, weight, stats, recipe)
 
     g_out = heterogeneity(score(read()))
-    return Layer(target, read, score, recipe.groups(g_out, threshold), g_out)
+    return Layer(target, read, score, recipe.groups(g_out), g_out)
 
 
 @torch.no_grad()

@@ -57,7 +57,6 @@ def update_targets(
     targets: Mapping[str, Target],
     stats: Statistics | None,
     recipe: Recipe,
-    threshold: float | None,
     calls: Sequence[Call],
     progress: Progress,
     max_gram_bytes: int | None = None,
@@ -69,7 +68,6 @@ def update_targets(
     each begins a stage.
 
     Args:
-        threshold: of CAG, resolved.
         calls: calibration calls on the denoiser's device.
         max_gram_bytes: None is 4 GB.
 
@@ -84,7 +82,7 @@ def update_targets(
     limit = gram_limit(recipe, max_gram_bytes)
     with torch.no_grad():
         layers = {
-            name: prepare(target, partial(_weight, denoiser, name), stats, recipe, threshold)
+            name: prepare(target, partial(_weight, denoiser, name), stats, recipe)
             for name, target in targets.items()
         }
     num_bins = NUM_BINS if stats is None else stats.num_bins
