@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gpu_measure import Broken, Clock, Log, reason_of
+from gpu_measure import Clock, Log, LostDeviceError, reason_of
 
 LIMITS_S = {1: 75.0, 2: 45.0, 3: 75.0, 5: 30.0}
 
@@ -78,13 +78,13 @@ def stage(number: int) -> Callable[[Log, Clock, str, bool], None]:
 
 
 def run(log: Log, args: argparse.Namespace) -> None:
-    """All stages that are asked for, each in its time. Raises Broken."""
+    """All stages that are asked for, each in its time. Raises LostDeviceError."""
     spent = log.content["spent_s"]
     for number in args.stages:
         clock = Clock(args.limits[number], spent.get(str(number), 0.0))
         try:
             stage(number)(log, clock, args.device, args.tiny)
-        except Broken:
+        except LostDeviceError:
             raise
         except Exception as error:
             log.rows.append({"stage": number, "name": "stage", "failed": reason_of(error)})
@@ -153,13 +153,15 @@ def main() -> None:
     log.content["environment"] = environment(args.device)
     try:
         run(log, args)
-    except Broken as error:
+    except LostDeviceError as error:
         print(f"the device is lost ({error}); going on in a new process", flush=True)
         if args.out is not None:
             again = [one for one in sys.argv if one != "--resume"]
             os.execv(sys.executable, [sys.executable, *again, "--resume"])
     print(table(log.rows))
-    print(f"{log.content['environment'].get('name', args.device)}: {time.monotonic() - begun:.0f} s")
+    print(
+        f"{log.content['environment'].get('name', args.device)}: {time.monotonic() - begun:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ class Late(BaseException):
     """The time of a row or of its stage is over; no handler of a library catches it."""
 
 
-class Broken(Exception):
+class LostDeviceError(Exception):
     """The device answers nothing any more; only another process goes on."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A row that cannot be on this device, with the reason."""
 
 
@@ -58,7 +58,7 @@ class Log:
     def row(
         self, stage: int, name: str, work: Callable[[], Mapping[str, Any]], limit_s: float
     ) -> dict[str, Any]:
-        """Make one row; an exception becomes its reason. Raises Broken."""
+        """Make one row; an exception becomes its reason. Raises LostDeviceError."""
         for row in self.rows:
             if (row["stage"], row["name"]) == (stage, name):
                 return row
@@ -68,7 +68,7 @@ class Log:
         try:
             with within(limit_s):
                 found = dict(work())
-        except Refused as error:
+        except RefusedError as error:
             found = {"refused": str(error)}
         except Late:
             late = f"not done in {limit_s:.0f} s" if limit_s > _LEAST_S else "no time was left"
@@ -129,12 +129,12 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def check_device() -> None:
-    """Raise Broken where an earlier fault ended the device's context."""
+    """Raise LostDeviceError where an earlier fault ended the device's context."""
     if torch.cuda.is_available():
         try:
             torch.ones(1, device="cuda").item()
         except RuntimeError as error:
-            raise Broken(reason_of(error)) from None
+            raise LostDeviceError(reason_of(error)) from None
 
 
 def reason_of(error: BaseException) -> str:

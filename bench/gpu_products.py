@@ -13,7 +13,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from gpu_measure import (
-    Clock, Log, Refused, medians, num_rotated, prune_two_of_four_, quick_ms, reason_of,
+    Clock,
+    Log,
+    RefusedError,
+    medians,
+    num_rotated,
+    prune_two_of_four_,
+    quick_ms,
+    reason_of,
     relative_error,
 )  # fmt: skip
 
@@ -133,10 +140,10 @@ def default_two_of_four(weight: Tensor) -> Tensor:
 
 
 def cutlass_two_of_four(weight: Tensor) -> Tensor:
-    """The same by CUTLASS, which has kernels for compute capability 8 only. Raises Refused."""
+    """The same by CUTLASS, which has kernels for compute capability 8 only. Raises RefusedError."""
     capability = torch.cuda.get_device_capability()
     if capability[0] != 8:
-        raise Refused(f"CUTLASS 2:4: needs compute capability 8.x, this is {capability}")
+        raise RefusedError(f"CUTLASS 2:4: needs compute capability 8.x, this is {capability}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.sparse.SparseSemiStructuredTensorCUTLASS.from_dense(weight)
@@ -229,12 +236,10 @@ def measure(dtype: torch.dtype, shape: tuple[int, int], tokens: int, device: str
             errors[path], contiguous[path] = relative_error(out, expected), out.is_contiguous()
         except Exception as error:
             run.pop(path, None)
-            refused[path] = str(error) if isinstance(error, Refused) else reason_of(error)
+            refused[path] = str(error) if isinstance(error, RefusedError) else reason_of(error)
     errors.pop("dense", None)  # it has the other half of the weights too
     del expected, fresh
-    works = {
-        path: [partial(one, inputs) for inputs in product.inputs] for path, one in run.items()
-    }
+    works = {path: [partial(one, inputs) for inputs in product.inputs] for path, one in run.items()}
     alone, eager = medians(works, device, True), medians(works, device, False)
     return {
         "dtype": str(dtype).removeprefix("torch."), "shape": shape, "tokens": tokens,
