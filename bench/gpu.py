@@ -57,8 +57,9 @@ def environment(device: str) -> dict[str, Any]:
 NOTES = (
     "ms: median of 9 groups of 4 calls between CUDA events, paths in turn, inputs in rotation; the "
     "weight may stay in the L2. In stage 1 the host is hidden behind a sleeping device, eager_ms "
-    "has it; in stages 2 and 3 ms has it and device_ms has not. Bias is included but for fp8. gain "
-    "is dense over path, dense at random weights without zeros. Modulation stays dense in blocks."
+    "has it; in stages 2 and 3 ms has it, and device_ms only past some hundred launches. Bias is "
+    "included but for fp8. gain is dense over path, dense at random weights without zeros. "
+    "Modulation stays dense in blocks."
 )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 Work = Callable[[], Any]
 _NUM_ROUNDS = 9
 _CALLS_IN_ROUND = 4
-_SLEEP_CYCLES = 6_000_000  # about 3 ms, in which the host queues a round
+_SLEEP_CYCLES = 6_000_000  # about 3 ms, in which the host queues a round of a few launches
+_SHORT_SLEEP_CYCLES = 1_000_000
 _LEAST_S = 0.5  # no row begins with less
 _ROTATED_BYTES = 160 << 20  # of inputs, more than any L2
 
@@ -163,30 +164,32 @@ def medians(paths: Mapping[str, Sequence[Work]], device: str, hides_host: bool) 
             work()
     groups: dict[str, list[float]] = {path: [] for path in paths}
     for number in range(_NUM_ROUNDS):
-        for path, ms in _round(paths, device, hides_host, number).items():
+        sleep = _SLEEP_CYCLES if hides_host else 0
+        for path, ms in _round(paths, device, sleep, number).items():
             groups[path].append(ms)
     return {path: statistics.median(found) for path, found in groups.items()}
 
 
 def _round(
-    paths: Mapping[str, Sequence[Work]], device: str, hides_host: bool, number: int
-) -> dict[str, float]:
+    paths: Mapping[str, Sequence[Work]], device: str, sleep: int, number: int,
+    num_calls: int = _CALLS_IN_ROUND,
+) -> dict[str, float]:  # fmt: skip
     """Milliseconds of one call, by path, from one group of calls each."""
     is_cuda = device.startswith("cuda")
     if is_cuda:
         torch.cuda.synchronize()
-        if hides_host:
-            torch.cuda._sleep(_SLEEP_CYCLES)
+        if sleep:
+            torch.cuda._sleep(sleep)
     marks = {}
     for path, works in paths.items():
         begin = _mark(is_cuda)
-        for call in range(_CALLS_IN_ROUND):
-            works[(number * _CALLS_IN_ROUND + call) % len(works)]()
+        for call in range(num_calls):
+            works[(number * num_calls + call) % len(works)]()
         marks[path] = (begin, _mark(is_cuda))
     if is_cuda:
         torch.cuda.synchronize()
-        return {path: a.elapsed_time(b) / _CALLS_IN_ROUND for path, (a, b) in marks.items()}
-    return {path: 1e3 * (b - a) / _CALLS_IN_ROUND for path, (a, b) in marks.items()}
+        return {path: a.elapsed_time(b) / num_calls for path, (a, b) in marks.items()}
+    return {path: 1e3 * (b - a) / num_calls for path, (a, b) in marks.items()}
 
 
 def _mark(is_cuda: bool) -> Any:
@@ -199,9 +202,7 @@ def _mark(is_cuda: bool) -> Any:
 
 def quick_ms(work: Work, device: str) -> float:
     """The best of three times of two calls; enough to choose between algorithms."""
-    work()
-    found = [_round({"": [work] * 2}, device, True, 0)[""] for _ in range(3)]
-    return min(found)
+    return min(_round({"": [work]}, device, _SHORT_SLEEP_CYCLES, 0, 2)[""] for _ in range(3))
 
 
 def seconds(work: Work, device: str) -> float:
