@@ -20,7 +20,7 @@ marks = [
 
 def distill(**constants: Any) -> Any:
     """A refinement of few steps."""
-    from ditprune.refinement import Distill
+    from ditprune.method.distill import Distill
 
     return Distill(**{"num_steps": 4, "batch_size": 4, **constants})
 
