@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from diffusers import DiffusionPipeline  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 from testbed_training.settings import DRAWING  # noqa: E402
+
 from testbeds import scenes  # noqa: E402
 
 COLUMNS, CELL, LINE = 10, 128, 11

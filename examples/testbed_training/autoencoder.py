@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from testbeds import scenes
 from torch import Tensor
+
+from testbeds import scenes
 
 from .data import Data, load, pixels
 from .loop import Run, precision

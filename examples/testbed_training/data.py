@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from testbeds import scenes
 from torch import Tensor
 from transformers import CLIPTokenizer, T5TokenizerFast
+
+from testbeds import scenes
 
 from .settings import PARAPHRASES, TEXT_LENGTH, Settings
 from .text import new_clip_tokenizer, new_t5_tokenizer, token_ids

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from testbeds import scenes
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast
+
+from testbeds import scenes
 
 from .autoencoder import scene_latents, trained_autoencoder
 from .data import load, pick

@@ -76,7 +76,7 @@ def write_folder(
         if isinstance(part, nn.Module):
             nn.Module.to(part, "cpu", torch.float16)
     pipeline.save_pretrained(beside)
-    forget_paths(beside)
+    tidy_configs(beside)
     facts = facts_of(bed, pipeline, state, settings)
     settings.runs.mkdir(parents=True, exist_ok=True)
     (settings.runs / f"{bed}.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -87,11 +87,17 @@ def write_folder(
     print(f"{bed}: {size / 1e6:.1f} MB in {folder}", flush=True)
 
 
-def forget_paths(folder: Path) -> None:
-    """diffusers writes into a config where its model was loaded from; nobody needs to know."""
+def tidy_configs(folder: Path) -> None:
+    """Drop the paths that models were loaded from, and ask for float32 of the text encoders.
+
+    A text encoder is loaded in the type that its config names, a transformer in float32; a
+    pipeline that is loaded without a word on types needs both to be the same.
+    """
     for file in folder.rglob("config.json"):
         config = json.loads(file.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)
+        if "dtype" in config:
+            config["dtype"] = "float32"
         file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

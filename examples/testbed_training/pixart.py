@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
-from testbeds import scenes
 from torch import Tensor, nn
 from transformers import T5EncoderModel
+
+from testbeds import scenes
 
 from .autoencoder import scene_latents, trained_autoencoder
 from .data import load, pick
