@@ -176,27 +176,52 @@ def _centres(
 
 def render(scenes: Sequence[Scene], seeds: Sequence[int], device: str = "cpu") -> Tensor:
     """Draw each scene with its seed: uint8 [N, 3, H, W]."""
+    return draw(scenes, seeds, device)[0]
+
+
+def draw(
+    scenes: Sequence[Scene], seeds: Sequence[int], device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw each scene and tell what every pixel shows: image, colours, shapes.
+
+    The image is uint8 [N, 3, H, W]. Colours and shapes are uint8 [N, H, W]: 0 on the ground, and
+    one more than the number in `COLOURS` or `SHAPES` where an object covers half of the pixel.
+    """
     starts = range(0, len(scenes), _CHUNK)
-    parts = [_render(scenes[i : i + _CHUNK], seeds[i : i + _CHUNK], device) for i in starts]
-    empty = torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8, device=device)
-    return torch.cat(parts) if parts else empty
+    parts = [_draw(scenes[i : i + _CHUNK], seeds[i : i + _CHUNK], device) for i in starts]
+    if not parts:
+        maps = torch.zeros(0, SIZE, SIZE, dtype=torch.uint8, device=device)
+        return maps[:, None].expand(-1, 3, -1, -1), maps, maps
+    image, colours, shapes = (torch.cat(part) for part in zip(*parts, strict=True))
+    return image, colours, shapes
 
 
-def _render(scenes: Sequence[Scene], seeds: Sequence[int], device: str) -> Tensor:
+def _draw(
+    scenes: Sequence[Scene], seeds: Sequence[int], device: str
+) -> tuple[Tensor, Tensor, Tensor]:
     table = torch.tensor([_table(scene) for scene in scenes], device=device)  # [N, K, 8]
-    chance = uniform(torch.tensor([s & 0xFFFFFFFF for s in seeds], device=device), 32)
+    chance = uniform(torch.tensor([s & 0xFFFFFFFF for s in seeds], device=device), 26)
     low_NK, high_NK = table[..., 6], table[..., 7]
     radii_NK = low_NK + chance[:, 10:13] * (high_NK - low_NK)
     centres_NK2 = _centres(scenes, table[..., 2:6], radii_NK, chance)
-    palette = torch.tensor(list(PALETTE.values()), device=device).float()
-    tints_NK3 = (chance[:, 13:22].unflatten(1, (3, 3)) * 2 - 1) * TINT
-    colours_NK3 = (palette[table[..., 1].long()] + tints_NK3).clamp(0, 255)
-    grey = (chance[:, 22:23] * 2 - 1) * GROUND_SPREAD + (chance[:, 23:26] * 2 - 1) * 5
-    image = (GROUND + grey)[:, :, None, None].expand(-1, -1, SIZE, SIZE)
+    tints_NK3, ground_N3 = _tints(table[..., 1].long(), chance[:, 13:])
+    image = ground_N3[:, :, None, None].expand(-1, -1, SIZE, SIZE)
+    seen_2NHW = torch.zeros(2, len(scenes), SIZE, SIZE, dtype=torch.uint8, device=device)
+    looks_2NK = (table[..., [1, 0]] + 1).to(torch.uint8).movedim(-1, 0)
     for k in (2, 1, 0):  # what lies inside comes last
         cover_NHW = _cover(table[:, k, 0], centres_NK2[:, k], radii_NK[:, k])
-        image = image + (colours_NK3[:, k, :, None, None] - image) * cover_NHW[:, None]
-    return image.round().to(torch.uint8)
+        image = image + (tints_NK3[:, k, :, None, None] - image) * cover_NHW[:, None]
+        seen_2NHW = torch.where(cover_NHW > 0.5, looks_2NK[:, :, k, None, None], seen_2NHW)
+    return image.round().to(torch.uint8), *seen_2NHW
+
+
+def _tints(colours_NK: Tensor, chance_Nx: Tensor) -> tuple[Tensor, Tensor]:
+    """Tint the colours, [N, K, 3], and the ground, [N, 3]."""
+    palette = torch.tensor(list(PALETTE.values()), device=colours_NK.device).float()
+    signed = chance_Nx * 2 - 1
+    tints_NK3 = palette[colours_NK] + signed[:, :9].unflatten(1, (3, 3)) * TINT
+    ground_N3 = GROUND + signed[:, 9:10] * GROUND_SPREAD + signed[:, 10:13] * 5
+    return tints_NK3.clamp(0, 255), ground_N3
 
 
 def _cover(shapes_N: Tensor, centres_N2: Tensor, radii_N: Tensor) -> Tensor:
