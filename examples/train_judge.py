@@ -14,6 +14,7 @@ import argparse
 import math
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from testbeds.drawing import draw
-from testbeds.reader import NUM_LABELS, Reader
+from testbeds.drawing import draw, mix
+from testbeds.reader import NUM_COLOURS, NUM_LABELS, NUM_SHAPES, Reader
 from testbeds.scenes import COLOURS, SHAPES, SPLITS, Scene, scene
 
 FIRST_INDEX = 10_000_000  # the pictures of models and of tests have smaller numbers
@@ -79,11 +80,28 @@ def spoil(image_N3HW: Tensor) -> Tensor:
     return image.clamp(0, 1)
 
 
+def drawn(index: int) -> Scene:
+    """Give a scene to learn from; in half of them, one object is inside the other: it is hard."""
+    if index % 2:
+        return scene(index, SPLITS[index // 2 % 2])
+    tries = (scene(mix(index, attempt), SPLITS[index // 2 % 2]) for attempt in count())
+    return next(one for one in tries if one.relation == "inside")
+
+
+def weights(maps_N2HW: Tensor) -> Tensor:
+    """Weigh pixels so that small objects count about as much as large ones: [N, H, W]."""
+    looks = (maps_N2HW[:, 0] * NUM_SHAPES + maps_N2HW[:, 1]).flatten(1)
+    ones = torch.ones_like(looks, dtype=torch.float32)
+    areas = torch.zeros(len(looks), NUM_COLOURS * NUM_SHAPES, device=looks.device)
+    areas = areas.scatter_add(1, looks, ones).gather(1, looks)
+    return (400 / areas).clamp(1, 8).view_as(maps_N2HW[:, 0])
+
+
 def batch(step: int, size: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the batch of a step: images [N, 3, H, W], maps [N, 2, H, W], labels [N, L]."""
     torch.manual_seed(step)
     indices = [FIRST_INDEX + step * size + i for i in range(size)]
-    scenes = [scene(index, SPLITS[index % 2]) for index in indices]
+    scenes = [drawn(index) for index in indices]
     image, colours, shapes = draw(scenes, indices, device)
     moved, maps = move(image.float() / 255, torch.stack([colours, shapes], 1))
     return spoil(moved), maps, labels(scenes).to(device)
@@ -93,7 +111,7 @@ def loss(reader: Reader, step: int, size: int, device: str) -> Tensor:
     """Compare what the reader says of a batch with what was drawn."""
     images, maps, present = batch(step, size, device)
     colours, shapes, said = reader(images)
-    weight = torch.where(maps[:, 0] > 0, 3.0, 1.0)
+    weight = weights(maps)
     pixels = sum(
         (functional.cross_entropy(logits, maps[:, i], reduction="none") * weight).mean()
         for i, logits in enumerate((colours, shapes))

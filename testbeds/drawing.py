@@ -59,7 +59,8 @@ def uniform(seeds_N: Tensor, number: int) -> Tensor:
         for multiplier in (0x85EBCA6B, 0xC2B2AE35):
             state = ((state ^ (state >> 16)) * multiplier) & 0xFFFFFFFF
         state = state ^ (state >> 16)
-    return (state >> 8).float() / 2**24
+    numbers: Tensor = (state >> 8).float() / 2**24
+    return numbers
 
 
 # ---------------------------------------------------------------------- shapes
@@ -122,7 +123,7 @@ _LEFTS = ((0, 0, _HALF, _HALF), (0, _HALF, _HALF, SIZE))
 _RIGHTS = ((_HALF, 0, SIZE, _HALF), (_HALF, _HALF, SIZE, SIZE))
 
 
-def _boxes(scene: Scene) -> list[tuple[int, ...]]:
+def _boxes(scene: Scene) -> list[tuple[int, int, int, int]]:
     """Give each object the box (left, top, right, bottom) in which a seed places it."""
     if scene.relation == "inside":
         return [_WHOLE, _WHOLE]

@@ -62,8 +62,8 @@ class Reader(nn.Module):
 
     def describe(self, images_N3HW: Tensor) -> Tensor:
         """Give features [N, D] of images in [0, 1]."""
-        half = self.at_half(images_N3HW * 2 - 1)
-        return self.at_eighth(self.at_quarter(half)).mean((2, 3))
+        eighth: Tensor = self.at_eighth(self.at_quarter(self.at_half(images_N3HW * 2 - 1)))
+        return eighth.mean((2, 3))
 
 
 def _double(maps: Tensor) -> Tensor:

@@ -131,8 +131,8 @@ def _any_scene(seed: int) -> Scene:
             (Group(1, "small", inner.colour, inner.shape), Group(1, "large", outer.colour, shape)),
             "inside",
         )
-    counts = ((1, 1), (1, 2), (1, 1, 1), (1, 1, 1))[mix(seed, 1) % 4]
-    return Scene(tuple(_group(seed, 1 + i, number) for i, number in enumerate(counts)))
+    together = ((1, 1), (1, 2), (1, 1, 1), (1, 1, 1))[mix(seed, 1) % 4]
+    return Scene(tuple(_group(seed, 1 + i, number) for i, number in enumerate(together)))
 
 
 def _group(seed: int, slot: int, number: int) -> Group:
