@@ -23,7 +23,7 @@ FAMILIES = (
 )  # fmt: skip
 WORDS: dict[str, dict[str, Any]] = {
     "stw": {},
-    "stw, cag by itself": {"cag_threshold": "auto"},
+    "stw, cag with its own threshold": {"cag_threshold": 0.5},
     "wanda per channel": {"saliency": "wanda", "granularity": "channel"},
     "ria 2:4": {"saliency": "ria", "pattern": "2:4"},
     "magnitude per layer": {"saliency": "magnitude", "granularity": "layer"},

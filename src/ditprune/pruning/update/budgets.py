@@ -69,7 +69,7 @@ def by_curves(
 def measure_costs(
     denoiser: nn.Module,
     layers: Mapping[str, Layer],
-    gram_of: Callable[[str], Tensor],
+    gram_of: Callable[[str], Tensor | None],
     calls: Sequence[Call],
     recipe: Recipe,
     progress: Progress,
@@ -96,7 +96,7 @@ def measure_costs(
 
 
 def proxy_costs(
-    layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor],
+    layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor | None],
     gains: Mapping[str, float], recipe: Recipe, progress: Progress,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The same without end-to-end passes: the layer's own error times how much the output

@@ -73,8 +73,20 @@ def prepare(
 
 
 @torch.no_grad()
-def update_layer(layer: Layer, gram: Tensor, recipe: Recipe, sparsity: float | None) -> LayerResult:
-    """Its mask and new weight at a share, by the recipe's reconstruction."""
-    if recipe.mask != "saliency":
-        return recipe.reconstruction(layer.weight(), layer.choice(sparsity), gram)
-    return recipe.reconstruction(layer.weight(), layer.mask_by_saliency(sparsity), gram)
+def update_layer(
+    layer: Layer, gram: Tensor | None, recipe: Recipe, sparsity: float | None
+) -> LayerResult:
+    """The layer's mask and new weight at a share, by the recipe's reconstruction.
+
+    Args:
+        gram: XᵀX of the layer's inputs [C_in, C_in]; None for a recipe that needs none, which
+            zeroes weights and reports their squares as the error.
+    """
+    weight = layer.weight()
+    if gram is None:
+        keep = layer.mask_by_saliency(sparsity)
+        return LayerResult(weight * keep, keep, 0.0, (weight * ~keep).square().sum().item())
+    chosen = (
+        layer.mask_by_saliency(sparsity) if recipe.mask == "saliency" else layer.choice(sparsity)
+    )
+    return recipe.reconstruction(weight, chosen, gram)

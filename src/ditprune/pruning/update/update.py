@@ -141,7 +141,9 @@ def _reconstructed(
     return found, begin
 
 
-def _target_update(layer: Layer, gram: Tensor, recipe: Recipe, share: float | None) -> TargetUpdate:
+def _target_update(
+    layer: Layer, gram: Tensor | None, recipe: Recipe, share: float | None
+) -> TargetUpdate:
     done = update_layer(layer, gram, recipe, share)
     return TargetUpdate(done.weight, done.keep, layer, share, done.damping)
 
@@ -170,15 +172,15 @@ class _Grams:
         self._stage = -1
         self._states: dict[str, Gram] = {}
 
-    def of(self, name: str, done: Mapping[str, TargetUpdate] | None = None) -> Tensor:
-        """XᵀX of one target's inputs, float32; the unit matrix where nobody needs it.
+    def of(self, name: str, done: Mapping[str, TargetUpdate] | None = None) -> Tensor | None:
+        """XᵀX of one target's inputs, float32; None where the recipe needs no Grams.
 
         Args:
             done: targets that were updated before; with packages, the inputs of the next are as
                 these leave them.
         """
         if not self._is_needed:
-            return torch.eye(self._targets[name].shape[1])
+            return None
         if self._stage_of[name] != self._stage:
             self._stage = self._stage_of[name]
             self._states = {}
