@@ -22,8 +22,7 @@ from ditprune.method.granularity import GRANULARITIES
 from ditprune.method.recipe import MASKS, PRESETS, Recipe, build, from_json
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
-from ditprune.method.statistics.collected import Statistics
-from ditprune.method.statistics.weighting import TIMESTEP_WEIGHTINGS
+from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS, Statistics
 from ditprune.writing.json_file import read_json
 
 Command = Callable[..., Any]
@@ -56,7 +55,7 @@ _RECIPE: tuple[Decorator, ...] = (
     click.option("--pattern", metavar="N:M", help="keep N of every M weights, as in 2:4"),
     click.option("--weight-power", type=float, help="exponent of |W|"),
     click.option("--activation-power", type=float, help="exponent of the input norm"),
-    click.option("--cag-threshold", metavar="T", help="per channel from this G_out, or auto"),
+    click.option("--cag-threshold", type=float, help="[default: 0.1] G_out from which a target is compared per channel"),
     click.option("--preset", metavar="NAME", help=f"[default: paper] {', '.join(PRESETS)}"),
     click.option(
         "--reconstruction", metavar="NAME", help=f"[default: none] {', '.join(RECONSTRUCTIONS)}"

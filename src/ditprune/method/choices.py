@@ -1,4 +1,4 @@
-"""From the words of a command line or a file, or from objects, to the choice that is meant."""
+"""What does one word of a recipe stand for? A method, globs or a share; else it is refused."""
 
 from __future__ import annotations
 
@@ -10,99 +10,90 @@ from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.saliency.power import check_powers
 
 _POWERS = ("weight_power", "activation_power")
-# What an object must have to stand for a name, one of these sets.
-_PROTOCOLS = {
+# An object stands for a name if it has all attributes of one of these sets.
+_ATTRIBUTES = {
     "saliency": [("name", "needs", "__call__")],
-    "granularity": [("name", "group_shape", "num_keep"), ("name", "threshold", "choose")],
+    "granularity": [("name", "group_shape", "num_keep"), ("name", "choose")],
+    "reconstruction": [("name", "needs", "__call__")],
 }
 
 
-def choose(
-    option: str, choices: Mapping[str, Any], given: Any, constants: Mapping[str, Any]
-) -> Any:
-    """The choice by name with its constants, or the object itself."""
-    wanted = {name: value for name, value in constants.items() if value is not None}
-    if not isinstance(given, str):
-        if isinstance(given, type) or not any(
-            all(hasattr(given, attribute) for attribute in one) for one in _PROTOCOLS[option]
-        ):
-            raise RecipeError(
-                f"{flag(option)} {given!r}: expected a name ({', '.join(choices)}) "
-                f"or an object such as {next(iter(choices.values())).__name__}()"
-            )
-        if wanted:
-            raise RecipeError(
-                f"{flag(next(iter(wanted)))}: {given!r} already has its constants; set them there"
-            )
-        return given
-    if given not in choices:
-        raise RecipeError(f"{flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
-    fields = {one.name: one for one in dataclasses.fields(choices[given])}
-    check_powers(**{n: v for n, v in wanted.items() if n in _POWERS})
-    for name in wanted:
-        if name not in fields:
-            raise RecipeError(f"{flag(name)} does not apply to --{option} {given}; leave it out")
-    for name, constant in fields.items():
-        if constant.default is dataclasses.MISSING and name not in wanted:
-            raise RecipeError(f"--{option} {given} needs {flag(name)}")
-    return choices[given](**wanted)
-
-
-def threshold_of(given: float | str | None) -> float | str | None:
-    """A threshold from the command line, where numbers are text, or from JSON."""
-    if given is None or given == "auto":
-        return given
-    try:
-        if not isinstance(given, (int, float, str)) or isinstance(given, bool):
-            raise ValueError
-        number = float(given)
-        return number if isinstance(given, str) else given
-    except (ValueError, OverflowError):
-        raise RecipeError(
-            f"--cag-threshold {given}: expected a number from 0 up, or 'auto'"
-        ) from None
-
-
-def globs(option: str, given: str | Sequence[str] | None) -> tuple[str, ...]:
-    patterns = (given,) if isinstance(given, str) else () if given is None else given
-    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise RecipeError(f"--{option} {given!r}: expected globs such as '*.attn1.to_q'")
-    return tuple(patterns)
+def flag(word: str) -> str:
+    """`weight_power` → `--weight-power`."""
+    return "--" + word.replace("_", "-")
 
 
 def constants_of(choice: Any) -> dict[str, Any]:
+    """The constants of a method; none for None and for an object that is no dataclass."""
     is_instance = dataclasses.is_dataclass(choice) and not isinstance(choice, type)
     return dataclasses.asdict(choice) if is_instance else {}
 
 
-def flag(option: str) -> str:
-    return "--" + option.replace("_", "-")
+def choose(word: str, methods: Mapping[str, Any], given: Any, constants: Mapping[str, Any]) -> Any:
+    """The method of this name, made with its constants; anything but a name is returned as it is.
 
-
-def method_of(
-    option: str, choices: Mapping[str, Any], given: Any, constants: Mapping[str, Any] | None
-) -> Any:
-    """A method by name with its constants, or the object itself; the first choice for None."""
-    given = next(iter(choices)) if given is None else given
+    Raises RecipeError for an unknown name, and for a constant that is missing or does not apply.
+    """
+    if not isinstance(constants, Mapping):
+        raise RecipeError(f"{flag(word)}: constants {constants!r}; expected a mapping of numbers")
     if not isinstance(given, str):
-        if isinstance(given, type) or not hasattr(given, "name"):
-            raise RecipeError(
-                f"{flag(option)} {given!r}: expected a name ({', '.join(choices)}) or an object"
-            )
         if constants:
-            raise RecipeError(f"{flag(option)}: {given!r} already has its constants")
+            raise RecipeError(f"{flag(word)}: {given!r} already has its constants; set them there")
         return given
-    if given not in choices:
-        raise RecipeError(f"{flag(option)} '{given}' is unknown; {did_you_mean(given, choices)}")
-    if choices[given] is None:
+    if given not in methods:
+        raise RecipeError(f"{flag(word)} '{given}' is unknown; {did_you_mean(given, methods)}")
+    if methods[given] is None:
         if constants:
-            raise RecipeError(f"{flag(option)} {given} takes no constants; leave them out")
+            raise RecipeError(f"{flag(word)} {given} takes no constants; leave them out")
         return None
+    fields = {constant.name: constant for constant in dataclasses.fields(methods[given])}
+    check_powers(**{name: value for name, value in constants.items() if name in _POWERS})
+    for name, value in constants.items():
+        shown = flag(name) if word in ("saliency", "granularity") else f"constant '{name}'"
+        if name not in fields:
+            raise RecipeError(f"{shown} does not apply to {flag(word)} {given}; leave it out")
+        if not fields[name].init and value != fields[name].default:
+            raise RecipeError(
+                f"{shown} does not apply to {flag(word)} {given}, whose exponents are fixed; pass "
+                "--saliency power with both exponents"
+            )
+    for name, constant in fields.items():
+        if constant.default is dataclasses.MISSING and name not in constants:
+            raise RecipeError(f"{flag(word)} {given} needs {flag(name)}")
     try:
-        return choices[given](**dict(constants or {}))
+        return methods[given](**{n: value for n, value in constants.items() if fields[n].init})
     except TypeError:
-        known = [one.name for one in dataclasses.fields(choices[given])]
         raise RecipeError(
-            f"{flag(option)} {given}: constants {dict(constants or {})}; expected numbers for "
-            f"some of {', '.join(known) or 'none'}"
+            f"{flag(word)} {given}: constants {dict(constants)}; expected numbers for some of "
+            f"{', '.join(fields)}"
         ) from None
+
+
+def check_object(word: str, methods: Mapping[str, Any], given: Any) -> None:
+    """Raises RecipeError for an object that cannot stand in for one of these methods."""
+    is_usable = not isinstance(given, type) and any(
+        all(hasattr(given, attribute) for attribute in needed) for needed in _ATTRIBUTES[word]
+    )
+    if not is_usable:
+        raise RecipeError(
+            f"{flag(word)} {given!r}: expected a name ({', '.join(methods)}) "
+            f"or an object such as {next(iter(methods.values())).__name__}()"
+        )
+
+
+def as_share(sparsity: Any) -> float:
+    """The sparsity as a float. Raises RecipeError unless 0 ≤ sparsity < 1."""
+    is_number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
+    if not is_number or not 0 <= sparsity < 1:
+        raise RecipeError(
+            f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
+        )
+    return float(sparsity)
+
+
+def as_globs(word: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """One glob or several as a tuple. Raises RecipeError for anything that is no text."""
+    patterns = (given,) if isinstance(given, str) else given
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise RecipeError(f"--{word} {given!r}: expected globs such as '*.attn1.to_q'")
+    return tuple(patterns)

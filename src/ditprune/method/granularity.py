@@ -5,8 +5,8 @@ Selection is not made here: `masks.py` keeps the k best of each group, whatever 
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -106,7 +106,7 @@ class CAG:
     """Chooses `layer` or `channel` for each target by its G_out.
 
     Args:
-        cag_threshold: from this G_out on a target is pruned per channel.
+        cag_threshold: a target whose G_out is at least this is compared per channel.
     """
 
     cag_threshold: float = DEFAULT_THRESHOLD
@@ -115,11 +115,11 @@ class CAG:
     def __post_init__(self) -> None:
         given = self.cag_threshold
         is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not (is_number and 0 <= float(given) < math.inf):
+        if not (is_number and 0 <= given <= sys.float_info.max):
             raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up")
 
     def choose(self, g_out: float) -> PerLayer | PerChannel:
-        """The comparison group of one target."""
+        """The comparison groups of one target."""
         return PerChannel() if g_out >= self.cag_threshold else PerLayer()
 
 

@@ -1,6 +1,7 @@
-"""What a run is: every choice in one frozen value that prints, compares and goes to JSON and back.
+"""What does a run do? Every choice in one checked value, from words or objects, to JSON and back.
 
-The command line's flags, the fields of `build` and the keys of the JSON are the same words.
+A word is a field of `Recipe` or a constant of a method. The command line, `prune_`, `build` and the
+JSON form in ditprune.json take the same words.
 """
 
 from __future__ import annotations
@@ -11,29 +12,29 @@ from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.allocation import ALLOCATIONS
-from ditprune.method.choices import choose, constants_of, flag, globs, method_of, threshold_of
+from ditprune.method.choices import as_globs, as_share, check_object, choose, constants_of, flag
 from ditprune.method.distill import REFINEMENTS, Distill
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.reconstruction import RECONSTRUCTIONS, Reconstruction
 from ditprune.method.reconstruction.layer import Nothing
 from ditprune.method.saliency import SALIENCIES, Saliency
 from ditprune.method.saliency.power import STW
-from ditprune.method.statistics.weighting import TIMESTEP_WEIGHTINGS
+from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS
 
 DEFAULT_SPARSITY = 0.5
-# Words that belong to a choice made by another word, and are void when that one changes.
-_CONSTANTS = {
-    "saliency": {"weight_power", "activation_power"},
-    "granularity": {"cag_threshold"},
-    "reconstruction": {"reconstruction_constants"},
-    "refinement": {"refinement_constants"},
-}
 MASKS = ("saliency", "reconstruction", "refinement")
-# Words that are choices by themselves, the default first.
-_WORDS: dict[str, tuple[str, ...]] = {
-    "mask": MASKS, "allocation": ALLOCATIONS, "timestep_weighting": TIMESTEP_WEIGHTINGS,
-}  # fmt: skip
-# What one word stands for; what it does not name is the default.
+# The fields that hold one of a few names; the first name is the default.
+_NAMES = {"mask": MASKS, "allocation": ALLOCATIONS, "timestep_weighting": TIMESTEP_WEIGHTINGS}
+# The words that hold constants of a method; they are dropped when a word replaces the method.
+_CONSTANTS: dict[str, tuple[str, ...]] = {
+    "saliency": ("weight_power", "activation_power"),
+    "granularity": ("cag_threshold",),
+    "reconstruction": ("reconstruction_constants",),
+    "refinement": ("refinement_constants",),
+}
+# The words of grouping by share; a pattern replaces them.
+_BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
+# The words that a preset stands for; the others keep their defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "best": {
@@ -43,29 +44,44 @@ PRESETS: dict[str, dict[str, Any]] = {
         "refinement": "distill",
     },
 }
-_FEWEST_STEPS = 2  # of a refinement that chooses: it removes between two steps
-# The words of grouping by share; a pattern stands in their place.
-_BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
+_FEWEST_STEPS = 2  # a refinement that chooses the mask removes weights between two steps
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The default is the paper's method at 50 %.
+    """What a run does. The default is the paper's method at 50 %.
+
+    The options combine freely, with two exceptions: N:M excludes an allocation and
+    `mask="refinement"`, and a mask chosen by a reconstruction needs one. As words, methods are
+    given by name (`saliency="power"`) with their constants beside them.
 
     Args:
-        saliency: scores weights.
-        granularity: who competes; an `NM` fixes the count and leaves `sparsity` None.
-        sparsity: share of each group to remove, 0 ≤ sparsity < 1.
+        saliency: scores weights: `stw` (default), `magnitude`, `wanda`, `ria`, or `power` with
+            the exponents `weight_power` of |W| and `activation_power` of the input norm. `ria`
+            takes `activation_power` too.
+        granularity: which weights compete: `layer`, `channel`, or `cag` (default), which takes
+            `channel` for a target whose G_out is at least `cag_threshold`, else `layer`. An `NM`,
+            or the word `pattern="2:4"`, keeps N of every M weights.
+        sparsity: share of each group to remove, 0 ≤ sparsity < 1; None with an `NM`.
         include, exclude: globs over target names.
-        auxiliary: also blocks outside the trunk, such as text refiners.
-        reconstruction: how the kept weights of a layer are updated.
-        mask: who chooses it, the `saliency`, the `reconstruction` itself, or that and for the last
-            of the removal the `refinement`.
-        allocation: how the total is shared among layers, a name in `ALLOCATIONS`.
-        timestep_weighting: how much each part of the way from noise to image counts.
-        refinement: gradient steps at the end; None for none.
-        packages: runs of blocks that are reconstructed one after the other, each from inputs as
-            the earlier ones leave them; 1 reconstructs all from dense inputs.
+        auxiliary: also prune block lists beside the trunk, such as text refiners.
+        reconstruction: how the kept weights of a layer are updated: `none` (default), `obs` or
+            `admm`, with `reconstruction_constants` (a mapping).
+        mask: what chooses it: `saliency` (default); `reconstruction`, during the update; or
+            `refinement`, where the last 8 % are removed during training.
+        allocation: how the removal is shared among layers: `uniform` (default), `owl`,
+            `sensitivity` or `proxy`.
+        timestep_weighting: how much inputs count from noise to image: `uniform` (default) or
+            `log-decrease`.
+        refinement: gradient steps at the end: `none` (None, the default) or `distill`, with
+            `refinement_constants` (a mapping).
+        packages: number of runs of consecutive blocks. They are reconstructed one after the other,
+            each from inputs that went through the blocks pruned before; 1 (default) reconstructs
+            all from dense inputs. OBS-Diff, a rival in our tables, uses several.
+
+    The word `preset` stands for several: `paper` for the defaults, `best` for the lowest error.
+
+    Raises RecipeError for impossible values and for choices that exclude each other.
     """
 
     saliency: Saliency = field(default_factory=STW)
@@ -81,10 +97,80 @@ class Recipe:
     refinement: Distill | None = None
     packages: int = 1
 
+    def __post_init__(self) -> None:
+        check_object("saliency", SALIENCIES, self.saliency)
+        check_object("granularity", GRANULARITIES, self.granularity)
+        check_object("reconstruction", RECONSTRUCTIONS, self.reconstruction)
+        for word in ("include", "exclude"):
+            object.__setattr__(self, word, as_globs(word, getattr(self, word)))
+        for word, known in _NAMES.items():
+            if getattr(self, word) not in known:
+                given = str(getattr(self, word))
+                raise RecipeError(
+                    f"{flag(word)} '{given}' is unknown; {did_you_mean(given, known)}"
+                )
+        if not isinstance(self.auxiliary, bool):
+            raise RecipeError(f"--auxiliary {self.auxiliary!r}: expected true or false")
+        self._check_update()
+        if isinstance(self.granularity, NM):
+            self._check_pattern()
+        else:
+            object.__setattr__(self, "sparsity", as_share(self.sparsity))
+
+    def _check_pattern(self) -> None:
+        if self.sparsity is not None:
+            raise _excluded_by_pattern("sparsity")
+        if self.allocation != "uniform":
+            raise RecipeError(
+                f"--allocation {self.allocation} and --pattern exclude each other: N:M fixes the "
+                "count of every layer; leave sensitive layers dense with --exclude"
+            )
+        if self.mask == "refinement":
+            raise RecipeError(
+                "--mask refinement and --pattern exclude each other: N:M leaves nothing to remove "
+                "later; pass --mask reconstruction"
+            )
+
+    def _check_update(self) -> None:
+        refinement, chooses = self.refinement, self.mask == "refinement"
+        if refinement is not None and not isinstance(refinement, Distill):
+            raise RecipeError(
+                f"--refinement {refinement!r}: expected none, distill or a Distill(…)"
+            )
+        if self.mask != "saliency" and not self.reconstruction.needs:
+            raise RecipeError(
+                f"--mask {self.mask} needs a reconstruction that chooses the mask; pass "
+                "--reconstruction obs or admm, or leave --mask out"
+            )
+        if chooses and (refinement is None or refinement.num_steps < _FEWEST_STEPS):
+            raise RecipeError(
+                f"--mask refinement needs a refinement of at least {_FEWEST_STEPS} steps; pass "
+                "--refinement distill, or --mask reconstruction"
+            )
+        if refinement is not None and refinement.held_back is not None and not chooses:
+            raise RecipeError(
+                f"held_back {refinement.held_back} is the share that the refinement removes; pass "
+                "--mask refinement, or leave it out"
+            )
+        packages = self.packages
+        if isinstance(packages, bool) or not isinstance(packages, int) or packages < 1:
+            raise RecipeError(f"--packages {packages!r}: expected a number of packages, from 1 up")
+        if packages > 1 and not self.reconstruction.needs:
+            raise RecipeError(
+                f"--packages {packages} says in which steps layers are reconstructed; pass "
+                "--reconstruction obs or admm, or leave it out"
+            )
+        sees_inputs = self.saliency.needs or self.reconstruction.needs
+        if self.timestep_weighting != "uniform" and not sees_inputs:
+            raise RecipeError(
+                f"--timestep-weighting {self.timestep_weighting} weights the inputs of layers, and "
+                f"--saliency {self.saliency.name} does not read them; leave it out"
+            )
+
     def groups(self, g_out: float) -> Any:
-        """Who competes in a target of this heterogeneity: CAG's choice, or the one granularity."""
-        groups = self.granularity
-        return groups.choose(g_out) if isinstance(groups, CAG) else groups
+        """The comparison groups of a target with this heterogeneity."""
+        granularity = self.granularity
+        return granularity.choose(g_out) if isinstance(granularity, CAG) else granularity
 
     @property
     def cag_threshold(self) -> float | None:
@@ -93,22 +179,22 @@ class Recipe:
 
     @property
     def updates_weights(self) -> bool:
-        """Whether anything but the saliency's mask at one share is asked for."""
+        """Whether more is needed than the saliency's mask at one share for all layers."""
         return self.needs_calls or self.allocation != "uniform"
 
     @property
     def needs_calls(self) -> bool:
-        """Whether it takes the denoiser itself and calibration calls, not statistics alone."""
-        measures = self.allocation == "sensitivity"
-        return self.needs_grams or measures or self.refinement is not None
+        """Whether the denoiser has to run on calibration calls; else statistics are enough."""
+        is_measured = self.allocation == "sensitivity"
+        return self.needs_grams or is_measured or self.refinement is not None
 
     @property
     def needs_grams(self) -> bool:
-        """Whether it takes XᵀX of the targets' inputs."""
+        """Whether XᵀX of the targets' inputs is needed."""
         return bool(self.reconstruction.needs) or self.allocation == "proxy"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values under the names that `build` takes."""
+        """Plain values under the words that `build` takes."""
         is_pattern = isinstance(self.granularity, NM)
         return {
             "saliency": self.saliency.name,
@@ -131,169 +217,99 @@ class Recipe:
         }
 
 
-# Every word that `build` and the JSON form take.
+# The keys of the JSON form. `build` also takes `preset`.
 WORDS = (
-    *(one.name for one in fields(Recipe)),
+    *(recipe_field.name for recipe_field in fields(Recipe)),
+    *(word for constants in _CONSTANTS.values() for word in constants),
     "pattern",
-    *(word for constants in _CONSTANTS.values() for word in sorted(constants)),
-    "preset",
 )
 
 
 def build(recipe: Recipe | None = None, /, **words: Any) -> Recipe:
-    """A recipe from words; a word that is missing or None takes the preset's value, else the
-    default. A finished recipe is returned as it is, and excludes every word.
+    """A recipe from words, which `Recipe` explains; None leaves a word out.
 
-    Raises RecipeError for unknown words and names, impossible values and words that exclude each
-    other.
+    A finished recipe is returned as it is; no word may stand beside it.
+
+    Raises RecipeError for unknown words and names, and for all that a `Recipe` refuses.
     """
-    if not isinstance(recipe, Recipe | None):
-        raise RecipeError(f"recipe: {recipe!r} given; expected a Recipe; give words by name")
+    known = (*WORDS, "preset")
     for word in words:
-        if word not in WORDS:
-            raise RecipeError(f"'{word}' is no word of a recipe; {did_you_mean(word, WORDS)}")
+        if word not in known:
+            raise RecipeError(f"'{word}' is no word of a recipe; {did_you_mean(word, known)}")
     given = {word: value for word, value in words.items() if value is not None}
     if recipe is not None:
-        if given:
+        if given or not isinstance(recipe, Recipe):
             raise RecipeError(
-                f"recipe and {next(iter(given))} exclude each other; pass one of them"
+                f"recipe: {recipe!r} and {given} given; expected a Recipe alone, or words by name"
             )
         return recipe
     is_pattern = "pattern" in given or isinstance(given.get("granularity"), NM)
     if "preset" in given:
-        given = preset_words(given["preset"], is_pattern) | given
-    chosen = choose(
-        "saliency", SALIENCIES, given.get("saliency", "stw"),
-        {power: given.get(power) for power in ("weight_power", "activation_power")},
-    )  # fmt: skip
-    updating = _update_words(given)
-    sees_inputs = bool(chosen.needs or updating["reconstruction"].needs)
-    if updating["timestep_weighting"] != "uniform" and not sees_inputs:
-        raise RecipeError(
-            f"--timestep-weighting {updating['timestep_weighting']} weights the inputs of layers, "
-            f"and --saliency {chosen.name} looks at none; leave it out"
-        )
-    auxiliary = given.get("auxiliary", False)
-    if auxiliary not in (True, False):
-        raise RecipeError(f"--auxiliary {auxiliary!r}: expected true or false")
-    groups, share = _pattern(given) if is_pattern else _by_share(given)
-    targets = (globs("include", given.get("include")), globs("exclude", given.get("exclude")))
-    return Recipe(chosen, groups, share, *targets, bool(auxiliary), **updating)
-
-
-def _pattern(given: Mapping[str, Any]) -> tuple[NM, None]:
-    """The groups of an N:M pattern, which leaves no other word of grouping."""
-    pattern, others = given.get("pattern"), dict(given)
-    if pattern is None:
-        pattern = others.pop("granularity")
-    for option in ("sparsity", "granularity", "cag_threshold"):
-        if option in others:
-            raise RecipeError(
-                f"{flag(option)} and --pattern exclude each other: N:M fixes the groups and "
-                "the count; pass one of them"
-            )
-    if others.get("allocation", "uniform") != "uniform":
-        raise RecipeError(
-            f"--allocation {others['allocation']} and --pattern exclude each other: N:M fixes the "
-            "count of every layer; leave sensitive layers dense with --exclude"
-        )
-    if others.get("mask") == "refinement":
-        raise RecipeError(
-            "--mask refinement and --pattern exclude each other: N:M leaves nothing to remove "
-            "later; pass --mask reconstruction"
-        )
-    return pattern if isinstance(pattern, NM) else NM.parse(str(pattern)), None
-
-
-def _by_share(given: Mapping[str, Any]) -> tuple[Any, float]:
-    """The granularity, and the share that is removed."""
-    sparsity = given.get("sparsity", DEFAULT_SPARSITY)
-    is_number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
-    if not is_number or not 0 <= sparsity < 1:
-        raise RecipeError(
-            f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
-        )
-    constants = {"cag_threshold": threshold_of(given.get("cag_threshold"))}
-    groups = choose("granularity", GRANULARITIES, given.get("granularity", "cag"), constants)
-    return groups, float(sparsity)
-
-
-def preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
-    """What a preset stands for. Raises RecipeError for an unknown one."""
-    if preset not in PRESETS:
-        raise RecipeError(f"--preset '{preset}' is unknown; {did_you_mean(preset, PRESETS)}")
-    words = dict(PRESETS[preset])
-    # N:M fixes each layer's count, and leaves nothing to remove later.
-    fixed = {"allocation": "uniform", "mask": "reconstruction"}
-    return words | {word: fixed[word] for word in words if word in fixed} if is_pattern else words
-
-
-def _update_words(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The checked fields of a recipe that say how the kept weights are updated."""
-    method, refine = (
-        method_of(word, choices, given.get(word), given.get(f"{word}_constants"))
-        for word, choices in (("reconstruction", RECONSTRUCTIONS), ("refinement", REFINEMENTS))
+        given = _preset_words(given.pop("preset"), is_pattern) | given
+    if "pattern" in given:
+        given = _with_pattern(given)
+    values = {"saliency": "stw", "granularity": "cag", **given}
+    for word, methods in {"saliency": SALIENCIES, "granularity": GRANULARITIES}.items():
+        constants = {name: given[name] for name in _CONSTANTS[word] if name in given}
+        values[word] = choose(word, methods, values[word], constants)
+    for word, methods in {"reconstruction": RECONSTRUCTIONS, "refinement": REFINEMENTS}.items():
+        constants = given.get(f"{word}_constants", {})
+        values[word] = choose(word, methods, given.get(word, "none"), constants)
+    if is_pattern:
+        values.setdefault("sparsity", None)
+    return Recipe(
+        **{part.name: values[part.name] for part in fields(Recipe) if part.name in values}
     )
-    words = {word: given.get(word, known[0]) for word, known in _WORDS.items()}
-    for word, value in words.items():
-        if value not in _WORDS[word]:
-            hint = did_you_mean(str(value), _WORDS[word])
-            raise RecipeError(f"{flag(word)} '{value}' is unknown; {hint}")
-    if refine is not None and not isinstance(refine, Distill):
-        raise RecipeError(f"--refinement {refine!r}: expected none, distill, or a Distill(…)")
-    if words["mask"] != "saliency" and not method.needs:
-        raise RecipeError(
-            f"--mask {words['mask']} needs a reconstruction that chooses one; "
-            "pass --reconstruction obs or admm, or leave --mask out"
-        )
-    if words["mask"] == "refinement" and (refine is None or refine.num_steps < _FEWEST_STEPS):
-        raise RecipeError(
-            f"--mask refinement needs one of at least {_FEWEST_STEPS} steps; pass --refinement "
-            "distill, or --mask reconstruction"
-        )
-    if refine is not None and refine.held_back is not None and words["mask"] != "refinement":
-        raise RecipeError(
-            f"held_back {refine.held_back} is the share that the refinement removes; pass --mask "
-            "refinement, or leave it out"
-        )
-    packages = given.get("packages", 1)
-    if isinstance(packages, bool) or not isinstance(packages, int) or packages < 1:
-        raise RecipeError(f"--packages {packages!r}: expected a number of packages, from 1 up")
-    if packages > 1 and not method.needs:
-        raise RecipeError(
-            f"--packages {packages} says in which steps layers are reconstructed; pass "
-            "--reconstruction obs or admm, or leave it out"
-        )
-    return {"reconstruction": method, "refinement": refine, "packages": packages, **words}
 
 
 def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
-    """The recipe that `to_json` wrote, with some words replaced (an override of None is none).
+    """The recipe that `to_json` wrote, with some words replaced; an override of None does nothing.
 
-    Raises RecipeError naming `source`.
+    Raises RecipeError that names `source`.
     """
     if not isinstance(content, Mapping):
         raise RecipeError(f"{source}: holds {type(content).__name__}, expected a JSON object")
     for key in content:
         if key not in WORDS:
             raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), WORDS)}")
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = {word: value for word, value in overrides.items() if value is not None}
     if "preset" in given:
-        words = preset_words(
-            given.pop("preset"), bool(given.get("pattern") or content.get("pattern"))
-        )
-        given = {**words, **given}
-    void: set[str] = set()
-    for word, constants in _CONSTANTS.items():
-        if word in given:
-            void |= constants
-    # Another way of grouping replaces the one in the file.
+        is_pattern = bool(given.get("pattern") or content.get("pattern"))
+        given = _preset_words(given.pop("preset"), is_pattern) | given
+    replaced = {constant for word in given for constant in _CONSTANTS.get(word, ())}
     if "pattern" in given:
-        void |= _BY_SHARE
+        replaced |= _BY_SHARE
     elif given.keys() & _BY_SHARE:
-        void |= {"pattern"}
-    content = {key: value for key, value in content.items() if key not in void}
+        replaced.add("pattern")
+    stays = {key: value for key, value in content.items() if key not in replaced}
     try:
-        return build(**{**content, **given})
+        return build(**{**stays, **given})
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
+
+
+def _preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
+    if preset not in PRESETS:
+        raise RecipeError(f"--preset '{preset}' is unknown; {did_you_mean(preset, PRESETS)}")
+    words = dict(PRESETS[preset])
+    # N:M fixes the count of every layer and leaves nothing to remove later.
+    with_pattern = {"allocation": "uniform", "mask": "reconstruction"}
+    return {
+        word: with_pattern.get(word, words[word]) if is_pattern else words[word] for word in words
+    }
+
+
+def _with_pattern(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The words with the pattern as their granularity."""
+    for word in ("granularity", "cag_threshold"):
+        if word in given:
+            raise _excluded_by_pattern(word)
+    pattern = given["pattern"]
+    return {**given, "granularity": pattern if isinstance(pattern, NM) else NM.parse(str(pattern))}
+
+
+def _excluded_by_pattern(word: str) -> RecipeError:
+    return RecipeError(
+        f"{flag(word)} and --pattern exclude each other: N:M fixes the groups and the count; pass "
+        "one of them"
+    )

@@ -18,8 +18,7 @@ from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetErro
 from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.recipe import Recipe, build
 from ditprune.method.saliency import Saliency
-from ditprune.method.statistics.collected import Statistics
-from ditprune.method.statistics.weighting import weights as timestep_weights
+from ditprune.method.statistics.collected import Statistics, timestep_weights
 from ditprune.targets.coverage import LeftOut, left_out
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.match import select

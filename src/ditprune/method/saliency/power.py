@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -111,8 +111,8 @@ class Wanda:
 
 @dataclass(frozen=True)
 class STW(Power):
-    """I_ij = |W_ij|² · ‖X_j‖₂. Source: arXiv 2607.00927, Eq. 7."""
+    """I_ij = |W_ij|² · ‖X_j‖₂; other exponents are a `Power`. Source: arXiv 2607.00927, Eq. 7."""
 
-    weight_power: float = 2
-    activation_power: float = 1
+    weight_power: float = field(default=2, init=False)
+    activation_power: float = field(default=1, init=False)
     name: ClassVar[str] = "stw"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,8 +13,12 @@ from ditprune.errors import StatisticsError, did_you_mean
 from ditprune.method.statistics import column_norm
 from ditprune.method.statistics.column_norm import ColumnNorm
 
-# Of the way from noise to image, by default; calls that do not say where they are go to one more.
+# The default number of bins between noise and image. Calls without a position have one more bin.
 NUM_BINS = 10
+# The first is the default. Source of the other: OBS-Diff, arXiv 2510.06751; its weights fall
+# logarithmically from noise to image.
+TIMESTEP_WEIGHTINGS = ("uniform", "log-decrease")
+_FIRST_WEIGHT, _LAST_WEIGHT = 1.2, 0.8
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,15 @@ def _some(names: Sequence[str]) -> str:
 def bin_of(place: float | None, num_bins: int = NUM_BINS) -> int:
     """The bin of a place between noise (0) and image (1); the last one for no place at all."""
     return num_bins if place is None else min(int(place * num_bins), num_bins - 1)
+
+
+def timestep_weights(weighting: str, num_bins: int) -> tuple[float, ...] | None:
+    """The weight of each bin's squares, from noise to image; None for `uniform`, all 1."""
+    if weighting == "uniform":
+        return None
+    span = math.log(num_bins) or 1.0
+    fall = _FIRST_WEIGHT - _LAST_WEIGHT
+    return tuple(_FIRST_WEIGHT - fall * math.log(1 + i) / span for i in range(num_bins))
 
 
 def merge(first: Statistics, second: Statistics) -> Statistics:

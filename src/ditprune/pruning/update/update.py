@@ -17,9 +17,8 @@ from ditprune.denoiser.rows import merge_calls, num_rows, take_item
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.method.recipe import Recipe
 from ditprune.method.statistics import gram
-from ditprune.method.statistics.collected import NUM_BINS, Statistics
+from ditprune.method.statistics.collected import NUM_BINS, Statistics, timestep_weights
 from ditprune.method.statistics.gram import Gram
-from ditprune.method.statistics.weighting import weights as timestep_weights
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import Refinement, rate_for
