@@ -16,7 +16,7 @@ from ditprune.checkpoints import statistics_file
 from ditprune.errors import OutputError, StatisticsError
 from ditprune.writing import tensors_file
 
-KEY = "ditprune.method.statistics"
+KEY = "ditprune.statistics"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 from folders import edit_tensors
 
 LAYER = "transformer_blocks.1.ff.net.2"
-STATISTICS, CALLS = "ditprune.method.statistics", "ditprune.calls"
+STATISTICS, CALLS = "ditprune.statistics", "ditprune.calls"
 
 
 def edit_metadata(file: Path, key: str, change: Callable[[Any], Any]) -> None:

@@ -238,7 +238,7 @@ def fuzz_metadata(file: Path, key: str, read: Callable[[], Any]) -> None:
 def test_the_record_of_statistics(tiny_stats, tmp_path) -> None:
     file = tmp_path / "s.safetensors"
     statistics_file.save({"transformer": tiny_stats}, file)
-    fuzz_metadata(file, "ditprune.method.statistics", lambda: statistics_file.load(file))
+    fuzz_metadata(file, "ditprune.statistics", lambda: statistics_file.load(file))
 
 
 @pytest.fixture

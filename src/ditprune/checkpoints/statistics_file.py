@@ -20,7 +20,7 @@ from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.writing import tensors_file
 
 _FORMAT = 2
-_KEY = "ditprune.method.statistics"
+_KEY = "ditprune.statistics"
 
 
 def save(statistics: Mapping[str, Statistics], file: Path) -> None:
