@@ -8,11 +8,15 @@ from pathlib import Path
 from shutil import copyfile
 
 from ditprune.checkpoints import manifest
+from ditprune.checkpoints.compact.compact_folder import (
+    CompactWeights,
+    packed_layout,
+    write_compact_manifest,
+)
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head
-from ditprune.checkpoints.compact.packing import pack, smallest
-from ditprune.checkpoints.compact.weights import CompactWeights, write_manifest
+from ditprune.checkpoints.compact.packing import pack_weight, smallest
 from ditprune.checkpoints.copy_folder import copy_other_files, other_files, stamp
-from ditprune.checkpoints.layout import Layout, layout_of, packed_layout
+from ditprune.checkpoints.layout import Layout, layout_of
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.rewrite_tensors import Change, Record, accept, rewrite
 from ditprune.checkpoints.skeleton import skeleton
@@ -166,11 +170,11 @@ def _no_gain(heads: Mapping[str, Mapping[str, Head]]) -> str:
 
 def _compacting(name: str, model: ModelFolder, dense: Weights, heads: Mapping[str, Head]) -> _Part:
     def change(entry: Entry, raw: memoryview) -> tuple[memoryview, None]:
-        return (pack(raw, heads[entry.name]) if entry.name in heads else raw), None
+        return (pack_weight(raw, heads[entry.name]) if entry.name in heads else raw), None
 
     def finish(folder: Path, records: _Records) -> None:
         hashes = {n: (one["sha256"], one["source_sha256"]) for n, one in records.items()}
-        write_manifest(folder, dense, heads, hashes)
+        write_compact_manifest(folder, dense, heads, hashes)
 
     place = model.denoisers[name].relative_to(model.root)
     return _Part(name, place, dense, packed_layout(dense, heads), change, accept, finish)

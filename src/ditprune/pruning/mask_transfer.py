@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ditprune.checkpoints import fingerprint, manifest, mask_file
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
-from ditprune.checkpoints.compact.weights import open_weights
 from ditprune.checkpoints.copy_folder import (
     copied_bytes,
     copy_other_files,
