@@ -31,7 +31,7 @@ from rich.table import Table
 
 from ditprune.checkpoints.compact.head import Head
 from ditprune.checkpoints.compact.mask_bits import compressed, nonzero_bits
-from ditprune.checkpoints.compact.packing import pack, smallest, unpack
+from ditprune.checkpoints.compact.packing import pack_weight, smallest, unpack_weight
 from ditprune.checkpoints.weights import Weights
 from ditprune.pruning.loop import prune_
 
@@ -97,8 +97,8 @@ def show_packing() -> None:
             words = weight(pattern, dtype)
             raw = words.view(np.uint8).data
             head = smallest(raw, dtype, SHAPE)
-            packed = pack(raw, head)
-            assert bytes(unpack(packed, "w")[1]) == bytes(raw)
+            packed = pack_weight(raw, head)
+            assert bytes(unpack_weight(packed, "w")[1]) == bytes(raw)
             rates = [raw.nbytes / 1e6 / best_s(work) for work in _works(raw, head, packed, dtype)]
             bits = 8 * len(compressed(nonzero_bits(raw, dtype))) / len(words)
             table.add_row(
@@ -113,8 +113,10 @@ def _works(
     raw: memoryview, head: Head, packed: memoryview, dtype: str
 ) -> tuple[Callable[[], Any], ...]:
     return (
-        lambda: smallest(raw, dtype, SHAPE), lambda: pack(raw, head), lambda: unpack(packed, "w"),
-    )  # fmt: skip
+        lambda: smallest(raw, dtype, SHAPE),
+        lambda: pack_weight(raw, head),
+        lambda: unpack_weight(packed, "w"),
+    )
 
 
 def make_folders(place: Path) -> Path:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import ditprune
 from ditprune.bundled import PIPELINE
 from ditprune.runtime import Decision, build, desparsify_, sparsify_
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import pack
 from ditprune.targets.discover import discover
 

@@ -15,9 +15,9 @@ from ditprune.cli.main import run
 from ditprune.errors import RecipeError
 from ditprune.reporting.load import check
 from ditprune.runtime import swap
-from ditprune.runtime.bench import step as bench_step
-from ditprune.runtime.bench.bench import together
-from ditprune.runtime.bench.layers import TrialPruning, verdict
+from ditprune.runtime.bench import step_times
+from ditprune.runtime.bench.does_it_pay import together
+from ditprune.runtime.bench.layer_times import TrialPruning, verdict
 from folders import add_denoiser, files_of, save_denoiser
 from invented_results import results
 
@@ -81,7 +81,7 @@ def test_choosing_the_layers_of_a_step_is_within_the_limit(ditprune, half, monke
         limits.append(limit_s)
         return swap.sparsify_(*args, limit_s=limit_s)
 
-    monkeypatch.setattr(bench_step, "sparsify_", sparsify_)
+    monkeypatch.setattr(step_times, "sparsify_", sparsify_)
     found_by(ditprune, half)
     assert limits == [QUICK[1] / 2 / 4] * 2  # half of it for layers, half of that for the step
 
@@ -90,7 +90,7 @@ def test_why_no_layer_of_a_step_runs_sparse() -> None:
     reasons = ["its weight is torch.float32"] * 2 + ["too few zeros to be smaller"]
     decisions = [swap.Decision((1, 1), 0.5, {}, {}, 4, reason) for reason in reasons]
     timed = [swap.Decision((1, 1), 0.5, {2: 1.0}, {2: 2.0}, 4, f"0.{n}× as fast") for n in range(3)]
-    assert bench_step.why_dense([*decisions, *timed]) == (
+    assert step_times.why_dense([*decisions, *timed]) == (
         "no layer runs sparse: not faster (3 of 6 layers); its weight is torch.float32 (2 of 6 "
         "layers); too few zeros to be smaller (1 of 6 layers)"
     )

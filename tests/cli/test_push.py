@@ -94,7 +94,7 @@ def test_nobody_is_logged_in(
 def test_an_id_that_is_none(repo: str, pruned: Path, hub: FakeHub, ditprune: Run) -> None:
     code, _, err = ditprune("push", pruned, repo)
     assert code == 2
-    assert f"{repo}: is no id of a repository" in err
+    assert f"{repo}: is not the id of a repository" in err
     assert hub.requests == []
 
 
@@ -138,7 +138,7 @@ def test_a_folder_with_a_false_claim_is_not_pushed(
     edit_tensors(shard, lambda tensors: next(iter(tensors.values())).fill_(1))
     code, _, err = ditprune("push", folder, "me/pruned")
     assert code == 2
-    assert "not pushed, since a claim of it is false" in err
+    assert "not pushed, because one of its claims is false" in err
     assert hub.repos == {}
 
 

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from ditprune.checkpoints.compact.compact_folder import CompactWeights, packed_layout
 from ditprune.checkpoints.compact.head import Head
-from ditprune.checkpoints.compact.weights import CompactWeights
-from ditprune.checkpoints.layout import packed_layout
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, OutputError

@@ -21,7 +21,7 @@ from ditprune.errors import ModelError, OutputError
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.mask_transfer import apply, extract, filled_in
+from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in
 from ditprune.pruning.verify import verify
 from folders import (
     STEM,
@@ -50,7 +50,7 @@ def pruned(tiny_dit, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def mask(pruned) -> Path:
     file = pruned.parent / "mask.safetensors"
-    extract(locate(str(pruned)), file)
+    extract_masks(locate(str(pruned)), file)
     return file
 
 
@@ -70,7 +70,7 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def test_the_mask_of_a_base_prunes_a_fine_tune_of_it(pruned, mask, tuned, tmp_path) -> None:
-    (outcome,) = apply(locate(str(tuned)), MaskFile(mask), tmp_path / "out").values()
+    (outcome,) = apply_masks(locate(str(tuned)), MaskFile(mask), tmp_path / "out").values()
     weights, before, after = (
         tensors_on_disk(folder / "transformer") for folder in (pruned, tuned, tmp_path / "out")
     )
@@ -87,7 +87,7 @@ def test_what_it_writes_is_verified_and_says_where_it_is_from(
     pruned, mask, tuned, tmp_path
 ) -> None:
     out = tmp_path / "out"
-    apply(locate(str(tuned)), MaskFile(mask), out)
+    apply_masks(locate(str(tuned)), MaskFile(mask), out)
     assert list(verify(locate(str(out)))) == []
     told, origin = manifest_of(out / "transformer"), manifest_of(pruned / "transformer")
     assert told["recipe"] == origin["recipe"]
@@ -102,7 +102,7 @@ def test_what_it_writes_is_verified_and_says_where_it_is_from(
 
 def test_the_mask_of_a_model_gives_it_back(pruned, mask, tmp_path) -> None:
     """Applied to its own dense model it is the pruned one, but for the note and the card."""
-    apply(locate(str(pruned.parent / "model")), MaskFile(mask), tmp_path / "out")
+    apply_masks(locate(str(pruned.parent / "model")), MaskFile(mask), tmp_path / "out")
     after, before = files_of(tmp_path / "out"), files_of(pruned)
     name = "transformer/ditprune.json"
     told, origin = (json.loads(files.pop(name)) for files in (after, before))
@@ -113,7 +113,7 @@ def test_the_mask_of_a_model_gives_it_back(pruned, mask, tmp_path) -> None:
 
 
 def test_it_takes_a_bit_a_weight_at_most(pruned, mask) -> None:
-    num_weights, size_bytes = extract(locate(str(pruned)), mask.with_name("again"))
+    num_weights, size_bytes = extract_masks(locate(str(pruned)), mask.with_name("again"))
     assert size_bytes == mask.stat().st_size
     with safe_open(mask, framework="pt") as stream:
         packed = sum(stream.get_tensor(key).numel() for key in stream.keys())  # noqa: SIM118
@@ -123,7 +123,7 @@ def test_it_takes_a_bit_a_weight_at_most(pruned, mask) -> None:
 
 def test_a_compact_folder_has_the_same_mask(pruned, mask, tmp_path) -> None:
     to_compact(locate(str(pruned)), tmp_path / "small")
-    extract(locate(str(tmp_path / "small")), tmp_path / "mask")
+    extract_masks(locate(str(tmp_path / "small")), tmp_path / "mask")
     assert (tmp_path / "mask").read_bytes() == mask.read_bytes()
 
 
@@ -154,14 +154,14 @@ def test_a_check_says_what_a_fused_lora_filled_in_and_applying_undoes_it(
     assert found[NAME].num_zero == found[NAME].num_filled == int((weight == 0).sum())
     assert found[NAME].share == 1
     assert {name for name, one in found.items() if one.num_filled} == {NAME}
-    apply(locate(str(folder)), MaskFile(mask), tmp_path / "out")
+    apply_masks(locate(str(folder)), MaskFile(mask), tmp_path / "out")
     (again,) = filled_in(locate(str(tmp_path / "out")), MaskFile(mask)).values()
     assert not any(one.num_filled for one in again.values())
     assert list(verify(locate(str(tmp_path / "out")))) == []
 
 
 def test_a_bare_denoiser_takes_the_mask_of_a_pipeline(mask, tuned, tmp_path) -> None:
-    apply(locate(str(tuned / "transformer")), MaskFile(mask), tmp_path / "out")
+    apply_masks(locate(str(tuned / "transformer")), MaskFile(mask), tmp_path / "out")
     assert list(verify(locate(str(tmp_path / "out")))) == []
 
 
@@ -169,24 +169,24 @@ def test_two_denoisers_have_a_mask_each_and_one_without_is_copied(tiny_dit, tmp_
     model = save_pipeline(tiny_dit(), tmp_path / "model")
     add_denoiser(model, tiny_dit(1))
     prune_checkpoint(locate(str(model)), tmp_path / "pruned", None, build(saliency="magnitude"))
-    extract(locate(str(tmp_path / "pruned")), tmp_path / "both")
-    apply(locate(str(model)), MaskFile(tmp_path / "both"), tmp_path / "out")
+    extract_masks(locate(str(tmp_path / "pruned")), tmp_path / "both")
+    apply_masks(locate(str(model)), MaskFile(tmp_path / "both"), tmp_path / "out")
     assert list(verify(locate(str(tmp_path / "out")))) == []
     (tmp_path / "pruned" / "transformer" / "ditprune.json").unlink()
-    extract(locate(str(tmp_path / "pruned")), tmp_path / "one")
+    extract_masks(locate(str(tmp_path / "pruned")), tmp_path / "one")
     third = add_denoiser(model, tiny_dit(2), "transformer_3")
-    assert apply(locate(str(model)), MaskFile(tmp_path / "one"), tmp_path / "out2").keys() == {
-        "transformer_2"
-    }
+    assert apply_masks(
+        locate(str(model)), MaskFile(tmp_path / "one"), tmp_path / "out2"
+    ).keys() == {"transformer_2"}
     assert files_of(tmp_path / "out2" / "transformer_3") == files_of(third)
     (tmp_path / "pruned" / "transformer_2" / "ditprune.json").unlink()
     with pytest.raises(ModelError, match=r"no ditprune\.json"):
-        extract(locate(str(tmp_path / "pruned")), tmp_path / "none")
+        extract_masks(locate(str(tmp_path / "pruned")), tmp_path / "none")
     shutil.rmtree(model / "transformer_3")
     edit_json(model / "model_index.json", lambda index: index.pop("transformer_3"))
     rename(model, "transformer_2", "other")
     with pytest.raises(ModelError, match="has masks of transformer_2, the model has transformer"):
-        apply(locate(str(model)), MaskFile(tmp_path / "one"), tmp_path / "out3")
+        apply_masks(locate(str(model)), MaskFile(tmp_path / "one"), tmp_path / "out3")
 
 
 def rename(pipeline: Path, old: str, new: str) -> None:
@@ -207,21 +207,21 @@ def test_a_stopped_run_goes_on_with_its_counts(pruned, mask, tmp_path) -> None:
         written.extend([total] if what == "writing tensors" else [])
 
     with pytest.raises(KeyboardInterrupt):
-        apply(model, MaskFile(mask), tmp_path / "out", progress=stop)
+        apply_masks(model, MaskFile(mask), tmp_path / "out", progress=stop)
     assert not (tmp_path / "out").exists()
-    apply(model, MaskFile(mask), tmp_path / "out", progress=count)
+    apply_masks(model, MaskFile(mask), tmp_path / "out", progress=count)
     assert 0 < len(written) <= written[0] // 2 + 1
-    apply(model, MaskFile(mask), tmp_path / "whole")
+    apply_masks(model, MaskFile(mask), tmp_path / "whole")
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     with pytest.raises(OutputError, match="exists"):
-        apply(model, MaskFile(mask), tmp_path / "out")
+        apply_masks(model, MaskFile(mask), tmp_path / "out")
 
 
 def test_a_folder_that_changed_since_is_not_extracted(pruned, tmp_path) -> None:
     folder = Path(shutil.copytree(pruned, tmp_path / "model"))
     fuse_lora(folder / "transformer", [NAME])
     with pytest.raises(ModelError, match=rf"{NAME} has 0 zeros, its ditprune.json says \d+"):
-        extract(locate(str(folder)), tmp_path / "mask")
+        extract_masks(locate(str(folder)), tmp_path / "mask")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -241,7 +241,7 @@ def test_models_of_other_sizes_are_refused(mask, tmp_path) -> None:
     ):
         folder = locate(saved(name, **words))
         with pytest.raises(ModelError, match=match):
-            apply(folder, MaskFile(mask), tmp_path / "out")
+            apply_masks(folder, MaskFile(mask), tmp_path / "out")
         with pytest.raises(ModelError, match=match):
             filled_in(folder, MaskFile(mask))
 
@@ -249,7 +249,7 @@ def test_models_of_other_sizes_are_refused(mask, tmp_path) -> None:
 def test_a_compact_model_is_refused_with_the_way_back(pruned, mask, tmp_path) -> None:
     to_compact(locate(str(pruned)), tmp_path / "small")
     for work in (
-        lambda: apply(locate(str(tmp_path / "small")), MaskFile(mask), tmp_path / "out"),
+        lambda: apply_masks(locate(str(tmp_path / "small")), MaskFile(mask), tmp_path / "out"),
         lambda: filled_in(locate(str(tmp_path / "small")), MaskFile(mask)),
     ):
         with pytest.raises(ModelError, match="convert FOLDER --to dense"):
@@ -352,7 +352,7 @@ def test_hostile_mask_files_are_refused(case, mask, tuned, tmp_path) -> None:
     file = Path(shutil.copy(mask, tmp_path / "mask"))
     spoil(file)
     with pytest.raises(ModelError, match=match) as refused:
-        apply(locate(str(tuned)), MaskFile(file), tmp_path / "out")
+        apply_masks(locate(str(tuned)), MaskFile(file), tmp_path / "out")
     assert re.search("extract|mask", str(refused.value))
     assert {path.name for path in tmp_path.iterdir()} <= {"mask", "tuned"}
     if case not in NOT_LOOKED_AT:

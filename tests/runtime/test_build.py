@@ -15,7 +15,7 @@ import torch
 
 from ditprune.errors import KernelError
 from ditprune.runtime import build
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import pack
 from sparse_products import SETS, assert_is_dense, draw
 

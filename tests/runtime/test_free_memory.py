@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ditprune.runtime.bench import free_memory
-from ditprune.runtime.bench.free_memory import UNKNOWN, free_bytes, host_free_bytes, limits_left
+from ditprune.runtime.bench.free_memory import free_bytes, limits_left
 
 
 def proc_of(tmp_path: Path, groups: str) -> Path:
@@ -45,21 +45,12 @@ def test_the_first_version_in_a_container_that_sees_its_own_group_as_the_root(tm
 
 
 def test_without_limits_nothing_bounds(tmp_path) -> None:
-    assert list(limits_left(tmp_path, tmp_path)) == [UNKNOWN]
-
-
-def test_the_machines_memory_is_what_is_available_or_all_of_it(tmp_path, monkeypatch) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   7 kB\n", encoding="ascii")
-    assert host_free_bytes(tmp_path) == 7 * 1024
-    sizes = {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(os, "sysconf", sizes.__getitem__, raising=False)
-    assert host_free_bytes(tmp_path / "none") == 40960
-    monkeypatch.delattr(os, "sysconf")
-    assert host_free_bytes(tmp_path / "none") == UNKNOWN
+    assert list(limits_left(tmp_path, tmp_path)) == []
 
 
 @pytest.mark.parametrize(("host", "limit"), [(5, 9), (9, 5)])
 def test_the_smaller_of_both_can_be_taken(host, limit, monkeypatch) -> None:
-    monkeypatch.setattr(free_memory, "host_free_bytes", lambda: host)
+    machine = SimpleNamespace(available=host)
+    monkeypatch.setattr(free_memory.psutil, "virtual_memory", lambda: machine)
     monkeypatch.setattr(free_memory, "limits_left", lambda: iter([limit]))
     assert free_bytes("cpu") == 5

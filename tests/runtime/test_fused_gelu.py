@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ditprune.runtime import SparseLinear, desparsify_, fused_gelu, sparse_linear, sparsify_, swap
 from ditprune.runtime.fused_gelu import FusedGELU, fuse_
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import pack
 from sparse_products import ROUNDING, SETS, draw
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ditprune.errors import KernelError
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import Packed, pack
 from sparse_products import SETS, assert_is_dense, draw
 

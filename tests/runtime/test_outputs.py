@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.runtime import desparsify_, outputs
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import pack
 from ditprune.runtime.sparse_linear import SparseLinear
 from sparse_products import assert_is_dense, draw

@@ -14,7 +14,7 @@ from torch import nn
 from ditprune.errors import KernelError
 from ditprune.runtime import SparseLinear, build, desparsify_, sparsify_, swap
 from ditprune.runtime.backends import OwnKernel
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import pack, packed_bytes, unpack
 from sparse_products import assert_is_dense, draw
 

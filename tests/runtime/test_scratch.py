@@ -11,7 +11,7 @@ import pytest
 
 CODE = """
 import torch
-from ditprune.runtime.multiply import multiply
+from ditprune.runtime.kernel_call import multiply
 from ditprune.runtime.packed import pack
 
 def held() -> int:

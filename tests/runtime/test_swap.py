@@ -17,7 +17,7 @@ from torch import nn
 import ditprune
 from ditprune.runtime import SparseLinear, build, desparsify_, sparsify_, swap
 from ditprune.runtime.backends import OwnKernel
-from ditprune.runtime.timing import best_seconds
+from ditprune.runtime.stopwatch import best_seconds
 
 TARGETS = 21
 

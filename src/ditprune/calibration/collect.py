@@ -23,7 +23,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints import copy_folder as rewrite
 from ditprune.checkpoints import fingerprint, manifest, statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
-from ditprune.checkpoints.compact.weights import open_weights
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights

@@ -7,10 +7,13 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.weights import PICKLES, Weights
 from ditprune.errors import ModelError
+from ditprune.writing.identity import config_hash
 from ditprune.writing.output import CARD_PICTURE
 
 _WEIGHTS = (".safetensors", *PICKLES)
@@ -72,6 +75,18 @@ def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
         place = file.relative_to(model.root).as_posix()
         digest.update(f"{place} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def copy_identity(
+    model: ModelFolder, weights: Mapping[str, Weights], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for a run to continue the copy that a killed run began."""
+    return {
+        "versions": manifest.versions(),
+        **settings,
+        "files": stamp(model, weights),
+        "json": config_hash(model.root),
+    }
 
 
 def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destination: Path) -> None:

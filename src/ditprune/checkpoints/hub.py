@@ -1,7 +1,8 @@
-"""Up to the hub: a pruned folder as a repository, in one commit.
+"""How is a pruned folder uploaded to the hub? As a repository, in one commit.
 
-Who may do so is known before any work: `check` asks the hub for the name behind the token and for
-what lies in the repository. The token is huggingface_hub's own and never shown.
+`check_repo` finds out before any work whether the user may push: it asks the hub for the user
+behind the token and for the files of the repository. The token stays with huggingface_hub and is
+never shown.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import OutputError
 from ditprune.writing.output import MANIFEST
 
-# Weights that an earlier push put there and this one does not hold would be loaded beside it.
+# Old weights that this push does not replace would be loaded beside the new ones.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKEN = re.compile(r"hf_\w+")
 
 
-def check(repo: str) -> None:
-    """Refuse a repository that cannot be pushed to, or that holds another's work.
+def check_repo(repo: str) -> None:
+    """Refuse a repository that the user cannot push to, or that holds something else.
 
-    Raises OutputError: the id is none, nobody is logged in, the hub cannot be asked, or the
-    repository has files and none of them is a manifest of ours.
+    Raises OutputError: the id is invalid, nobody is logged in, the hub does not answer, or the
+    repository has files and none of them is a manifest of ditprune.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -35,9 +36,11 @@ def check(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise OutputError(f"{repo}: is no id of a repository ({error})") from None
+        raise OutputError(f"{repo}: is not the id of a repository ({error})") from None
     if not _ID.fullmatch(repo):
-        raise OutputError(f"{repo}: is no id of a repository; expected USER/NAME, as in me/pruned")
+        raise OutputError(
+            f"{repo}: is not the id of a repository; expected USER/NAME, as in me/pruned"
+        )
     if get_token() is None:
         raise OutputError(f"{repo}: not logged in to the hub; run `hf auth login` or set HF_TOKEN")
     with _refusals(repo) as api:
@@ -51,8 +54,8 @@ def check(repo: str) -> None:
         )
 
 
-def push(folder: Path, repo: str, private: bool = False) -> str:
-    """Make the repository if it is not there, and put the folder into it; its address.
+def push_folder(folder: Path, repo: str, private: bool = False) -> str:
+    """Create the repository if needed, upload the folder, and return its address.
 
     Raises OutputError, and ModelError for a link out of the folder.
     """
@@ -73,14 +76,14 @@ def push(folder: Path, repo: str, private: bool = False) -> str:
 
 @contextmanager
 def _refusals(repo: str) -> Iterator[Any]:
-    """The hub's client; what it raises becomes one line without a token in it."""
+    """The hub's client; its errors become one OutputError on one line, without the token."""
     from huggingface_hub import HfApi, get_token
 
     try:
         yield HfApi(library_name="ditprune")
     except Exception as error:  # the hub client raises a dozen unrelated types
         token = get_token()
-        text = _said(error) + (f": {_said(error.__cause__)}" if error.__cause__ else "")
+        text = _message(error) + (f": {_message(error.__cause__)}" if error.__cause__ else "")
         text = _TOKEN.sub("hf_…", text.replace(token, "hf_…") if token else text)
         raise OutputError(
             f"{repo}: the hub refused or did not answer ({text[:400]}); check the name, the "
@@ -88,6 +91,6 @@ def _refusals(repo: str) -> Iterator[Any]:
         ) from None
 
 
-def _said(error: BaseException) -> str:
-    """Its message on one line, or its kind."""
+def _message(error: BaseException) -> str:
+    """An error's message on one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

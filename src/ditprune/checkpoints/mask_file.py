@@ -1,8 +1,9 @@
-"""Masks of a model's targets ⇄ one safetensors file, and what was said of the pruning they made.
+"""How are masks stored in a file, with the records of the pruning that made them?
 
-One tensor of bytes a target, `denoiser/target`; the metadata hold the manifest's records, so that
-a model to which the masks are applied can be verified. Written target by target: the header's
-place is kept free, and its text is filled up with spaces.
+The file is a safetensors file with one tensor of bytes for each target, named `denoiser/target`.
+Its metadata holds records of the manifest, so that a model to which the masks are applied can be
+verified. Masks are written one at a time: space for the header is reserved first, and the header is
+padded with spaces.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from ditprune.checkpoints.compact.mask_bits import compressed, expanded, num_set
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
+from ditprune.writing.json_file import MALFORMED
 from ditprune.writing.output import write_beside
 from ditprune.writing.tensors_file import Stored, header
 
-# What of a manifest goes with its masks.
+# The parts of a manifest that a mask file holds.
 RECORDS = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")
 _FORMAT = 1
 _KEY = "ditprune.mask"
 _HASH = "0" * 64
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
-Claims = Mapping[str, Mapping[str, Any]]
+_Records = Mapping[str, Mapping[str, Any]]
 
 
 class MaskFile:
     """An open mask file; masks are read one at a time.
 
-    Raises ModelError for what is none, whole and sane.
+    Raises ModelError for anything that is not a complete, valid mask file.
 
     Attributes:
-        denoisers: what the manifests said, by denoiser.
+        denoisers: the records of each denoiser's manifest.
     """
 
     def __init__(self, file: Path) -> None:
@@ -52,11 +53,11 @@ class MaskFile:
                 content = json.loads((stream.metadata() or {})[_KEY])
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
-            self.denoisers: Claims = dict(content["denoisers"])
+            self.denoisers: _Records = dict(content["denoisers"])
             self._hashes: Mapping[str, str] = dict(content["sha256"])
             _check_records(self.denoisers)
             self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
-        except (SafetensorError, OSError, *_MALFORMED) as error:
+        except (SafetensorError, OSError, *MALFORMED) as error:
             raise ModelError(
                 f"{file}: not a mask file ({error!r}); make one with `ditprune mask extract`"
             ) from None
@@ -66,14 +67,15 @@ class MaskFile:
         return {name: self._shapes[f"{denoiser}/{name}"] for name in self._targets(denoiser)}
 
     def bits(self, denoiser: str, target: str) -> np.ndarray:
-        """The mask of a target, one bit a weight, as in `mask_bits`. Raises ModelError."""
+        """The mask of a target, one bit for each weight, as in `mask_bits`. Raises ModelError."""
         key = f"{denoiser}/{target}"
         entry = self._entries[key]
         raw = read_range(self.file, entry.offset, entry.size_bytes)
         num_weights = math.prod(self._shapes[key])
         bits = expanded(raw, num_weights, f"{self.file}: {target}")
         num_zero = num_weights - num_set(bits)
-        if sha256(bits.data) != self._hashes[key] or num_zero != self._num_zero(denoiser, target):
+        expected = self._targets(denoiser)[target]["num_zero"]
+        if sha256(bits.data) != self._hashes[key] or num_zero != expected:
             raise ModelError(
                 f"{self.file}: {target} is not the mask that was extracted; extract it again"
             )
@@ -82,23 +84,20 @@ class MaskFile:
     def _targets(self, denoiser: str) -> Mapping[str, Any]:
         return self.denoisers[denoiser]["targets"]
 
-    def _num_zero(self, denoiser: str, target: str) -> Any:
-        return self._targets(denoiser)[target]["num_zero"]
 
-
-def write(file: Path, denoisers: Claims, masks: Iterable[tuple[str, np.ndarray]]) -> int:
-    """Write masks, all or nothing; the size of the file.
+def write_masks(file: Path, denoisers: _Records, masks: Iterable[tuple[str, np.ndarray]]) -> int:
+    """Write masks, all or nothing; returns the size of the file in bytes.
 
     Args:
-        denoisers: the manifests, with a record of every target.
+        denoisers: the records of each denoiser, with one for every target.
         masks: `denoiser/target` and its mask, for every target.
 
     Raises OutputError, and what `masks` raises.
     """
     sizes = {
         f"{denoiser}/{name}": -(-math.prod(record["shape"]) // 8)
-        for denoiser, one in denoisers.items()
-        for name, record in one["targets"].items()
+        for denoiser, records in denoisers.items()
+        for name, record in records["targets"].items()
     }
     room_bytes = len(_header(denoisers, sizes, dict.fromkeys(sizes, _HASH)))
     hashes: dict[str, str] = {}
@@ -116,55 +115,55 @@ def write(file: Path, denoisers: Claims, masks: Iterable[tuple[str, np.ndarray]]
 
 
 def check_targets(weights: Weights, shapes: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse weights without these targets. Raises ModelError."""
+    """Refuse weights that lack these targets or have other shapes. Raises ModelError."""
     folder = weights.shards[0].parent
     for target, shape in shapes.items():
         entry = weights.entries.get(f"{target}.weight")
         if entry is None:
             raise ModelError(
-                f"{folder}: has no '{target}.weight', which the mask is of; expected a model of "
+                f"{folder}: has no '{target}.weight', which the mask needs; expected a model of "
                 "the same class and size"
             )
         try:
-            found = matrix_shape(entry.shape)
+            stored_shape = matrix_shape(entry.shape)
         except ValueError as error:
             raise ModelError(f"{folder}: {target}.weight: {error}") from None
-        if found != tuple(shape):
+        if stored_shape != tuple(shape):
             raise ModelError(
-                f"{folder}: {target}.weight is {list(found)}, its mask {list(shape)}; expected a "
-                "model of the same class and size"
+                f"{folder}: {target}.weight is {list(stored_shape)}, its mask {list(shape)}; "
+                "expected a model of the same class and size"
             )
         dtype_of(entry)
 
 
 def _header(
-    denoisers: Claims, sizes: Mapping[str, int], hashes: Mapping[str, str], room_bytes: int = 0
+    denoisers: _Records, sizes: Mapping[str, int], hashes: Mapping[str, str], room_bytes: int = 0
 ) -> bytes:
     content = {"format": _FORMAT, "denoisers": denoisers, "sha256": dict(hashes)}
     stored = (Stored(key, "U8", (size,), size) for key, size in sizes.items())
     return header({_KEY: json.dumps(content)}, stored, room_bytes)
 
 
-def _check_records(denoisers: Claims) -> None:
-    """Raises ValueError where a record that is read later is not there or no such thing."""
-    for denoiser, one in denoisers.items():
-        missing = [key for key in RECORDS if key not in one]
+def _check_records(denoisers: _Records) -> None:
+    """Raises ValueError if a record that is read later is missing or malformed."""
+    for denoiser, records in denoisers.items():
+        missing = [key for key in RECORDS if key not in records]
         if missing:
             raise ValueError(f"{denoiser} has no {missing[0]!r}")
-        if not isinstance(one["base"], dict):
+        if not isinstance(records["base"], dict):
             raise ValueError(f"the base of {denoiser} is {one['base']!r}")
 
 
 def _checked_shapes(
-    denoisers: Claims, entries: Mapping[str, Entry], hashes: Mapping[str, str]
+    denoisers: _Records, entries: Mapping[str, Entry], hashes: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
     """The shape of each target.
 
-    Raises ValueError where one is none, has fewer weights than zeros, or the tensors are others.
+    Raises ValueError for impossible shapes or counts, or where records and tensors differ.
     """
     shapes = {}
-    for denoiser, one in denoisers.items():
-        for name, record in one["targets"].items():
+    for denoiser, records in denoisers.items():
+        for name, record in records["targets"].items():
             num_out, num_in = record["shape"]
             if not all(isinstance(size, int) and size > 0 for size in (num_out, num_in)):
                 raise ValueError(f"{name} has the shape {record['shape']}")
@@ -173,5 +172,5 @@ def _checked_shapes(
                 raise ValueError(f"{name} has {num_zero!r} zeros among {num_out * num_in} weights")
             shapes[f"{denoiser}/{name}"] = (num_out, num_in)
     if not shapes or shapes.keys() != entries.keys() or shapes.keys() != hashes.keys():
-        raise ValueError("its records are of other targets than its masks")
+        raise ValueError("its records and its masks are of different targets")
     return shapes

@@ -16,8 +16,8 @@ from ditprune.cli.options import read_pipeline_options
 from ditprune.denoiser.placement import parse_size, placement
 from ditprune.errors import OutputError
 from ditprune.runtime.backends import BACKENDS
-from ditprune.runtime.bench.bench import Options
-from ditprune.runtime.bench.bench import bench as measure
+from ditprune.runtime.bench.does_it_pay import Options
+from ditprune.runtime.bench.does_it_pay import bench as measure
 from ditprune.writing.json_file import read_json
 from ditprune.writing.output import write_beside
 

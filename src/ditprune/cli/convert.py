@@ -1,4 +1,4 @@
-"""ditprune convert: a pruned folder made smaller, and back."""
+"""ditprune convert: pack a pruned folder into a smaller one, and unpack it."""
 
 from __future__ import annotations
 
@@ -21,40 +21,35 @@ _MOST_LINES = 8
 def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
     """Pack the sparse weights of MODEL into the folder OUT, or unpack them; no bit is lost.
 
-    A compact folder loads in diffusers where ditprune is imported, as dense weights.
+    diffusers loads a compact folder as dense weights once ditprune is imported.
     """
     folder = locate(model)
     with console.progress() as progress, console.promise(out):
         work = to_compact if to == "compact" else to_dense
         converted = work(folder, out, overwrite, progress)
-    for name, one in converted.items():
-        _show(one, to, console.prefix(name, converted))
+    for name, denoiser in converted.items():
+        _show(denoiser, to, console.prefix(name, converted))
     console.out.print(f"{to} model: {out}", markup=False)
 
 
 def _show(converted: Converted, to: str, prefix: str) -> None:
-    if to == "compact":
-        stay = [name for name in converted.heads if name not in converted.packed]
-        for name in stay[:_MOST_LINES]:
-            head = converted.heads[name]
-            console.out.print(
-                f"{prefix}stays dense: {name} (not sparse enough; packed it would take "
-                f"{head.size_bytes / head.dense_bytes:.3f} of its bytes)",
-                markup=False,
-            )
-        if len(stay) > _MOST_LINES:
-            console.out.print(f"{prefix}… and {len(stay) - _MOST_LINES} more", markup=False)
-        if converted.packed:
-            console.out.print(
-                f"{prefix}packed {len(converted.packed)} of {len(converted.heads)} targets: "
-                f"{console.size(converted.unpacked_bytes)} → "
-                f"{console.size(converted.packed_bytes)} "
-                f"({converted.packed_bytes / converted.unpacked_bytes:.3f})",
-                markup=False,
-            )
-    before, after = converted.dense_bytes, converted.size_bytes
-    if to == "dense":
-        before, after = after, before
-    console.out.print(
-        f"{prefix}weights: {console.size(before)} → {console.size(after)}", markup=False
-    )
+    def line(text: str) -> None:
+        console.out.print(f"{prefix}{text}", markup=False)
+
+    dense = [name for name in converted.heads if name not in converted.packed]
+    for name in dense[:_MOST_LINES]:
+        head = converted.heads[name]
+        line(
+            f"stays dense: {name} (not sparse enough; packed it would take "
+            f"{head.size_bytes / head.dense_bytes:.3f} of its bytes)"
+        )
+    if len(dense) > _MOST_LINES:
+        line(f"… and {len(dense) - _MOST_LINES} more")
+    before, after = converted.unpacked_bytes, converted.packed_bytes
+    if converted.packed:
+        line(
+            f"packed {len(converted.packed)} of {len(converted.heads)} targets: "
+            f"{console.size(before)} → {console.size(after)} ({after / before:.3f})"
+        )
+    sizes = [console.size(converted.dense_bytes), console.size(converted.size_bytes)]
+    line("weights: " + " → ".join(sizes if to == "compact" else reversed(sizes)))

@@ -1,4 +1,4 @@
-"""ditprune mask: the zeros of a pruned folder as a small file, and onto another model."""
+"""ditprune mask: write the mask of a pruned folder to a file, and apply it to another model."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.errors import RecipeError
-from ditprune.pruning import mask_transfer as masking
-from ditprune.pruning.mask_transfer import extract as extract_masks
+from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in
 
 
 @click.group()
 def mask() -> None:
-    """Take the mask of a pruned folder, and put it onto a fine-tune or a fused LoRA."""
+    """Take the mask of a pruned folder, and apply it to a fine-tune or a fused LoRA."""
 
 
 @mask.command()
 @click.argument("model")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--overwrite", is_flag=True, help="replace a FILE that is there")
+@click.option("--overwrite", is_flag=True, help="replace FILE if it exists")
 def extract(model: str, out: Path, overwrite: bool) -> None:
-    """Write which weights of the pruned folder MODEL are zeros, at most one bit a weight."""
+    """Write the mask of the pruned folder MODEL to FILE, at most one bit for each weight."""
     folder = locate(model)
     with console.progress() as progress:
         num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
@@ -46,12 +45,14 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
     if check and (out is not None or overwrite):
         raise RecipeError("--check: writes nothing; leave --out and --overwrite out")
     if not check and out is None:
-        raise RecipeError("mask apply: no place to write to; pass -o OUT, or --check to look only")
+        raise RecipeError(
+            "mask apply: no folder to write to; pass -o OUT, or --check to compare only"
+        )
     folder, masks = locate(model), MaskFile(file)
     if out is None:
         return _check(folder, masks)
     with console.progress() as progress, console.promise(out):
-        outcomes = masking.apply(folder, masks, out, overwrite, progress)
+        outcomes = apply_masks(folder, masks, out, overwrite, progress)
     for name, outcome in outcomes.items():
         num_zero = sum(target.num_zero for target in outcome.targets.values())
         console.out.print(
@@ -64,20 +65,20 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
 
 
 def _check(folder: ModelFolder, masks: MaskFile) -> int:
-    """One line for every target; 1 where one was filled in."""
+    """Print one line for each target; returns 1 if any zero of the mask is filled in."""
     with console.progress() as progress:
-        found = masking.filled_in(folder, masks, progress)
-    for name, targets in found.items():
-        prefix = console.prefix(name, found)
-        for target, one in targets.items():
+        targets_of = filled_in(folder, masks, progress)
+    num_filled = num_zero = 0
+    for name, targets in targets_of.items():
+        prefix = console.prefix(name, targets_of)
+        for target, zeros in targets.items():
             console.out.print(
-                f"{prefix}{target}: {one.num_filled:,} of {one.num_zero:,} zeros filled in "
-                f"({one.share:.2%})",
+                f"{prefix}{target}: {zeros.num_filled:,} of {zeros.num_zero:,} zeros filled in "
+                f"({zeros.share:.2%})",
                 markup=False,
             )
-    every = [one for targets in found.values() for one in targets.values()]
-    num_filled, num_zero = (sum(getattr(one, key) for one in every)
-                            for key in ("num_filled", "num_zero"))  # fmt: skip
+            num_filled += zeros.num_filled
+            num_zero += zeros.num_zero
     console.out.print(
         f"{folder.name}: {num_filled:,} of {num_zero:,} zeros of the mask are filled in",
         markup=False,

@@ -58,7 +58,7 @@ def prune(
     source = _source(recipe, set_folder, device, gram_memory)
     check_source(folder, recipe, source)
     if repo is not None:
-        hub.check(repo)
+        hub.check_repo(repo)
     if dry_run:
         jobs = open_jobs(folder, stats, recipe)
         size_bytes = missing_bytes(out, num_bytes(folder, jobs))
@@ -76,7 +76,7 @@ def prune(
         _show(outcome, console.prefix(name, outcomes))
     console.out.print(f"pruned model: {out}", markup=False)
     if repo is not None:
-        console.out.print(f"pushed: {hub.push(out, repo)}", markup=False)
+        console.out.print(f"pushed: {hub.push_folder(out, repo)}", markup=False)
 
 
 def _source(

@@ -1,10 +1,10 @@
-"""ditprune push: a pruned folder, with its card, up to the hub."""
+"""ditprune push: upload a pruned folder, with its card, to the hub."""
 
 from __future__ import annotations
 
 import click
 
-from ditprune.checkpoints import hub
+from ditprune.checkpoints.hub import check_repo, push_folder
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.errors import ModelError
@@ -14,16 +14,16 @@ from ditprune.pruning.verify import verify
 @click.command()
 @click.argument("out")
 @click.argument("repo")
-@click.option("--private", is_flag=True, help="where REPO is new, make it private")
+@click.option("--private", is_flag=True, help="make REPO private, if it is new")
 def push(out: str, repo: str, private: bool) -> None:
-    """Put the pruned folder OUT on the hub as REPO (USER/NAME), once every claim of it holds.
+    """Upload the pruned folder OUT to the hub as REPO (USER/NAME), after verifying its claims.
 
-    REPO is made where it is not there; one that holds anything but a model that ditprune pushed
-    is refused. Log in first, with `hf auth login`.
+    REPO is created if it does not exist. A REPO that holds anything but a model that ditprune
+    pushed is refused. Log in first, with `hf auth login`.
     """
     model = locate(out)
-    hub.check(repo)
-    false = next(verify(model), None)
-    if false is not None:
-        raise ModelError(f"{out}: not pushed, since a claim of it is false: {false}")
-    console.out.print(f"pushed: {hub.push(model.root, repo, private)}", markup=False)
+    check_repo(repo)
+    false_claim = next(verify(model), None)
+    if false_claim is not None:
+        raise ModelError(f"{out}: not pushed, because one of its claims is false: {false_claim}")
+    console.out.print(f"pushed: {push_folder(model.root, repo, private)}", markup=False)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.checkpoints.compact.weights import CompactWeights, open_weights
+from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.placement import Placement

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditprune.checkpoints.compact.weights import open_weights
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.denoiser import offload as stream

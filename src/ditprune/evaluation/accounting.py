@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ditprune.calls import Call
-from ditprune.checkpoints.compact.weights import open_weights
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import num_rows, take_item, to_placement

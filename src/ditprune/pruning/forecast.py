@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
+
+import psutil
 
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
@@ -51,7 +52,7 @@ def estimate(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, place: Pat
 
     To be called first: what the process has taken so far counts as what every run takes to begin.
     """
-    start_s, own_bytes = time.process_time(), _resident_bytes()
+    start_s, own_bytes = time.process_time(), psutil.Process().memory_info().rss
     total = num_bytes(model, jobs)
     seconds = total * _seconds_per_byte(jobs, recipe, place)
     work_bytes = max(_work_bytes(job, recipe) for job in jobs)
@@ -129,17 +130,3 @@ def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
 
 def _by_tensor(job: Job) -> Mapping[str, Target]:
     return {f"{name}.weight": target for name, target in job.selection.targets.items()}
-
-
-def _resident_bytes() -> int:
-    """What this process holds in memory now; the most it held where the system tells only that."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        if sys.platform == "win32":
-            return 0
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ditprune.checkpoints import manifest
-from ditprune.checkpoints.compact.weights import CompactWeights, open_weights
+from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
 from ditprune.errors import DitpruneError, ModelError

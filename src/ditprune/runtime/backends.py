@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from ditprune.errors import KernelError, RecipeError, did_you_mean
 from ditprune.runtime import build, semi_structured
-from ditprune.runtime.multiply import DTYPES
+from ditprune.runtime.kernel_call import DTYPES
 from ditprune.runtime.packed import packed_bytes, takes_pairs
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.sparse_linear import SparseLinear
 from ditprune.runtime.stand_in import StandIn
-from ditprune.runtime.timing import best_seconds
+from ditprune.runtime.stopwatch import best_seconds
 
 REPEATS = 5
 _FEW_TOKENS = 8  # as in few_tokens.h

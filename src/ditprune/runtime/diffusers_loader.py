@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.checkpoints.compact.packing import unpack
-from ditprune.checkpoints.compact.weights import FORMAT, METHOD, QUANT_METHOD, check_head
+from ditprune.checkpoints.compact.compact_folder import FORMAT, METHOD, QUANT_METHOD, check_head
+from ditprune.checkpoints.compact.packing import unpack_weight
 from ditprune.checkpoints.weights import DTYPES, Entry, read_header, read_range
 from ditprune.errors import ModelError
 
@@ -156,7 +156,7 @@ class Unpacker:
         else:
             raw = read_range(entry.file, entry.offset, entry.size_bytes)
         where = name if entry is None else f"{entry.file}: {name}"
-        head, dense = unpack(raw, where)
+        head, dense = unpack_weight(raw, where)
         check_head(head, head.dtype, tuple(before.shape), where)
         weight = torch.frombuffer(dense, dtype=DTYPES[head.dtype]).reshape(head.shape)
         if not self._in_float32.isdisjoint(name.split(".")):

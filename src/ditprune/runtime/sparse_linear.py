@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.errors import KernelError
-from ditprune.runtime.multiply import multiply, multiply_in_graph
+from ditprune.runtime.kernel_call import multiply, multiply_in_graph
 from ditprune.runtime.packed import Packed, pack, takes_pairs, unpack
 from ditprune.runtime.stand_in import StandIn
 

@@ -24,7 +24,7 @@ from ditprune.runtime.backends import Backend, backend_of
 from ditprune.runtime.fused_gelu import fuse_, unfuse_
 from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
-from ditprune.runtime.timing import cold_buffer
+from ditprune.runtime.stopwatch import cold_buffer
 
 # Without a call to learn from: one guided image's modulation, and its tokens at 256².
 NUM_TOKENS = (2, 512)

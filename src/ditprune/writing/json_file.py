@@ -8,6 +8,9 @@ from typing import Any
 
 from ditprune.errors import ModelError
 
+# What reading values raises where a file of ours is JSON, but not in the form that we write.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelError with the file's name."""

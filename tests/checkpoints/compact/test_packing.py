@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from ditprune.checkpoints.compact import packing
 from ditprune.checkpoints.compact.head import GROUPS, ITEM_BYTES, Head, read_head
-from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, pack, smallest, unpack
+from ditprune.checkpoints.compact.packing import (
+    CHUNK_WEIGHTS,
+    pack_weight,
+    smallest,
+    unpack_weight,
+)
 from ditprune.errors import ModelError
 
 WORDS = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
@@ -36,7 +41,7 @@ def in_groups(num_groups: int, kept: int, size: int, dtype: str = "BF16") -> np.
 def packed(words: np.ndarray, dtype: str = "BF16") -> tuple[Head, memoryview]:
     raw = words.view(np.uint8).data
     head = smallest(raw, dtype, words.shape)
-    return head, pack(raw, head)
+    return head, pack_weight(raw, head)
 
 
 def same(words: np.ndarray, dtype: str = "BF16") -> Head:
@@ -44,7 +49,7 @@ def same(words: np.ndarray, dtype: str = "BF16") -> Head:
     head, raw = packed(words, dtype)
     assert raw.nbytes == head.size_bytes
     assert raw.nbytes % 8 == 0
-    again, dense = unpack(raw, "w")
+    again, dense = unpack_weight(raw, "w")
     assert again == head == read_head(raw, "w")
     assert bytes(dense) == words.tobytes()
     return head
@@ -148,11 +153,11 @@ HOSTILE = {
     "more values than weights": (spoiled(MASK, 16, "Q", 1001), "1001 values"),
     "values without end": (spoiled(MASK, 16, "Q", (1 << 64) - 1), "values"),
     "a shape of nothing": (spoiled(MASK, 24, "Q", 0), "values of 0 weights"),
-    "a huge shape": (spoiled(MASK, 24, "Q", 1 << 60), "its head speaks of"),
+    "a huge shape": (spoiled(MASK, 24, "Q", 1 << 60), "its head says"),
     "a huge shape of groups": (spoiled(PAIRS, 24, "Q", 1 << 60), "values of"),
     "groups that do not divide it": (spoiled(PAIRS, 24, "Q", 1001), "under 2:4"),
-    "bytes missing": (MASK[:-8], "its head speaks of"),
-    "bytes too many": (memoryview(bytes(MASK) + b"\0" * 8), "its head speaks of"),
+    "bytes missing": (MASK[:-8], "its head says"),
+    "bytes too many": (memoryview(bytes(MASK) + b"\0" * 8), "its head says"),
     "a bit too few": (spoiled(MASK, MASK.nbytes - 128, "Q", 0), "bits in its mask"),
     "positions that do not ascend": (spoiled(PAIRS, PAIRS.nbytes - 64, "B", 0), "ascend"),
 }  # fmt: skip
@@ -162,23 +167,23 @@ HOSTILE = {
 def test_hostile_bytes_are_refused_by_name(case) -> None:
     raw, match = HOSTILE[case]
     with pytest.raises(ModelError, match=rf"^the\.weight: not a packed weight.*{match}"):
-        unpack(raw, "the.weight")
+        unpack_weight(raw, "the.weight")
 
 
 def test_a_bit_beyond_the_last_weight_is_refused() -> None:
     head, raw = packed(weight(12, 0.5))
-    places = head.places_start
+    places = head.positions_start
     mask = raw[places] | raw[places + 1] << 8
     lowest = mask & -mask
     moved = spoiled(raw, places, "H", mask - lowest + (1 << 13))
     with pytest.raises(ModelError, match="beyond the last weight"):
-        unpack(moved, "w")
+        unpack_weight(moved, "w")
 
 
 def test_a_position_outside_its_group_is_refused() -> None:
     head, raw = packed(in_groups(16, 1, 8))
     with pytest.raises(ModelError, match="ascend within 1:8"):
-        unpack(spoiled(raw, head.places_start, "B", 0x09), "w")
+        unpack_weight(spoiled(raw, head.positions_start, "B", 0x09), "w")
 
 
 @given(st.data())
@@ -187,7 +192,7 @@ def test_random_damage_is_refused_or_gives_as_many_bytes(data) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
-        head, dense = unpack(memoryview(raw), "w")
+        head, dense = unpack_weight(memoryview(raw), "w")
     except ModelError:
         return
     assert dense.nbytes == head.dense_bytes <= 8 * len(raw) * max(ITEM_BYTES.values())

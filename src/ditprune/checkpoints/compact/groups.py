@@ -1,7 +1,7 @@
-"""N:M: the positions of each group's N values ⇄ a mask of the groups, byte by byte from tables.
+"""How are the positions of N:M groups turned into a mask and back? Byte by byte, from tables.
 
-A group with fewer than N nonzeros keeps its first zeros as well, so every group has N. A byte of
-a mask holds 8 / M groups, whose positions take 4 or 8 bits; so tables of 256 entries do it all.
+A group with fewer than N nonzeros also keeps its first zeros, so that every group has N. A byte of
+a mask holds 8 / M groups, whose positions take 4 or 8 bits, so tables of 256 entries are enough.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ditprune.checkpoints.compact.head import GROUPS
 
 
 class _Tables(NamedTuple):
-    """By byte of a mask: with N bits in each group; the positions of those bits.
+    """Indexed by a byte of a mask: the byte with N bits in each group; the positions of those bits.
 
-    By byte of positions: the mask they make, and whether they ascend within their groups.
+    Indexed by a byte of positions: the mask that they make; whether they ascend in each group.
     """
 
     filled: np.ndarray
@@ -27,27 +27,24 @@ class _Tables(NamedTuple):
 
 
 def most_in_group(bits: np.ndarray, size: int) -> int:
-    """The most bits of a mask that are set in one group of `size`, a divisor of 8.
+    """The largest number of set bits in any group of a mask.
 
     Args:
         bits: uint8, first weight lowest.
+        size: of a group; a divisor of 8.
     """
-    low = (1 << size) - 1
-    counts = np.array(
-        [max((byte >> s & low).bit_count() for s in range(0, 8, size)) for byte in range(256)],
-        np.uint8,
-    )
+    counts = _bits_of_bytes(size).sum(2, dtype=np.uint8).max(1)
     return int(counts[bits].max(initial=0))
 
 
 def filled_bits(bits: np.ndarray, group: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """The mask with N bits in each group, and the positions of those bits, both uint8.
 
-    No group of the mask may have more than N bits; what fills its last byte becomes groups too.
+    No group of the mask may have more than N bits; the padding of its last byte becomes groups too.
     """
     tables = _tables(*group)
     positions = tables.positions[bits]
-    if _bits_of_byte(*group) == 4:
+    if _is_half_byte(*group):
         if len(positions) % 2:
             positions = np.append(positions, np.uint8(0))
         positions = positions[0::2] | positions[1::2] << 4
@@ -62,51 +59,37 @@ def mask_of(positions: np.ndarray, group: tuple[int, int]) -> np.ndarray | None:
     return tables.mask[positions].view(np.uint8)
 
 
-def _bits_of_byte(kept: int, size: int) -> int:
-    """How many bits the positions of one byte of a mask take."""
-    return 8 // size * kept * GROUPS[kept, size]
+def _is_half_byte(num_keep: int, size: int) -> bool:
+    """Whether the positions of one byte of a mask take 4 bits, and not 8."""
+    return 8 // size * num_keep * GROUPS[num_keep, size] == 4
+
+
+def _bits_of_bytes(size: int) -> np.ndarray:
+    """The bits of every byte in groups, [256, 8 / size, size], first weight first."""
+    every_byte = np.arange(256, dtype=np.uint8)[:, None]
+    return np.unpackbits(every_byte, axis=1, bitorder="little").reshape(256, -1, size)
 
 
 @functools.cache
-def _tables(kept: int, size: int) -> _Tables:
-    filled = np.zeros(256, np.uint8)
-    positions = np.zeros(256, np.uint8)
-    for byte in range(256):
-        groups = [_filled(byte >> s & (1 << size) - 1, kept, size) for s in range(0, 8, size)]
-        filled[byte] = _joined(groups, size)
-        numbers = [p for one in groups for p in range(size) if one >> p & 1][: 8 // size * kept]
-        positions[byte] = _joined(numbers, GROUPS[kept, size]) & 0xFF
-    width = kept * GROUPS[kept, size]
-    masks = [
-        [_mask_of_group(byte >> s & (1 << width) - 1, kept, size) for s in range(0, 8, width)]
-        for byte in range(256)
-    ]
-    dtype = "<u2" if _bits_of_byte(kept, size) == 4 else np.uint8
+def _tables(num_keep: int, size: int) -> _Tables:
+    # A stable sort puts set bits before zeros, and lower positions before higher ones.
+    order = np.argsort(1 - _bits_of_bytes(size), axis=2, kind="stable")
+    kept = np.sort(order[:, :, :num_keep], axis=2)
+    width = GROUPS[num_keep, size]
+    shifts = width * np.arange(8 // width)
+    positions = (kept.reshape(256, -1) << shifts[: 8 // size * num_keep]).sum(1).astype(np.uint8)
+    groups = (np.arange(256)[:, None] >> shifts & (1 << width) - 1).reshape(256, -1, num_keep)
+    is_valid = (np.diff(groups) > 0).all((1, 2)) & (groups < size).all((1, 2))
+    mask = _as_bytes(groups, size)
     return _Tables(
-        filled,
-        positions,
-        np.array([_joined([one or 0 for one in groups], size) for groups in masks], dtype),
-        np.array([None not in groups for groups in masks]),
+        filled=_as_bytes(kept, size)[:, 0],
+        positions=positions,
+        mask=mask.view("<u2")[:, 0] if _is_half_byte(num_keep, size) else mask[:, 0],
+        is_valid=is_valid,
     )
 
 
-def _filled(code: int, kept: int, size: int) -> int:
-    """A group's mask with its lowest zeros set until N bits are."""
-    for place in range(size):
-        if code.bit_count() < kept:
-            code |= 1 << place
-    return code
-
-
-def _mask_of_group(packed: int, kept: int, size: int) -> int | None:
-    """The mask of one group's packed positions; None where they do not ascend within it."""
-    width = GROUPS[kept, size]
-    places = [packed >> width * i & (1 << width) - 1 for i in range(kept)]
-    if places != sorted(set(places)) or places[-1] >= size:
-        return None
-    return sum(1 << place for place in places)
-
-
-def _joined(numbers: list[int], width: int) -> int:
-    """Numbers of `width` bits in one, first lowest."""
-    return sum(number << width * i for i, number in enumerate(numbers))
+def _as_bytes(positions: np.ndarray, size: int) -> np.ndarray:
+    """The mask bytes in which these bits are set, from positions [256, groups, N]."""
+    is_set = (positions[..., None] == np.arange(size)).any(2)
+    return np.packbits(is_set.reshape(256, -1), axis=1, bitorder="little")

@@ -1,12 +1,6 @@
-"""What a packed weight says of itself, and how many bytes each part of it takes.
+"""What does a packed weight say about itself, and how many bytes does each part of it take?
 
-A packed weight is one run of bytes, little-endian, each part filled with zeros up to 8 bytes:
-
-    head    magic `DPc1` · dtype as safetensors names it, 4 bytes · N, M: uint16 (0, 0 for a mask)
-            · axes: uint32 · values: uint64 · the shape: uint64 each
-    values  the values that are kept, in the order of the dense weight
-    places  where they stand: one bit a weight, first weight lowest; or, for N:M, the positions of
-            each group's N values, ascending, in GROUPS[N, M] bits each, first position lowest
+The package's docstring describes the format.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ from dataclasses import dataclass
 from ditprune.errors import ModelError
 
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-# (N, M) and the bits of a position; with every other N:M a mask is as small.
+# (N, M): the bits of a position. For every other N:M a mask is as small.
 GROUPS = {(2, 4): 2, (1, 2): 1, (1, 4): 2, (1, 8): 4}
 
 _MAGIC = b"DPc1"
@@ -34,7 +28,7 @@ class Head:
         dtype: of the values, a key of ITEM_BYTES.
         shape: of the dense weight.
         num_values: how many values are kept; those of N:M may be zeros.
-        group: (N, M), or None where the places are a mask.
+        group: (N, M), or None where the positions are a mask.
     """
 
     dtype: str
@@ -57,12 +51,12 @@ class Head:
 
     @property
     def value_bytes(self) -> int:
-        """Of the values, before they are filled up."""
+        """Bytes of the values, without padding."""
         return self.num_values * ITEM_BYTES[self.dtype]
 
     @property
-    def place_bytes(self) -> int:
-        """Of the places, before they are filled up."""
+    def position_bytes(self) -> int:
+        """Bytes of the positions, without padding."""
         bits = self.num_values * GROUPS[self.group] if self.group else self.num_weights
         return -(-bits // 8)
 
@@ -71,13 +65,13 @@ class Head:
         return _FIXED.size + 8 * len(self.shape)
 
     @property
-    def places_start(self) -> int:
-        return self.values_start + filled(self.value_bytes)
+    def positions_start(self) -> int:
+        return self.values_start + padded(self.value_bytes)
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole packed weight, a multiple of 8."""
-        return self.places_start + filled(self.place_bytes)
+        """Bytes of the whole packed weight, a multiple of 8."""
+        return self.positions_start + padded(self.position_bytes)
 
     def to_bytes(self) -> bytes:
         fixed = _FIXED.pack(
@@ -86,48 +80,49 @@ class Head:
         return fixed + struct.pack(f"<{len(self.shape)}Q", *self.shape)
 
 
-def filled(num_bytes: int) -> int:
+def padded(num_bytes: int) -> int:
     """The next multiple of 8."""
     return -(-num_bytes // 8) * 8
 
 
 def read_head(raw: memoryview, name: str) -> Head:
-    """The head of a packed weight, which fits its bytes; nothing is allocated before that.
+    """Read the head of a packed weight and check that it fits these bytes; allocates nothing.
 
     Raises ModelError, with the name, for anything that `Head.to_bytes` does not write.
     """
     if raw.nbytes < _FIXED.size:
-        raise _spoiled(name, f"{raw.nbytes} bytes, expected at least {_FIXED.size}")
-    magic, dtype_bytes, kept, size, num_axes, num_values = _FIXED.unpack_from(raw)
+        raise not_packed(name, f"{raw.nbytes} bytes, expected at least {_FIXED.size}")
+    magic, dtype_bytes, num_keep, size, num_axes, num_values = _FIXED.unpack_from(raw)
     dtype = dtype_bytes.rstrip(b"\0").decode("ascii", "replace")
     if magic != _MAGIC:
-        raise _spoiled(name, f"begins with {magic!r}, expected {_MAGIC!r}")
+        raise not_packed(name, f"begins with {magic!r}, expected {_MAGIC!r}")
     if dtype not in ITEM_BYTES:
-        raise _spoiled(name, f"dtype {dtype!r}, expected one of {', '.join(ITEM_BYTES)}")
+        raise not_packed(name, f"dtype {dtype!r}, expected one of {', '.join(ITEM_BYTES)}")
     if not 1 <= num_axes <= _MOST_AXES or raw.nbytes < _FIXED.size + 8 * num_axes:
-        raise _spoiled(name, f"{num_axes} axes in {raw.nbytes} bytes, expected 1 to {_MOST_AXES}")
+        raise not_packed(name, f"{num_axes} axes in {raw.nbytes} bytes, expected 1 to {_MOST_AXES}")
     shape = struct.unpack_from(f"<{num_axes}Q", raw, _FIXED.size)
-    group = None if (kept, size) == (0, 0) else (kept, size)
+    group = None if (num_keep, size) == (0, 0) else (num_keep, size)
     if group is not None and group not in GROUPS:
         known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
-        raise _spoiled(name, f"{kept}:{size}, expected a mask or one of {known}")
+        raise not_packed(name, f"{num_keep}:{size}, expected a mask or one of {known}")
     head = Head(dtype, shape, num_values, group)
     _check_counts(head, name)
     if head.size_bytes != raw.nbytes:
-        raise _spoiled(name, f"{raw.nbytes} bytes, its head speaks of {head.size_bytes}")
+        raise not_packed(name, f"{raw.nbytes} bytes, its head says {head.size_bytes}")
     return head
 
 
 def _check_counts(head: Head, name: str) -> None:
     if head.num_values > head.num_weights or not head.num_weights:
-        raise _spoiled(name, f"{head.num_values} values of {head.num_weights} weights")
+        raise not_packed(name, f"{head.num_values} values of {head.num_weights} weights")
     if head.group is not None:
-        kept, size = head.group
-        if head.num_weights % size or head.num_values != head.num_weights // size * kept:
-            raise _spoiled(
+        num_keep, size = head.group
+        if head.num_weights % size or head.num_values != head.num_weights // size * num_keep:
+            raise not_packed(
                 name, f"{head.num_values} values of {head.num_weights} weights under {head.form}"
             )
 
 
-def _spoiled(name: str, reason: str) -> ModelError:
+def not_packed(name: str, reason: str) -> ModelError:
+    """The error for bytes that are no packed weight."""
     return ModelError(f"{name}: not a packed weight ({reason}); convert the dense folder again")

@@ -1,7 +1,7 @@
-"""Which weights are zeros, one bit a weight; signs of zero do not count here.
+"""Which weights are zero? A mask with one bit for each weight; -0.0 counts as zero here.
 
-A mask is uint8, the first weight in the lowest bit, 1 where a weight is kept; what fills its last
-byte is 0.
+A mask is uint8, the first weight in the lowest bit, 1 where a weight is kept. The bits after the
+last weight are 0.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from ditprune.checkpoints.compact.head import ITEM_BYTES
-from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, words_of
+from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, num_set, words_of
 from ditprune.errors import ModelError
 
 
@@ -28,7 +28,7 @@ def nonzero_bits(raw: memoryview, dtype: str) -> np.ndarray:
 
 
 def apply_(raw: memoryview, dtype: str, bits: np.ndarray) -> None:
-    """Put +0.0 where the mask has 0, in the bytes of the weights."""
+    """Write +0.0 into the bytes of the weights where the mask is 0."""
     words = words_of(raw, dtype)
     for start in range(0, len(words), CHUNK_WEIGHTS):
         chunk = words[start : start + CHUNK_WEIGHTS]
@@ -36,20 +36,15 @@ def apply_(raw: memoryview, dtype: str, bits: np.ndarray) -> None:
         chunk *= np.unpackbits(part, bitorder="little", count=len(chunk))
 
 
-def num_set(bits: np.ndarray) -> int:
-    """How many weights a mask keeps."""
-    return int(np.bitwise_count(bits).sum(dtype=np.int64))
-
-
 def num_filled_in(bits: np.ndarray, nonzero: np.ndarray) -> int:
-    """How many weights are not zero where a mask has 0."""
+    """How many weights are not zero where the mask is 0."""
     return num_set(nonzero & ~bits)
 
 
 def compressed(bits: np.ndarray) -> bytes:
-    """A mask as it is, or smaller.
+    """A mask, deflated where that makes it smaller.
 
-    Huffman codes of bytes and runs of them: random masks hold nothing else, and searching for
+    Deflate codes bytes and runs of them only: a random mask holds nothing else, and searching for
     repetitions takes ten times as long.
     """
     writer = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
@@ -58,31 +53,31 @@ def compressed(bits: np.ndarray) -> bytes:
 
 
 def expanded(raw: memoryview, num_weights: int, name: str) -> np.ndarray:
-    """The mask of so many weights that `compressed` gave.
+    """The mask that `compressed` was given; never allocates more than the mask takes.
 
-    Raises ModelError, with the name, for anything else; never makes more than the mask takes.
+    Raises ModelError, with the name, for anything that `compressed` does not return.
     """
     num_bytes = -(-num_weights // 8)
+
+    def spoiled(reason: str) -> ModelError:
+        return ModelError(
+            f"{name}: not the mask of its target ({reason}); extract it again with "
+            "`ditprune mask extract`"
+        )
+
     if raw.nbytes < num_bytes:
         reader = zlib.decompressobj()
         try:
             content = reader.decompress(raw, num_bytes + 1)
         except zlib.error as error:
-            raise _spoiled(name, str(error)) from None
+            raise spoiled(str(error)) from None
         if len(content) != num_bytes or not reader.eof or reader.unused_data:
-            raise _spoiled(name, f"does not hold {num_bytes} bytes")
+            raise spoiled(f"does not hold {num_bytes} bytes")
         bits = np.frombuffer(content, np.uint8)
     elif raw.nbytes == num_bytes:
         bits = np.frombuffer(raw, np.uint8)
     else:
-        raise _spoiled(name, f"{raw.nbytes} bytes, expected at most {num_bytes}")
+        raise spoiled(f"{raw.nbytes} bytes, expected at most {num_bytes}")
     if num_weights % 8 and bits[-1] >> num_weights % 8:
-        raise _spoiled(name, "bits beyond the last weight")
+        raise spoiled("bits beyond the last weight")
     return bits
-
-
-def _spoiled(name: str, reason: str) -> ModelError:
-    return ModelError(
-        f"{name}: not the mask of its target ({reason}); extract it again with "
-        "`ditprune mask extract`"
-    )

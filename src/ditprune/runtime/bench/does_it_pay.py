@@ -18,7 +18,7 @@ from torch import Tensor
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
 from ditprune.checkpoints import manifest
-from ditprune.checkpoints.compact.weights import open_weights
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
@@ -28,9 +28,8 @@ from ditprune.errors import KernelError, RecipeError
 from ditprune.progress import Progress, silent
 from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
-from ditprune.runtime.bench.calls import Tokens, real_calls
 from ditprune.runtime.bench.free_memory import free_bytes
-from ditprune.runtime.bench.layers import (
+from ditprune.runtime.bench.layer_times import (
     DENSE,
     SPARSE,
     Kind,
@@ -38,7 +37,8 @@ from ditprune.runtime.bench.layers import (
     bench_layers,
     verdict,
 )
-from ditprune.runtime.bench.step import bench_step, step_bytes
+from ditprune.runtime.bench.real_call import Tokens, real_calls
+from ditprune.runtime.bench.step_times import bench_step, step_bytes
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
 from ditprune.writing.output import is_compact

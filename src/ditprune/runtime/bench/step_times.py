@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints.compact.weights import open_weights
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
-from ditprune.runtime.bench.layers import DENSE, SPARSE, TrialPruning, verdict
+from ditprune.runtime.bench.layer_times import DENSE, SPARSE, TrialPruning, verdict
+from ditprune.runtime.stopwatch import best_seconds
 from ditprune.runtime.swap import Decision, sparsify_
-from ditprune.runtime.timing import best_seconds
 from ditprune.targets.discover import discover
 from ditprune.targets.matrix import as_matrix
 

@@ -15,8 +15,8 @@ from ditprune.method.granularity import NM
 from ditprune.method.masks import keep_best
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
+from ditprune.runtime.stopwatch import best_seconds, cold_buffer
 from ditprune.runtime.swap import MIN_GAIN
-from ditprune.runtime.timing import best_seconds, cold_buffer
 
 DENSE = {"dense_fp32": torch.float32, "dense_bf16": torch.bfloat16}
 SPARSE = {"sparse_fp32": torch.float32, "sparse_bf16": torch.bfloat16}

@@ -1,8 +1,6 @@
-"""A folder with packed weights: what it says of the dense one it came from, and its tensors.
+"""How is a folder with packed weights read, laid out and described?
 
-`ditprune-compact.json` keeps the dense config.json and the headers of the dense shards word for
-word, and two hashes of every tensor, as it lies there and as it was; `config.json` itself names us
-as its quantiser, so that diffusers asks us to unpack.
+The package's docstring describes its files.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,36 @@ from torch import Tensor
 
 from ditprune.checkpoints import manifest
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head, read_head
-from ditprune.checkpoints.compact.packing import unpack
+from ditprune.checkpoints.compact.packing import unpack_weight
 from ditprune.checkpoints.layout import Layout
 from ditprune.checkpoints.weights import Entry, Weights, entries_of, sha256
 from ditprune.errors import ModelError
-from ditprune.writing.json_file import read_json
+from ditprune.writing.json_file import MALFORMED, read_json
 from ditprune.writing.output import COMPACT_MANIFEST, is_compact
+from ditprune.writing.tensors_file import Stored, header
 
 FORMAT = 1
 METHOD = "ditprune"
-# diffusers prints the method's name where it does not know it, so the name says what to do.
+# diffusers prints the name of a method that it does not know, so the name says what to do.
 QUANT_METHOD = f"{METHOD}: do `pip install {METHOD}` and `import {METHOD}` before loading"
 QUANTIZATION_CONFIG = {"quant_method": QUANT_METHOD, "format": FORMAT}
 
-# What reading a manifest raises when someone has changed its form.
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+_NOTE = (  # in the headers of packed shards
+    "packed by ditprune: `import ditprune` before from_pretrained, or "
+    "`ditprune convert FOLDER --to dense -o DENSE`"
+)
 
 
 class CompactWeights(Weights):
-    """The dense tensors of a packed folder, unpacked and checked when they are read.
+    """The dense tensors of a compact folder, unpacked and checked when they are read.
 
-    Opening reads headers and heads only. Raises ModelError for anything but what `convert` wrote.
+    Opening reads the headers only. Raises ModelError for anything that `convert` did not write.
 
     Attributes:
-        packed: what lies on disk.
+        packed: the tensors as they are stored.
         layout: of the dense shards.
         config: the dense config.json.
-        hashes: by tensor, of the packed and of the dense bytes.
+        hashes: for each tensor, those of the packed and of the dense bytes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,13 +60,13 @@ class CompactWeights(Weights):
                 raise ValueError(f"format {claims['format']}, this version reads {FORMAT}")
             self.config = str(claims["config"]).encode()
             self.hashes = {
-                name: (str(one["sha256"]), str(one["dense_sha256"]))
-                for name, one in claims["tensors"].items()
+                name: (str(record["sha256"]), str(record["dense_sha256"]))
+                for name, record in claims["tensors"].items()
             }
             self.layout = _dense_layout(self.packed, claims["headers"])
             if self.hashes.keys() != self.layout.entries.keys():
                 raise ValueError("it lists other tensors than the shards hold")
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise ModelError(
                 f"{file}: cannot be read ({error}); expected what `ditprune convert` wrote"
             ) from None
@@ -85,9 +87,9 @@ class CompactWeights(Weights):
         return self.layout.headers[shard.name]
 
     def raw(self, entry: Entry) -> memoryview:
-        """The dense bytes of one tensor. Raises ModelError where a hash is another.
+        """The dense bytes of one tensor. Raises ModelError if a hash differs.
 
-        Hashes take longer than unpacking, so they are compared when it is read first.
+        Hashing takes longer than unpacking, so only the first read of a tensor compares hashes.
         """
         raw = self.packed.raw(self.packed.entries[entry.name])
         dense = self.dense(entry.name, raw)
@@ -97,45 +99,45 @@ class CompactWeights(Weights):
         return dense
 
     def read_slice(self, name: str, start: int, count: int) -> Tensor:
-        """As of dense weights; the tensor stays for the next slice of it."""
+        """As for dense weights; keeps the unpacked tensor for the next slice of it."""
         if self._sliced is None or self._sliced[0] != name:
             self._sliced = name, self.read(name).reshape(-1)
         return self._sliced[1][start : start + count]
 
     def keeps_config(self, folder: Path) -> bool:
-        """Whether config.json is the dense one with our name in it."""
+        """Whether config.json is the dense one with our quantization config."""
         try:
             return read_json(folder / "config.json") == _named(self.config)
-        except (ModelError, *_MALFORMED):
+        except (ModelError, *MALFORMED):
             return False
 
     def dense(self, name: str, raw: memoryview) -> memoryview:
-        """The dense bytes of a tensor whose bytes on disk are these; hashes are not looked at."""
+        """The dense bytes of a tensor, from its bytes on disk; hashes are not compared."""
         if name not in self._packed_names:
             return raw
         entry = self.entries[name]
         check_head(read_head(raw, name), entry.dtype, entry.shape, name)
-        return unpack(raw, name)[1]
+        return unpack_weight(raw, name)[1]
 
     def check(self, name: str, packed_sha256: str, dense_sha256: str) -> None:
         """Compare a tensor's hashes with those in the manifest. Raises ModelError."""
-        for found, expected, what in zip(
-            (packed_sha256, dense_sha256), self.hashes[name], ("packed", "dense"), strict=True
+        for form, digest, expected in zip(
+            ("packed", "dense"), (packed_sha256, dense_sha256), self.hashes[name], strict=True
         ):
-            if found != expected:
+            if digest != expected:
                 raise ModelError(
-                    f"{name}: its {what} bytes are not those that `ditprune convert` saw; "
+                    f"{name}: its {form} bytes are not those that `ditprune convert` saw; "
                     "convert the dense folder again"
                 )
 
 
 def open_weights(folder: Path) -> Weights:
-    """The tensors of a denoiser's folder, unpacked on reading where they are packed."""
+    """The tensors of a denoiser's folder, dense or compact; packed ones are unpacked on reading."""
     return CompactWeights(folder) if is_compact(folder) else Weights(folder)
 
 
 def check_head(head: Head, dtype: str, shape: tuple[int, ...], name: str) -> None:
-    """Refuse a packed weight that is not the one expected here. Raises ModelError."""
+    """Refuse a packed weight of another dtype or shape. Raises ModelError."""
     if (head.dtype, head.shape) != (dtype, shape):
         raise ModelError(
             f"{name}: packed as {head.dtype} {list(head.shape)}, expected {dtype} {list(shape)}; "
@@ -143,15 +145,45 @@ def check_head(head: Head, dtype: str, shape: tuple[int, ...], name: str) -> Non
         )
 
 
-def write_manifest(
+def packed_layout(weights: Weights, heads: Mapping[str, Head]) -> Layout:
+    """The layout of the same shards with the tensors of `heads` packed.
+
+    In each shard the packed tensors come first, as uint8. The others follow, those with the
+    largest elements first, so that every tensor is aligned.
+    """
+
+    def packed(entry: Entry) -> Entry:
+        if entry.name not in heads:
+            return entry
+        size_bytes = heads[entry.name].size_bytes
+        return replace(entry, dtype="U8", shape=(size_bytes,), size_bytes=size_bytes)
+
+    def rank(entry: Entry) -> tuple[bool, int]:
+        return entry.name not in heads, -(entry.size_bytes // max(1, math.prod(entry.shape)))
+
+    headers: dict[str, bytes] = {}
+    entries: dict[str, Entry] = {}
+    for shard in weights.shards:
+        in_shard = sorted(map(packed, weights.in_shard(shard)), key=rank)
+        metadata = json.loads(weights.header(shard)[8:]).get("__metadata__") or {}
+        stored = (Stored(e.name, e.dtype, e.shape, e.size_bytes) for e in in_shard)
+        headers[shard.name] = header({**metadata, "ditprune": _NOTE}, stored)
+        offset = len(headers[shard.name])
+        for entry in in_shard:
+            entries[entry.name] = replace(entry, offset=offset)
+            offset += entry.size_bytes
+    return Layout(headers, entries)
+
+
+def write_compact_manifest(
     folder: Path, dense: Weights, heads: Mapping[str, Head], hashes: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Make a folder with packed tensors a compact one: its manifest, and its config.json.
+    """Write the compact manifest and config.json of a folder whose shards are written.
 
     Args:
-        dense: the folder it comes from.
+        dense: the weights that were packed.
         heads: of the packed tensors.
-        hashes: by tensor, of the packed and of the dense bytes.
+        hashes: for each tensor, those of the packed and of the dense bytes.
     """
     config = (dense.shards[0].parent / "config.json").read_bytes().decode()
     content = {
@@ -176,12 +208,15 @@ def write_manifest(
 
 
 def _named(config: bytes) -> dict[str, Any]:
-    """The dense config.json with our name in it."""
+    """The dense config.json with our quantization config."""
     return {**json.loads(config), "quantization_config": QUANTIZATION_CONFIG}
 
 
 def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:
-    """The layout in a manifest, which must be one of the tensors on disk. Raises ValueError."""
+    """The dense layout that a manifest describes.
+
+    Raises ValueError if it is not one of the tensors on disk.
+    """
     if headers.keys() != {shard.name for shard in packed.shards}:
         raise ValueError("it lists other shards than there are")
     raw: dict[str, bytes] = {}
@@ -189,18 +224,18 @@ def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:
     for shard in packed.shards:
         text = headers[shard.name].encode()
         raw[shard.name] = len(text).to_bytes(8, "little") + text
-        found = list(entries_of(json.loads(text), len(text), shard))
-        if {entry.name for entry in found} != {entry.name for entry in packed.in_shard(shard)}:
+        in_shard = list(entries_of(json.loads(text), len(text), shard))
+        if {entry.name for entry in in_shard} != {entry.name for entry in packed.in_shard(shard)}:
             raise ValueError(f"the dense header of {shard.name} lists other tensors than it holds")
-        _check_places(found, len(raw[shard.name]))
-        for entry in found:
+        _check_offsets(in_shard, len(raw[shard.name]))
+        for entry in in_shard:
             _check_entry(entry, packed)
             entries[entry.name] = entry
     return Layout(raw, entries)
 
 
-def _check_places(entries: list[Entry], start: int) -> None:
-    """That tensors follow each other without holes."""
+def _check_offsets(entries: list[Entry], start: int) -> None:
+    """Raises ValueError unless the tensors follow each other without gaps."""
     for entry in sorted(entries, key=lambda e: (e.offset, e.size_bytes)):
         if entry.offset != start or entry.size_bytes < 0:
             raise ValueError(f"{entry.name} begins at {entry.offset}, expected {start}")
@@ -210,19 +245,16 @@ def _check_places(entries: list[Entry], start: int) -> None:
 def _check_entry(entry: Entry, packed: Weights) -> None:
     if not _is_packed(packed, entry):
         return
-    if entry.dtype not in ITEM_BYTES or not _are_sizes(entry.shape):
+    are_sizes = all(isinstance(size, int) and size > 0 for size in entry.shape)
+    if entry.dtype not in ITEM_BYTES or not are_sizes:
         raise ValueError(f"{entry.name} is {entry.dtype} {list(entry.shape)} in the dense header")
     expected = math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
     if entry.size_bytes != expected:
         raise ValueError(f"{entry.name} takes {entry.size_bytes} bytes, expected {expected}")
 
 
-def _are_sizes(shape: tuple[Any, ...]) -> bool:
-    return all(isinstance(size, int) and size > 0 for size in shape)
-
-
 def _is_packed(packed: Weights, entry: Entry) -> bool:
-    """Whether a dense tensor is stored as something else."""
+    """Whether a dense tensor is stored in another form."""
     stored = packed.entries[entry.name]
     return (stored.dtype, stored.shape, stored.size_bytes) != (
         entry.dtype, entry.shape, entry.size_bytes,
