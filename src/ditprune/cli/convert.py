@@ -9,6 +9,7 @@ import click
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.pruning.convert import Converted, to_compact, to_dense
+from ditprune.reporting import numbers
 
 _MOST_LINES = 8
 
@@ -47,8 +48,8 @@ def _show(converted: Converted, to: str, prefix: str) -> None:
         if converted.packed:
             console.out.print(
                 f"{prefix}packed {len(converted.packed)} of {len(converted.heads)} targets: "
-                f"{console.size(converted.unpacked_bytes)} → "
-                f"{console.size(converted.packed_bytes)} "
+                f"{numbers.size(converted.unpacked_bytes)} → "
+                f"{numbers.size(converted.packed_bytes)} "
                 f"({converted.packed_bytes / converted.unpacked_bytes:.3f})",
                 markup=False,
             )
@@ -56,5 +57,5 @@ def _show(converted: Converted, to: str, prefix: str) -> None:
     if to == "dense":
         before, after = after, before
     console.out.print(
-        f"{prefix}weights: {console.size(before)} → {console.size(after)}", markup=False
+        f"{prefix}weights: {numbers.size(before)} → {numbers.size(after)}", markup=False
     )

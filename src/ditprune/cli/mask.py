@@ -12,6 +12,7 @@ from ditprune.cli import console
 from ditprune.errors import RecipeError
 from ditprune.pruning import mask_transfer as masking
 from ditprune.pruning.mask_transfer import extract as extract_masks
+from ditprune.reporting import numbers
 
 
 @click.group()
@@ -29,7 +30,7 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
     with console.progress() as progress:
         num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
     console.out.print(
-        f"mask of {num_weights:,} weights: {out} ({console.size(size_bytes)}, "
+        f"mask of {num_weights:,} weights: {out} ({numbers.size(size_bytes)}, "
         f"{8 * size_bytes / num_weights:.3f} bits a weight)",
         markup=False,
     )
