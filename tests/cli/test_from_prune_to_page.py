@@ -81,9 +81,12 @@ def test_a_pattern(done, tiny_pipeline, statistics, tmp_path) -> None:
     assert row["sparsity_asked"] == "2:4"
     assert row["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert {one["granularity"] for one in row["targets"]} == {"2:4"}
-    assert "--pattern 2:4" in page
+    assert "&#34;pattern&#34;: &#34;2:4&#34;" in page
     assert page.count('title="2:4') + page.count(">2:4<") >= len(row["targets"])
-    again = {"stats.safetensors": statistics, "2in4": tmp_path / "again"}
+    recipe = out / "transformer" / "ditprune.json"
+    again = {
+        "stats.safetensors": statistics, "ditprune.json": recipe, "2in4": tmp_path / "again",
+    }  # fmt: skip
     assert_makes_it_again(done, row["command"], again, out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ditprune.cli.prune import prune
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe, build
 from ditprune.method.reconstruction.admm import ADMM
-from ditprune.reporting.commands import commands
+from ditprune.reporting.commands import CALIBRATE_OPTIONS, repeat_commands
 
 RECIPES: list[dict[str, Any]] = [
     {},
@@ -40,8 +41,6 @@ RECIPES: list[dict[str, Any]] = [
     {"reconstruction": ADMM(num_steps=40)},
     {"preset": "best", "refinement": Distill(num_steps=7)},
 ]
-# No option says these.
-BY_FILE = {"reconstruction_constants", "refinement_constants"}
 STATISTICS = {"num_calls": 9, "protocol": {}}
 SAMPLINGS: list[dict[str, Any]] = [
     {},
@@ -52,9 +51,9 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 
 
-def told(recipe: Recipe, **options: Any) -> list[str]:
+def prune_line(recipe: Recipe) -> list[str]:
     """The words of its `ditprune prune`."""
-    _, line = commands("some model", "out", {"recipe": recipe.to_json()}, **options)
+    _, line = repeat_commands("some model", "out", {"recipe": recipe.to_json()})
     assert line is not None
     return shlex.split(line)
 
@@ -65,16 +64,6 @@ def params(command: Any, words: list[str]) -> dict[str, Any]:
     return dict(command.make_context(command.name, words[2:]).params)
 
 
-def parsed(words: list[str]) -> Recipe:
-    own = {
-        "recipe",
-        "preset",
-        *(key for key in Recipe().to_json() if key not in BY_FILE),
-        "pattern",
-    }
-    return read_recipe(**{key: one for key, one in params(prune, words).items() if key in own})
-
-
 def options_of(command: Any) -> set[str]:
     return {one.name for one in command.params}
 
@@ -83,39 +72,22 @@ def options_of(command: Any) -> set[str]:
 def test_the_command_gives_the_recipe(
     words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With ditprune.json at hand, as it lies beside the weights."""
     recipe = build(**words)
-    line = told(recipe)
-    if "--recipe" in line:
-        monkeypatch.chdir(tmp_path)
-        write(tmp_path, recipe)
-    assert parsed(line) == recipe
-    assert (params(prune, line)["set_folder"] is not None) == recipe.needs_calls
-
-
-@pytest.mark.parametrize("words", RECIPES, ids=str)
-def test_the_recipe_as_a_file_gives_it_too(
-    words: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = build(**words)
-    write(tmp_path, recipe)
-    monkeypatch.chdir(tmp_path)
-    line = told(recipe, by_file=True)
-    assert line[-2:] == ["--recipe", "ditprune.json"]
-    assert ("--calibration-set" in line) == recipe.needs_calls
-    assert parsed(line) == recipe
-
-
-def write(folder: Path, recipe: Recipe) -> None:
-    import json
-
     text = json.dumps({"recipe": recipe.to_json(), "targets": {}})
-    (folder / "ditprune.json").write_text(text, encoding="utf-8")
+    (tmp_path / "ditprune.json").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    line = prune_line(recipe)
+    given = params(prune, line)
+    assert read_recipe(given["recipe"]) == recipe
+    assert (given["set_folder"] is not None) == recipe.needs_calls
+    calls = ["--calibration-set", "calls"] if recipe.needs_calls else []
+    words = ["ditprune", "prune", "some model", "-o", "out", *calls, "--recipe", "ditprune.json"]
+    assert line == words
 
 
 def test_no_word_of_a_recipe_is_forgotten() -> None:
-    """Every field of a recipe differs from its default in some recipe above, and every option of
-    `prune` that is a recipe's is given by some command.
-    """
+    """Every field of a recipe differs from its default in some recipe above."""
     recipes = [build(**words) for words in RECIPES]
     moved = {
         one.name
@@ -123,33 +95,19 @@ def test_no_word_of_a_recipe_is_forgotten() -> None:
         if any(getattr(recipe, one.name) != getattr(Recipe(), one.name) for recipe in recipes)
     }
     assert moved == {one.name for one in dataclasses.fields(Recipe)}
-    keys = {key for recipe in recipes for key in recipe.to_json()}
-    assert keys - options_of(prune) == BY_FILE
-    others = {"model", "out", "set_folder", "device", "gram_memory", "dry_run", "overwrite", "repo"}
-    given = {word for recipe in recipes for word in told(recipe) if word.startswith("--")}
-    expected = (
-        options_of(prune) - others - {"preset", "statistics"}
-    )  # a preset is what it stands for
-    assert given - {"--calibration-set"} == {"--" + one.replace("_", "-") for one in expected}
 
 
-def test_a_default_is_left_out() -> None:
-    assert told(build()) == ["ditprune", "prune", "some model", "-o", "out"]
-    assert told(build(sparsity=0.6))[5:] == ["--sparsity", "0.6"]
-    assert told(build(saliency="ria"))[5:] == ["--saliency", "ria"]
-    assert told(build(saliency="power", weight_power=2, activation_power=1))[5:] == [
-        "--saliency", "power", "--weight-power", "2", "--activation-power", "1",
-    ]  # fmt: skip
-
-
-def test_constants_without_an_option_are_given_by_the_file() -> None:
-    line = told(build(reconstruction=ADMM(num_steps=40), sparsity=0.7))
-    assert line[5:] == ["--calibration-set", "calls", "--recipe", "ditprune.json"]
-
-
-@pytest.mark.parametrize("recipe", [None, [], {"saliency": "mine"}, {"later": 1}, {"pattern": 3}])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        None, [], {"saliency": "mine"}, {"later": 1}, {"pattern": 3},
+        build().to_json() | {"later": 1}, build().to_json() | {"reconstruction": ["admm"]},
+        build(pattern="2:4").to_json() | {"pattern": 3},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_recipe_that_the_command_line_does_not_know_has_no_command(recipe: Any) -> None:
-    assert commands("m", "o", {"recipe": recipe, "statistics": STATISTICS}) == (None, None)
+    assert repeat_commands("m", "o", {"recipe": recipe, "statistics": STATISTICS}) == (None, None)
 
 
 @pytest.mark.parametrize("words", SAMPLINGS, ids=str)
@@ -158,7 +116,7 @@ def test_the_calibration_is_told_too(words: dict[str, Any], preset: str, tmp_pat
     sampling, recipe = Sampling(**words), build(preset=preset)
     protocol = sampling.protocol("APipeline", "AScheduler")
     claims = {"recipe": recipe.to_json(), "statistics": {"num_calls": 9, "protocol": protocol}}
-    first, second = commands("some model", "out", claims)
+    first, second = repeat_commands("some model", "out", claims)
     assert first is not None
     assert second is not None
     own, other = params(calibrate, shlex.split(first)), params(prune, shlex.split(second))
@@ -183,6 +141,13 @@ def test_no_word_of_a_calibration_is_forgotten() -> None:
     assert moved <= options_of(calibrate)
 
 
+def test_the_defaults_of_a_calibration_are_its_own() -> None:
+    plain = Sampling().protocol("APipeline", "AScheduler")
+    assert plain.keys() - CALIBRATE_OPTIONS.keys() == {"purpose", "pipeline", "scheduler"}
+    for name, (_, default) in CALIBRATE_OPTIONS.items():
+        assert plain[name] == default, name
+
+
 @pytest.mark.parametrize(
     "statistics",
     [
@@ -195,7 +160,9 @@ def test_no_word_of_a_calibration_is_forgotten() -> None:
 )  # fmt: skip
 def test_a_calibration_that_is_not_known_is_not_told(statistics: Any) -> None:
     """As of `ditprune.calibrate` in Python, or of a manifest that someone edited."""
-    first, second = commands("m", "o", {"recipe": build().to_json(), "statistics": statistics})
+    first, second = repeat_commands(
+        "m", "o", {"recipe": build().to_json(), "statistics": statistics}
+    )
     assert first is None
     assert second is not None
     assert ("--statistics" in second) == (statistics is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditprune.reporting.layers import heterogeneity_tables, sparsity_tables
+from ditprune.reporting.sections import heterogeneity_tables, sparsity_tables
 
 
 def target(name: str, role: str, depth: int, **more: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ METRIC = {"title": "PSNR", "unit": "dB", "digits": 1, "better": "higher"}
 
 def test_a_metric_has_its_digits_its_interval_and_a_true_minus() -> None:
     one = {"value": -0.26, "low": -1.0, "high": 2.04}
-    assert numbers.estimate(one, METRIC) == "−0.3 [−1.0, 2.0]"
-    assert numbers.estimate({**one, "low": None}, METRIC) == "−0.3"
-    assert numbers.estimate(None, METRIC) == "–"
+    assert numbers.with_interval(one, METRIC) == "−0.3 [−1.0, 2.0]"
+    assert numbers.with_interval({**one, "low": None}, METRIC) == "−0.3"
+    assert numbers.with_interval(None, METRIC) == "–"
     assert numbers.titled(METRIC) == "PSNR (dB)"
     assert numbers.direction(METRIC) == "higher is better"
 
@@ -21,7 +21,11 @@ def test_counts_bytes_seconds_and_shares() -> None:
     assert numbers.count(950) == "950"
     assert numbers.count(None) == "–"
     assert numbers.size(23_800_000_000) == "23.8 GB"
+    assert numbers.size(310_000) == "310 kB"
     assert numbers.seconds(0.012345) == "0.0123 s"
+    assert [numbers.duration(s) for s in (4.2, 42, 210, 7560)] == [
+        "4.2 s", "42 s", "3.5 min", "2.1 h",
+    ]  # fmt: skip
     assert numbers.percent(0.5) == "50 %"
     assert numbers.percent(0.4998) == "50 %"
     assert numbers.percent(0.499) == "49.9 %"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ditprune.reporting.gallery import samples_of
+from ditprune.reporting.sections import samples_of
 from invented_results import NAMES, picture, results
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from ditprune.reporting import palette
+from ditprune.reporting import plots as palette
 
 # Machado, Oliveira and Fernandes (2009), severity 1, of linear RGB.
 SEEN_BY = {

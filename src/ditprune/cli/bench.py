@@ -15,6 +15,7 @@ from ditprune.cli import console
 from ditprune.cli.options import read_pipeline_options
 from ditprune.denoiser.placement import parse_size, placement
 from ditprune.errors import OutputError
+from ditprune.reporting import numbers
 from ditprune.runtime.backends import BACKENDS
 from ditprune.runtime.bench.does_it_pay import Options
 from ditprune.runtime.bench.does_it_pay import bench as measure
@@ -109,12 +110,12 @@ def _show(found: Mapping[str, Any]) -> None:
         what = f"a whole call{f' of {name}' if len(found['steps']) > 1 else ''}"
         if "pays" in step:
             _say(what, step)
-            held = (f"{_PATHS[p]} {console.size(b)}" for p, b in step["memory_bytes"].items())
+            held = (f"{_PATHS[p]} {numbers.size(b)}" for p, b in step["memory_bytes"].items())
             console.out.print(f"{what}, memory of its weights: {', '.join(held)}")
             _show_reasons(what, step["reasons"])
         else:
             console.out.print(f"{what}: not timed: {step['reason']}", markup=False)
-    on_disk = console.size(found["size_bytes_on_disk"])
+    on_disk = numbers.size(found["size_bytes_on_disk"])
     form = "compact" if found["is_compact"] else "dense"
     console.out.print(f"on disk: {on_disk}, {form}; running sparse changes no file")
     for note in found["notes"]:

@@ -32,6 +32,7 @@ from ditprune.denoiser.pipeline import check_components, load_pipeline
 from ditprune.denoiser.placement import Placement, placement
 from ditprune.errors import OutputError, RecipeError
 from ditprune.method.statistics.collected import NUM_BINS
+from ditprune.reporting import numbers
 from ditprune.writing import identity as guard
 from ditprune.writing import unfinished
 from ditprune.writing.output import check_folder
@@ -214,10 +215,10 @@ def _show_forecast(
         expected = forecast_observing(model, kept, place)
         console.out.print(
             f"sampling: nothing, the calibration set {kept.folder} is complete\n"
-            f"loading the denoiser and observing it: about {console.duration(expected.observing_s)}"
-            f"\nin all: about {console.duration(start_s + expected.observing_s)}\n"
-            f"peak memory: about {console.size(expected.peak_bytes)}\n"
-            f"writes: statistics {console.size(expected.statistics_bytes)}\n"
+            f"loading the denoiser and observing it: about {numbers.duration(expected.observing_s)}"
+            f"\nin all: about {numbers.duration(start_s + expected.observing_s)}\n"
+            f"peak memory: about {numbers.size(expected.peak_bytes)}\n"
+            f"writes: statistics {numbers.size(expected.statistics_bytes)}\n"
             "nothing was written",
             markup=False,
         )
@@ -229,14 +230,14 @@ def _show_forecast(
     expected = forecast(model, pipeline, sampling, place, missing)
     total_s = loading_s + expected.sampling_s + expected.observing_s
     console.out.print(
-        f"loading the pipeline: about {console.duration(loading_s)}\n"
+        f"loading the pipeline: about {numbers.duration(loading_s)}\n"
         f"{num_samples} samples in {len(missing)} {done}sampling runs, "
-        f"{expected.num_steps} denoiser steps: about {console.duration(expected.sampling_s)}\n"
-        f"observing all {sampling.num_samples}: about {console.duration(expected.observing_s)}\n"
-        f"in all: about {console.duration(total_s)}\n"
-        f"peak memory: about {console.size(expected.peak_bytes)}\n"
-        f"writes: calls {console.size(expected.calls_bytes)}, "
-        f"statistics {console.size(expected.statistics_bytes)}\n"
+        f"{expected.num_steps} denoiser steps: about {numbers.duration(expected.sampling_s)}\n"
+        f"observing all {sampling.num_samples}: about {numbers.duration(expected.observing_s)}\n"
+        f"in all: about {numbers.duration(total_s)}\n"
+        f"peak memory: about {numbers.size(expected.peak_bytes)}\n"
+        f"writes: calls {numbers.size(expected.calls_bytes)}, "
+        f"statistics {numbers.size(expected.statistics_bytes)}\n"
         "nothing was written",
         markup=False,
     )

@@ -9,6 +9,7 @@ import click
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.pruning.convert import Converted, to_compact, to_dense
+from ditprune.reporting import numbers
 
 _MOST_LINES = 8
 
@@ -49,7 +50,7 @@ def _show(converted: Converted, to: str, prefix: str) -> None:
     if converted.packed:
         line(
             f"packed {len(converted.packed)} of {len(converted.heads)} targets: "
-            f"{console.size(before)} → {console.size(after)} ({after / before:.3f})"
+            f"{numbers.size(before)} → {numbers.size(after)} ({after / before:.3f})"
         )
-    sizes = [console.size(converted.dense_bytes), console.size(converted.size_bytes)]
+    sizes = [numbers.size(converted.dense_bytes), numbers.size(converted.size_bytes)]
     line("weights: " + " → ".join(sizes if to == "compact" else reversed(sizes)))

@@ -28,7 +28,7 @@ from ditprune.cli.options import (
 from ditprune.denoiser.placement import placement
 from ditprune.evaluation.evaluate import evaluate as measure
 from ditprune.evaluation.protocol import Protocol
-from ditprune.reporting import card
+from ditprune.reporting import card, numbers
 
 
 @click.command()
@@ -166,24 +166,16 @@ def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
         costs = row["accounting"]
         said = [
             f"{costs['num_nonzero']:,} of {costs['num_parameters']:,} parameters not zero",
-            console.size(costs["size_bytes"]),
+            numbers.size(costs["size_bytes"]),
         ]
         if costs["macs_per_step"]:
             said.append(
-                f"{_count(costs['macs_per_step_effective'])} of {_count(costs['macs_per_step'])} "
-                "MACs a step without zeros"
+                f"{numbers.count(costs['macs_per_step_effective'])} of "
+                f"{numbers.count(costs['macs_per_step'])} MACs a step without zeros"
             )
         if costs["seconds_per_image"] is not None:
-            said.append(f"{costs['seconds_per_image']:.3g} s an image, measured")
+            said.append(f"{numbers.seconds(costs['seconds_per_image'])} an image, measured")
         console.out.print(f"{row['name']}: {', '.join(said)}", markup=False)
-
-
-def _count(number: float) -> str:
-    """`1.2 T`, `118.7 G`, `34 M`."""
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if number >= scale:
-            return f"{number / scale:.4g} {unit}"
-    return f"{number:,}"
 
 
 def _show_protocol(protocol: dict[str, Any]) -> None:

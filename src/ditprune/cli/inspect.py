@@ -20,6 +20,7 @@ from ditprune.pruning.forecast import Estimate, estimate
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.outcome import Outcome
 from ditprune.pruning.plan import Plan
+from ditprune.reporting import numbers
 from ditprune.targets.coverage import LeftOut
 
 
@@ -80,11 +81,10 @@ def show_dense(done: Plan | Outcome, prefix: str) -> None:
 
 def show_estimate(expected: Estimate) -> None:
     """What pruning it will take."""
-    minutes, seconds = divmod(round(expected.seconds), 60)
-    duration = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
     console.out.print(
-        f"pruning it writes {expected.num_bytes:,} bytes and takes about {duration} here, with "
-        f"{expected.peak_bytes / 1e9:.2f} GB of memory at most"
+        f"pruning it writes {expected.num_bytes:,} bytes and takes about "
+        f"{numbers.duration(expected.seconds)} here, with {numbers.size(expected.peak_bytes)} of "
+        "memory at most"
     )
 
 

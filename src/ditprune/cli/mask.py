@@ -11,6 +11,7 @@ from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.errors import RecipeError
 from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in
+from ditprune.reporting import numbers
 
 
 @click.group()
@@ -28,7 +29,7 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
     with console.progress() as progress:
         num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
     console.out.print(
-        f"mask of {num_weights:,} weights: {out} ({console.size(size_bytes)}, "
+        f"mask of {num_weights:,} weights: {out} ({numbers.size(size_bytes)}, "
         f"{8 * size_bytes / num_weights:.3f} bits a weight)",
         markup=False,
     )

@@ -15,6 +15,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.pruning.job import Job
 from ditprune.pruning.update.cost import Cost, call_cost, cost, measured_rate
 from ditprune.pruning.update.folder import Source, calls_of
+from ditprune.reporting import numbers
 
 # Where there is no GPU to measure: what one of the larger ones does in float32.
 _ASSUMED_RATE = 40e12
@@ -39,7 +40,7 @@ def show_update_forecast(
     console.out.print(
         f"{prefix}before that it updates the weights of the loaded denoiser, from {total:,} rows "
         f"of calls; Grams take {expected.num_passes} passes over them\n"
-        f"{prefix}  memory: about {console.size(expected.peak_bytes)} and the activations of "
+        f"{prefix}  memory: about {numbers.size(expected.peak_bytes)} and the activations of "
         f"a batch\n{prefix}  {_times(expected, 'this CPU', measured_rate(), 'measured')}\n"
         f"{prefix}  {_on_gpu(expected)}",
         markup=False,
@@ -47,7 +48,7 @@ def show_update_forecast(
     for words, other in _cheaper(recipe).items():
         less = cost(targets, other, one, total, size, most)
         console.out.print(
-            f"{prefix}  with {words}: {console.size(less.peak_bytes)}; {_on_gpu(less)}",
+            f"{prefix}  with {words}: {numbers.size(less.peak_bytes)}; {_on_gpu(less)}",
             markup=False,
         )
 
@@ -73,8 +74,8 @@ def _on_gpu(expected: Cost) -> str:
 
 def _times(expected: Cost, where: str, rate: float, how: str) -> str:
     stages = ", ".join(
-        f"{name} {console.duration(value / rate)}"
+        f"{name} {numbers.duration(value / rate)}"
         for name, value in expected.num_operations.items()
     )
-    total = console.duration(sum(expected.num_operations.values()) / rate)
+    total = numbers.duration(sum(expected.num_operations.values()) / rate)
     return f"on {where}, at {rate / 1e12:.3g} TFLOP/s ({how}): about {total} ({stages})"

@@ -28,7 +28,7 @@ from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.timing import Timing, why_no_seconds
 from ditprune.evaluation.tools import Tools
-from ditprune.reporting.commands import commands
+from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.output import write_beside
 
 FORMAT = 2
@@ -119,7 +119,7 @@ def _row(
     manifest_says = {
         "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
     }  # fmt: skip
-    calibrate, prune = commands(dense, model.name, manifest_says)
+    calibrate, prune = repeat_commands(dense, model.name, manifest_says)
     return {
         "name": model.name,
         "sparsity_asked": claims.asked,

@@ -1,7 +1,8 @@
-"""The model card: README.md of a pruned folder, with what its manifests and an evaluation say.
+"""What stands in README.md, the model card of a pruned folder?
 
-The card that the base model carried stays beside it as README.base.md, and what its front matter
-says of licence and use is kept. What someone writes below `END` is kept when the card is rewritten.
+It says what the manifests and an evaluation say. The card of the base model stays beside it as
+README.base.md, and its front matter about licence and use is kept. Text that someone adds below
+`END` is kept when the card is written again.
 """
 
 from __future__ import annotations
@@ -10,16 +11,13 @@ import html
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints import manifest
 from ditprune.errors import ModelError
 from ditprune.reporting import numbers
-from ditprune.reporting.commands import commands
-from ditprune.reporting.picture import write_samples
-from ditprune.reporting.verdict import judge
+from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.output import CARD_PICTURE, MANIFEST, is_compact, write_beside
 
 CARD, BASE_CARD = "README.md", "README.base{}.md"
@@ -27,41 +25,28 @@ BEGIN = "<!-- this card is written by ditprune -->"
 END = "<!-- what stands below is kept when the card is written again -->"
 TEMPLATES = Path(__file__).parent / "templates"
 _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")
-# Of the base model's front matter, what is not true of its pruned copy.
+# Keys of the base model's front matter that are not true of its pruned copy.
 _NOT_KEPT = {"base_model", "base_model_relation", "library_name", "model-index", "tags", "widget"}
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What a folder's README.md said before.
-
-    Args:
-        data: its front matter.
-        is_ours: whether we wrote it.
-        tail: what someone wrote below it.
-    """
-
-    data: Mapping[str, Any]
-    is_ours: bool
-    tail: str
+# The picture of samples: pixels of a sample and of the gap between two, and how many samples.
+_TILE, _GAP, _MOST_COLUMNS = 128, 4, 8
 
 
 def write(
     folder: Path, results: Mapping[str, Any] | None = None, name: str | None = None,
     base_model: str | None = None,
 ) -> bool:  # fmt: skip
-    """Write the card of a folder that `prune` made; nothing elsewhere.
+    """Write the card of a folder that `prune` made; do nothing in another folder.
 
     Args:
-        results: of `ditprune evaluate`; None where nothing is measured.
-        name: what the model is called in them; by default as the folder.
-        base_model: the dense model's hub id, where known.
+        results: what `ditprune evaluate` found; None if nothing is measured.
+        name: the name of the model in these results; by default the folder's name.
+        base_model: the dense model's hub id, if it is known.
 
     Returns:
-        Whether a card was written: not without a manifest, and not through a link, as in the
-        hub's cache.
+        Whether a card was written. None is written without a manifest, or through a link, as in
+        the hub's cache.
 
     Raises:
         ModelError: a manifest cannot be read.
@@ -71,90 +56,104 @@ def write(
     if not claims or card.is_symlink():
         return False
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    known = _known(text)
-    if text and not known.is_ours:
-        _keep_base(folder, text)
-    if known.is_ours and base_model is None:
-        base_model = known.data.get("base_model")
-    own = _own(results, folder.resolve().name if name is None else name)
-    has_picture = own is not None and write_samples(own[0], own[1]["name"], folder / CARD_PICTURE)
+    front, is_ours = _read_front_matter(text), BEGIN in text
+    if text and not is_ours:
+        _keep_base(folder)
+    if is_ours and base_model is None:
+        base_model = front.get("base_model")
+    model = _model_in(results, folder.resolve().name if name is None else name)
+    has_picture = bool(model) and _write_picture(results, model["name"], folder / CARD_PICTURE)
     if not has_picture:
         (folder / CARD_PICTURE).unlink(missing_ok=True)
     try:
-        body = _body(folder, claims, own, base_model, has_picture)
+        body = _body(folder, claims, base_model, has_picture, _measured(results, model))
     except _MALFORMED as error:
         raise ModelError(
             f"{folder}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
+    tail = text.partition(f"{END}\n")[2] if is_ours else ""
     with write_beside(card) as part:
         part.write_text(
-            f"{_front_matter(known, base_model)}{body}\n{END}\n{known.tail}", encoding="utf-8"
+            f"{_front_matter(front, base_model)}{body}\n{END}\n{tail}", encoding="utf-8"
         )
     return True
 
 
 def _manifests(folder: Path) -> dict[str, Any]:
-    """The manifests by the place of their denoiser; `.` for the folder itself."""
-    places = (folder / MANIFEST, *sorted(folder.glob(f"*/{MANIFEST}")))
+    """The manifests by the subfolder of their denoiser; `.` is the folder itself."""
+    files = (folder / MANIFEST, *sorted(folder.glob(f"*/{MANIFEST}")))
     return {
-        place.parent.relative_to(folder).as_posix(): manifest.read(place.parent)
-        for place in places
-        if place.is_file()
+        file.parent.relative_to(folder).as_posix(): manifest.read(file.parent)
+        for file in files
+        if file.is_file()
     }
 
 
-def _known(text: str) -> _Known:
-    """From a README.md; front matter that is no YAML counts as none, and stays in the base card."""
+def _read_front_matter(text: str) -> Mapping[str, Any]:
+    """The front matter of a README.md; empty if it is no YAML object."""
     import yaml
 
-    found = _FRONT.match(text)
+    match = _FRONT.match(text)
     try:
-        data = yaml.safe_load(found[1]) if found else {}
+        data = yaml.safe_load(match[1]) if match else {}
     except yaml.YAMLError:
         data = {}
-    _, end, tail = text.partition(f"{END}\n")
-    is_ours = BEGIN in text
-    return _Known(data if isinstance(data, dict) else {}, is_ours, tail if end and is_ours else "")
+    return data if isinstance(data, dict) else {}
 
 
-def _keep_base(folder: Path, text: str) -> None:
-    """Put the base model's card where no other file is lost, and where a killed run put it."""
-    number = 1
+def _keep_base(folder: Path) -> None:
+    """Move the base model's card to a free name, or to the one that a killed run gave it."""
+    card, number = (folder / CARD).read_bytes(), 1
     while True:
         file = folder / BASE_CARD.format("" if number == 1 else f".{number}")
         if not file.exists():
             with write_beside(file) as part:
-                part.write_bytes((folder / CARD).read_bytes())
+                part.write_bytes(card)
             return
-        if file.is_file() and file.read_bytes() == (folder / CARD).read_bytes():
+        if file.is_file() and file.read_bytes() == card:
             return
         number += 1
 
 
-def _front_matter(known: _Known, base_model: str | None) -> str:
+def _front_matter(before: Mapping[str, Any], base_model: str | None) -> str:
     import yaml
 
-    before = known.data.get("tags")
-    tags = before if isinstance(before, list) else [before] if isinstance(before, str) else []
-    data = {key: value for key, value in known.data.items() if key not in _NOT_KEPT}
+    given = before.get("tags")
+    tags = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+    data = {key: value for key, value in before.items() if key not in _NOT_KEPT}
     data |= {"library_name": "diffusers", "tags": list(dict.fromkeys([*tags, *_TAGS]))}
     if base_model is not None:
         data["base_model"] = base_model
     return f"---\n{yaml.safe_dump(data, allow_unicode=True, sort_keys=True)}---\n"
 
 
-def _own(
-    results: Mapping[str, Any] | None, name: str
-) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """The results, and this model's part of them; None where it has none."""
+def _model_in(results: Mapping[str, Any] | None, name: str) -> Any:
+    """The pruned model of this name in results; None if it is not there."""
     models = [] if results is None else results["models"][1:]
-    (own, *_) = [one for one in models if one["name"] == name] or [None]
-    return None if own is None or results is None else (results, own)
+    return next((model for model in models if model["name"] == name), None)
+
+
+def _measured(results: Any, model: Any) -> dict[str, Any]:
+    """What the template shows of an evaluation; `model` is None if there is none."""
+    if model is None:
+        return {"model": None}
+    from ditprune.reporting.verdict import judge
+
+    dense, metrics = results["models"][0], results["metrics"]
+    return {
+        "model": model,
+        "dense": dense,
+        "metrics": {key: metric for key, metric in metrics.items() if not metric["unavailable"]},
+        "unavailable": [metric for metric in metrics.values() if metric["unavailable"]],
+        "verdict": judge(model, dense, metrics),
+        "protocol": results["protocol"],
+    }
 
 
 def _body(
-    folder: Path, claims: Mapping[str, Any], own: Any, base_model: str | None, has_picture: bool
-) -> str:
+    folder: Path, claims: Mapping[str, Any], base_model: str | None, has_picture: bool,
+    measured: Mapping[str, Any],
+) -> str:  # fmt: skip
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 
     environment = Environment(
@@ -163,19 +162,18 @@ def _body(
     )  # fmt: skip
     environment.filters.update(words=words, fenced=fenced)
     first = next(iter(claims.values()))
-    totals = [one["totals"] for one in claims.values()]
-    small = any(is_compact(folder / place) for place in claims)
-    share = sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals)
-    made = commands(base_model or "DENSE", "OUT", first, by_file=True)
+    totals = [claim["totals"] for claim in claims.values()]
+    small = any(is_compact(folder / subfolder) for subfolder in claims)
+    lines = repeat_commands(base_model or "DENSE", "OUT", first)
     try:
         return environment.get_template("card.md.j2").render(
             BEGIN=BEGIN,
             claims=claims,
             first=first,
-            share=share,
+            share=sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals),
             base=base_model or first["base"]["model"],
             base_model=base_model,
-            commands="\n".join(one for one in made if one is not None),
+            commands="\n".join(line for line in lines if line is not None),
             is_compact=small,
             imports="import ditprune  # reads the compact weights\n" if small else "",
             is_pipeline=(folder / "model_index.json").is_file(),
@@ -183,32 +181,16 @@ def _body(
             picture=CARD_PICTURE if has_picture else None,
             n=numbers,
             json=lambda value: json.dumps(_cut(value), indent=1, ensure_ascii=False),
-            **_measured(own),
+            **measured,
         )
-    except UndefinedError as error:  # what the template names and the manifest lacks
+    except UndefinedError as error:  # the template names what the manifest lacks
         raise ValueError(str(error)) from None
 
 
-def _measured(own: Any) -> dict[str, Any]:
-    """What the template says of an evaluation; nothing of it where there is none."""
-    if own is None:
-        return {"model": None}
-    results, model = own
-    dense, metrics = results["models"][0], results["metrics"]
-    return {
-        "model": model,
-        "dense": dense,
-        "metrics": {key: one for key, one in metrics.items() if not one["unavailable"]},
-        "unavailable": [one for one in metrics.values() if one["unavailable"]],
-        "verdict": judge(model, dense, metrics),
-        "protocol": results["protocol"],
-    }
-
-
 def _cut(value: Any) -> Any:
-    """The same without most of long lists, such as prompts; the manifest has all."""
+    """The same with long lists cut, such as prompts; the manifest has them in full."""
     if isinstance(value, Mapping):
-        return {key: _cut(one) for key, one in value.items()}
+        return {key: _cut(item) for key, item in value.items()}
     if isinstance(value, list) and len(value) > numbers.MOST_LISTED:
         return [*value[: numbers.MOST_LISTED], f"… ({len(value)} in all)"]
     return value
@@ -225,3 +207,42 @@ def fenced(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _write_picture(results: Any, name: str, file: Path) -> bool:
+    """Write a PNG of same-seed samples, one in each column, the least alike first.
+
+    The dense model's image is above, that of the model `name` below. Returns whether there is a
+    sample to show. Raises OutputError.
+    """
+    from PIL import Image
+
+    dense = results["models"][0]["name"]
+    samples = [s for s in results["gallery"] if {dense, name} <= s["images"].keys()]
+    samples.sort(key=lambda sample: sample["ssim"].get(name) or 0)
+    if not samples:
+        return False
+    columns, step = samples[:_MOST_COLUMNS], _TILE + _GAP
+    sheet = Image.new("RGB", (len(columns) * step - _GAP, 2 * step - _GAP), "white")
+    for column, sample in enumerate(columns):
+        for row, model in enumerate((dense, name)):
+            sheet.paste(_tile(sample["images"][model]), (column * step, row * step))
+    with write_beside(file) as part:
+        sheet.save(part, format="PNG")
+    return True
+
+
+def _tile(uri: str) -> Any:
+    """The image of a data URI, fitted into a square; small images keep sharp pixels."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
+    scale = _TILE / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    tile = Image.new("RGB", (_TILE, _TILE), "white")
+    tile.paste(image.resize((width, height), resample), ((_TILE - width) // 2, 0))
+    return tile

@@ -1,141 +1,156 @@
-"""Command lines that repeat what was done: from a manifest, or from what Python was given."""
+"""Which command lines repeat a run: from its manifest, or from the values that Python was given."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from typing import Any
 
-from ditprune.calibration.sample import Sampling
-from ditprune.errors import RecipeError
-from ditprune.method.choices import flag
-from ditprune.method.recipe import Recipe, from_json
+from ditprune.method.allocation import ALLOCATIONS
+from ditprune.method.distill import REFINEMENTS
+from ditprune.method.granularity import GRANULARITIES
+from ditprune.method.reconstruction import RECONSTRUCTIONS
+from ditprune.method.saliency import SALIENCIES
 from ditprune.writing.output import MANIFEST
 
-# What the commands call the files that pass from one to the next.
+# The file names that the commands use for what one of them writes and the next one reads.
 STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"
 MASK = "mask.safetensors"
-# Fields whose option has another name; of some, each value is an option of its own.
+# Fields whose option has another name, and fields whose option is given once for each value.
 _NAMES = {"names": "metrics", "layers": "include", "pipeline_options": "pipeline_option"}
 _REPEATED = ("layers", "pipeline_options")
-# Every text that is no recipe, or no protocol, whoever wrote it.
-_UNREADABLE = (RecipeError, TypeError, ValueError)
+
+# The words of a recipe in a manifest: those that name a choice, and all of them.
+_CHOICES: dict[str, Any] = {
+    "saliency": SALIENCIES,
+    "granularity": GRANULARITIES,
+    "reconstruction": RECONSTRUCTIONS,
+    "refinement": REFINEMENTS,
+    "allocation": ALLOCATIONS,
+}
+_WORDS = {
+    *_CHOICES,
+    *[
+        "weight_power",
+        "activation_power",
+        "cag_threshold",
+        "sparsity",
+        "pattern",
+        "include",
+        "exclude",
+    ],
+    *["auxiliary", "reconstruction_constants", "refinement_constants", "mask", "packages"],
+    "timestep_weighting",
+}
+# The options of `calibrate` as they stand in a manifest: their types and their defaults.
+CALIBRATE_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "num_samples": (int, 128),
+    "timesteps": (str, "uniform"),
+    "num_inference_steps": (int, None),
+    "guidance_scale": ((int, float), None),
+    "labels": (list, None),
+    "prompts": (list, None),
+    "seed": (int, 0),
+    "batch_size": (int, 16),
+    "height": (int, None),
+    "width": (int, None),
+    "pipeline_options": (Mapping, {}),
+    "num_bins": (int, 10),
+}
+_COUNTS = ("num_samples", "num_inference_steps", "batch_size", "height", "width", "num_bins")
 
 
-def commands(
-    dense: str, out: str, claims: Mapping[str, Any], by_file: bool = False
+def repeat_commands(
+    dense: str, out: str, claims: Mapping[str, Any]
 ) -> tuple[str | None, str | None]:
-    """The `ditprune calibrate` and the `ditprune prune` that make `out` of `dense`.
+    """The `ditprune calibrate` and the `ditprune prune` that make the folder `out` from `dense`.
 
-    Of a model that another one's mask was put onto, that `ditprune mask apply` alone: its recipe
-    is the other's, and would remove other weights here.
+    A model that got its mask from another one has a single command, `ditprune mask apply`: the
+    recipe in its manifest belongs to the other model and would remove other weights here.
 
     Args:
-        claims: of a manifest, its `recipe`, its `statistics` and its `mask`.
-        by_file: give the recipe as `--recipe ditprune.json`, not as flags; so is one that holds
-            constants for which there is no flag.
+        claims: `recipe`, `statistics` and `mask` of a manifest, as plain JSON values.
 
     Returns:
-        None in place of a command that cannot be told: the second where a recipe holds choices
-        that the command line does not know, the first also where the manifest does not say how
-        its statistics were made.
+        None if a command cannot be reconstructed. There is no second command if the recipe holds
+        choices that the command line does not know, and then no first one either. There is no
+        first command if the manifest does not say how the statistics were collected.
     """
     if claims.get("mask"):
         return None, shlex.join(["ditprune", "mask", "apply", dense, MASK, "-o", out])
-    recipe, stats = _recipe(claims.get("recipe")), claims.get("statistics")
-    if recipe is None:
+    recipe, stats = claims.get("recipe"), claims.get("statistics")
+    if not _is_known(recipe):
         return None, None
-    calls = ["--calibration-set", CALLS] if recipe.needs_calls else []
-    made = None if stats is None else _sampling(stats)
-    calibrate, prune = ["ditprune", "calibrate", dense], ["ditprune", "prune", dense, "-o", out]
-    if stats is not None:
-        prune += ["--statistics", STATISTICS]
-    flags = None if by_file else _recipe_flags(recipe)
-    prune += [*calls, *(["--recipe", MANIFEST] if flags is None else flags)]
-    if made is None:
+    calls = ["--calibration-set", CALLS] if _needs_calls(recipe) else []
+    read = [] if stats is None else ["--statistics", STATISTICS]
+    prune = ["ditprune", "prune", dense, "-o", out, *read, *calls, "--recipe", MANIFEST]
+    options = _calibrate_options(stats)
+    if options is None:
         return None, shlex.join(prune)
-    return shlex.join([*calibrate, "-o", STATISTICS, *calls, *made]), shlex.join(prune)
+    calibrate = ["ditprune", "calibrate", dense, "-o", STATISTICS, *calls, *options]
+    return shlex.join(calibrate), shlex.join(prune)
 
 
-def options_of(given: Any, plain: Any) -> Iterator[str]:
-    """The options that make a dataclass of them from its defaults.
+def options_of(given: Any, defaults: Any) -> Iterator[str]:
+    """The options that turn the dataclass `defaults` into `given`, which has the same fields.
 
-    Prompts stand as `prompts.txt`, a file with one in each line.
+    Prompts become `prompts.txt`, a file with one prompt in each line.
     """
-    for field in fields(given):
-        value = getattr(given, field.name)
-        if value == getattr(plain, field.name):
-            continue
-        for text in _texts(field.name, value):
-            yield from (flag(_NAMES.get(field.name, field.name)), text)
+    return _changed(vars(given), vars(defaults))
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if value != defaults.get(name):
+            for text in _texts(name, value):
+                yield from ("--" + _NAMES.get(name, name).replace("_", "-"), text)
 
 
 def _texts(name: str, value: Any) -> list[str]:
-    """What stands after an option, once or each time it is given."""
+    """The values of an option, one for each time that it is given."""
     if name == "prompts":
         return [PROMPTS]
     if name == "max_memory":
         return [f"{Decimal(value) / 1000}KB"]
     if isinstance(value, Mapping):
-        return [f"{key}={json.dumps(one, default=str)}" for key, one in value.items()]
+        return [f"{key}={json.dumps(item, default=str)}" for key, item in value.items()]
     if isinstance(value, (tuple, list)):
-        texts = [str(one) for one in value]
+        texts = [str(item) for item in value]
         return texts if name in _REPEATED else [",".join(texts)]
     return [str(value).removeprefix("torch.")]
 
 
-def _recipe(content: Any) -> Recipe | None:
-    try:
-        return from_json(content, MANIFEST)
-    except _UNREADABLE:
+def _is_known(recipe: Any) -> bool:
+    """Whether the command line knows every word and every choice of a recipe."""
+    if not isinstance(recipe, Mapping) or not {"saliency"} <= recipe.keys() <= _WORDS:
+        return False
+    choices = {word: recipe[word] for word in _CHOICES if word in recipe}
+    if isinstance(recipe.get("pattern"), str) and choices.get("granularity") is None:
+        choices.pop("granularity", None)  # the pattern stands in its place
+    return all(isinstance(name, str) and name in _CHOICES[word] for word, name in choices.items())
+
+
+def _needs_calls(recipe: Mapping[str, Any]) -> bool:
+    """Whether pruning replays calibration calls; `Recipe.needs_calls` says the same."""
+    return (
+        recipe.get("reconstruction", "none") != "none"
+        or recipe.get("refinement", "none") != "none"
+        or recipe.get("allocation") in ("sensitivity", "proxy")
+    )
+
+
+def _calibrate_options(stats: Any) -> list[str] | None:
+    """The options of `calibrate`, from `statistics` of a manifest; None if it does not know all."""
+    protocol = stats.get("protocol") if isinstance(stats, Mapping) else None
+    if not isinstance(protocol, Mapping) or protocol.get("purpose") != "calibration":
         return None
-
-
-def _recipe_flags(recipe: Recipe) -> list[str] | None:
-    """What differs from the defaults; None where something has no flag."""
-    plain = Recipe().to_json() | _constants(recipe.saliency) | _constants(recipe.granularity)
-    for word in ("reconstruction", "refinement"):
-        plain[f"{word}_constants"] = _constants(getattr(recipe, word))
-    flags: list[str] = []
-    for word, value in recipe.to_json().items():
-        if value is not None and value != plain.get(word):
-            if isinstance(value, Mapping):
-                return None
-            flags += _words(word, value)
-    return flags
-
-
-def _constants(choice: Any) -> dict[str, Any]:
-    """The constants that a choice has by default; MISSING for one that must be given."""
-    return {one.name: one.default for one in fields(choice)} if is_dataclass(choice) else {}
-
-
-def _sampling(stats: Mapping[str, Any]) -> list[str] | None:
-    """The flags of `calibrate`, from the `statistics` of a manifest; None where it knows none."""
-    try:
-        protocol = dict(stats["protocol"])
-        known: dict[str, Any] = {
-            word: tuple(value) if isinstance(value, list) else value
-            for word, value in protocol.items()
-            if word in Sampling.__dataclass_fields__
-        }
-        own = Sampling(**known)
-        is_known = bool(known) and own.purpose == Sampling.purpose
-        is_whole = isinstance(own.labels or (), tuple) and isinstance(own.pipeline_options, Mapping)
-        return list(options_of(own, Sampling())) if is_known and is_whole else None
-    except (*_UNREADABLE, KeyError, AttributeError):
+    options = {name: protocol[name] for name in CALIBRATE_OPTIONS if protocol.get(name) is not None}
+    if not all(isinstance(value, CALIBRATE_OPTIONS[name][0]) for name, value in options.items()):
         return None
-
-
-def _words(word: str, value: Any) -> list[str]:
-    """`--word value`, once for each of several; a switch has no value."""
-    if value is True:
-        return [flag(word)]
-    return [part for one in _each(value) for part in (flag(word), f"{one}")]
-
-
-def _each(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    if any(options[name] < 1 for name in _COUNTS if name in options):
+        return None
+    return list(
+        _changed(options, {name: default for name, (_, default) in CALIBRATE_OPTIONS.items()})
+    )

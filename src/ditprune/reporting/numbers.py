@@ -1,4 +1,4 @@
-"""Values as people read them: metrics with their intervals, counts, seconds, shares, lists."""
+"""How are numbers written for people: metrics, counts, sizes, durations, shares and lists?"""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 NONE = "–"
-# Longer lists (prompts, labels) are cut there.
+# Lists longer than this (prompts, labels) are cut.
 MOST_LISTED = 8
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def estimate(one: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> str:
-    """`0.083 [0.070, 0.100]`; without an interval, the value alone."""
-    if one is None:
-        return NONE
-    return " ".join(part for part in (point(one, metric), interval(one, metric)) if part)
+def with_interval(measured: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> str:
+    """`0.083 [0.070, 0.100]`; the value alone if there is no interval."""
+    return " ".join(part for part in (point(measured, metric), brackets(measured, metric)) if part)
 
 
-def point(one: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> str:
+def point(measured: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> str:
     """The value in the metric's digits."""
-    return NONE if one is None else _fixed(one["value"], metric)
+    return NONE if measured is None else _fixed(measured["value"], metric)
 
 
-def interval(one: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> str:
-    """`[0.070, 0.100]`, or nothing where there is none."""
-    if one is None or one["low"] is None or one["high"] is None:
+def brackets(measured: Mapping[str, Any] | None, metric: Mapping[str, Any]) -> str:
+    """`[0.070, 0.100]`, or nothing if there is no interval."""
+    if measured is None or measured["low"] is None or measured["high"] is None:
         return ""
-    return f"[{_fixed(one['low'], metric)}, {_fixed(one['high'], metric)}]"
+    return f"[{_fixed(measured['low'], metric)}, {_fixed(measured['high'], metric)}]"
 
 
 def titled(metric: Mapping[str, Any]) -> str:
-    """The metric's name with its unit, as an axis or a column has it."""
+    """The metric's name with its unit, as the title of an axis or a column."""
     return f"{metric['title']} ({metric['unit']})" if metric["unit"] else str(metric["title"])
 
 
@@ -41,7 +39,7 @@ def direction(metric: Mapping[str, Any]) -> str:
 
 
 def brief(number: float | None, digits: int = 4) -> str:
-    """`0.01234`, to so many digits."""
+    """`0.01234`, with this many significant digits."""
     return NONE if number is None else f"{number:.{digits}g}"
 
 
@@ -56,13 +54,20 @@ def count(number: float | None, unit: str = "") -> str:
 
 
 def size(num_bytes: float | None) -> str:
-    """`11.2 MB`."""
+    """`310 kB`, `11.2 MB`, `23.8 GB`."""
     return count(num_bytes, "B")
 
 
 def seconds(number: float | None) -> str:
     """`0.0123 s`, to three digits."""
     return NONE if number is None else f"{number:.3g} s"
+
+
+def duration(number: float) -> str:
+    """Seconds as `4.2 s`, `42 s`, `3.5 min` or `2.1 h`."""
+    if number < 90:
+        return f"{number:.0f} s" if number >= 9.5 else f"{number:.1f} s"
+    return f"{number / 60:.1f} min" if number < 5400 else f"{number / 3600:.1f} h"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -74,7 +79,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def change(value: float | None, dense: float | None) -> str:
-    """`−47.1 %` against dense; nothing where either is unknown."""
+    """`−47.1 %` against dense; nothing if either is unknown."""
     if value is None or not dense:
         return ""
     share = value / dense - 1
@@ -82,12 +87,12 @@ def change(value: float | None, dense: float | None) -> str:
 
 
 def listed(value: Any) -> str:
-    """`a, b`, `numpy 2.0, torch 2.5`; of a long list its beginning and how many there are."""
+    """`a, b`, `numpy 2.0, torch 2.5`; a long list is cut, with its length at the end."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {listed(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {listed(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         more = f" … ({len(value)} in all)" if len(value) > MOST_LISTED else ""
-        return ", ".join(listed(one) for one in value[:MOST_LISTED]) + more
+        return ", ".join(listed(item) for item in value[:MOST_LISTED]) + more
     return str(value)
 
 

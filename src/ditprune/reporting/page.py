@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.errors import ResultsError
-from ditprune.reporting import gallery, layers, numbers, palette, plots
+from ditprune.reporting import numbers, plots
+from ditprune.reporting.sections import (
+    Sample,
+    heterogeneity_tables,
+    samples_of,
+    sparsity_tables,
+)
 from ditprune.reporting.verdict import headline, judge, num_images_of
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -33,7 +39,7 @@ def render(results: Mapping[str, Any]) -> str:
     names = [model["name"] for model in results["models"][1:]]
     # What stands around the images of a sample is far below a kilobyte for each model.
     around = 1_000 * len(results["gallery"]) * (len(names) + 1)
-    samples = gallery.samples_of(results["gallery"], names, MOST_BYTES - bare - around)
+    samples = samples_of(results["gallery"], names, MOST_BYTES - bare - around)
     page = _filled(context, samples)
     if len(page.encode()) > MOST_BYTES:
         raise ResultsError(
@@ -43,7 +49,7 @@ def render(results: Mapping[str, Any]) -> str:
     return page
 
 
-def _filled(context: Mapping[str, Any], samples: Sequence[gallery.Sample]) -> str:
+def _filled(context: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -57,8 +63,8 @@ def _filled(context: Mapping[str, Any], samples: Sequence[gallery.Sample]) -> st
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         n=numbers,
-        palette=palette,
-        NUM_COLOURS=palette.NUM_COLOURS,
+        palette=plots,
+        NUM_COLOURS=plots.NUM_COLOURS,
     )
 
 
@@ -84,8 +90,8 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "layers": [
             (
                 one["name"],
-                layers.sparsity_tables(one["targets"]),
-                layers.heterogeneity_tables(one["targets"]),
+                sparsity_tables(one["targets"]),
+                heterogeneity_tables(one["targets"]),
             )
             for one in pruned
             if one["targets"]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditprune.reporting.load import DENSE
-from ditprune.reporting.numbers import estimate, point
+from ditprune.reporting.numbers import point, with_interval
 
 VISIBLE_SSIM = 0.9
 VISIBLE_LPIPS = 0.1
@@ -129,7 +129,7 @@ def _likeness(
         one = model["metrics"].get(key)
         if key not in metrics or one is None:
             continue
-        said.append(f"same-seed {metrics[key]['title']} {estimate(one, metrics[key])}")
+        said.append(f"same-seed {metrics[key]['title']} {with_interval(one, metrics[key])}")
         bound = one["high" if key == "ssim" else "low"]
         bound = one["value"] if bound is None else bound
         beyond = bound < limit if key == "ssim" else bound > limit
