@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.denoiser.tokens import counting_tokens
 from ditprune.evaluation.macs import count_macs
-from ditprune.pruning.update.cost import call_cost
+from ditprune.pruning.forecast import row_cost
 from ditprune.runtime.swap import sparsify_
 from ditprune.targets.discover import discover
 
@@ -62,7 +62,7 @@ def test_macs_of_layers_called_by_keyword(denoiser, call) -> None:
 
 
 def test_the_cost_of_layers_called_by_keyword(denoiser, call) -> None:
-    one = call_cost(denoiser.to("meta"), discover(denoiser), call)
+    one = row_cost(denoiser.to("meta"), discover(denoiser), call)
     assert list(one.num_tokens.values()) == [6, 3, 3, 3]  # of one row
 
 

@@ -16,7 +16,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_recipe, read_statistics, statistics_option, target_options
 from ditprune.method.statistics.collected import Statistics, findings
-from ditprune.pruning.forecast import Estimate, estimate
+from ditprune.pruning.forecast import RunForecast, forecast_run
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.outcome import Outcome
 from ditprune.pruning.plan import Plan
@@ -43,7 +43,7 @@ def inspect(
     stats = read_statistics(statistics)
     jobs = open_jobs(folder, stats, recipe)
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
-    expected = estimate(folder, jobs, recipe, here)
+    expected = forecast_run(folder, jobs, recipe, here)
     plans = plan_jobs(jobs, recipe)
     if as_json:
         content = {name: _as_json(plan) for name, plan in plans.items()}
@@ -52,7 +52,7 @@ def inspect(
     else:
         show_plans(plans)
         show_findings(stats or {})
-        show_estimate(expected)
+        show_forecast(expected)
 
 
 def show_findings(stats: Mapping[str, Statistics]) -> None:
@@ -79,7 +79,7 @@ def show_dense(done: Plan | Outcome, prefix: str) -> None:
         )
 
 
-def show_estimate(expected: Estimate) -> None:
+def show_forecast(expected: RunForecast) -> None:
     """What pruning it will take."""
     console.out.print(
         f"pruning it writes {expected.num_bytes:,} bytes and takes about "

@@ -10,12 +10,12 @@ import click
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.inspect import show_dense, show_estimate, show_plans
+from ditprune.cli.inspect import show_dense, show_forecast, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
 from ditprune.cli.update_forecast import show_update_forecast
 from ditprune.denoiser.placement import parse_size, placement
 from ditprune.method.recipe import Recipe
-from ditprune.pruning.forecast import estimate
+from ditprune.pruning.forecast import forecast_run
 from ditprune.pruning.job import num_bytes, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable, prune_checkpoint
 from ditprune.pruning.outcome import Outcome
@@ -63,9 +63,9 @@ def prune(
         jobs = open_jobs(folder, stats, recipe)
         size_bytes = missing_bytes(out, num_bytes(folder, jobs))
         check_folder(out, folder.root, size_bytes, overwrite)
-        expected = estimate(folder, jobs, recipe, existing_parent(out.resolve()))
+        expected = forecast_run(folder, jobs, recipe, existing_parent(out.resolve()))
         show_plans(plan_jobs(jobs, recipe))
-        show_estimate(expected)
+        show_forecast(expected)
         if source is not None:
             for job in jobs:
                 show_update_forecast(folder, job, recipe, source, console.prefix(job.name, jobs))

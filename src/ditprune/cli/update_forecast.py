@@ -12,8 +12,8 @@ from ditprune.cli import console
 from ditprune.denoiser.rows import num_rows
 from ditprune.errors import ModelError
 from ditprune.method.recipe import Recipe
+from ditprune.pruning.forecast import UpdateForecast, forecast_updates, measured_rate, row_cost
 from ditprune.pruning.job import Job
-from ditprune.pruning.update.cost import Cost, call_cost, cost, measured_rate
 from ditprune.pruning.update.folder import Source, calls_of
 from ditprune.reporting import numbers
 
@@ -31,12 +31,12 @@ def show_update_forecast(
         first, total = first or call, total + num_rows(call)
     assert first is not None  # as `check_source` has seen
     try:
-        one = call_cost(skeleton(model.denoisers[job.name]), targets, first)
+        one = row_cost(skeleton(model.denoisers[job.name]), targets, first)
     except ModelError as error:
         console.out.print(f"{prefix}{error}", markup=False)
         return
     size, most = job.selection.num_parameters, source.max_gram_bytes
-    expected = cost(targets, recipe, one, total, size, most)
+    expected = forecast_updates(targets, recipe, one, total, size, most)
     console.out.print(
         f"{prefix}before that it updates the weights of the loaded denoiser, from {total:,} rows "
         f"of calls; Grams take {expected.num_passes} passes over them\n"
@@ -46,7 +46,7 @@ def show_update_forecast(
         markup=False,
     )
     for words, other in _cheaper(recipe).items():
-        less = cost(targets, other, one, total, size, most)
+        less = forecast_updates(targets, other, one, total, size, most)
         console.out.print(
             f"{prefix}  with {words}: {numbers.size(less.peak_bytes)}; {_on_gpu(less)}",
             markup=False,
@@ -66,13 +66,13 @@ def _cheaper(recipe: Recipe) -> dict[str, Recipe]:
     return found
 
 
-def _on_gpu(expected: Cost) -> str:
+def _on_gpu(expected: UpdateForecast) -> str:
     if torch.cuda.is_available():
         return _times(expected, "this GPU", measured_rate("cuda"), "measured")
     return _times(expected, "one GPU", _ASSUMED_RATE, "assumed, for there is none here")
 
 
-def _times(expected: Cost, where: str, rate: float, how: str) -> str:
+def _times(expected: UpdateForecast, where: str, rate: float, how: str) -> str:
     stages = ", ".join(
         f"{name} {numbers.duration(value / rate)}"
         for name, value in expected.num_operations.items()

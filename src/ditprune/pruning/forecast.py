@@ -1,4 +1,10 @@
-"""What a run will take, from a short sample of it: bytes, memory, seconds."""
+"""What a run will take, before it begins: bytes, memory and time.
+
+`forecast_run` prunes for two seconds and scales that up. `forecast_updates` counts what updating
+weights takes from shapes: one calibration call runs on the meta device, where operations are
+counted and nothing is computed. That gives the order of magnitude only: mask selection and data
+transfer are not counted.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +16,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from ditprune.calibration.grams import gram_bytes, stages
+from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
+from ditprune.denoiser.replay import run_call
+from ditprune.denoiser.rows import num_rows
+from ditprune.denoiser.tokens import counting_tokens
+from ditprune.errors import ModelError
 from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import CHUNK_WEIGHTS
 from ditprune.method.recipe import Recipe
+from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.saliency.power import Magnitude
 from ditprune.pruning.job import Job, num_bytes
 from ditprune.pruning.loop import prune_weight_
 from ditprune.pruning.plan import can_score
+from ditprune.pruning.update.budgets import LEVELS
+from ditprune.pruning.update.update import NUM_MEASURING_ROWS, gram_limit
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
@@ -33,7 +51,7 @@ _NOT_ROWWISE = 4  # results in memory at once where a saliency looks at the whol
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunForecast:
     """Of a whole run of `ditprune prune`.
 
     Args:
@@ -47,7 +65,9 @@ class Estimate:
     seconds: float
 
 
-def estimate(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, place: Path) -> Estimate:
+def forecast_run(
+    model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, place: Path
+) -> RunForecast:
     """What pruning into a folder below `place` will take; nothing stays there.
 
     To be called first: what the process has taken so far counts as what every run takes to begin.
@@ -56,7 +76,7 @@ def estimate(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, place: Pat
     total = num_bytes(model, jobs)
     seconds = total * _seconds_per_byte(jobs, recipe, place)
     work_bytes = max(_work_bytes(job, recipe) for job in jobs)
-    return Estimate(total, own_bytes + work_bytes, start_s + seconds)
+    return RunForecast(total, own_bytes + work_bytes, start_s + seconds)
 
 
 def _work_bytes(job: Job, recipe: Recipe) -> int:
@@ -130,3 +150,138 @@ def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
 
 def _by_tensor(job: Job) -> Mapping[str, Target]:
     return {f"{name}.weight": target for name, target in job.selection.targets.items()}
+
+
+_FLOAT = 4
+_SIDE, _NUM_PRODUCTS = 1024, 8
+_BACKWARD = 2  # times the arithmetic of a forward pass
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """What one row of a denoiser call is.
+
+    Args:
+        num_operations: floating-point operations of a forward pass, a product and a sum being two.
+        num_tokens: by target, tokens that reach it.
+    """
+
+    num_operations: float
+    num_tokens: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class UpdateForecast:
+    """Of a recipe.
+
+    Args:
+        num_operations: by stage.
+        num_passes: over the calibration calls, for Grams.
+        peak_bytes: of weights, Grams and what training keeps, without activations.
+    """
+
+    num_operations: Mapping[str, float]
+    num_passes: int
+    peak_bytes: int
+
+
+def row_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) -> RowCost:
+    """Of one row of a call, on a denoiser without weights.
+
+    Raises ModelError where its forward looks at numbers.
+    """
+    rows, layers = num_rows(call), {name: skeleton.get_submodule(name) for name in targets}
+    counter = FlopCounterMode(display=False)
+    try:
+        with counting_tokens(layers) as counts, counter:
+            run_call(skeleton, call.map(_without_data))
+    except Exception as error:  # a class raises what it likes where it wants to see numbers
+        raise ModelError(
+            f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what updating "
+            "takes is not known before"
+        ) from None
+    num_tokens = {name: sum(own) / rows for name, own in counts.items()}
+    return RowCost(counter.get_total_flops() / rows, num_tokens)
+
+
+def measured_rate(device: str = "cpu") -> float:
+    """Operations a second of float32 matrix products on this device, the best of some."""
+    left, right = torch.rand(2, _SIDE, _SIDE, device=device)
+    best = 0.0
+    for _ in range(_NUM_PRODUCTS):
+        begin = time.perf_counter()
+        (left @ right).sum().item()
+        best = max(best, 2.0 * _SIDE**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _without_data(leaf: Any) -> Any:
+    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+
+def forecast_updates(
+    targets: Mapping[str, Target], recipe: Recipe, one: RowCost, num_rows: int,
+    num_parameters: int, max_gram_bytes: int | None = None,
+) -> UpdateForecast:  # fmt: skip
+    """What a recipe takes with so many rows of calibration calls.
+
+    Raises RecipeError for `max_gram_bytes` where it collects no Grams.
+    """
+    measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
+    cut = stages(targets, recipe.packages, gram_limit(recipe, max_gram_bytes))
+    passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
+    once = sum(_operations(target, recipe) for target in targets.values())
+    work = {
+        "Grams": passes * num_rows * one.num_operations
+        + (passes / len(cut)) * num_rows * _gram_operations(targets, one),
+        "budgets": _budget_operations(len(targets), once, recipe, one),
+        "layers": once * (2 if recipe.mask == "refinement" else 1),
+        "refinement": _training_operations(recipe, one, num_rows),
+    }
+    num_weights = sum(target.num_weights for target in targets.values())
+    largest = max(sum(gram_bytes(targets[name]) for name in names) for names in cut)
+    copies = _copies(recipe)
+    peak = _FLOAT * num_parameters * (2 if trains else 1) + copies * num_weights
+    return UpdateForecast(
+        {name: value for name, value in work.items() if value},
+        passes,
+        peak + (largest if recipe.needs_grams else 0),
+    )
+
+
+def _copies(recipe: Recipe) -> int:
+    """Bytes for each target weight beside the denoiser's own: results with their masks, and in
+    training gradients, Adam's two means, the weights before and the masks as numbers.
+    """
+    results = (_FLOAT + 1) * (2 if recipe.mask == "refinement" else 1)
+    return results + (5 * _FLOAT if recipe.refinement is not None else 0)
+
+
+def _operations(target: Target, recipe: Recipe) -> float:
+    """Of one reconstruction: products with the Gram, its factor and its inverse."""
+    if not recipe.reconstruction.needs:
+        return 0.0
+    num_out, num_in = target.shape
+    product = 2.0 * num_out * num_in**2
+    method = recipe.reconstruction
+    if isinstance(method, ADMM):
+        return num_in**3 + product * (method.num_steps + method.num_support_steps + 4)
+    return num_in**3 + 1.5 * product
+
+
+def _gram_operations(targets: Mapping[str, Target], one: RowCost) -> float:
+    return sum(2.0 * one.num_tokens[name] * t.shape[1] ** 2 for name, t in targets.items())
+
+
+def _budget_operations(num_targets: int, once: float, recipe: Recipe, one: RowCost) -> float:
+    rows = NUM_MEASURING_ROWS * one.num_operations
+    if recipe.allocation == "sensitivity":
+        return len(LEVELS) * (once + num_targets * rows)
+    return len(LEVELS) * once + (1 + _BACKWARD) * rows if recipe.allocation == "proxy" else 0.0
+
+
+def _training_operations(recipe: Recipe, one: RowCost, num_rows: int) -> float:
+    if recipe.refinement is None:
+        return 0.0
+    rows = recipe.refinement.num_steps * min(recipe.refinement.batch_size, num_rows)
+    return rows * (2 + _BACKWARD) * one.num_operations

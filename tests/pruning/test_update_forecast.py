@@ -11,7 +11,7 @@ from ditprune.calls import Call
 from ditprune.errors import ModelError
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import build
-from ditprune.pruning.update.cost import call_cost, cost
+from ditprune.pruning.forecast import forecast_updates, row_cost
 from ditprune.targets.discover import discover
 
 
@@ -41,22 +41,22 @@ def pixart_call(batch: int = 2) -> Call:
 
 def test_a_row_costs_what_its_linears_and_its_attention_cost(pixart) -> None:
     """By hand: 28 blocks of width 1152, 4,096 image tokens, 300 of text."""
-    one = call_cost(pixart, discover(pixart), pixart_call())
+    one = row_cost(pixart, discover(pixart), pixart_call())
     image, text, width = 4096, 300, 1152
     linears = image * (6 * width**2 + 8 * width**2) + text * 2 * width**2
     attention = 2 * image * image * width + 2 * image * text * width
     assert one.num_operations == pytest.approx(2 * 28 * (linears + attention), rel=0.02)
     assert one.num_tokens["transformer_blocks.3.attn1.to_q"] == image
     assert one.num_tokens["transformer_blocks.3.attn2.to_k"] == text
-    assert one.num_operations == call_cost(pixart, discover(pixart), pixart_call(4)).num_operations
+    assert one.num_operations == row_cost(pixart, discover(pixart), pixart_call(4)).num_operations
 
 
 def test_every_stage_is_counted_where_the_recipe_has_it(pixart) -> None:
     targets = discover(pixart)
-    one = call_cost(pixart, targets, pixart_call())
+    one = row_cost(pixart, targets, pixart_call())
 
     def stages(**words: object) -> dict[str, float]:
-        return dict(cost(targets, build(**words), one, 256, 610_000_000).num_operations)
+        return dict(forecast_updates(targets, build(**words), one, 256, 610_000_000).num_operations)
 
     assert stages() == {}
     assert stages(reconstruction="obs").keys() == {"Grams", "layers"}
@@ -102,20 +102,22 @@ def test_the_forecast_counts_the_passes_of_the_run(
         **words,
     )
     targets, recipe = discover(denoiser), build(**words)
-    one = call_cost(tiny_dit().to("meta"), targets, calls[0])
-    assert cost(targets, recipe, one, 8, 0, max_gram_bytes).num_passes == len(passes) > 0
+    one = row_cost(tiny_dit().to("meta"), targets, calls[0])
+    assert (
+        forecast_updates(targets, recipe, one, 8, 0, max_gram_bytes).num_passes == len(passes) > 0
+    )
     assert recipe.needs_grams
 
 
 def test_memory_is_that_of_the_copies_that_are_kept(pixart) -> None:
     targets, size = discover(pixart), 610_000_000
-    one = call_cost(pixart, targets, pixart_call())
+    one = row_cost(pixart, targets, pixart_call())
     num_weights = sum(target.num_weights for target in targets.values())
-    plain = cost(targets, build(allocation="sensitivity"), one, 256, size)
+    plain = forecast_updates(targets, build(allocation="sensitivity"), one, 256, size)
     assert plain.peak_bytes == 4 * size + 5 * num_weights
-    grams = cost(targets, build(reconstruction="admm"), one, 256, size)
+    grams = forecast_updates(targets, build(reconstruction="admm"), one, 256, size)
     assert 0 < grams.peak_bytes - plain.peak_bytes <= 4_000_000_000
-    best = cost(targets, build(preset="best"), one, 256, size)
+    best = forecast_updates(targets, build(preset="best"), one, 256, size)
     assert best.peak_bytes - grams.peak_bytes == 4 * size + 25 * num_weights
 
 
@@ -127,4 +129,4 @@ def test_a_class_that_looks_at_numbers_is_said() -> None:
     with torch.device("meta"):
         denoiser = Looks()
     with pytest.raises(ModelError, match="Looks cannot run without numbers"):
-        call_cost(denoiser, {}, Call((torch.zeros(1, 2),)))
+        row_cost(denoiser, {}, Call((torch.zeros(1, 2),)))
