@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 from testbeds import scenes
 
 from .settings import PARAPHRASES, TEXT_LENGTH, Settings
-from .text import new_clip_tokenizer, new_t5_tokenizer, token_ids
+from .text import WordTable, new_clip_tokenizer, new_t5_tokenizer
 
 CHUNK = 512  # scenes that a worker draws at a time
 RENDERED = 64  # scenes rendered together: what they need fits a core's cache
@@ -57,6 +56,7 @@ def _make(folder: Path, settings: Settings) -> None:
     parts = [(folder, first, min(first + CHUNK, number)) for first in range(0, number, CHUNK)]
     if settings.workers > 1:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        _tables()
         # Forked before the first tensor is made, so that no thread is lost in the children.
         with multiprocessing.get_context("fork").Pool(settings.workers, _one_thread) as pool:
             for _ in pool.imap_unordered(_fill, parts):
@@ -82,15 +82,16 @@ def _fill(part: tuple[Path, int, int]) -> None:
         images = scenes.render(some, list(seeds))
         files["images"][seeds.start : seeds.stop] = images.numpy()
     texts = [caption for index, one in enumerate(drawn, first) for caption in _texts(one, index)]
-    for name, tokenizer in _tokenizers().items():
-        ids = token_ids(tokenizer, texts)
+    for name, table in _tables().items():
+        ids = table.ids(texts)
         files[name][first:last] = ids.view(last - first, PARAPHRASES, TEXT_LENGTH).numpy()
 
 
 @cache
-def _tokenizers() -> dict[str, T5TokenizerFast | CLIPTokenizer]:
+def _tables() -> dict[str, WordTable]:
     words = scenes.VOCABULARY
-    return {"t5": new_t5_tokenizer(words), "clip": new_clip_tokenizer(words)}
+    makers = {"t5": new_t5_tokenizer, "clip": new_clip_tokenizer}
+    return {name: WordTable(new(words), words) for name, new in makers.items()}
 
 
 def _texts(one: scenes.Scene, index: int) -> list[str]:

@@ -102,8 +102,7 @@ def train_flux(settings: Settings) -> dict[str, float]:
     transformer = new_transformer(settings.size).to(device)
     clip = new_clip(clip_tokenizer, settings.size).to(device)
     run = Run("flux", {"transformer": transformer, "text_encoder": clip}, settings)
-    float_residual(transformer.x_embedder)
-    float_residual(transformer.context_embedder)
+    float_residual(transformer.x_embedder, transformer.context_embedder)
     if settings.compile:
         compile_blocks(transformer)
     empty = [token_ids(t, [""]).to(device) for t in (clip_tokenizer, t5_tokenizer)]

@@ -54,16 +54,18 @@ def compile_blocks(transformer: nn.Module) -> None:
         block.compile(dynamic=False)
 
 
-def float_residual(embedder: nn.Module) -> None:
+def float_residual(*embedders: nn.Module) -> None:
     """Keep the stream of a transformer in float32 under autocast.
 
-    The timestep, which is cast to the stream's type, is exact then, as it is in drawing.
+    The timestep, which is cast to the stream's type, is exact then, as it is in drawing. The
+    stream is contiguous, so that a compiled first block is the same as the others.
     """
 
     def to_float(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.float()
+        return output.float().contiguous()
 
-    embedder.register_forward_hook(to_float)
+    for embedder in embedders:
+        embedder.register_forward_hook(to_float)
 
 
 def write_folder(

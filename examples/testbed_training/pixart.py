@@ -89,7 +89,7 @@ def train_pixart(settings: Settings) -> dict[str, float]:
     transformer = new_transformer(settings.size).to(device)
     text_encoder = new_t5(len(tokenizer), settings.size).to(device)
     run = Run("pixart", {"transformer": transformer, "text_encoder": text_encoder}, settings)
-    float_residual(transformer.pos_embed.proj)
+    float_residual(transformer.pos_embed.proj, transformer.pos_embed)
     if settings.compile:
         compile_blocks(transformer)
     signal = scheduler.alphas_cumprod.to(device)

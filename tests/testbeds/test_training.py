@@ -150,6 +150,10 @@ def test_a_white_latent_decodes_to_the_same_picture(settings: Settings) -> None:
 
 def test_every_word_is_one_token() -> None:
     t5, clip = (new(scenes.VOCABULARY) for new in (text.new_t5_tokenizer, text.new_clip_tokenizer))
+    tables = [text.WordTable(tokenizer, scenes.VOCABULARY) for tokenizer in (t5, clip)]
+    for tokenizer, table in zip((t5, clip), tables, strict=True):
+        told = ["", *(c for i in range(50) for c in scenes.captions(scenes.scene(i, "train")))]
+        assert torch.equal(table.ids(told), text.token_ids(tokenizer, told))
     for index in range(50):
         for caption in scenes.captions(scenes.scene(index, "train")):
             length = len(caption.split())
