@@ -37,15 +37,15 @@ def test_what_is_drawn_is_read(held_out: list[Scene]) -> None:
 
 
 def test_noise_hides_little(held_out: list[Scene]) -> None:
-    clean = _pictures(held_out)
+    clean = _pictures(held_out[:100])
     noisy = (clean + 4 * torch.randn(clean.shape)).round().clamp(0, 255).to(torch.uint8)
-    scores = judge(noisy, [captions(one)[0] for one in held_out])
+    scores = judge(noisy, [captions(one)[0] for one in held_out[:100]])
     assert scores["all"].mean() >= 0.97
 
 
 def test_other_captions_are_not_true(held_out: list[Scene]) -> None:
-    others = [captions(one)[0] for one in held_out[1:] + held_out[:1]]
-    assert judge(_pictures(held_out), others)["all"].mean() < 0.01
+    others = [captions(one)[0] for one in held_out[1:51]]
+    assert judge(_pictures(held_out[:50]), others)["all"].sum() == 0
 
 
 WRONG = {
@@ -103,15 +103,15 @@ def test_an_empty_picture_holds_nothing() -> None:
     assert math.isnan(scores["relation"][0])
 
 
-def test_features_tell_whole_objects_from_cut_ones(held_out: list[Scene]) -> None:
+def test_features_tell_sharp_pictures_from_coarse_ones(held_out: list[Scene]) -> None:
     first, second = (_pictures(part) for part in (held_out[:150], held_out[150:]))
-    rolled = torch.roll(first, 32, 1)  # cuts many objects in two
+    coarse = first[:, 2::4, 2::4].repeat_interleave(4, 1).repeat_interleave(4, 2)
     reference = features(first)
     assert reference.shape == (150, 96)
     assert reference.dtype == torch.float32
+    moments = frechet.moments_of(reference)
     near, far = (
-        frechet.compute(frechet.moments_of(reference), frechet.moments_of(features(pictures)))
-        for pictures in (second, rolled)
+        frechet.compute(moments, features(pictures)).value for pictures in (second, coarse)
     )
     assert near < far
 
