@@ -17,9 +17,10 @@ from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.metrics.clip_score import MODEL as CLIP
 from ditprune.evaluation.protocol import EXTRACTORS, Measures
 from ditprune.method.allocation import ALLOCATIONS
+from ditprune.method.choices import PRESETS
 from ditprune.method.distill import REFINEMENTS
 from ditprune.method.granularity import GRANULARITIES
-from ditprune.method.recipe import MASKS, PRESETS, Recipe, build, from_json
+from ditprune.method.recipe import MASKS, Recipe, build, from_json
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
 from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS, Statistics
@@ -55,7 +56,7 @@ _RECIPE: tuple[Decorator, ...] = (
     click.option("--pattern", metavar="N:M", help="keep N of every M weights, as in 2:4"),
     click.option("--weight-power", type=float, help="exponent of |W|"),
     click.option("--activation-power", type=float, help="exponent of the input norm"),
-    click.option("--cag-threshold", type=float, help="[default: 0.1] G_out from which a target is compared per channel"),
+    click.option("--cag-threshold", type=float, help="[default: 0.1] per channel from this G_out"),
     click.option("--preset", metavar="NAME", help=f"[default: paper] {', '.join(PRESETS)}"),
     click.option(
         "--reconstruction", metavar="NAME", help=f"[default: none] {', '.join(RECONSTRUCTIONS)}"

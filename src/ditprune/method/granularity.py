@@ -113,14 +113,18 @@ class CAG:
     name: ClassVar[str] = "cag"
 
     def __post_init__(self) -> None:
-        given = self.cag_threshold
-        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not (is_number and 0 <= given <= sys.float_info.max):
-            raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up")
+        check_threshold(self.cag_threshold)
 
     def choose(self, g_out: float) -> PerLayer | PerChannel:
         """The comparison groups of one target."""
         return PerChannel() if g_out >= self.cag_threshold else PerLayer()
+
+
+def check_threshold(given: Any) -> None:
+    """Raises RecipeError for a threshold that is no finite number from 0 up."""
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not (is_number and 0 <= given <= sys.float_info.max):
+        raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up")
 
 
 GRANULARITIES: dict[str, Any] = {"layer": PerLayer, "channel": PerChannel, "cag": CAG}
