@@ -11,8 +11,13 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError
-from ditprune.method.reconstruction.layer import Choice, LayerResult, best_rows, row_errors
-from ditprune.method.reconstruction.normalised import normalise
+from ditprune.method.reconstruction.layer import (
+    Choice,
+    LayerResult,
+    best_rows,
+    normalise,
+    row_errors,
+)
 from ditprune.method.statistics.gram import Gram
 
 _SMALLEST = torch.finfo(torch.float32).tiny
