@@ -1,6 +1,6 @@
-"""WHO COMPETES: a regrouping of a layer's scores [C_out, C_in] into groups [G, K].
+"""WHO COMPETES: into which groups [G, K] are a layer's scores [C_out, C_in] divided?
 
-Selection is not made here: `masks.py` keeps the k best of each group, whatever the groups are.
+`masks.py` then keeps the k best of each group, whatever the groups are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ditprune.errors import RecipeError
 
 
 class Share:
-    """Groups whose kept count follows from the sparsity asked for."""
+    """Groups whose number of kept weights follows from the sparsity."""
 
     def num_keep(self, group_size: int, sparsity: float | None) -> int:
         """How many weights of a group stay: all but round(sparsity · group_size)."""
@@ -82,7 +82,7 @@ class NM:
         return num_out * num_in // self.of, self.of
 
     def num_keep(self, group_size: int, sparsity: float | None) -> int:
-        """How many weights of a group stay; the pattern alone says."""
+        """How many weights of a group stay; the pattern fixes it."""
         return self.keep
 
 
