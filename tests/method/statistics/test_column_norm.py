@@ -145,7 +145,7 @@ def test_bins_are_kept_apart_and_add_up(same_bits) -> None:
     same_bits(state.sum_squares[1], torch.zeros(4, dtype=torch.float64))
     for index, tokens in ((0, inputs[10:15]), (2, torch.cat([inputs[:10], inputs[15:]]))):
         expected = tokens.double().square().sum(0)
-        torch.testing.assert_close(state.sum_squares[place], expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(state.sum_squares[index], expected, rtol=1e-6, atol=0)
     expected = inputs.double().square().sum(0).sqrt().float()
     torch.testing.assert_close(column_norm.finish(state), expected, rtol=1e-6, atol=0)
 
