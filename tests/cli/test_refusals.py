@@ -57,7 +57,7 @@ def test_a_wrong_command_line(args, match, refused) -> None:
         (["--pattern", "2:4", "--sparsity", "0.5"], "exclude each other"),
         (["--pattern", "2:4", "--granularity", "layer"], "exclude each other"),
         (["--pattern", "2:4", "--cag-threshold", "1"], "exclude each other"),
-        (["--cag-threshold", "often"], "--cag-threshold often: expected a number .* or 'auto'"),
+        (["--cag-threshold", "often"], "--cag-threshold.*often"),
         (["--cag-threshold", "nan"], "--cag-threshold nan"),
         (["--granularity", "layer", "--cag-threshold", "1"], "--cag-threshold does not apply"),
         (["--saliency", "wanda", "--weight-power", "2"], "--weight-power does not apply"),

@@ -29,7 +29,7 @@ FORMULAS: list[tuple[Any, Callable[[Tensor, Tensor], Tensor]]] = [
     (Magnitude(), lambda w, x: w.abs()),
     (Wanda(), lambda w, x: w.abs() * x),
     (STW(), lambda w, x: w.abs() ** 2 * x),
-    (STW(3, 2), lambda w, x: w.abs() ** 3 * x**2),
+    (Power(3, 2), lambda w, x: w.abs() ** 3 * x**2),
     (Power(0.5, 1), lambda w, x: w.abs() ** 0.5 * x),
     (Power(1.5, 0.7), lambda w, x: w.abs() ** 1.5 * x**0.7),
     (Power(0, 1), lambda w, x: torch.ones_like(w) * x),
@@ -56,8 +56,8 @@ def test_scores_are_the_formula_in_float32(saliency: Any, formula: Any, dtype: t
 def test_stw_with_other_powers_is_magnitude_and_wanda(dtype: torch.dtype, same_bits) -> None:
     weight, norm = draw()
     weight = weight.to(dtype)
-    same_bits(STW(1, 0)(weight, None), Magnitude()(weight, None))
-    same_bits(STW(1, 1)(weight, norm), Wanda()(weight, norm))
+    same_bits(Power(1, 0)(weight, None), Magnitude()(weight, None))
+    same_bits(Power(1, 1)(weight, norm), Wanda()(weight, norm))
     same_bits(Power(2, 1)(weight, norm), STW()(weight, norm))
 
 

@@ -15,8 +15,8 @@ from ditprune.method.recipe import Recipe, build, from_json
 from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
 from ditprune.method.saliency.ria import RIA
 
-SALIENCIES = [Magnitude(), Wanda(), STW(), STW(3, 0.5), Power(0.5, 1), RIA(), RIA(0.7)]
-GRANULARITIES = [PerLayer(), PerChannel(), CAG(), CAG(0.05), CAG("auto")]
+SALIENCIES = [Magnitude(), Wanda(), STW(), Power(3, 0.5), Power(0.5, 1), RIA(), RIA(0.7)]
+GRANULARITIES = [PerLayer(), PerChannel(), CAG(), CAG(0.05), CAG(7)]
 
 
 def through_json(recipe: Recipe) -> Recipe:
@@ -24,7 +24,7 @@ def through_json(recipe: Recipe) -> Recipe:
 
 
 def test_the_default_is_the_papers_method_at_half() -> None:
-    assert build() == Recipe() == Recipe(STW(2, 1), CAG(), 0.5, (), ())
+    assert build() == Recipe() == Recipe(STW(), CAG(), 0.5, (), ())
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=repr)
@@ -59,10 +59,9 @@ def test_words_and_objects_say_the_same() -> None:
     assert build(saliency="power", weight_power=3, activation_power=0) == build(
         saliency=Power(3, 0)
     )
-    assert build(saliency="stw", weight_power=3) == build(saliency=STW(3, 1))
+    assert build(saliency="stw", weight_power=2, activation_power=1.0) == build(saliency=STW())
     assert build(saliency="ria", activation_power=1) == build(saliency=RIA(1))
-    assert build(cag_threshold="0.7") == build(granularity=CAG(0.7))
-    assert build(cag_threshold="auto") == build(granularity=CAG("auto"))
+    assert build(cag_threshold=0.7) == build(granularity=CAG(0.7))
     assert build(pattern="2:4") == build(pattern=NM(2, 4))
     assert build(include="*.a") == build(include=["*.a"])
 
@@ -108,6 +107,12 @@ REFUSALS = [
     ({"saliency": "wanda", "weight_power": 2}, "--weight-power does not apply to --saliency wanda"),
     ({"saliency": "magnitude", "activation_power": 1}, "--activation-power does not apply to"),
     ({"saliency": "ria", "weight_power": 1}, "--weight-power does not apply to --saliency ria"),
+    ({"saliency": "stw", "weight_power": 3}, "pass --saliency power with both exponents"),
+    ({"weight_power": 3}, "--weight-power does not apply to --saliency stw, whose exponents are"),
+    ({"timestep_weighting": "log-increase"}, "did you mean 'log-decrease'?"),
+    ({"reconstruction": "admm", "reconstruction_constants": [1]}, "expected a mapping of numbers"),
+    ({"reconstruction": "admm", "reconstruction_constants": {"damping": "x"}}, "constants {"),
+    ({"sparsty": 0.5}, "'sparsty' is no word of a recipe; did you mean 'sparsity'?"),
     ({"saliency": STW(), "weight_power": 2}, "already has its constants"),
     ({"weight_power": -1}, "--weight-power -1: expected a power from 0 to 16"),
     ({"weight_power": math.nan}, "--weight-power nan: expected a power"),
@@ -116,8 +121,10 @@ REFUSALS = [
     ({"activation_power": 17}, "--activation-power 17: expected a power"),
     ({"granularity": "layer", "cag_threshold": 1}, "--cag-threshold does not apply to"),
     ({"granularity": CAG(), "cag_threshold": 1}, "already has its constants"),
-    ({"cag_threshold": -1}, "--cag-threshold -1: expected a number from 0 up, or 'auto'"),
+    ({"cag_threshold": -1}, "--cag-threshold -1: expected a number from 0 up"),
     ({"cag_threshold": math.nan}, "--cag-threshold nan: expected"),
+    ({"cag_threshold": 10**400}, "expected a number from 0 up"),
+    ({"cag_threshold": "auto"}, "--cag-threshold auto: expected a number from 0 up"),
     ({"cag_threshold": "atuo"}, "--cag-threshold atuo: expected"),
     ({"include": [3]}, "--include [3]: expected globs"),
     ({"exclude": ["*.a", None]}, "--exclude ['*.a', None]: expected globs"),
@@ -132,6 +139,35 @@ def test_what_cannot_be_used_is_refused(words: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
         build(**words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"sparsity": 1}, "--sparsity 1: expected"),
+        ({"sparsity": None}, "--sparsity None: expected"),
+        ({"granularity": NM(2, 4)}, "--sparsity and --pattern exclude each other"),
+        ({"saliency": "stw"}, "--saliency 'stw': expected"),
+        ({"reconstruction": None}, "--reconstruction None: expected"),
+        ({"refinement": 3}, "--refinement 3: expected"),
+        ({"mask": "reconstruction"}, "--mask reconstruction needs a reconstruction"),
+        ({"allocation": "even"}, "--allocation 'even' is unknown"),
+        ({"packages": 0}, "--packages 0: expected"),
+        ({"auxiliary": 1}, "--auxiliary 1: expected true or false"),
+    ],
+)
+def test_a_recipe_made_by_hand_is_checked_too(words: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        Recipe(**words)
+
+
+def test_a_finished_recipe_stands_alone() -> None:
+    recipe = build(sparsity=0.3)
+    assert build(recipe) is recipe
+    assert build(recipe, sparsity=None) is recipe
+    for given, words in [(recipe, {"sparsity": 0.3}), ("stw", {})]:
+        with pytest.raises(RecipeError, match="expected a Recipe alone, or words by name"):
+            build(given, **words)
 
 
 @pytest.mark.parametrize("content", [[], "stw", 3, None, [{"saliency": "stw"}]])

@@ -33,7 +33,7 @@ def test_the_names_are_those_of_the_command_line() -> None:
 
 
 def test_only_what_reads_activations_needs_them() -> None:
-    assert Magnitude().needs == Power(2, 0).needs == STW(1, 0).needs == frozenset()
+    assert Magnitude().needs == Power(2, 0).needs == frozenset()
     for name in ("wanda", "stw", "ria"):
         assert SALIENCIES[name]().needs == {ColumnNorm}
 

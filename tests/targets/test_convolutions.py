@@ -65,7 +65,7 @@ def stats() -> ditprune.Statistics:
 
 
 @pytest.fixture(
-    params=[{}, {"pattern": "2:4"}, {"granularity": "channel"}, {"cag_threshold": "auto"}], ids=str
+    params=[{}, {"pattern": "2:4"}, {"granularity": "channel"}, {"cag_threshold": 0.02}], ids=str
 )
 def pruned(request, stats, tmp_path) -> tuple[dict[str, Any], Path]:
     """What was asked, and the folder."""

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from ditprune.targets import coverage
-from ditprune.targets.coverage import LeftOut, left_out
-from ditprune.targets.discover import Target, discover
-from ditprune.targets.match import select
-from ditprune.targets.prunable import EMBEDDER, MULTIHEAD, PER_HEAD
+from ditprune.targets.coverage import EMBEDDER, MULTIHEAD, PER_HEAD, LeftOut, left_out
+from ditprune.targets.discover import Target, discover, select
 
 
 def full_size(name: str) -> nn.Module:

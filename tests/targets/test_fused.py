@@ -8,9 +8,8 @@ from torch import nn
 
 import ditprune
 from ditprune.errors import ModelError
-from ditprune.targets.coverage import left_out
+from ditprune.targets.coverage import LEFT_BEHIND, left_out
 from ditprune.targets.discover import discover
-from ditprune.targets.prunable import LEFT_BEHIND
 from tiny_denoisers import FAMILIES, Draw
 
 # Classes whose own `fuse_qkv_projections` works at these sizes, with one copy that it makes.

@@ -1,4 +1,4 @@
-"""ditprune demo: the paper's comparison on the bundled model, from nothing to a picture."""
+"""ditprune demo: how do the paper's methods compare on the bundled model? Ends in a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entry point: finds the verb, and turns every refusal into one line and exit code 2."""
+"""What happens to a command line? The verb runs; a refusal becomes one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ for verb in _VERBS:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, with 1 for a false claim, with 2 for bad input."""
+    """Run the command line and exit: 0 for success, 1 for a false claim, 2 for bad input."""
     with console.plain_warnings():
         sys.exit(run(args))
 
@@ -77,7 +77,7 @@ def run(args: list[str] | None = None) -> int:
     except DitpruneError as error:
         console.say(f"error: {error}")
         return 2
-    except OSError as error:  # the disk refused to be read where nothing more is known
+    except OSError as error:  # a file that cannot be read or written
         where = f"{error.filename}: " if error.filename else ""
         console.say(f"error: {where}{error.strerror or error}")
         return 2

@@ -1,11 +1,11 @@
-"""Options that several verbs share, and how their text becomes values."""
+"""Which options do several verbs share, and how does their text become values?"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.metrics.clip_score import MODEL as CLIP
 from ditprune.evaluation.protocol import EXTRACTORS, Measures
 from ditprune.method.allocation import ALLOCATIONS
+from ditprune.method.choices import PRESETS, flag
 from ditprune.method.distill import REFINEMENTS
 from ditprune.method.granularity import GRANULARITIES
-from ditprune.method.recipe import MASKS, PRESETS, Recipe, build, from_json
+from ditprune.method.recipe import MASKS, Recipe, build, from_json
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
 from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS, Statistics
@@ -28,60 +29,64 @@ from ditprune.writing.json_file import read_json
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
+
+def _together(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order of the help."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _method(word: str, default: str, names: Iterable[str]) -> Decorator:
+    """The option of a recipe's word that takes one of a few names."""
+    return click.option(flag(word), metavar="NAME", help=f"[default: {default}] {', '.join(names)}")
+
+
 statistics_option = click.option(
-    "--statistics",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="from ditprune calibrate",
+    "--statistics", type=click.Path(path_type=Path), metavar="FILE", help="from ditprune calibrate"
 )
-
-
-_TARGETS: tuple[Decorator, ...] = (
+# Which layers are pruned.
+target_options = _together(
     click.option("--include", multiple=True, metavar="GLOB", help="take only these; repeatable"),
     click.option("--exclude", multiple=True, metavar="GLOB", help="leave these out; repeatable"),
     click.option(
-        "--auxiliary",
-        is_flag=True,
-        default=None,
+        "--auxiliary", is_flag=True, default=None,
         help="also prune block lists beside the trunk, such as text refiners",
     ),
-)
-_RECIPE: tuple[Decorator, ...] = (
-    click.option("--saliency", metavar="NAME", help=f"[default: stw] {', '.join(SALIENCIES)}"),
-    click.option(
-        "--granularity", metavar="NAME", help=f"[default: cag] {', '.join(GRANULARITIES)}"
-    ),
+)  # fmt: skip
+# The words of a recipe, or a file with them; `read_recipe` takes them.
+recipe_options = _together(
+    _method("saliency", "stw", SALIENCIES),
+    _method("granularity", "cag", GRANULARITIES),
     click.option("--sparsity", type=float, help="[default: 0.5] share of each group to remove"),
     click.option("--pattern", metavar="N:M", help="keep N of every M weights, as in 2:4"),
-    click.option("--weight-power", type=float, help="exponent of |W|"),
-    click.option("--activation-power", type=float, help="exponent of the input norm"),
-    click.option("--cag-threshold", type=float, help="[default: 0.1] G_out from which a target is compared per channel"),
-    click.option("--preset", metavar="NAME", help=f"[default: paper] {', '.join(PRESETS)}"),
+    click.option("--weight-power", type=float, help="exponent of |W|, for power"),
     click.option(
-        "--reconstruction", metavar="NAME", help=f"[default: none] {', '.join(RECONSTRUCTIONS)}"
+        "--activation-power", type=float, help="exponent of the input norm, for power and ria"
     ),
-    click.option("--mask", metavar="NAME", help=f"[default: saliency] {', '.join(MASKS)}"),
-    click.option(
-        "--allocation", metavar="NAME", help=f"[default: uniform] {', '.join(ALLOCATIONS)}"
-    ),
-    click.option(
-        "--timestep-weighting", metavar="NAME",
-        help=f"[default: uniform] {', '.join(TIMESTEP_WEIGHTINGS)}",
-    ),
-    click.option("--refinement", metavar="NAME", help=f"[default: none] {', '.join(REFINEMENTS)}"),
+    click.option("--cag-threshold", type=float, help="[default: 0.1] per channel from this G_out"),
+    _method("preset", "paper", PRESETS),
+    _method("reconstruction", "none", RECONSTRUCTIONS),
+    _method("mask", "saliency", MASKS),
+    _method("allocation", "uniform", ALLOCATIONS),
+    _method("timestep_weighting", "uniform", TIMESTEP_WEIGHTINGS),
+    _method("refinement", "none", REFINEMENTS),
     click.option(
         "--packages", type=int, metavar="N",
         help="[default: 1] runs of blocks to reconstruct one after the other",
     ),
-    *_TARGETS,
+    target_options,
     click.option(
-        "--recipe",
-        type=click.Path(path_type=Path),
-        metavar="FILE.json",
-        help="a recipe, as in ditprune.json; flags override it",
+        "--recipe", type=click.Path(path_type=Path), metavar="FILE.json",
+        help="a recipe, as in ditprune.json; other options override it",
     ),
 )  # fmt: skip
-_PLACEMENT: tuple[Decorator, ...] = (
+# Where the denoiser runs.
+placement_options = _together(
     click.option("--device", metavar="NAME", help="[default: cpu] cpu, cuda, cuda:1, mps"),
     click.option("--dtype", metavar="NAME", help="[default: float32] float32, bfloat16, float16"),
     click.option(
@@ -89,32 +94,34 @@ _PLACEMENT: tuple[Decorator, ...] = (
         help="as in 8GB; a denoiser that does not fit is streamed from disk",
     ),
 )  # fmt: skip
-_SAMPLING: tuple[Decorator, ...] = (
+# How the pipeline draws images.
+sampling_options = _together(
     click.option("--num-inference-steps", type=int, help="[default: the pipeline's]"),
     click.option("--guidance-scale", type=float, help="[default: the pipeline's]"),
     click.option(
         "--labels", metavar="0,1,…",
-        help="[default: all] class ids to draw in turn; those of fewer items are spread over them",
+        help="[default: all] class ids to draw in turn; if there are fewer items, spread over them",
     ),
     click.option(
         "--prompts", type=click.Path(path_type=Path), metavar="FILE",
-        help="[default: our own 128] .txt, one prompt a line, or .tsv, id and caption; in turn or "
-        "spread, as labels are",
+        help="[default: our own 128] .txt with one prompt a line, or .tsv with id and caption; "
+        "drawn in turn or spread, as labels are",
     ),
     click.option("--height", type=int, help="[default: the pipeline's]"),
     click.option("--width", type=int, help="[default: the pipeline's]"),
     click.option(
         "--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
-        help="a further argument of the pipeline, as in num_frames=17; repeatable",
+        help="another argument of the pipeline, as in num_frames=17; repeatable",
     ),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
-_MEASURING: tuple[Decorator, ...] = (
+# What is measured of images, and with what; `read_measures` takes them.
+measuring_options = _together(
     click.option(
         "--metrics", metavar="NAME,…",
-        help=f"[default: what can be had without fetching] {', '.join(CATALOGUE)}; what is named "
-        "is fetched; image_reward needs the package image-reward, which pins old versions of "
-        "others and is no extra of ours",
+        help=f"[default: all that need no download] {', '.join(CATALOGUE)}; metrics given by "
+        "name are downloaded; image_reward needs the package image-reward, which pins old "
+        "versions of other packages and is no extra of ours",
     ),
     click.option(
         "--feature-extractor", default="auto", show_default=True, metavar="NAME|FILE",
@@ -131,45 +138,14 @@ _MEASURING: tuple[Decorator, ...] = (
 )  # fmt: skip
 
 
-def _all(decorators: tuple[Decorator, ...], command: Command) -> Command:
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
-
-
-def target_options(command: Command) -> Command:
-    """--include, --exclude and --auxiliary."""
-    return _all(_TARGETS, command)
-
-
-def recipe_options(command: Command) -> Command:
-    """The fields of a recipe, and a file of them."""
-    return _all(_RECIPE, command)
-
-
-def sampling_options(command: Command) -> Command:
-    """How the pipeline is sampled."""
-    return _all(_SAMPLING, command)
-
-
-def placement_options(command: Command) -> Command:
-    """Where the denoiser runs."""
-    return _all(_PLACEMENT, command)
-
-
-def measuring_options(command: Command) -> Command:
-    """What is measured of images, and with what; `read_measures` takes them."""
-    return _all(_MEASURING, command)
-
-
 def read_measures(metrics: str | None, **others: Any) -> Measures:
-    """`"fid,ssim"` and the other measuring options as one."""
+    """`"fid,ssim"` and the other measuring options as one value."""
     names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
     return Measures(names, **others)
 
 
 def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:
-    """The recipe of a command line: its file, if any, overridden by its flags."""
+    """The recipe of a command line: its file, if there is one, overridden by its options."""
     fields = {key: value for key, value in fields.items() if value not in (None, ())}
     if recipe is None:
         return build(**fields)
@@ -180,7 +156,7 @@ def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:
 
 
 def read_statistics(file: Path | None) -> dict[str, Statistics] | None:
-    """The statistics of each denoiser from a file, where one is given."""
+    """The statistics of each denoiser in a file; None without a file."""
     return None if file is None else statistics_file.load(file)
 
 
@@ -196,7 +172,7 @@ def read_labels(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
-# Arguments of a pipeline that have an option of their own, or that sampling sets itself.
+# Arguments of a pipeline that have their own option, or that sampling sets.
 _RESERVED = {
     "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
     "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
@@ -204,7 +180,7 @@ _RESERVED = {
 
 
 def read_pipeline_options(given: tuple[str, ...]) -> dict[str, Any]:
-    """`("num_frames=17",)` → {"num_frames": 17}; values are JSON, or text where they are not."""
+    """`("num_frames=17",)` → {"num_frames": 17}; values that are no JSON are text."""
     options = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -241,8 +217,8 @@ def _lines(text: str) -> list[str]:
 
 
 def _captions(file: Path, text: str) -> list[str]:
-    """The second column of a table; a first row of `id`, `caption` is its heading."""
-    found = []
+    """The second column of a table; a first row of `id` and `caption` is the heading."""
+    captions = []
     for number, row in enumerate(_rows(file, text), start=1):
         if not any(cell.strip() for cell in row):
             continue
@@ -252,8 +228,8 @@ def _captions(file: Path, text: str) -> list[str]:
                 "and a caption"
             )
         if number > 1 or [cell.strip().lower() for cell in row] != ["id", "caption"]:
-            found.append(row[1].strip())
-    return found
+            captions.append(row[1].strip())
+    return captions
 
 
 def _rows(file: Path, text: str) -> Iterator[list[str]]:

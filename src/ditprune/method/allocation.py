@@ -1,10 +1,11 @@
-"""HOW MUCH PER LAYER: how many weights each target loses when all lose a given number together.
+"""HOW MUCH PER LAYER: how many weights does each target lose, if all together lose a given number?
 
-Pure numbers: what a layer's loss costs is measured elsewhere and comes in as a curve.
+Pure numbers: the cost of removing weights is measured elsewhere and comes in as a curve.
 
-`uniform`: the same share of each. `owl`: more of layers with few outliers. `sensitivity`: where
-the denoiser's output suffers least, measured end to end layer by layer. `proxy`: the same from each
-layer's own error and one backward pass, for models too large to measure.
+`uniform` removes the same share of each target. `owl` removes more where there are few outliers.
+`sensitivity` removes more where the denoiser's output suffers least, measured end to end, layer by
+layer. `proxy` estimates that from each layer's own error and one backward pass, for models that are
+too large to measure.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from torch import Tensor
 from ditprune.errors import RecipeError
 
 ALLOCATIONS = ("uniform", "owl", "sensitivity", "proxy")
-
-
 OUTLIER_RATIO = 5.0
 LARGEST_DEVIATION = 0.08
 
@@ -41,10 +40,10 @@ def sparsities(
     sparsity: float,
     deviation: float = LARGEST_DEVIATION,
 ) -> dict[str, float]:
-    """A share for each target: less where outliers are many, `sparsity` over all weights.
+    """A share for each target: lower where outliers are many, `sparsity` over all weights.
 
     The outlier shares are stretched to a range of 2·`deviation` around `sparsity`, as in OWL, and
-    shifted so that the mean over weights is exact; where one would leave 0…1, all move less.
+    shifted so that the mean over weights is exact. If a share would leave 0…1, all move less.
     """
     low, high = min(outliers.values()), max(outliers.values())
     span = high - low
@@ -62,14 +61,14 @@ def sparsities(
 
 @dataclass(frozen=True)
 class Curve:
-    """What it costs to remove more and more of one target.
+    """The cost of removing more and more weights of one target.
 
     Args:
-        num_weights: of the target.
-        step: weights that can only go together: 1, or the output channels where each loses
-            the same number.
-        shares: removed, ascending, the first and the last being the bounds.
-        costs: of each share, ascending.
+        num_weights: weights of the target.
+        step: number of weights that are removed together: 1, or the number of output channels if
+            each channel loses the same number.
+        shares: removed shares, ascending; the first and the last are the bounds.
+        costs: the cost of each share, ascending.
     """
 
     num_weights: int
@@ -80,7 +79,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class _Segment:
-    """A stretch of one hull: so many steps at this price for each weight."""
+    """A straight part of one hull: `num_steps` steps, each weight at the same price."""
 
     name: str
     price: float
@@ -88,10 +87,10 @@ class _Segment:
 
 
 def allocate(curves: Mapping[str, Curve], num_prune: int) -> dict[str, int]:
-    """How many weights each target loses so that all lose `num_prune` at the least cost.
+    """How many weights each target loses, so that all together lose `num_prune` at the least cost.
 
-    The total is exact where a target with step 1 has room for the remainder, else below it by
-    less than the smallest step. Raises RecipeError where the bounds leave no such choice.
+    The total is exact if a target with step 1 can take the remainder; else it is below by less than
+    the smallest step. Raises RecipeError if the bounds do not allow the total.
     """
     counts = {name: _floor(curve, curve.shares[0]) for name, curve in curves.items()}
     most = sum(_floor(curve, curve.shares[-1]) for curve in curves.values())
@@ -102,8 +101,8 @@ def allocate(curves: Mapping[str, Curve], num_prune: int) -> dict[str, int]:
             f"{most / total:.1%}, asked for {num_prune / total:.1%}; ask for another sparsity"
         )
     left = num_prune - sum(counts.values())
-    segments = [one for name, curve in curves.items() for one in _segments(name, curve)]
-    for segment in sorted(segments, key=lambda one: one.price):
+    segments = [s for name, curve in curves.items() for s in _segments(name, curve)]
+    for segment in sorted(segments, key=lambda s: s.price):
         step = curves[segment.name].step
         taken = min(segment.num_steps, left // step)
         counts[segment.name] += taken * step
@@ -112,22 +111,22 @@ def allocate(curves: Mapping[str, Curve], num_prune: int) -> dict[str, int]:
 
 
 def _floor(curve: Curve, share: float) -> int:
-    """The weights of a share in whole steps."""
+    """The number of weights in a share, rounded down to whole steps."""
     return int(share * curve.num_weights / curve.step + 1e-9) * curve.step
 
 
 def _segments(name: str, curve: Curve) -> list[_Segment]:
     hull = _lower_hull(list(zip(curve.shares, curve.costs, strict=True)))
-    found = []
+    segments = []
     for (left, low), (right, high) in pairwise(hull):
         num_weights = _floor(curve, right) - _floor(curve, left)
         if num_weights:
-            found.append(_Segment(name, (high - low) / num_weights, num_weights // curve.step))
-    return found
+            segments.append(_Segment(name, (high - low) / num_weights, num_weights // curve.step))
+    return segments
 
 
 def _lower_hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points from below which no other lies: slopes ascend along them."""
+    """The lower convex hull: slopes ascend along its points."""
     hull: list[tuple[float, float]] = []
     for point in points:
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):

@@ -1,17 +1,28 @@
-"""What does one word of a recipe stand for? A method, globs or a share; else it is refused."""
+"""What does one word of a recipe stand for? Words that stand for nothing are refused."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
+from ditprune.method.granularity import check_threshold
 from ditprune.method.saliency.power import check_powers
 
 _POWERS = ("weight_power", "activation_power")
+# The words that a preset stands for; the others keep their defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "best": {
+        "reconstruction": "admm",
+        "mask": "refinement",
+        "allocation": "sensitivity",
+        "refinement": "distill",
+    },
+}
 # An object stands for a name if it has all attributes of one of these sets.
-_ATTRIBUTES = {
+_ATTRIBUTES: dict[str, list[tuple[str, ...]]] = {
     "saliency": [("name", "needs", "__call__")],
     "granularity": [("name", "group_shape", "num_keep"), ("name", "choose")],
     "reconstruction": [("name", "needs", "__call__")],
@@ -40,14 +51,14 @@ def choose(word: str, methods: Mapping[str, Any], given: Any, constants: Mapping
         if constants:
             raise RecipeError(f"{flag(word)}: {given!r} already has its constants; set them there")
         return given
-    if given not in methods:
-        raise RecipeError(f"{flag(word)} '{given}' is unknown; {did_you_mean(given, methods)}")
+    check_name(word, methods, given)
     if methods[given] is None:
         if constants:
             raise RecipeError(f"{flag(word)} {given} takes no constants; leave them out")
         return None
     fields = {constant.name: constant for constant in dataclasses.fields(methods[given])}
     check_powers(**{name: value for name, value in constants.items() if name in _POWERS})
+    check_threshold(constants.get("cag_threshold", 0))
     for name, value in constants.items():
         shown = flag(name) if word in ("saliency", "granularity") else f"constant '{name}'"
         if name not in fields:
@@ -67,6 +78,21 @@ def choose(word: str, methods: Mapping[str, Any], given: Any, constants: Mapping
             f"{flag(word)} {given}: constants {dict(constants)}; expected numbers for some of "
             f"{', '.join(fields)}"
         ) from None
+
+
+def preset_words(preset: Any, is_pattern: bool) -> dict[str, Any]:
+    """The words that a preset stands for. Raises RecipeError for an unknown one."""
+    check_name("preset", PRESETS, preset)
+    words = PRESETS[preset]
+    # N:M fixes the count of every layer and leaves nothing to remove later.
+    with_pattern = {"allocation": "uniform", "mask": "reconstruction"} if is_pattern else {}
+    return {word: with_pattern.get(word, value) for word, value in words.items()}
+
+
+def check_name(word: str, known: Collection[str], given: Any) -> None:
+    """Raises RecipeError for an unknown name."""
+    if given not in known:
+        raise RecipeError(f"{flag(word)} '{given}' is unknown; {did_you_mean(str(given), known)}")
 
 
 def check_object(word: str, methods: Mapping[str, Any], given: Any) -> None:
@@ -91,7 +117,7 @@ def as_share(sparsity: Any) -> float:
     return float(sparsity)
 
 
-def as_globs(word: str, given: str | Sequence[str]) -> tuple[str, ...]:
+def as_globs(word: str, given: Any) -> tuple[str, ...]:
     """One glob or several as a tuple. Raises RecipeError for anything that is no text."""
     patterns = (given,) if isinstance(given, str) else given
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):

@@ -1,4 +1,4 @@
-"""HOW THE WHOLE SETTLES: constants of the gradient steps that may follow a reconstruction."""
+"""HOW THE WHOLE SETTLES: what are the constants of the gradient steps after a reconstruction?"""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Distill:
     """Adam on the kept weights towards the dense denoiser's own predictions.
 
     Args:
-        num_steps: of gradient.
-        learning_rate: the largest; it warms up shortly and falls to zero as a cosine. None takes
-            8e-3 · √(the error before), which fitted every sparsity that was tried.
+        num_steps: number of gradient steps.
+        learning_rate: the largest one; it warms up shortly and falls to zero as a cosine. None
+            takes 8e-3 · √(the error before), which fitted every sparsity that was tried.
         batch_size: rows of calibration calls in each step.
-        block_weight: of the error of every block's output beside that of the denoiser's.
-        mixing: the largest angle, in radians, by which a noisy input is turned towards another
+        block_weight: weight of the error of all block outputs, beside the denoiser's own error.
+        mixing: the largest angle, in radians, by which a noisy input is rotated towards another
             of the same timestep; 0 trains on the calibration inputs as they are. The dense
-            denoiser says what is right for a mixture, so a few hundred inputs become many.
-        held_back: share of the removal that is left to do while it trains; for recipes whose mask
-            is `refinement`, which take 0.08 without it.
-        seed: of the order of rows and of the mixtures.
+            denoiser gives the target of each mixture, so a few hundred inputs become many.
+        held_back: share of the removal that is left for the training; only for recipes with
+            `mask="refinement"`, whose default is 0.08.
+        seed: seed of the order of rows and of the mixtures.
     """
 
     num_steps: int = 1200
@@ -51,7 +51,7 @@ class Distill:
 
     @property
     def share_held_back(self) -> float:
-        """`held_back`, or what is taken without it."""
+        """`held_back`, or its default."""
         return HELD_BACK if self.held_back is None else self.held_back
 
 

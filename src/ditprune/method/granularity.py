@@ -1,6 +1,6 @@
-"""WHO COMPETES: a regrouping of a layer's scores [C_out, C_in] into groups [G, K].
+"""WHO COMPETES: into which groups [G, K] are a layer's scores [C_out, C_in] divided?
 
-Selection is not made here: `masks.py` keeps the k best of each group, whatever the groups are.
+`masks.py` then keeps the k best of each group, whatever the groups are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ditprune.errors import RecipeError
 
 
 class Share:
-    """Groups whose kept count follows from the sparsity asked for."""
+    """Groups whose number of kept weights follows from the sparsity."""
 
     def num_keep(self, group_size: int, sparsity: float | None) -> int:
         """How many weights of a group stay: all but round(sparsity · group_size)."""
@@ -82,7 +82,7 @@ class NM:
         return num_out * num_in // self.of, self.of
 
     def num_keep(self, group_size: int, sparsity: float | None) -> int:
-        """How many weights of a group stay; the pattern alone says."""
+        """How many weights of a group stay; the pattern fixes it."""
         return self.keep
 
 
@@ -113,14 +113,18 @@ class CAG:
     name: ClassVar[str] = "cag"
 
     def __post_init__(self) -> None:
-        given = self.cag_threshold
-        is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
-        if not (is_number and 0 <= given <= sys.float_info.max):
-            raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up")
+        check_threshold(self.cag_threshold)
 
     def choose(self, g_out: float) -> PerLayer | PerChannel:
         """The comparison groups of one target."""
         return PerChannel() if g_out >= self.cag_threshold else PerLayer()
+
+
+def check_threshold(given: Any) -> None:
+    """Raises RecipeError for a threshold that is no finite number from 0 up."""
+    is_number = isinstance(given, (int, float)) and not isinstance(given, bool)
+    if not (is_number and 0 <= given <= sys.float_info.max):
+        raise RecipeError(f"--cag-threshold {given}: expected a number from 0 up")
 
 
 GRANULARITIES: dict[str, Any] = {"layer": PerLayer, "channel": PerChannel, "cag": CAG}

@@ -1,7 +1,7 @@
-"""The one rule that selects: in each group keep the k best, exactly k, ties by position.
+"""Which weights of a group stay? The k with the best scores, exactly k, ties by position.
 
-"Best" is by score; among equal scores the later position stays, as if each group had been put in
-ascending order by a stable sort and its first entries removed. Cost is linear in the scores.
+Among equal scores the later position stays, as if a stable sort put each group in ascending order
+and the first entries were removed. The cost is linear in the number of scores.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ditprune.errors import TargetError
 
 # G groups, K weights in each.
 _SMALL_GROUP = 16  # up to here all pairs are compared, K² vector operations on [G]
-CHUNK_WEIGHTS = 1 << 24  # weights looked at together when there are many groups: 64 MiB
+CHUNK_WEIGHTS = 1 << 24  # weights compared together when there are many groups: 64 MiB
 
 
 def keep_best(
     scores_GK: Float32[Tensor, "groups weights"], num_keep: int
 ) -> Bool[Tensor, "groups weights"]:
-    """Which weights stay: True for exactly `num_keep` in each row of scores.
+    """The mask of weights that stay: True for exactly `num_keep` in each row of scores.
 
     Args:
         scores_GK: one row per group, higher is better; any device.
@@ -56,7 +56,7 @@ def keep_best(
 
 
 def _keep_by_pairs(scores_GK: Tensor, num_keep: int) -> Tensor:
-    """Keep where fewer than `num_keep` others of the group are better (later wins a tie)."""
+    """Keep a weight if fewer than `num_keep` others in its group are better; later wins a tie."""
     scores_KG = scores_GK.T.contiguous()
     group_size = len(scores_KG)
     num_better_KG = torch.zeros(scores_KG.shape, dtype=torch.uint8, device=scores_KG.device)
@@ -69,7 +69,7 @@ def _keep_by_pairs(scores_GK: Tensor, num_keep: int) -> Tensor:
 
 
 def _keep_by_threshold(scores_GK: Tensor, num_keep: int) -> Tensor:
-    """Keep what lies above each group's k-th score, then settle the ties at that score."""
+    """Keep scores above the k-th of each group, then choose among those equal to it."""
     threshold_G1 = _smallest_of_order(scores_GK, scores_GK.shape[1] - num_keep)
     keep_GK = _compare(operator.gt, scores_GK, threshold_G1)
     missing_G = num_keep - _count_in_rows(keep_GK)
@@ -78,32 +78,32 @@ def _keep_by_threshold(scores_GK: Tensor, num_keep: int) -> Tensor:
         return keep_GK
     if len(tied_rows) < len(scores_GK):  # picking rows copies them
         scores_GK, threshold_G1 = scores_GK[tied_rows], threshold_G1[tied_rows]
-    flat = _places(_compare(operator.eq, scores_GK, threshold_G1))
+    flat = _positions(_compare(operator.eq, scores_GK, threshold_G1))
     row, column = flat // scores_GK.shape[1], flat % scores_GK.shape[1]
     # Ties come in order of position; the last `missing` of each group stay.
     num_ties = torch.bincount(row, minlength=len(tied_rows))
-    place = torch.arange(len(row), device=row.device) - (num_ties.cumsum(0) - num_ties)[row]
-    stays = place >= (num_ties - missing_G[tied_rows])[row]
+    rank = torch.arange(len(row), device=row.device) - (num_ties.cumsum(0) - num_ties)[row]
+    stays = rank >= (num_ties - missing_G[tied_rows])[row]
     keep_GK[tied_rows[row[stays]], column[stays]] = True
     return keep_GK
 
 
 def _compare(by: Callable[[Any, Any], Any], scores_GK: Tensor, threshold_G1: Tensor) -> Tensor:
-    """Where each score is above, or equal to, that of its row; on the CPU by numpy: huge pages."""
+    """Compare each score with the threshold of its row; numpy on the CPU, for huge pages."""
     if scores_GK.device.type != "cpu":
         return by(scores_GK, threshold_G1)
     return torch.from_numpy(by(scores_GK.numpy(), threshold_G1.numpy()))
 
 
 def _count_in_rows(mask_GK: Tensor) -> Tensor:
-    """How many are True in each row; on the CPU numpy counts ten times faster than torch."""
+    """The number of True in each row; on the CPU numpy counts ten times faster than torch."""
     if mask_GK.device.type != "cpu":
         return torch.count_nonzero(mask_GK, dim=1)
     return torch.from_numpy(np.count_nonzero(mask_GK.numpy(), axis=1))
 
 
-def _places(mask_GK: Tensor) -> Tensor:
-    """The flat places that are True, in order; on the CPU by numpy, as above."""
+def _positions(mask_GK: Tensor) -> Tensor:
+    """The flat indices of True entries, in order; on the CPU by numpy, as above."""
     if mask_GK.device.type != "cpu":
         return mask_GK.reshape(-1).nonzero()[:, 0]
     return torch.from_numpy(np.flatnonzero(mask_GK.numpy()))

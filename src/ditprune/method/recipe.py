@@ -12,7 +12,16 @@ from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.allocation import ALLOCATIONS
-from ditprune.method.choices import as_globs, as_share, check_object, choose, constants_of, flag
+from ditprune.method.choices import (
+    as_globs,
+    as_share,
+    check_name,
+    check_object,
+    choose,
+    constants_of,
+    flag,
+    preset_words,
+)
 from ditprune.method.distill import REFINEMENTS, Distill
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.reconstruction import RECONSTRUCTIONS, Reconstruction
@@ -34,16 +43,6 @@ _CONSTANTS: dict[str, tuple[str, ...]] = {
 }
 # The words of grouping by share; a pattern replaces them.
 _BY_SHARE = {"sparsity", "granularity", "cag_threshold"}
-# The words that a preset stands for; the others keep their defaults.
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "best": {
-        "reconstruction": "admm",
-        "mask": "refinement",
-        "allocation": "sensitivity",
-        "refinement": "distill",
-    },
-}
 _FEWEST_STEPS = 2  # a refinement that chooses the mask removes weights between two steps
 
 
@@ -104,11 +103,7 @@ class Recipe:
         for word in ("include", "exclude"):
             object.__setattr__(self, word, as_globs(word, getattr(self, word)))
         for word, known in _NAMES.items():
-            if getattr(self, word) not in known:
-                given = str(getattr(self, word))
-                raise RecipeError(
-                    f"{flag(word)} '{given}' is unknown; {did_you_mean(given, known)}"
-                )
+            check_name(word, known, getattr(self, word))
         if not isinstance(self.auxiliary, bool):
             raise RecipeError(f"--auxiliary {self.auxiliary!r}: expected true or false")
         self._check_update()
@@ -245,7 +240,7 @@ def build(recipe: Recipe | None = None, /, **words: Any) -> Recipe:
         return recipe
     is_pattern = "pattern" in given or isinstance(given.get("granularity"), NM)
     if "preset" in given:
-        given = _preset_words(given.pop("preset"), is_pattern) | given
+        given = preset_words(given.pop("preset"), is_pattern) | given
     if "pattern" in given:
         given = _with_pattern(given)
     values = {"saliency": "stw", "granularity": "cag", **given}
@@ -275,7 +270,7 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
     given = {word: value for word, value in overrides.items() if value is not None}
     if "preset" in given:
         is_pattern = bool(given.get("pattern") or content.get("pattern"))
-        given = _preset_words(given.pop("preset"), is_pattern) | given
+        given = preset_words(given.pop("preset"), is_pattern) | given
     replaced = {constant for word in given for constant in _CONSTANTS.get(word, ())}
     if "pattern" in given:
         replaced |= _BY_SHARE
@@ -286,17 +281,6 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
         return build(**{**stays, **given})
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-
-
-def _preset_words(preset: str, is_pattern: bool) -> dict[str, Any]:
-    if preset not in PRESETS:
-        raise RecipeError(f"--preset '{preset}' is unknown; {did_you_mean(preset, PRESETS)}")
-    words = dict(PRESETS[preset])
-    # N:M fixes the count of every layer and leaves nothing to remove later.
-    with_pattern = {"allocation": "uniform", "mask": "reconstruction"}
-    return {
-        word: with_pattern.get(word, words[word]) if is_pattern else words[word] for word in words
-    }
 
 
 def _with_pattern(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from ditprune.method.recipe import Recipe, build
 from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.collected import Statistics, timestep_weights
 from ditprune.targets.coverage import LeftOut, left_out
-from ditprune.targets.discover import Target, discover
-from ditprune.targets.match import select
+from ditprune.targets.discover import Target, discover, select
 from ditprune.targets.matrix import as_matrix
 
 Read = Callable[[Target], Tensor]

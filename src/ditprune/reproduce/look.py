@@ -26,8 +26,7 @@ from ditprune.method.statistics.absolute import Absolute
 from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.plan import read_weights, scores_of
 from ditprune.reproduce.workbench import Run
-from ditprune.targets.discover import Target, discover
-from ditprune.targets.match import select
+from ditprune.targets.discover import Target, discover, select
 
 # Of the histogram of |W|: the powers of ten between which its bins lie, and bins in each.
 LOWEST, HIGHEST, BINS_PER_DECADE = -6, 1, 8

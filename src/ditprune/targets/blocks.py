@@ -1,8 +1,8 @@
-"""Finds the transformer blocks of any denoiser by structure.
+"""Where are the transformer blocks of a denoiser? They are found by structure.
 
-A block list is a `ModuleList`, `Sequential` or `ModuleDict` all of whose children are blocks: at
-least two Linears and evidence of attention. The lists that share an owner with the heaviest one
-are the trunk; others (text refiners, perceivers) are auxiliary.
+A block has at least two Linears and evidence of attention. A block list is a `ModuleList`,
+`Sequential` or `ModuleDict` whose children are all blocks. The lists that share an owner with the
+heaviest list are the trunk; other lists (text refiners, perceivers) are auxiliary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from ditprune.targets import exceptions
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-# Where the trunk holds less than this share of all listed weights, every list is the trunk
+# If the trunk holds less than this share of all listed weights, every list counts as trunk
 # (U-Nets scatter their transformer blocks).
 _TRUNK_SHARE = 0.6
 
@@ -27,9 +27,9 @@ class Block:
 
     Args:
         path: its path in the denoiser.
-        list_path: that of the list it is in; its own where it stands outside any list.
-        depth: its place in the list, from 0.
-        auxiliary: in a list outside the trunk.
+        list_path: the path of its list; the block's own path if it is outside any list.
+        depth: its position in the list, from 0.
+        auxiliary: whether its list is outside the trunk.
         module: the block itself.
     """
 
@@ -53,12 +53,12 @@ class _BlockList:
 
 
 def find_blocks(denoiser: nn.Module) -> list[Block]:
-    """Every block: those of the trunk, those of its classes outside any list, auxiliary ones."""
+    """Every block: the trunk's, then those of its classes outside any list, then auxiliary ones."""
     lists = list(_block_lists(denoiser, "", ""))
     trunk = _trunk(lists)
-    core = [block for one in trunk for block in _blocks_of(one, auxiliary=False)]
-    others = [one for one in lists if one not in trunk]
-    auxiliary = [block for one in others for block in _blocks_of(one, auxiliary=True)]
+    core = [block for listed in trunk for block in _blocks_of(listed, auxiliary=False)]
+    others = [listed for listed in lists if listed not in trunk]
+    auxiliary = [block for listed in others for block in _blocks_of(listed, auxiliary=True)]
     return core + _lone_blocks(denoiser, core, auxiliary) + auxiliary
 
 
@@ -120,14 +120,15 @@ def _has_attention(block: nn.Module) -> bool:
 def _trunk(lists: list[_BlockList]) -> list[_BlockList]:
     if not lists:
         return []
-    heaviest = max(lists, key=lambda one: one.num_weights)
-    trunk = [one for one in lists if one.owner == heaviest.owner]
-    share = sum(one.num_weights for one in trunk) / max(1, sum(one.num_weights for one in lists))
+    heaviest = max(lists, key=lambda listed: listed.num_weights)
+    trunk = [listed for listed in lists if listed.owner == heaviest.owner]
+    num_weights = sum(listed.num_weights for listed in lists)
+    share = sum(listed.num_weights for listed in trunk) / max(1, num_weights)
     return trunk if share >= _TRUNK_SHARE else lists
 
 
 def _lone_blocks(denoiser: nn.Module, core: list[Block], auxiliary: list[Block]) -> list[Block]:
-    """Blocks of a class of the trunk that stand outside any list (U-ViT's `mid_block`)."""
+    """Blocks outside any list whose class is in the trunk (U-ViT's `mid_block`)."""
     classes = {type(block.module) for block in core}
     listed = [*core, *auxiliary]
     inside = {id(module) for block in listed for module in block.module.modules()}

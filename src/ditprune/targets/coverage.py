@@ -1,18 +1,26 @@
-"""What pruning leaves out of a denoiser's blocks, and why: nothing is skipped in silence."""
+"""Which layers in a block are targets, and why does the rest stay dense?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ditprune.targets import prunable
+from ditprune.targets import exceptions
 from ditprune.targets.blocks import Block, find_blocks, join
-from ditprune.targets.discover import Target
-from ditprune.targets.matrix import CONVOLUTIONS, kind_of
+from ditprune.targets.matrix import CONVOLUTIONS, kind_of, matrix_shape
+from ditprune.targets.refused import left_behind
 
+# Why a layer stays dense.
+EMBEDDER = "embeds the timestep or the label; original models keep it outside the blocks"
+MULTIHEAD = (
+    "nn.MultiheadAttention keeps query, key and value in a raw parameter and never calls its "
+    "output Linear"
+)
+LEFT_BEHIND = "a fused copy that unfusing left behind; nothing calls it"
+PER_HEAD = "one output for each head or expert: too few rows to compare"
 AUXILIARY = "blocks outside the trunk (text refiners, perceivers), dense unless asked for"
 NOT_CHOSEN = "prunable, and not among the chosen targets"
 MIXES = "a convolution that mixes positions or keeps channels apart, not one matrix"
@@ -22,12 +30,39 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
+class Target:
+    """A layer to prune: a Linear, or a pointwise convolution.
+
+    Args:
+        name: its path in the denoiser; its weight is `name + ".weight"`.
+        shape: (C_out, C_in), whatever the weight's own shape; `matrix.as_matrix` is the view.
+        role: modulation, attention, mlp or other.
+        block: the path of the block it is in.
+        depth: the block's position in its list, from 0.
+        kind: `linear` or `convolution`.
+        auxiliary: whether its block is outside the trunk (text refiner, perceiver).
+    """
+
+    name: str
+    shape: tuple[int, int]
+    role: str
+    block: str
+    depth: int
+    kind: str = field(default="linear", kw_only=True)
+    auxiliary: bool = field(default=False, kw_only=True)
+
+    @property
+    def num_weights(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Matrices inside the blocks that are no targets.
 
     Args:
         name: the path of a layer, of a whole submodule or block list, or of a raw parameter.
-        num_weights: those of its matrices; biases and norms do not count.
+        num_weights: weights in its matrices; biases and norms do not count.
         reason: why it stays dense, for a person.
     """
 
@@ -36,56 +71,97 @@ class LeftOut:
     reason: str
 
 
+def prunable(block: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """(path in the block, layer, kind) of every layer to prune."""
+    dense = _dense_parts(block)
+    for name, layer in block.named_modules():
+        kind = kind_of(layer)
+        if kind is None or _is_within(name, dense) or _is_per_head(name, layer):
+            continue
+        if layer.get_parameter("weight").numel():
+            yield name, layer, kind
+
+
 def left_out(denoiser: nn.Module, targets: Mapping[str, Target]) -> dict[str, LeftOut]:
     """Every parameter with two axes or more inside a block list that is not a target's weight.
 
     Works on the meta device. A parameter that layers share counts once.
     """
-    seen = {id(denoiser.get_parameter(f"{name}.weight")) for name in targets}
+    counted = {id(denoiser.get_parameter(f"{name}.weight")) for name in targets}
     blocks = find_blocks(denoiser)
-    chosen = {target.block for target in targets.values()}
-    opened = {block.list_path for block in blocks if block.path in chosen}
-    found: dict[str, LeftOut] = {}
+    pruned_blocks = {target.block for target in targets.values()}
+    pruned_lists = {block.list_path for block in blocks if block.path in pruned_blocks}
+    dense: dict[str, LeftOut] = {}
     for block in blocks:
-        if block.auxiliary and block.list_path not in opened:
+        if block.auxiliary and block.list_path not in pruned_lists:
             parts = [(block.list_path, AUXILIARY, _matrices(block.module))]
         else:
             parts = list(_parts(block))
         for name, reason, matrices in parts:
-            own = {id(matrix): matrix.numel() for matrix in matrices if id(matrix) not in seen}
-            seen |= own.keys()
-            if sum(own.values()):
-                before = found[name].num_weights if name in found else 0
-                found[name] = LeftOut(name, before + sum(own.values()), reason)
-    return found
+            sizes = {id(matrix): matrix.numel() for matrix in matrices if id(matrix) not in counted}
+            counted |= sizes.keys()
+            num_weights = sum(sizes.values())
+            if num_weights:
+                before = dense[name].num_weights if name in dense else 0
+                dense[name] = LeftOut(name, before + num_weights, reason)
+    return dense
+
+
+def _parts(block: Block) -> Iterator[tuple[str, str, list[Tensor]]]:
+    """(path, reason to stay dense, matrices) of all that a block holds, targets included."""
+    dense = _dense_parts(block.module)
+    for name, reason in dense.items():
+        yield join(block.path, name), reason, _matrices(block.module.get_submodule(name))
+    for name, module in block.module.named_modules():
+        if _is_within(name, dense):
+            continue
+        for leaf, matrix in module.named_parameters(recurse=False):
+            if matrix.ndim >= 2:
+                yield *_path_and_reason(block, name, module, leaf), [matrix]
+
+
+def _path_and_reason(block: Block, name: str, layer: nn.Module, leaf: str) -> tuple[str, str]:
+    path = join(block.path, name)
+    if leaf == "weight" and kind_of(layer):
+        return path, PER_HEAD if _is_per_head(name, layer) else NOT_CHOSEN
+    if isinstance(layer, (*CONVOLUTIONS, *_TRANSPOSED)):
+        return path, MIXES
+    if isinstance(layer, (nn.Linear, ParametrizationList)):
+        return path, PACKED
+    return join(path, leaf), f"a raw parameter of {type(layer).__name__}, not of a Linear"
+
+
+def _dense_parts(block: nn.Module) -> dict[str, str]:
+    """Submodules that stay dense as a whole, by path in the block, each with its reason."""
+    parts: dict[str, str] = {}
+    copies = left_behind(block)
+    for name, module in block.named_modules():
+        if not name or _is_within(name, parts):
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            parts[name] = MULTIHEAD
+        elif name in copies:
+            parts[name] = LEFT_BEHIND
+        elif not kind_of(module) and exceptions.EMBEDDER_CLASS.search(type(module).__name__):
+            parts[name] = EMBEDDER
+    return parts
+
+
+def _is_within(name: str, parts: Mapping[str, str]) -> bool:
+    """Whether a path is one of these parts or below one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
+
+
+def _is_per_head(name: str, layer: nn.Module) -> bool:
+    """Whether a matrix has one output for each head or expert, by its shape and leaf name."""
+    num_out, num_in = matrix_shape(layer.get_parameter("weight").shape)
+    few = num_out <= exceptions.FEW_OUTPUTS and num_out * exceptions.FEW_OUTPUTS_RATIO <= num_in
+    leaf = name.rsplit(".", 1)[-1]
+    if exceptions.ATTENTION_LINEAR.match(leaf):  # keys and values of few heads are narrow too
+        return False
+    is_gate = exceptions.GATE_LINEAR.match(leaf) is not None
+    return few or (is_gate and num_out * exceptions.GATE_RATIO <= num_in)
 
 
 def _matrices(module: nn.Module) -> list[Tensor]:
     return [matrix for matrix in module.parameters() if matrix.ndim >= 2]
-
-
-def _parts(block: Block) -> Iterator[tuple[str, str, list[Tensor]]]:
-    """(path, reason to be dense, matrices) of all that a block holds, targets too."""
-    dense = prunable.dense_parts(block.module)
-    for name, reason in dense.items():
-        yield join(block.path, name), reason, _matrices(block.module.get_submodule(name))
-    for name, module in block.module.named_modules():
-        if prunable.is_within(name, dense):
-            continue
-        for leaf, matrix in module.named_parameters(recurse=False):
-            if matrix.ndim >= 2:
-                yield _judge(block, name, module, leaf, matrix)
-
-
-def _judge(
-    block: Block, name: str, layer: nn.Module, leaf: str, matrix: Tensor
-) -> tuple[str, str, list[Tensor]]:
-    path = join(block.path, name)
-    if leaf == "weight" and kind_of(layer):
-        is_per_head = prunable.is_per_head(name, layer)
-        return path, prunable.PER_HEAD if is_per_head else NOT_CHOSEN, [matrix]
-    if isinstance(layer, (*CONVOLUTIONS, *_TRANSPOSED)):
-        return path, MIXES, [matrix]
-    if isinstance(layer, (nn.Linear, ParametrizationList)):
-        return path, PACKED, [matrix]
-    return join(path, leaf), f"a raw parameter of {type(layer).__name__}, not of a Linear", [matrix]

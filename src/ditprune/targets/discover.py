@@ -1,53 +1,29 @@
-"""Which layers of a denoiser are pruned: the matrices inside its transformer blocks."""
+"""Which layers of a denoiser does a run prune? The matrices in its blocks that globs choose."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, TargetError, did_you_mean
 from ditprune.targets import exceptions
 from ditprune.targets.blocks import find_blocks, join
+from ditprune.targets.coverage import Target, prunable
 from ditprune.targets.matrix import matrix_shape
-from ditprune.targets.prunable import prunable
 from ditprune.targets.refused import refuse_fused, refuse_sparse
 
-
-@dataclass(frozen=True)
-class Target:
-    """A layer to prune: a Linear, or a pointwise convolution.
-
-    Args:
-        name: its path in the denoiser; its weight is `name + ".weight"`.
-        shape: (C_out, C_in), whatever the weight's own shape; `matrix.as_matrix` is the view.
-        role: modulation, attention, mlp or other.
-        block: the path of the block it is in.
-        depth: the block's place in its list, from 0.
-        kind: `linear` or `convolution`.
-        auxiliary: in a block outside the trunk (text refiner, perceiver).
-    """
-
-    name: str
-    shape: tuple[int, int]
-    role: str
-    block: str
-    depth: int
-    kind: str = field(default="linear", kw_only=True)
-    auxiliary: bool = field(default=False, kw_only=True)
-
-    @property
-    def num_weights(self) -> int:
-        return self.shape[0] * self.shape[1]
+__all__ = ["Target", "discover", "role_of", "select"]
 
 
 def discover(denoiser: nn.Module, auxiliary: bool = False) -> dict[str, Target]:
     """Every matrix inside the trunk's blocks, by name, in module order.
 
-    Works on the meta device. `auxiliary` adds those of the blocks outside the trunk.
+    Works on the meta device. `auxiliary` adds the matrices in blocks outside the trunk.
 
-    Raises ModelError where no transformer block is found, or fused copies of projections are, or
-    layers that run sparse.
+    Raises ModelError if there is no transformer block, if blocks call fused copies of projections,
+    or if layers run sparse.
     """
     refuse_sparse(denoiser)
     blocks = find_blocks(denoiser)
@@ -57,19 +33,19 @@ def discover(denoiser: nn.Module, auxiliary: bool = False) -> dict[str, Target]:
             "items hold attention and Linears; pass the denoiser, not the pipeline"
         )
     targets: dict[str, Target] = {}
-    seen: set[int] = set()
+    shared: set[int] = set()
     for block in blocks:
         if block.auxiliary and not auxiliary:
             continue
         refuse_fused(block.module, block.path)
         for name, layer, kind in prunable(block.module):
             weight = layer.get_parameter("weight")
-            if id(weight) in seen:
+            if id(weight) in shared:
                 continue
-            seen.add(id(weight))
-            full = join(block.path, name)
-            targets[full] = Target(
-                full,
+            shared.add(id(weight))
+            path = join(block.path, name)
+            targets[path] = Target(
+                path,
                 matrix_shape(weight.shape),
                 role_of(name),
                 block.path,
@@ -87,3 +63,35 @@ def role_of(name: str) -> str:
         if pattern.search(name.lower()):
             return role
     return "other"
+
+
+def select(
+    targets: dict[str, Target], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> dict[str, Target]:
+    """The targets that match any `include` glob (all, if none is given) and no `exclude` glob.
+
+    Raises TargetError if a pattern matches nothing, or if no target is left.
+    """
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in targets):
+                raise TargetError(
+                    f"--{option} '{pattern}' matches none of {len(targets)} targets; "
+                    f"{did_you_mean(pattern, _leaf_patterns(targets))}"
+                )
+    chosen = {
+        name: target
+        for name, target in targets.items()
+        if (not include or any(fnmatchcase(name, p) for p in include))
+        and not any(fnmatchcase(name, p) for p in exclude)
+    }
+    if not chosen:
+        raise TargetError(
+            f"include and exclude leave none of {len(targets)} targets; loosen the patterns"
+        )
+    return chosen
+
+
+def _leaf_patterns(targets: dict[str, Target]) -> set[str]:
+    """Patterns to propose: the path of each layer below its block."""
+    return {"*." + target.name.removeprefix(f"{target.block}.") for target in targets.values()}

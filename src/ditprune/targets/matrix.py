@@ -1,7 +1,7 @@
-"""Which layers are one matrix applied at every position, and their weights seen as that matrix.
+"""Which layers apply one matrix at every position, and how is their weight seen as that matrix?
 
-A convolution with kernel size 1 is a Linear by another name: its weight [C_out, C_in, 1, …] is the
-matrix, its input has the channels before the positions.
+A convolution with kernel size 1 is such a layer: its weight [C_out, C_in, 1, …] is the matrix, and
+its input has the channels before the positions.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def kind_of(layer: nn.Module) -> str | None:
-    """`linear`, `convolution` (pointwise), or None for a layer that is no matrix.
+    """`linear`, `convolution` (pointwise), or None for another layer.
 
-    A layer whose weight is packed or computed (quantised, parametrised) is none either.
+    None also for a layer whose weight is packed or computed (quantised, parametrised).
     """
     if isinstance(layer, nn.Linear):
         expected, kind = (layer.out_features, layer.in_features), "linear"
@@ -33,7 +33,7 @@ def kind_of(layer: nn.Module) -> str | None:
 
 
 def _is_pointwise(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
-    """Reads every position once and nothing else, so that its input is all that enters it."""
+    """Whether it reads each position once and adds no padding."""
     is_single = all(size == 1 for size in (*layer.kernel_size, *layer.stride))
     is_padded = not isinstance(layer.padding, str) and any(layer.padding)
     return is_single and not is_padded
@@ -42,7 +42,7 @@ def _is_pointwise(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """(C_out, C_in) of a weight of this shape.
 
-    Raises ValueError where the shape is not that of a matrix, or of one with axes of 1 after it.
+    Raises ValueError unless the shape is [C_out, C_in] or [C_out, C_in, 1, …].
     """
     if len(shape) < 2 or any(size != 1 for size in shape[2:]):
         raise ValueError(f"shape {list(shape)}: expected [C_out, C_in], or ones after it")
@@ -55,7 +55,7 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 
 def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:
-    """What enters a target, [*positions, C_in]."""
+    """The input of a target as [*positions, C_in]."""
     if isinstance(layer, CONVOLUTIONS):
         return inputs.movedim(-1 - len(layer.kernel_size), -1)
     return inputs

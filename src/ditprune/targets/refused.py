@@ -1,4 +1,4 @@
-"""Denoisers that cannot be pruned as they are: with fused projections, or running sparse."""
+"""Which denoisers cannot be pruned as they are? Those with fused projections or sparse layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ditprune.targets.blocks import join
 
 
 def refuse_fused(block: nn.Module, path: str) -> None:
-    """Raises ModelError where a block calls a fused copy in place of its projections."""
+    """Raises ModelError if a block calls a fused copy in place of its projections."""
     for name, leaf, attention in _copies(block):
         if not _is_left_behind(attention):
             parts = ", ".join(exceptions.FUSED_COPIES[leaf])
@@ -23,29 +23,29 @@ def refuse_fused(block: nn.Module, path: str) -> None:
 
 
 def left_behind(block: nn.Module) -> set[str]:
-    """Paths in the block of copies that unfusing has left there uncalled."""
-    return {join(name, leaf) for name, leaf, one in _copies(block) if _is_left_behind(one)}
+    """Paths in the block of fused copies that unfusing left behind; nothing calls them."""
+    return {join(n, leaf) for n, leaf, attention in _copies(block) if _is_left_behind(attention)}
 
 
 def _copies(block: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """(path, leaf of the copy, the module) of each module with a copy and what it is a copy of."""
+    """(path, leaf name of the copy, module) of each module that holds a copy and its originals."""
     for name, module in block.named_modules():
         for leaf, parts in exceptions.FUSED_COPIES.items():
-            children = [getattr(module, one, None) for one in (leaf, *parts)]
-            linears = [one for one in children if isinstance(one, nn.Linear)]
+            children = [getattr(module, child, None) for child in (leaf, *parts)]
+            linears = [child for child in children if isinstance(child, nn.Linear)]
             if len(linears) < len(children):
                 continue
             copy, *originals = linears
-            is_sum = copy.out_features == sum(one.out_features for one in originals)
-            if is_sum and {one.in_features for one in originals} == {copy.in_features}:
+            is_sum = copy.out_features == sum(linear.out_features for linear in originals)
+            if is_sum and {linear.in_features for linear in originals} == {copy.in_features}:
                 yield name, leaf, module
 
 
 def _is_left_behind(attention: nn.Module) -> bool:
-    """Whether the projections are called again.
+    """Whether the module calls its projections again, and not the copy.
 
-    Classes with an unfusing of their own delete the copy; diffusers' older attention class keeps
-    it and only changes to a processor that is not called Fused….
+    Classes that define their own unfusing delete the copy. diffusers' older attention class keeps
+    it and only takes a processor whose name does not contain Fused.
     """
     if hasattr(attention, "unfuse_projections"):
         return False
@@ -54,7 +54,7 @@ def _is_left_behind(attention: nn.Module) -> bool:
 
 
 def refuse_sparse(denoiser: nn.Module) -> None:
-    """Raises ModelError where layers of a denoiser were swapped for sparse ones."""
+    """Raises ModelError if layers of a denoiser were swapped for sparse ones."""
     swapped = [
         name
         for name, module in denoiser.named_modules()

@@ -138,14 +138,14 @@ def test_the_order_of_updates_does_not_change_a_bit(same_bits) -> None:
 def test_bins_are_kept_apart_and_add_up(same_bits) -> None:
     inputs = draw(30, 4)
     state = column_norm.start(4, num_bins=3)
-    for place, part in ((2, inputs[:10]), (0, inputs[10:15]), (2, inputs[15:])):
-        state = column_norm.update(state, part, place)
+    for index, part in ((2, inputs[:10]), (0, inputs[10:15]), (2, inputs[15:])):
+        state = column_norm.update(state, part, index)
     assert state.tokens_in_bin == (5, 0, 25)
     assert state.num_tokens == 30
     same_bits(state.sum_squares[1], torch.zeros(4, dtype=torch.float64))
-    for place, tokens in ((0, inputs[10:15]), (2, torch.cat([inputs[:10], inputs[15:]]))):
+    for index, tokens in ((0, inputs[10:15]), (2, torch.cat([inputs[:10], inputs[15:]]))):
         expected = tokens.double().square().sum(0)
-        torch.testing.assert_close(state.sum_squares[place], expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(state.sum_squares[index], expected, rtol=1e-6, atol=0)
     expected = inputs.double().square().sum(0).sqrt().float()
     torch.testing.assert_close(column_norm.finish(state), expected, rtol=1e-6, atol=0)
 

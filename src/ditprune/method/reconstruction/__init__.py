@@ -1,9 +1,9 @@
-"""HOW THE REST ADJUSTS: new values for the kept weights of a layer, one method per file.
+"""HOW THE REST IS UPDATED: new values for the kept weights of a layer, one method per file.
 
 A reconstruction is a frozen dataclass of its constants with a `name`, the statistics it `needs`,
-and `__call__(weight [C_out, C_in], mask, gram [C_in, C_in]) → LayerResult`. The mask is given, or
-it is a `Choice` of who competes, and the method chooses while it updates. None of them does worse
-than zeroing the same weights, on the inputs that the Gram was taken of.
+and `__call__(weight [C_out, C_in], mask, gram [C_in, C_in]) → LayerResult`. The mask is given; or
+it is a `Choice`, and the method chooses the mask during the update. On the inputs of the Gram, no
+method does worse than zeroing the same weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ditprune.method.reconstruction.obs import OBS
 
 
 class Reconstruction(Protocol):
-    """What the pruning loop asks of a reconstruction."""
+    """What the pruning loop needs from a reconstruction."""
 
     @property
     def name(self) -> str: ...

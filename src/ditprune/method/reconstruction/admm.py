@@ -1,4 +1,4 @@
-"""ADMM: choose a mask and fit what stays, in turns."""
+"""How does ADMM choose and update? It chooses a mask and fits the kept weights, in turns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError
-from ditprune.method.reconstruction.layer import Choice, LayerResult, best_rows, row_errors
-from ditprune.method.reconstruction.normalised import normalise
+from ditprune.method.reconstruction.layer import (
+    Choice,
+    LayerResult,
+    best_rows,
+    normalise,
+    row_errors,
+)
 from ditprune.method.statistics.gram import Gram
 
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -35,7 +40,7 @@ def solve_on_support(
         target_OI: b, in the rows' order.
         gram_II: H, symmetric and positive; best with a unit diagonal.
         keep_OI: True where a row may differ from zero.
-        num_steps: 0 gives the start back.
+        num_steps: 0 returns the start.
     """
     solution_OI = start_OI.clone()
     residual_OI = (target_OI - start_OI @ gram_II).mul_(keep_OI)
@@ -63,11 +68,12 @@ class ADMM:
     minimum on its mask by conjugate gradients.
 
     Args:
-        penalty: ρ, against a unit diagonal.
-        num_steps: of alternating directions.
-        num_ramp_steps: of them, those that choose the mask; at least 1.
-        num_support_steps: of conjugate gradients at the end.
-        damping: λ, against a unit diagonal; holds what the calibration does not determine.
+        penalty: ρ, relative to a unit diagonal.
+        num_steps: steps of alternating directions.
+        num_ramp_steps: the first of these steps, which choose the mask; at least 1.
+        num_support_steps: steps of conjugate gradients at the end.
+        damping: λ, relative to a unit diagonal; it keeps weights that the calibration does not
+            determine.
     """
 
     penalty: float = 1.0

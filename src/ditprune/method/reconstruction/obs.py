@@ -1,4 +1,4 @@
-"""The optimal brain surgeon, column by column: SparseGPT."""
+"""How does SparseGPT choose and update? The optimal brain surgeon, column by column."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.method.reconstruction.layer import Choice, LayerResult, best_rows, row_errors
-from ditprune.method.reconstruction.normalised import normalise
+from ditprune.method.reconstruction.layer import (
+    Choice,
+    LayerResult,
+    best_rows,
+    normalise,
+    row_errors,
+)
 from ditprune.method.statistics.gram import Gram
 
 _LARGEST_DAMPING = 100.0
@@ -24,13 +29,13 @@ class OBS:
     """Remove columns from first to last; each removed weight's error goes to the columns after it.
 
     Source: Frantar and Alistarh, SparseGPT, arXiv 2301.00774, Algorithm 1, in normalised units.
-    Where the mask is to be chosen, a weight scores W_ij² / (H⁻¹)_jj, H over the columns not yet
-    passed: N:M as each group is reached, otherwise among all columns not yet passed, before a
-    block of columns, about eight times on the way.
+    If it chooses the mask, a weight scores W_ij² / (H⁻¹)_jj, with H over the columns that are still
+    to come. N:M is chosen when a group is reached; other groups are chosen among all columns still
+    to come, about eight times in all, before a block of columns.
 
     Args:
-        block_size: columns whose updates of the rest are applied together.
-        damping: added to the unit diagonal of H; ten times more as often as H is not positive.
+        block_size: columns whose updates of later columns are applied together.
+        damping: added to the unit diagonal of H; multiplied by ten until H is positive.
     """
 
     block_size: int = 128
@@ -87,9 +92,9 @@ class OBS:
 def inverse_factor(
     gram_II: Float32[Tensor, "in in"], damping: float
 ) -> tuple[Float32[Tensor, "in in"], float]:
-    """Upper R with RᵀR = (H + λI)⁻¹, and the λ it took.
+    """Upper R with RᵀR = (H + λI)⁻¹, and the λ that was needed.
 
-    Raises StatisticsError where not even a hundred times the diagonal helps.
+    Raises StatisticsError if not even a hundred times the diagonal helps.
     """
     while damping <= _LARGEST_DAMPING:
         damped_II = gram_II.clone()
@@ -113,7 +118,7 @@ def _sweep_(
     factor_BB: Float32[Tensor, "block block"],
     choose: Choice | None,
 ) -> Float32[Tensor, "block out"]:
-    """Pass the columns of a block, in place; returns each column's error over its diagonal."""
+    """Go through a block's columns, in place; returns each column's error over its diagonal."""
     errors_BO = torch.empty_like(update_BO)
     diagonal = factor_BB.diagonal().tolist()
     for i in range(len(update_BO)):
@@ -135,7 +140,7 @@ def _choose_ahead(
     diagonal_I: Float32[Tensor, " in"],
     first: int,
 ) -> Bool[Tensor, "in out"]:
-    """The mask of all columns; those before `first` are settled and keep theirs."""
+    """The mask of all columns; columns before `first` keep the mask they have."""
     scores_IO = (update_IO / diagonal_I[:, None]).square()
     scores_IO[:first].masked_fill_(keep_IO[:first], math.inf)
     scores_IO[:first].masked_fill_(~keep_IO[:first], -math.inf)

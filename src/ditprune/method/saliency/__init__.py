@@ -2,8 +2,8 @@
 
 A saliency is a frozen dataclass of its constants with a `name`, the statistics it `needs`, and
 `__call__(weight [C_out, C_in], norm [C_in] or None) → scores [C_out, C_in]`, higher is kept.
-One whose scores of a row follow from that row alone may say `is_rowwise = True`: it is then called
-with a few rows at a time. Adding one touches its own file and the dict below.
+A saliency whose scores of a row depend on that row alone may set `is_rowwise = True`; it is then
+called with a few rows at a time. A new saliency needs its own file and a line in the dict below.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ditprune.method.saliency.ria import RIA
 
 
 class Saliency(Protocol):
-    """What the pruning loop asks of a saliency."""
+    """What the pruning loop needs from a saliency."""
 
     @property
     def name(self) -> str: ...

@@ -1,4 +1,4 @@
-"""The family of products of powers: magnitude, Wanda, STW."""
+"""Which saliencies are products of powers? Magnitude, Wanda, STW, and any two exponents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Power:
 
 
 def check_powers(**powers: Any) -> None:
-    """Refuse exponents that are no numbers from 0 to 16. Raises RecipeError."""
+    """Raises RecipeError for exponents that are no numbers from 0 to 16."""
     for name, value in powers.items():
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not (is_number and 0 <= value <= _LARGEST_POWER):

@@ -1,1 +1,1 @@
-"""WHAT WE REMEMBER of the inputs of a layer: one file per statistic, each pure and mergeable."""
+"""WHAT WE REMEMBER of the inputs of a layer; each statistic is pure and mergeable."""

@@ -1,4 +1,4 @@
-"""Mean and maximum of |X| over all calibration tokens and channels (paper, Appendix A)."""
+"""What are the mean and the maximum of |X| over all tokens and channels (paper, Appendix A)?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Absolute:
-    """Of how many values, their absolute sum, and the largest one."""
+    """The sum of absolute values, their number, and the largest one."""
 
     total: float = 0.0
     count: int = 0
@@ -18,7 +18,7 @@ class Absolute:
 
     @property
     def mean(self) -> float:
-        """The mean of |X|; 0 of no values."""
+        """The mean of |X|; 0 without values."""
         return self.total / self.count if self.count else 0.0
 
 

@@ -1,4 +1,4 @@
-"""The statistics of a whole denoiser: what `calibrate` returns and `prune` reads."""
+"""What does calibration know about a whole denoiser? `calibrate` returns it, `prune` reads it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _FIRST_WEIGHT, _LAST_WEIGHT = 1.2, 0.8
 
 @dataclass(frozen=True)
 class Statistics:
-    """Column norms by layer name, whose they are, and what was noticed on the way.
+    """Column norms by layer name, the weights they belong to, and what else calibration noticed.
 
     Args:
         column_norms: the state of every layer that was called; layers that always received the
             same tensor (query, key and value) hold the same object.
-        fingerprints: of every target's weight as the calibration saw it.
+        fingerprints: the fingerprint of every target's weight during calibration.
         num_calls: denoiser calls seen.
         never_called: targets that no call reached; they cannot be scored by activations.
         protocol: how the calls were made, for the reader (seed, timesteps, guidance …).
-        num_inputs: how often each layer was called; more than `num_calls` where a call runs a
-            layer more than once.
-        unused: targets that are called but whose output reaches no output of the denoiser.
-        padding: by argument that masks tokens, how many of how many it masks. Masked tokens
+        num_inputs: how often each layer was called; more than `num_calls` if a call runs a layer
+            more than once.
+        unused: targets that are called but do not reach any output of the denoiser.
+        padding: for each argument that masks tokens, (masked tokens, all tokens). Masked tokens
             enter the layers, so they count in the norms.
     """
 
@@ -54,9 +54,9 @@ class Statistics:
         """ℓ2 norm of each input channel of layer `name` over all tokens, float32 [C_in].
 
         Args:
-            weights: of the squares of each bin from noise to image; all 1 by default.
+            weights: the weight of each bin's squares, from noise to image; all 1 by default.
 
-        Raises StatisticsError for weights where calls did not say where they were.
+        Raises StatisticsError for weights if calls did not give their position.
         """
         state = self._state(name)
         if weights is None:
@@ -71,7 +71,7 @@ class Statistics:
 
     @property
     def num_bins(self) -> int:
-        """Parts of the way from noise to image that the norms are kept for."""
+        """The number of bins between noise and image."""
         state = next(iter(self.column_norms.values()), None)
         return NUM_BINS if state is None else len(state.tokens_in_bin) - 1
 
@@ -88,7 +88,7 @@ class Statistics:
 
 
 def findings(statistics: Statistics) -> list[str]:
-    """What a reader should know before pruning with these statistics, a line each."""
+    """What a reader should know before pruning with these statistics, one line each."""
     lines = []
     names = statistics.never_called
     if names:
@@ -113,9 +113,9 @@ def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def bin_of(place: float | None, num_bins: int = NUM_BINS) -> int:
-    """The bin of a place between noise (0) and image (1); the last one for no place at all."""
-    return num_bins if place is None else min(int(place * num_bins), num_bins - 1)
+def bin_of(progress_t: float | None, num_bins: int = NUM_BINS) -> int:
+    """The bin of a position between noise (0) and image (1); one more bin for no position."""
+    return num_bins if progress_t is None else min(int(progress_t * num_bins), num_bins - 1)
 
 
 def timestep_weights(weighting: str, num_bins: int) -> tuple[float, ...] | None:

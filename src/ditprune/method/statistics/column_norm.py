@@ -1,7 +1,7 @@
-"""The ℓ2 norm of every input channel over all calibration tokens, apart for each part of the way.
+"""What is the ℓ2 norm of each input channel over all calibration tokens?
 
-The way from noise to image is cut into bins, so that a method may later weight timesteps. A state
-is a value: `update` and `merge` return a new one, so states can be shared freely.
+Sums are kept for each bin between noise and image, so that a method can weight timesteps later. A
+state is a value: `update` and `merge` return a new one, so states can be shared freely.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _BLOCK_TOKENS = 64
 
 @dataclass(frozen=True, eq=False)
 class ColumnNorm:
-    """Sums of squares [bins, C_in] in float64, and of how many tokens in each bin."""
+    """Sums of squares [bins, C_in] in float64, and the number of tokens in each bin."""
 
     sum_squares: Float64[Tensor, "bins in"]
     tokens_in_bin: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all bins together."""
+        """The number of tokens in all bins."""
         return sum(self.tokens_in_bin)
 
 
 def start(num_channels: int, num_bins: int = 1, device: torch.device | str = "cpu") -> ColumnNorm:
-    """The statistic of no tokens at all."""
+    """The statistic of no tokens."""
     sums = torch.zeros(num_bins, num_channels, dtype=torch.float64, device=device)
     return ColumnNorm(sums, (0,) * num_bins)
 
 
-def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], place: int = 0) -> ColumnNorm:
-    """Add tokens to the bin `place`: a layer's input of any rank and dtype, channels last.
+def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], index: int = 0) -> ColumnNorm:
+    """Add tokens to the bin `index`: a layer's input of any rank and dtype, channels last.
 
     What one update adds is rounded to float32, which makes the sums of many updates exact in
     float64 and so the same in any order: one process or several, at once or resumed.
@@ -53,9 +53,9 @@ def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], place: int = 
         sums, rest = sums.to(state.sum_squares.device), rest.to(state.sum_squares.device)
     total = sums.sum(0, dtype=torch.float64) + rest
     sum_squares = state.sum_squares.clone()
-    sum_squares[place] += total.float()
+    sum_squares[index] += total.float()
     counts = list(state.tokens_in_bin)
-    counts[place] += num_tokens
+    counts[index] += num_tokens
     return ColumnNorm(sum_squares, tuple(counts))
 
 
@@ -69,7 +69,7 @@ def finish(state: ColumnNorm, weights: Sequence[float] | None = None) -> Float32
     """‖X_j‖₂ for every input channel j (paper, notation of Eq. 4), float32 [C_in].
 
     Args:
-        weights: of each bin's squares; all 1 by default.
+        weights: the weight of each bin's squares; all 1 by default.
     """
     if weights is None:
         return state.sum_squares.sum(0).sqrt().float()

@@ -1,7 +1,7 @@
-"""XᵀX: how the input channels go together over all calibration tokens.
+"""What is XᵀX, the products of a layer's input channels over all calibration tokens?
 
 A state is a value: `update` and `merge` return a new one, so states can be shared freely. It holds
-C_in² numbers, so a model's Grams are collected a few layers at a time where memory is short.
+C_in² numbers; if memory is short, the Grams of a model are collected a few layers at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Gram:
 def start(
     num_channels: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Gram:
-    """The statistic of no tokens at all; float64 costs twice the memory and loses no long sum."""
+    """The statistic of no tokens; float64 takes twice the memory and keeps long sums exact."""
     return Gram(torch.zeros(num_channels, num_channels, dtype=dtype, device=device), 0)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ditprune.errors import TargetError
-from ditprune.targets.discover import discover
-from ditprune.targets.match import select
+from ditprune.targets.discover import discover, select
 
 
 @pytest.fixture(scope="module")
