@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.collect import denoiser_fingerprints
 from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints import statistics_file
@@ -108,7 +108,7 @@ def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: S
         name: replace(
             observe_calls(
                 one, [call for call in moved if call.denoiser == name],
-                of_denoiser(run.model.denoisers[name]), sampling.num_bins,
+                denoiser_fingerprints(run.model.denoisers[name]), sampling.num_bins,
             ),
             protocol=sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__),
         )
