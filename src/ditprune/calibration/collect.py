@@ -267,7 +267,7 @@ def _observe_set(run: _Run, denoisers: dict[str, nn.Module]) -> dict[str, Statis
             # The first call in the set, whichever worker observed it.
             units = range(run.call_set.num_units)
             first = next(call for unit in units for call in _calls_of(run.call_set, name, unit))
-            first = to_placement(first, run.placement.device, run.placement.dtype)
+            first = run.moved(first)
             total = replace(total, unused=find_unused(denoiser, first, total.fingerprints))
             warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")
         del denoiser
