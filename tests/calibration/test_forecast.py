@@ -87,14 +87,14 @@ class TakesLists(nn.Module):
 def test_items_share_calls_as_they_will_where_the_sample_is_a_list(monkeypatch) -> None:
     denoiser = TakesLists()
     own = fingerprint.of_module(denoiser, discover(denoiser).values())
-    monkeypatch.setattr(forecast_module, "denoiser_fingerprints", lambda _folder: own)
+    monkeypatch.setattr(fingerprint, "of_folder", lambda _folder: own)
     call = Call(([torch.zeros(3, 4), torch.zeros(3, 4)],), {"t": torch.zeros(2)}, 0.05)
     model = SimpleNamespace(denoisers={"transformer": None})
     pipeline, sampling = SimpleNamespace(transformer=denoiser), Sampling(4, num_bins=1)
-    _, num_shared, statistics = forecast_module._observe(
+    _, num_shared, size_bytes = forecast_module._observe(
         model, pipeline, [call], sampling, Placement()
     )
-    assert (num_shared, statistics.num_calls) == (4, 1)
+    assert (num_shared, size_bytes) == (4, 2 * 4 * 8)  # two bins of four channels, shared
     assert denoiser.seen == {(8, 8, 3, 4)}
 
 

@@ -18,21 +18,16 @@ from torch import nn
 
 from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_never_called
 from ditprune.calibration.draw import conditions
-from ditprune.calibration.sample import Sampling, sample_unit
+from ditprune.calibration.sample import Sampling, identity_of, sample_unit
 from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
 from ditprune.checkpoints import (
     calibration_set,
-    copy_folder,
     fingerprint,
-    manifest,
     statistics_file,
 )
 from ditprune.checkpoints.calibration_set import CalibrationSet
-from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -41,42 +36,11 @@ from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsError
 from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge
 from ditprune.progress import Progress, silent
-from ditprune.targets.discover import discover
 from ditprune.writing import identity, unfinished
 from ditprune.writing.output import check_folder
 
 _MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
-
-
-def identity_of(model: ModelFolder, sampling: Sampling, placement: Placement) -> dict[str, Any]:
-    """Everything that the calls of a calibration depend on, as plain values.
-
-    Fingerprints tell one denoiser from another. Names, sizes and times of all files show that
-    another part was exchanged, such as a text encoder or a decoder.
-    """
-    fingerprints = {
-        name: fingerprint.combined(denoiser_fingerprints(folder))
-        for name, folder in model.denoisers.items()
-    }
-    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
-    versions = manifest.versions()
-    words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
-    dtype = str(placement.dtype).removeprefix("torch.")
-    return {
-        "weights": fingerprints,
-        "files": copy_folder.stamp(model, weights),
-        "configuration": identity.config_hash(model.root),
-        "sampling": words,
-        "placement": {"device": placement.device, "dtype": dtype},
-        "versions": {name: versions[name] for name in ("ditprune", "torch", "diffusers")},
-    }
-
-
-def denoiser_fingerprints(folder: Path) -> dict[str, str]:
-    """The fingerprints of a denoiser's targets, from its files."""
-    targets = discover(skeleton(folder, takes_compact=True), auxiliary=True)
-    return fingerprint.of_weights(open_weights(folder), targets.values())
 
 
 def calibrate_folder(
@@ -148,7 +112,9 @@ def check_run(
     return _check_set(folder, model, run_identity)
 
 
-def check_options(set_folder: Path | None, sampling: Sampling, given: Collection[str]) -> None:
+def check_given_options(
+    set_folder: Path | None, sampling: Sampling, given: Collection[str]
+) -> None:
     """Raises RecipeError if a complete calibration set was sampled with other options.
 
     Args:
@@ -280,7 +246,7 @@ def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | No
 
     They are saved from time to time, so that a run that was stopped goes on.
     """
-    fingerprints = denoiser_fingerprints(run.model.denoisers[name])
+    fingerprints = fingerprint.of_folder(run.model.denoisers[name])
     num_bins = num_bins_of(run.call_set)
     units = [unit for unit in range(run.call_set.num_units) if run.worker.owns(unit)]
     file = run.work / f"observed-{name}-{run.worker.rank}-of-{run.worker.world}.safetensors"

@@ -6,8 +6,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import denoiser_fingerprints, num_bins_of, unreached
+from ditprune.calibration.collect import num_bins_of, unreached
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
+from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.capture import StepRecorder, denoisers_of
@@ -25,7 +26,7 @@ from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import merge_calls, num_rows, to_placement
-from ditprune.method.statistics.collected import Statistics, bin_of
+from ditprune.method.statistics.collected import bin_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
 _NUM_PROBES = 3  # passes that look for layers run in vain
@@ -67,15 +68,6 @@ def forecast_calibration(
     begin = time.monotonic()
     pipeline = load_pipeline(model, placement)
     loading_s = time.monotonic() - begin
-    return replace(
-        _forecast_sampling(model, pipeline, sampling, placement, units), loading_s=loading_s
-    )
-
-
-def _forecast_sampling(
-    model: ModelFolder, pipeline: Any, sampling: Sampling, placement: Placement,
-    units: Sequence[int],
-) -> CalibrationForecast:  # fmt: skip
     batch_size = len(sampling.items(0))
     begin = time.monotonic()
     recorder = StepRecorder(
@@ -91,18 +83,18 @@ def _forecast_sampling(
     )  # fmt: skip
     num_steps = sum(_num_steps(sampling, unit, recorder.num_steps) for unit in units)
     calls = recorder.taken[0]
-    call_s, num_shared, statistics = _observe(model, pipeline, calls, sampling, placement)
+    call_s, num_shared, statistics_bytes = _observe(model, pipeline, calls, sampling, placement)
     num_samples = sum(len(sampling.items(unit)) for unit in units)
     return CalibrationForecast(
-        loading_s=0.0,
+        loading_s=loading_s,
         sampling_s=len(units) * (started[0] - begin) + num_steps * step_s,
         observing_s=call_s * (sampling.num_samples / num_shared + _NUM_PROBES),
         num_samples=num_samples,
         num_units=len(units),
         num_steps=num_steps,
-        peak_bytes=_peak_bytes(placement) + 2 * _bytes_of(statistics),
-        calls_bytes=sum(_call_bytes(call) for call in calls) * num_samples,
-        statistics_bytes=_bytes_of(statistics),
+        peak_bytes=_peak_bytes(placement) + 2 * statistics_bytes,
+        calls_bytes=_bytes_of(leaf for call in calls for leaf in call.leaves()) * num_samples,
+        statistics_bytes=statistics_bytes,
     )
 
 
@@ -119,13 +111,13 @@ def _forecast_observing(
                     first, rows = first or call, rows + num_rows(call)
         if first is None:
             raise unreached(model, name)
-        denoiser, fingerprints = load_denoiser(folder, placement), denoiser_fingerprints(folder)
+        denoiser, fingerprints = load_denoiser(folder, placement), fingerprint.of_folder(folder)
         total_s += time.monotonic() - begin
         with fitting(call_set.folder):
             moved = to_placement(first, placement.device, placement.dtype)
-            call_s, statistics = _timed(denoiser, [moved], fingerprints, num_bins_of(call_set))
+            call_s, added_bytes = _timed(denoiser, [moved], fingerprints, num_bins_of(call_set))
         total_s += call_s * (rows / num_rows(first) + _NUM_PROBES)
-        size_bytes += _bytes_of(statistics)
+        size_bytes += added_bytes
         del denoiser
     peak_bytes = _peak_bytes(placement) + 2 * size_bytes
     return CalibrationForecast(0.0, 0.0, total_s, 0, 0, 0, peak_bytes, 0, size_bytes)
@@ -139,35 +131,32 @@ def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
 
 def _observe(
     model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling, placement: Placement
-) -> tuple[float, int, Statistics]:
-    """Observe items that share calls as they will; returns seconds, items and statistics."""
+) -> tuple[float, int, int]:
+    """Observe items that share calls as they will; returns seconds, items and `_timed`'s bytes."""
     call = to_placement(calls[0], placement.device, placement.dtype)
     denoiser = getattr(pipeline, call.denoiser)
-    fingerprints = denoiser_fingerprints(model.denoisers[call.denoiser])
+    fingerprints = fingerprint.of_folder(model.denoisers[call.denoiser])
     bins = [bin_of(sampling.progress_t(item), sampling.num_bins) for item in sampling.items(0)]
     num_shared = bins.count(bins[0])
     shared = merge_calls([call] * num_shared)
-    seconds, statistics = _timed(denoiser, shared, fingerprints, sampling.num_bins)
-    return seconds * len(calls), num_shared, statistics
+    seconds, size_bytes = _timed(denoiser, shared, fingerprints, sampling.num_bins)
+    return seconds * len(calls), num_shared, size_bytes
 
 
 def _timed(
     denoiser: nn.Module, calls: list[Call], fingerprints: dict[str, str], num_bins: int
-) -> tuple[float, Statistics]:
-    """Observe calls twice; returns the seconds of the second pass and the statistics."""
+) -> tuple[float, int]:
+    """Observe calls twice; returns the seconds of the second pass and the statistics' bytes."""
     statistics = observe_calls(denoiser, calls, fingerprints, num_bins)  # warms up
     begin = time.monotonic()
     observe_calls(denoiser, calls, fingerprints, num_bins)
-    return time.monotonic() - begin, statistics
+    seconds = time.monotonic() - begin
+    sums = {id(state): state.sum_squares for state in statistics.column_norms.values()}
+    return seconds, _bytes_of(sums.values())
 
 
-def _bytes_of(statistics: Statistics) -> int:
-    states = {id(state): state.sum_squares for state in statistics.column_norms.values()}
-    return sum(sums.numel() * sums.element_size() for sums in states.values())
-
-
-def _call_bytes(call: Call) -> int:
-    return sum(leaf.nbytes for leaf in call.leaves() if isinstance(leaf, Tensor))
+def _bytes_of(values: Iterable[Any]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def _peak_bytes(placement: Placement) -> int:

@@ -110,7 +110,9 @@ def _tensors_after(
 
     The random state is put back.
     """
-    copied = call.map(_copy)
+    copied = call.map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+    )
     devices = sorted({p.device.index for p in denoiser.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices))
@@ -123,10 +125,6 @@ def _tensors_after(
             f"{type(denoiser).__name__}: its output holds no tensor; expected the predicted noise"
         )
     return [*output, *_tensors((copied.args, copied.kwargs))]
-
-
-def _copy(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
 
 
 def _hook(name: str, change: Change) -> Any:

@@ -16,10 +16,15 @@ import torch
 
 from ditprune.calibration.draw import conditions, item_seed, of_items, run
 from ditprune.calls import DENOISER, Call
+from ditprune.checkpoints import copy_folder, fingerprint, manifest
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
+from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.statistics.collected import NUM_BINS, bin_of
+from ditprune.writing import identity
 
 # Parts of the way from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
 TIMESTEPS = {
@@ -100,6 +105,30 @@ class Sampling:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 
 
+def identity_of(model: ModelFolder, sampling: Sampling, placement: Placement) -> dict[str, Any]:
+    """Everything that the calls of a calibration depend on, as plain values.
+
+    Fingerprints tell one denoiser from another. Names, sizes and times of all files show that
+    another part was exchanged, such as a text encoder or a decoder.
+    """
+    fingerprints = {
+        name: fingerprint.combined(fingerprint.of_folder(folder))
+        for name, folder in model.denoisers.items()
+    }
+    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    versions = manifest.versions()
+    words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
+    dtype = str(placement.dtype).removeprefix("torch.")
+    return {
+        "weights": fingerprints,
+        "files": copy_folder.stamp(model, weights),
+        "configuration": identity.config_hash(model.root),
+        "sampling": words,
+        "placement": {"device": placement.device, "dtype": dtype},
+        "versions": {name: versions[name] for name in ("ditprune", "torch", "diffusers")},
+    }
+
+
 def sample_unit(
     pipeline: Any, sampling: Sampling, unit: int, names: Sequence[str] = (DENOISER,)
 ) -> tuple[list[Call], Style]:
@@ -127,7 +156,9 @@ def run_unit(pipeline: Any, sampling: Sampling, unit: int, recorder: StepRecorde
     """Run the pipeline over the items of one unit, until the recorder ends the run."""
     pool = conditions(pipeline, sampling.labels, sampling.prompts)
     item_conditions = of_items(pool, sampling.num_samples)
-    order = _order_of_conditions(sampling)
+    seed = item_seed(f"{sampling.purpose} conditions", sampling.seed, 0)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(sampling.num_samples, generator=generator).tolist()
     items = sampling.items(unit)
     recorder.record(
         lambda: run(
@@ -162,9 +193,3 @@ def _merged(taken: Sequence[Sequence[Call]], num_bins: int) -> list[Call]:
         for calls in zip(*group, strict=True):
             merged += merge_calls(calls)
     return merged
-
-
-def _order_of_conditions(sampling: Sampling) -> list[int]:
-    seed = item_seed(f"{sampling.purpose} conditions", sampling.seed, 0)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(sampling.num_samples, generator=generator).tolist()

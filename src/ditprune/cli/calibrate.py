@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ditprune.calibration.collect import calibrate_folder, check_options, check_run, identity_of
+from ditprune.calibration.collect import calibrate_folder, check_given_options, check_run
 from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
-from ditprune.calibration.sample import Sampling
+from ditprune.calibration.sample import Sampling, identity_of
 from ditprune.calibration.workers import joined, own_device
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
@@ -75,7 +75,7 @@ def calibrate(
     with joined() as worker:
         placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
         folder = locate(model)
-        check_options(set_folder, sampling, _given_options())
+        check_given_options(set_folder, sampling, _given_options())
         if dry_run:
             identity = identity_of(folder, sampling, placement)
             call_set = check_run(folder, out, set_folder, identity, overwrite)
@@ -96,12 +96,8 @@ def calibrate(
 
 def _given_options() -> set[str]:
     """The options that stand on the command line."""
-    context = click.get_current_context()
-    return {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
+    context, source = click.get_current_context(), ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) is source}
 
 
 def _show_forecast(

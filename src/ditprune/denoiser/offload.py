@@ -1,7 +1,7 @@
 """How does a denoiser run that is larger than memory? Its weights stay on disk.
 
 The module tree is built without weights. Right before the forward of each layer, accelerate's
-hooks read its tensors from the safetensors files and unpack compact ones; they drop them after it.
+hooks read its tensors from the safetensors files, unpack compact ones, and drop them after it.
 Memory holds one layer, the activations and the buffers; each call reads the whole model once.
 """
 
@@ -11,12 +11,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
+from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.placement import Placement
@@ -46,7 +45,6 @@ def offloaded(folder: Path, placement: Placement) -> nn.Module:
     for name, parameter in denoiser.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])  # later reads are cast to this dtype
     parameters = {name: dtypes[name] for name, _ in denoiser.named_parameters()}
-    is_packed = isinstance(weights, CompactWeights)
     # It would warn that weights are on disk, as asked.
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
     with torch.no_grad():
@@ -54,8 +52,8 @@ def offloaded(folder: Path, placement: Placement) -> nn.Module:
             denoiser,
             device_map={"": "disk"},
             main_device=placement.device,
-            state_dict=_Unpacked(weights, parameters) if is_packed else None,
-            offload_index={} if is_packed else _index(weights, parameters),
+            state_dict=_OnDisk(weights, parameters),
+            offload_index={},
             force_hooks=True,
         )
     return denoiser.eval()
@@ -72,20 +70,8 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _index(weights: Weights, dtypes: Mapping[str, torch.dtype]) -> dict[str, Any]:
-    """The file and the dtype of each tensor, in accelerate's format."""
-    return {
-        name: {
-            "safetensors_file": str(weights.entries[name].file),
-            "weight_name": name,
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        for name, dtype in dtypes.items()
-    }
-
-
-class _Unpacked(Mapping[str, Tensor]):
-    """The parameters by name, each unpacked and cast to its dtype when it is read."""
+class _OnDisk(Mapping[str, Tensor]):
+    """The parameters by name; each is read from its file, and cast to its dtype, when asked for."""
 
     def __init__(self, weights: Weights, dtypes: Mapping[str, torch.dtype]) -> None:
         self._weights, self._dtypes = weights, dtypes
@@ -94,7 +80,7 @@ class _Unpacked(Mapping[str, Tensor]):
         dtype = self._dtypes[name]  # KeyError for a buffer, which is there already
         return self._weights.read(name).to(dtype)
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read it
+    def __contains__(self, name: object) -> bool:  # without reading it
         return name in self._dtypes
 
     def __iter__(self) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditprune.calibration.collect import identity_of
+from ditprune.calibration.sample import identity_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.protocol import Protocol

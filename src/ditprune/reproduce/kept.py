@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ditprune.calibration.collect import identity_of
-from ditprune.calibration.sample import Sampling
+from ditprune.calibration.sample import Sampling, identity_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError

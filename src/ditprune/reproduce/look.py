@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import denoiser_fingerprints
 from ditprune.calibration.observe import Collector, observing
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.checkpoints import manifest
+from ditprune.checkpoints import fingerprint, manifest
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
@@ -112,7 +111,7 @@ def _norms(run: Run, denoiser: nn.Module, name: str, calls: list[Any]) -> Statis
             f"{run.model.name}: no calibration call reached its {name}; sample more, or with the "
             "pipeline's own number of steps"
         )
-    return observe_calls(denoiser, own, denoiser_fingerprints(run.model.denoisers[name]))
+    return observe_calls(denoiser, own, fingerprint.of_folder(run.model.denoisers[name]))
 
 
 def _asked_for(
