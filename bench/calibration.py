@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import diffusers
 import torch
@@ -19,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ditprune.calibration.observe import observing, watching
+from ditprune.calibration.observe import norms, observing
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.replay import run_call
+from ditprune.method.statistics.collected import NUM_BINS
 from ditprune.targets.discover import discover
 
 ROUNDS = 15
@@ -58,11 +60,11 @@ def cases() -> Iterator[tuple[str, nn.Module, list[Call]]]:
     ]  # fmt: skip
 
 
-def seconds(denoiser: nn.Module, calls: list[Call]) -> float:
+def seconds(run: Callable[[Call], object], calls: list[Call]) -> float:
     """One pass over all calls."""
     start = time.perf_counter()
     for call in calls:
-        run_call(denoiser, call)
+        run(call)
     return time.perf_counter() - start
 
 
@@ -71,11 +73,12 @@ def main() -> None:
     for name, denoiser, calls in cases():
         targets = discover(denoiser)
         plain, observed = [], []
-        seconds(denoiser, calls)
+        run_plain = partial(run_call, denoiser)
+        seconds(run_plain, calls)
         for _ in range(ROUNDS):
-            plain.append(seconds(denoiser, calls))
-            with observing(denoiser, targets) as observation, watching(observation):
-                observed.append(seconds(denoiser, calls))
+            plain.append(seconds(run_plain, calls))
+            with observing(denoiser, targets, norms(NUM_BINS)) as observation:
+                observed.append(seconds(observation.run, calls))
         ratio = statistics.median(o / p for o, p in zip(observed, plain, strict=True))
         table.add_row(
             name, f"{statistics.median(plain):.3f}", f"{statistics.median(observed):.3f}",

@@ -11,7 +11,6 @@ PACKAGES = (
     "method.granularity",
     "method.statistics",
     "method.reconstruction",
-    "denoiser.relative_error",
     "evaluation.metrics",
 )
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 import ditprune
 from ditprune.calibration import collect as collect_module
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints import statistics_file
+from ditprune.checkpoints import fingerprint, statistics_file
 from ditprune.checkpoints.locate import locate
-from ditprune.cli.calibrate import collect
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError
 from ditprune.method.statistics.collected import merge
@@ -37,7 +36,7 @@ def pixart(tmp_path_factory) -> Path:
 def test_padding_of_text_tokens_is_counted(pixart, tmp_path) -> None:
     """Of two prompts and twice none, as many tokens as the encoder is given (300) less theirs."""
     sampling = Sampling(2, num_inference_steps=1, prompts=PROMPTS, batch_size=1)
-    collect(locate(str(pixart)), tmp_path / "s", sampling)
+    calibrate_folder(locate(str(pixart)), tmp_path / "s", sampling)
     (statistics,) = statistics_file.load(tmp_path / "s").values()
     # A token for each character and one for the end; of none only the end.
     num_real = sum(len(prompt) + 1 for prompt in PROMPTS) + 2 * 1
@@ -113,7 +112,7 @@ def test_recorded_calls_feed_calibrate_and_the_hook_goes(tiny_pipeline, same_bit
     assert len(calls) == 3, "recorded outside the block"
     statistics = ditprune.calibrate(denoiser, calls)
     assert statistics.num_calls == 3
-    expected = observe_calls(denoiser, calls, of_denoiser(tiny_pipeline / "transformer"))
+    expected = observe_calls(denoiser, calls, fingerprint.of_folder(tiny_pipeline / "transformer"))
     for name, state in expected.column_norms.items():
         same_bits(statistics.column_norms[name].sum_squares, state.sum_squares)
     outcome = ditprune.prune_(denoiser, statistics, sparsity=0.5)
@@ -137,7 +136,7 @@ def test_recorded_calls_are_copies_and_the_hook_goes_when_the_block_fails() -> N
 def test_observing_goes_on_where_it_stopped(tiny_pipeline, tmp_path, monkeypatch) -> None:
     """Not a unit is observed again, and the statistics are the same bytes."""
     model, sampling = locate(str(tiny_pipeline)), Sampling(10, num_inference_steps=2, batch_size=2)
-    collect(model, tmp_path / "whole", sampling)
+    calibrate_folder(model, tmp_path / "whole", sampling)
     monkeypatch.setattr(collect_module, "_SAVE_EVERY_S", 0)
     original, seen = collect_module.observe_calls, [0]
 
@@ -149,8 +148,8 @@ def test_observing_goes_on_where_it_stopped(tiny_pipeline, tmp_path, monkeypatch
 
     monkeypatch.setattr(collect_module, "observe_calls", stop)
     with pytest.raises(KeyboardInterrupt):
-        collect(model, tmp_path / "out", sampling)
-    collect(model, tmp_path / "out", sampling)
+        calibrate_folder(model, tmp_path / "out", sampling)
+    calibrate_folder(model, tmp_path / "out", sampling)
     assert seen[0] == 4 + 2
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
@@ -164,5 +163,7 @@ def test_calls_that_the_denoiser_cannot_run_are_refused_and_leave_nothing(
 
     calibration_set.save([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
     with pytest.raises(ModelError, match="cannot run the calibration calls"):
-        collect(locate(str(tiny_pipeline)), tmp_path / "out", Sampling(1), tmp_path / "set")
+        calibrate_folder(
+            locate(str(tiny_pipeline)), tmp_path / "out", Sampling(1), set_folder=tmp_path / "set"
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["set"]

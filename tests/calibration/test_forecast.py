@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ditprune.calibration import forecast as forecast_module
-from ditprune.calibration.forecast import Forecast, forecast
+from ditprune.calibration.collect import calibrate_folder
+from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, fingerprint, statistics_file
 from ditprune.checkpoints.locate import locate
-from ditprune.cli.calibrate import collect
 from ditprune.cli.main import run
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -26,9 +26,8 @@ SAMPLING = Sampling(24, num_inference_steps=6, guidance_scale=1.5, batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_pipeline) -> Forecast:
-    model = locate(str(tiny_pipeline))
-    return forecast(model, load_pipeline(model), SAMPLING, Placement())
+def expected(tiny_pipeline) -> CalibrationForecast:
+    return forecast_calibration(locate(str(tiny_pipeline)), SAMPLING, Placement())
 
 
 def test_steps_and_sizes_are_those_of_the_run(expected, tiny_pipeline, tmp_path) -> None:
@@ -42,7 +41,7 @@ def test_steps_and_sizes_are_those_of_the_run(expected, tiny_pipeline, tmp_path)
     leaves = [leaf for calls in units for call in calls for leaf in call.leaves()]
     real = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
     assert expected.calls_bytes == pytest.approx(real, rel=0.1)
-    collect(model, tmp_path / "s", SAMPLING)
+    calibrate_folder(model, tmp_path / "s", SAMPLING)
     assert expected.statistics_bytes == sum(t.nbytes for t in load_file(tmp_path / "s").values())
     assert statistics_file.load(tmp_path / "s")
 
@@ -52,7 +51,7 @@ def test_times_and_memory_are_there_and_grow_with_the_samples(expected, tiny_pip
     assert expected.observing_s > 0
     assert expected.peak_bytes > 10**8  # torch alone
     model = locate(str(tiny_pipeline))
-    few = forecast(model, load_pipeline(model), Sampling(2, num_inference_steps=1), Placement())
+    few = forecast_calibration(model, Sampling(2, num_inference_steps=1), Placement())
     assert few.num_steps == 1
     assert few.calls_bytes < expected.calls_bytes
 
@@ -88,14 +87,14 @@ class TakesLists(nn.Module):
 def test_items_share_calls_as_they_will_where_the_sample_is_a_list(monkeypatch) -> None:
     denoiser = TakesLists()
     own = fingerprint.of_module(denoiser, discover(denoiser).values())
-    monkeypatch.setattr(forecast_module, "of_denoiser", lambda _folder: own)
+    monkeypatch.setattr(fingerprint, "of_folder", lambda _folder: own)
     call = Call(([torch.zeros(3, 4), torch.zeros(3, 4)],), {"t": torch.zeros(2)}, 0.05)
     model = SimpleNamespace(denoisers={"transformer": None})
     pipeline, sampling = SimpleNamespace(transformer=denoiser), Sampling(4, num_bins=1)
-    _, num_shared, statistics = forecast_module._observe(
+    _, num_shared, size_bytes = forecast_module._observe(
         model, pipeline, [call], sampling, Placement()
     )
-    assert (num_shared, statistics.num_calls) == (4, 1)
+    assert (num_shared, size_bytes) == (4, 2 * 4 * 8)  # two bins of four channels, shared
     assert denoiser.seen == {(8, 8, 3, 4)}
 
 
@@ -110,7 +109,7 @@ def line(own_pipeline, tmp_path) -> list[object]:
 
 def test_what_a_complete_set_saves_is_not_forecast(line, ditprune, tmp_path, monkeypatch) -> None:
     before = files_of(tmp_path)
-    monkeypatch.setattr("ditprune.cli.calibrate.load_pipeline", None)
+    monkeypatch.setattr("ditprune.calibration.forecast.load_pipeline", None)
     code, said, err = ditprune(*line, tmp_path / "s", "--dry-run")
     assert code == 0, err
     assert f"sampling: nothing, the calibration set {tmp_path / 'set'} is complete" in said
@@ -118,8 +117,8 @@ def test_what_a_complete_set_saves_is_not_forecast(line, ditprune, tmp_path, mon
     assert files_of(tmp_path) == before
     bare = [line[0], tmp_path / "model" / "transformer", *line[-3:]]
     assert "nothing was written" in ditprune(*bare, tmp_path / "s", "--dry-run")[1]
-    kept, model = calibration_set.load(tmp_path / "set"), locate(str(tmp_path / "model"))
-    expected = forecast_module.forecast_observing(model, kept, Placement())
+    call_set, model = calibration_set.load(tmp_path / "set"), locate(str(tmp_path / "model"))
+    expected = forecast_calibration(model, SAMPLING, Placement(), call_set)
     assert (expected.sampling_s, expected.num_steps, expected.calls_bytes) == (0, 0, 0)
     assert expected.observing_s > 0
     tensors = load_file(tmp_path / "first").values()

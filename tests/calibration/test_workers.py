@@ -45,11 +45,13 @@ from pathlib import Path
 from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import joined
 from ditprune.checkpoints.locate import locate
-from ditprune.cli.calibrate import collect
+from ditprune.calibration.collect import calibrate_folder
 with joined() as worker:
     for model, out, words, kept in json.loads(sys.argv[1]):
-        kept = None if kept is None else Path(kept)
-        collect(locate(model), Path(out), Sampling(**words), kept, worker=worker)
+        folder = None if kept is None else Path(kept)
+        calibrate_folder(
+            locate(model), Path(out), Sampling(**words), set_folder=folder, worker=worker
+        )
 def threads():
     for task in Path("/proc/self/task").glob("*"):
         with suppress(OSError):  # it has ended

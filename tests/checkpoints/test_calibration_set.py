@@ -208,7 +208,7 @@ def test_a_set_is_filled_unit_by_unit(tmp_path) -> None:
     again = calibration_set.load(tmp_path / "set")
     assert again == kept
     assert again.missing() == [0, 2]
-    assert again.guard == {"weights": "a"}
+    assert again.identity == {"weights": "a"}
     calls, notes = again.read(1)
     assert len(calls) == 1
     assert notes == {"rows_per_image": 2}

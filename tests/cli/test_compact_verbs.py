@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditprune.calibration.collect import of_denoiser
+from ditprune.checkpoints import fingerprint
 from ditprune.cli.main import run
 from folders import STEM, edit_tensors, files_of
 
@@ -78,7 +78,9 @@ def test_a_compact_model_is_evaluated_as_the_dense_one_it_came_from(
     assert small["metrics"] == dense["metrics"]
     assert small["error_by_timestep"] == dense["error_by_timestep"]
     assert small["accounting"]["num_nonzero"] == dense["accounting"]["num_nonzero"]
-    assert of_denoiser(compact / "transformer") == of_denoiser(pruned / "transformer")
+    assert fingerprint.of_folder(compact / "transformer") == fingerprint.of_folder(
+        pruned / "transformer"
+    )
     shards = compact.glob("transformer/*.safetensors")
     assert small["accounting"]["size_bytes"] == sum(file.stat().st_size for file in shards)
     assert small["accounting"]["size_bytes"] < dense["accounting"]["size_bytes"]

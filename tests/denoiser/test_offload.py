@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import find_unused, observe_calls
-from ditprune.calibration.collect import of_denoiser
+from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
+from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.locate import locate
-from ditprune.cli.calibrate import collect
-from ditprune.denoiser.offload import is_too_large, streamed
-from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
+from ditprune.denoiser.offload import offloaded
+from ditprune.denoiser.pipeline import _is_too_large, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
@@ -92,9 +92,9 @@ def hooked(denoiser: nn.Module, note: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_streamed_gives_the_bits_of_the_loaded(dtype, family, same_bits) -> None:
+def test_offloaded_gives_the_bits_of_the_loaded(dtype, family, same_bits) -> None:
     name, folder = family
-    own, call = of_denoiser(folder), call_of(name, dtype)
+    own, call = fingerprint.of_folder(folder), call_of(name, dtype)
     loaded = load_denoiser(folder, Placement(dtype=dtype))
     read = load_denoiser(folder, Placement(dtype=dtype, max_memory=LITTLE))
     assert_on_disk(read)
@@ -119,7 +119,7 @@ def assert_on_disk(denoiser: nn.Module) -> None:
 
 def test_the_layers_run_in_vain_are_the_same(family) -> None:
     name, folder = family
-    own, call = of_denoiser(folder), call_of(name, torch.float32)
+    own, call = fingerprint.of_folder(folder), call_of(name, torch.float32)
     loaded = load_denoiser(folder)
     read = load_denoiser(folder, Placement(max_memory=LITTLE))
     assert find_unused(read, call, own) == find_unused(loaded, call, own)
@@ -140,10 +140,10 @@ def test_what_diffusers_keeps_in_float32_is_kept(dtype, tmp_path) -> None:
     assert set(seen.values()) == {torch.float32, dtype}
 
 
-def test_a_streamed_calibration_writes_the_same_bytes(tiny_pipeline, tmp_path) -> None:
+def test_an_offloaded_calibration_writes_the_same_bytes(tiny_pipeline, tmp_path) -> None:
     model, sampling = locate(str(tiny_pipeline)), Sampling(6, num_inference_steps=2, batch_size=3)
-    collect(model, tmp_path / "loaded", sampling)
-    collect(model, tmp_path / "read", sampling, place=Placement(max_memory=LITTLE))
+    calibrate_folder(model, tmp_path / "loaded", sampling)
+    calibrate_folder(model, tmp_path / "read", sampling, placement=Placement(max_memory=LITTLE))
     assert (tmp_path / "read").read_bytes() == (tmp_path / "loaded").read_bytes()
     pipeline = load_pipeline(model, Placement(max_memory=LITTLE))
     assert_on_disk(pipeline.transformer)
@@ -155,16 +155,16 @@ def test_half_of_the_memory_is_for_the_weights(tiny_pipeline) -> None:
     num_parameters = sum(p.numel() for p in load_denoiser(folder).parameters())
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
         least = 2 * size * num_parameters
-        assert not is_too_large(folder, Placement(dtype=dtype, max_memory=least))
-        assert is_too_large(folder, Placement(dtype=dtype, max_memory=least - 1))
-    assert not is_too_large(folder, Placement())
+        assert not _is_too_large(folder, Placement(dtype=dtype, max_memory=least))
+        assert _is_too_large(folder, Placement(dtype=dtype, max_memory=least - 1))
+    assert not _is_too_large(folder, Placement())
 
 
 def test_a_tensor_that_is_missing_is_refused_by_name(own_pipeline) -> None:
     (file,) = (own_pipeline / "transformer").glob("*.safetensors")
     edit_tensors(file, lambda all_: all_.pop("proj_out_2.bias"))
     with pytest.raises(ModelError, match=r"tensor 'proj_out_2\.bias' is in config\.json's model"):
-        streamed(own_pipeline / "transformer", Placement(max_memory=LITTLE))
+        offloaded(own_pipeline / "transformer", Placement(max_memory=LITTLE))
 
 
 @pytest.fixture
@@ -180,11 +180,13 @@ def both(tiny_dit, tmp_path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_compact_folder_is_streamed_as_the_dense_one_is(both, dtype, tmp_path) -> None:
+def test_a_compact_folder_is_offloaded_as_the_dense_one_is(both, dtype, tmp_path) -> None:
     sampling = Sampling(6, num_inference_steps=2, batch_size=3)
     for folder, limit in zip(both, (None, LITTLE), strict=True):
-        place = Placement(dtype=dtype, max_memory=limit)
-        collect(locate(str(folder)), tmp_path / f"{folder.name}.stats", sampling, place=place)
+        placement = Placement(dtype=dtype, max_memory=limit)
+        calibrate_folder(
+            locate(str(folder)), tmp_path / f"{folder.name}.stats", sampling, placement=placement
+        )
     stats = [(tmp_path / f"{folder.name}.stats").read_bytes() for folder in both]
     assert stats[0] == stats[1]
     read = load_denoiser(both[1] / "transformer", Placement(dtype=dtype, max_memory=LITTLE))

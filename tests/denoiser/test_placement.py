@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
-from ditprune.cli.calibrate import collect
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.denoiser.placement import Placement, parse_size, placement
+from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
 from ditprune.evaluation.evaluate import Protocol, evaluate
 from ditprune.method.statistics.collected import Statistics
@@ -43,7 +43,7 @@ ELSEWHERE = [
 )
 def test_unknown_words_are_refused(words: dict[str, str], match: str) -> None:
     with pytest.raises(RecipeError, match=match):
-        placement(**words)
+        Placement.of(**words)
 
 
 @pytest.mark.parametrize(("name", "is_there"), [("cuda", HAS_CUDA), ("mps", HAS_MPS)])
@@ -51,18 +51,18 @@ def test_a_device_that_is_not_there_is_refused(name: str, is_there: bool) -> Non
     if is_there:
         pytest.skip(f"torch finds {name}")
     with pytest.raises(RecipeError, match=f"--device {name}: torch finds none on this machine"):
-        placement(name)
+        Placement.of(name)
 
 
 def test_sizes_are_decimal_or_binary() -> None:
     sizes = {"8GB": 8 * 10**9, "1.5gb": 1_500_000_000, "500 MB": 500_000_000, "2GiB": 2 * 2**30,
              "3KB": 3000, " 1KiB ": 1024}  # fmt: skip
     assert {text: parse_size(text) for text in sizes} == sizes
-    assert placement() == Placement("cpu", torch.float32, None)
+    assert Placement.of() == Placement("cpu", torch.float32, None)
 
 
 def calibrated(model: Any, out: Any, **words: str) -> Statistics:
-    collect(locate(str(model)), out, SAMPLING, place=placement(**words))
+    calibrate_folder(locate(str(model)), out, SAMPLING, placement=Placement.of(**words))
     (statistics,) = statistics_file.load(out).values()
     return statistics
 
@@ -79,7 +79,7 @@ def test_bfloat16_calibrates_near_float32(tiny_pipeline, tmp_path) -> None:
     full = calibrated(tiny_pipeline, tmp_path / "full")
     assert_near(low, full, 0.05)
     assert (tmp_path / "low").read_bytes() != (tmp_path / "full").read_bytes()
-    pipeline = load_pipeline(locate(str(tiny_pipeline)), placement(dtype="bfloat16"))
+    pipeline = load_pipeline(locate(str(tiny_pipeline)), Placement.of(dtype="bfloat16"))
     assert {p.dtype for p in pipeline.transformer.parameters()} == {torch.bfloat16}
 
 
@@ -87,7 +87,7 @@ def evaluated(model: Any, out: Any, **words: str) -> dict[str, Any]:
     """The pipeline against itself."""
     protocol = Protocol(4, num_inference_steps=2, num_held_out=4, batch_size=2)
     other = locate(str(model))
-    evaluate(other, [("same", other)], out, protocol, place=placement(**words))
+    evaluate(other, [("same", other)], out, protocol, place=Placement.of(**words))
     return json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 

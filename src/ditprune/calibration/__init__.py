@@ -1,1 +1,1 @@
-"""WHAT FLOWS IN: sampling a pipeline, capturing and replaying denoiser calls, observing inputs."""
+"""WHAT FLOWS IN: sample a pipeline, observe its denoiser's calls, keep statistics. See README.md."""

@@ -1,9 +1,10 @@
-"""One forward pass over the calibration calls gives the statistics of every target."""
+"""What are the statistics of a loaded denoiser over calibration calls? One pass gives them."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.observe import norms, observing, watching
+from ditprune.calibration.observe import norms, observing
 from ditprune.calibration.reach import unused
 from ditprune.calls import Call
 from ditprune.checkpoints import fingerprint
-from ditprune.denoiser.replay import run_call
 from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.method.statistics.collected import NUM_BINS, Statistics
 from ditprune.targets.discover import discover
 
-_MASK = re.compile(r"mask", re.IGNORECASE)
+_MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 
 
 def calibrate(
@@ -32,61 +32,58 @@ def calibrate(
     """Observe the inputs of every target while the denoiser runs over `batches`.
 
     Args:
-        denoiser: any module with transformer blocks; left as it was, hooks and modes included.
-        batches: `ditprune.Call`s, dicts of keyword arguments for its forward, or pairs
+        denoiser: any module with transformer blocks. It is not changed, hooks and modes included.
+        batches: `ditprune.Call`s, dicts of keyword arguments for `forward`, or pairs
             (args, kwargs).
-        protocol: how the batches were made, kept with the statistics.
-        num_bins: parts of the way from noise to image to keep norms for.
+        protocol: how the batches were made; it is stored with the statistics.
+        num_bins: the number of parts of the way from noise to image with norms of their own.
 
     Returns:
-        Statistics with the ℓ2 norm of every input channel over all tokens.
+        Statistics with the ℓ2 norm of every input channel over all tokens, [C_in] for each layer.
 
     Raises:
-        RecipeError: no bins.
-        ModelError: no transformer blocks, or a batch of another kind.
-        StatisticsError: no batches, or an input with NaN or Inf.
+        RecipeError: `num_bins` is below 1.
+        ModelError: the denoiser has no transformer blocks, or a batch is of another kind.
+        StatisticsError: there are no batches, or an input holds NaN or Inf.
     """
     if num_bins < 1:
         raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
     targets = discover(denoiser, auxiliary=True)
-    own = fingerprint.of_module(denoiser, targets.values())
-    vain: list[str] = []
+    fingerprints = fingerprint.of_module(denoiser, targets.values())
+    unused_layers: list[str] = []
 
-    def watched() -> Iterator[Any]:
+    def with_first_examined() -> Iterator[Any]:
         for number, batch in enumerate(batches):
             if number == 0:
-                vain.extend(find_unused(denoiser, Call.of(batch), own))
+                unused_layers.extend(find_unused(denoiser, Call.of(batch), fingerprints))
             yield batch
 
-    statistics = observe_calls(denoiser, watched(), own, num_bins)
-    warn_of_silence(statistics)
-    return replace(statistics, protocol=dict(protocol or {}), unused=tuple(vain))
+    statistics = observe_calls(denoiser, with_first_examined(), fingerprints, num_bins)
+    warn_of_never_called(statistics)
+    return replace(statistics, protocol=dict(protocol or {}), unused=tuple(unused_layers))
 
 
 def observe_calls(
     denoiser: nn.Module, batches: Iterable[Any], fingerprints: Mapping[str, str],
     num_bins: int = NUM_BINS,
 ) -> Statistics:  # fmt: skip
-    """The statistics of the targets that `fingerprints` names, over these calls."""
+    """The statistics over these calls of the targets that `fingerprints` names.
+
+    Raises ModelError and StatisticsError, as `calibrate` does.
+    """
     num_calls = 0
-    padding: dict[str, tuple[int, int]] = {}
+    masked, total = Counter[str](), Counter[str]()
     with observing(denoiser, fingerprints, norms(num_bins)) as observation:
         for batch in batches:
             call = Call.of(batch)
-            with watching(observation, call.place):
-                run_call(denoiser, call)
+            observation.run(call)
             num_calls += 1
-            for name, (masked, total) in _padding(call).items():
-                before = padding.get(name, (0, 0))
-                padding[name] = (before[0] + masked, before[1] + total)
+            for name, (num_masked, num_tokens) in _padding(call).items():
+                masked[name] += num_masked
+                total[name] += num_tokens
     if num_calls == 0:
         raise StatisticsError("calibrate: no batches given; at least one denoiser call is needed")
-    for name, state in observation.states.items():
-        if not state.sum_squares.isfinite().all():
-            raise StatisticsError(
-                f"{name}: its calibration inputs hold NaN or Inf; look at the batches, or run the "
-                "denoiser in float32 or bfloat16"
-            )
+    observation.check_finite(lambda state: state.sum_squares)
     called = [name for name in fingerprints if name in observation.states]
     return Statistics(
         {name: observation.states[name] for name in called},
@@ -94,12 +91,12 @@ def observe_calls(
         num_calls,
         tuple(name for name in fingerprints if name not in observation.states),
         num_inputs={name: observation.num_inputs[name] for name in called},
-        padding=padding,
+        padding={name: (masked[name], total[name]) for name in masked},
     )
 
 
 def find_unused(denoiser: nn.Module, call: Call, names: Iterable[str]) -> tuple[str, ...]:
-    """The layers that this call runs in vain; none, and a warning, where that cannot be told."""
+    """The layers that this call runs in vain; a warning and none if they cannot be found out."""
     try:
         return unused(denoiser, call, names)
     except ModelError as error:
@@ -107,24 +104,24 @@ def find_unused(denoiser: nn.Module, call: Call, names: Iterable[str]) -> tuple[
         return ()
 
 
-def warn_of_silence(statistics: Statistics, of: str = "") -> None:
-    """Say which targets no call reached: they will stay dense."""
-    missing = statistics.never_called
-    if missing:
+def warn_of_never_called(statistics: Statistics, prefix: str = "") -> None:
+    """Warn of targets that no call reached: they will stay dense."""
+    names = statistics.never_called
+    if names:
         warnings.warn(
-            f"{of}{len(missing)} of {len(statistics.fingerprints)} targets were never called in "
-            f"calibration and will stay dense, first {missing[0]}",
+            f"{prefix}{len(names)} of {len(statistics.fingerprints)} targets were never called in "
+            f"calibration and will stay dense, first {names[0]}",
             stacklevel=3,
         )
 
 
 def _padding(call: Call) -> dict[str, tuple[int, int]]:
-    """By argument that masks tokens [N, L] with 0 and 1, how many of how many it masks."""
-    found = {}
+    """For each argument that masks tokens [N, L] with 0 and 1: (masked tokens, all tokens)."""
+    padding = {}
     for name, value in call.kwargs.items():
-        if _MASK.search(name) and isinstance(value, Tensor) and value.ndim == 2:
+        if _MASK_NAME.search(name) and isinstance(value, Tensor) and value.ndim == 2:
             num_masked = value.numel() - int(torch.count_nonzero(value))
             is_binary = value.dtype == torch.bool or bool(((value == 0) | (value == 1)).all())
             if is_binary and num_masked:
-                found[name] = (num_masked, value.numel())
-    return found
+                padding[name] = (num_masked, value.numel())
+    return padding

@@ -1,188 +1,280 @@
-"""From a model folder to statistics: sample, observe, resume, share among processes.
+"""How does a model folder get its statistics? Sample calls, observe them, go on after a stop.
 
-Two stages, each made of units that are the same whoever does them and whenever: sampling writes
-denoiser calls to a calibration set, observing replays them through each denoiser alone.
+Sampling writes denoiser calls to a calibration set. Observing runs them through each denoiser
+alone. Both are made of units that are the same whichever process does them, and whenever.
 """
 
 from __future__ import annotations
 
 import gc
+import shutil
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_silence
+from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_never_called
 from ditprune.calibration.draw import conditions
-from ditprune.calibration.sample import Sampling, sample_unit
+from ditprune.calibration.sample import Sampling, identity_of, sample_unit
 from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
-from ditprune.checkpoints import copy_folder as rewrite
-from ditprune.checkpoints import fingerprint, manifest, statistics_file
+from ditprune.checkpoints import (
+    calibration_set,
+    fingerprint,
+    statistics_file,
+)
 from ditprune.checkpoints.calibration_set import CalibrationSet
-from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
-from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
+from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
-from ditprune.errors import ModelError, StatisticsError
+from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsError
 from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge
-from ditprune.progress import Progress
-from ditprune.targets.discover import discover
-from ditprune.writing import identity as guard
+from ditprune.progress import Progress, silent
+from ditprune.writing import identity, unfinished
+from ditprune.writing.output import check_folder
 
 _MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
 
 
-def guard_of(model: ModelFolder, sampling: Sampling, place: Placement) -> dict[str, Any]:
-    """What the calls of a calibration depend on.
+def calibrate_folder(
+    model: ModelFolder, out: Path, sampling: Sampling, placement: Placement | None = None,
+    set_folder: Path | None = None, worker: Worker | None = None, overwrite: bool = False,
+    progress: Progress = silent,
+) -> None:  # fmt: skip
+    """Sample the calls of a model, or load them, observe them and write the statistics.
 
-    Fingerprints tell one denoiser from another; names, sizes and times of all files notice the
-    rest, a text encoder or a decoder that was exchanged.
+    Unfinished work lies in a hidden folder beside `out` until `out` is written; the same call of
+    this function goes on with it.
+
+    Args:
+        out: the statistics file.
+        set_folder: where the calibration set is kept; None drops it at the end.
+        worker: one of several processes that share the work; all call this function.
+        overwrite: replace `out`, or unfinished work with other settings.
+
+    Raises:
+        OutputError, ModelError: as `check_run`.
+        StatisticsError: no call reaches a denoiser, or the inputs of a layer hold NaN or Inf.
     """
-    weights = {
-        name: fingerprint.combined(of_denoiser(folder)) for name, folder in model.denoisers.items()
-    }
-    shards = {name: Weights(folder) for name, folder in model.denoisers.items()}
-    versions = manifest.versions()
-    words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
-    return {
-        "weights": weights,
-        "files": rewrite.stamp(model, shards),
-        "configuration": guard.config_hash(model.root),
-        "sampling": words,
-        "placement": {"device": place.device, "dtype": str(place.dtype).removeprefix("torch.")},
-        "versions": {name: versions[name] for name in ("ditprune", "torch", "diffusers")},
-    }
+    placement, worker = placement or Placement(), worker or Worker()
+    work = unfinished.place_of(out)
+    folder = set_folder or work / "calls"
+    if worker.is_first:
+        unfinished.sweep(out)
+        _begin(model, out, sampling, set_folder, identity_of(model, sampling, placement), overwrite)
+    worker.wait()
+    call_set = calibration_set.load(folder)
+    run = _Run(model, call_set, work, placement, worker, progress)
+    try:
+        denoisers = _sample_missing(run, sampling)
+        worker.wait()
+        statistics = _observe_set(run, denoisers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to go on") from None
+    except Exception:
+        if not any(work.rglob("*.safetensors")):  # nothing that is done would be lost
+            shutil.rmtree(work, ignore_errors=True)
+        if len(call_set.missing()) == call_set.num_units:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if worker.is_first:
+        statistics_file.save(statistics, work / out.name)
+        unfinished.finish(out)
+    worker.wait()
 
 
-def of_denoiser(folder: Path) -> dict[str, str]:
-    """The fingerprints of a denoiser's targets, from its files."""
-    targets = discover(skeleton(folder, takes_compact=True), auxiliary=True)
-    return fingerprint.of_weights(open_weights(folder), targets.values())
+def check_run(
+    model: ModelFolder, out: Path, set_folder: Path | None, run_identity: Mapping[str, Any],
+    overwrite: bool,
+) -> CalibrationSet | None:  # fmt: skip
+    """Refuse what `calibrate_folder` would refuse at its start, and write nothing.
 
+    Returns the calibration set that the run would go on with; None if it would begin one.
 
-def sample_missing(
-    model: ModelFolder, kept: CalibrationSet, sampling: Sampling, place: Placement,
-    worker: Worker, progress: Progress,
-) -> dict[str, nn.Module]:  # fmt: skip
-    """Sample the units of a set that are not there yet; returns the denoisers if it loads them."""
-    missing = [unit for unit in kept.missing() if worker.owns(unit)]
-    if not missing:
-        return {}
-    pipeline = load_pipeline(model, place)
-    conditions(pipeline, sampling.labels, sampling.prompts)  # refuses before the first bar
-    for unit in missing:
-        calls, style = sample_unit(pipeline, sampling, unit, tuple(model.denoisers))
-        kept.write(unit, calls, asdict(style))
-        progress("sampling", kept.num_units - len(kept.missing()), kept.num_units)
-    return denoisers_of(pipeline, tuple(model.denoisers))
-
-
-def observe_set(
-    model: ModelFolder, kept: CalibrationSet, work: Path, place: Placement, worker: Worker,
-    denoisers: dict[str, nn.Module], progress: Progress,
-) -> dict[str, Statistics]:  # fmt: skip
-    """The statistics of every denoiser over a complete set, those of all workers together.
-
-    What was observed is kept in `work` from time to time, so that a stopped run goes on.
+    Raises:
+        OutputError: `out` exists, or there is unfinished work with other settings.
+        ModelError: the model is no pipeline, or the calibration set cannot be read.
     """
-    gc.collect()  # text encoders and decoders have done their part
-    protocol = {**kept.protocol, "denoiser_calls": kept.read(0)[1]}
-    collected = {}
-    for name, folder in model.denoisers.items():
-        denoiser = denoisers.pop(name) if name in denoisers else load_denoiser(folder, place)
-        part = work / f"observed-{name}-{worker.rank}-of-{worker.world}.safetensors"
-        own = _observe_units(name, denoiser, folder, kept, part, place, worker, progress)
-        total = add_up(own, worker)
-        if total is None:
-            raise unreached(model, name)
-        if worker.is_first:
-            # Of the first call there is, whoever observed it.
-            first = to_placement(_first_call(name, kept), place.device, place.dtype)
-            total = replace(total, unused=find_unused(denoiser, first, total.fingerprints))
-            warn_of_silence(total, f"{name}: " if len(model.denoisers) > 1 else "")
-        del denoiser
-        collected[name] = replace(total, protocol=protocol)
-    return collected
+    unfinished.check_work(out, run_identity, overwrite)
+    if set_folder is not None:
+        return _check_set(set_folder, model, run_identity)
+    check_components(model)
+    folder = unfinished.place_of(out) / "calls"
+    if folder.exists() and not unfinished.goes_on(out, run_identity):
+        return None  # the run would drop it
+    return _check_set(folder, model, run_identity)
+
+
+def check_given_options(
+    set_folder: Path | None, sampling: Sampling, given: Collection[str]
+) -> None:
+    """Raises RecipeError if a complete calibration set was sampled with other options.
+
+    Args:
+        given: the names of the options that the user gave.
+    """
+    if set_folder is None or not (set_folder / calibration_set.HEADER).is_file():
+        return
+    call_set = calibration_set.load(set_folder)
+    if call_set.missing():
+        return
+    for word in sorted(given & asdict(sampling).keys()):
+        value = getattr(sampling, word)
+        value = list(value) if isinstance(value, tuple) else value
+        if word in call_set.protocol and call_set.protocol[word] != value:
+            raise RecipeError(
+                f"--{word.replace('_', '-')}: the calibration set {set_folder} was sampled with "
+                f"{call_set.protocol[word]}; leave the option out, or sample another set"
+            )
+
+
+def num_bins_of(call_set: CalibrationSet) -> int:
+    """The number of parts of the way that a set was sampled in. Raises ModelError."""
+    num_bins = call_set.protocol.get("num_bins", NUM_BINS)
+    if not isinstance(num_bins, int) or not 1 <= num_bins <= _MOST_BINS:
+        raise ModelError(
+            f"{call_set.folder}: its num_bins is {num_bins!r}, expected 1 to {_MOST_BINS}; "
+            "sample it again"
+        )
+    return num_bins
 
 
 def unreached(model: ModelFolder, name: str) -> StatisticsError:
-    """The refusal of a set in which no call is a denoiser's."""
+    """The error for a calibration set without a call of one denoiser."""
     return StatisticsError(
         f"{model.name}: no calibration call reached its {name}; sample with the pipeline's own "
         "number of steps, or all of the timesteps"
     )
 
 
-def _first_call(name: str, kept: CalibrationSet) -> Call:
-    units = (kept.read(unit)[0] for unit in range(kept.num_units))
-    return next(call for calls in units for call in calls if call.denoiser == name)
+@dataclass(frozen=True)
+class _Run:
+    """One calibration of a folder; `work` is the folder of unfinished work."""
+
+    model: ModelFolder
+    call_set: CalibrationSet
+    work: Path
+    placement: Placement
+    worker: Worker
+    progress: Progress
+
+    def moved(self, call: Call) -> Call:
+        return to_placement(call, self.placement.device, self.placement.dtype)
 
 
-def _observe_units(
-    name: str, denoiser: nn.Module, folder: Path, kept: CalibrationSet, part: Path,
-    place: Placement, worker: Worker, progress: Progress,
-) -> Statistics | None:  # fmt: skip
-    """What this worker's units add up to for one denoiser."""
-    own = of_denoiser(folder)
-    units = [unit for unit in range(kept.num_units) if worker.owns(unit)]
-    done, total = _restore(part)
+def _begin(
+    model: ModelFolder, out: Path, sampling: Sampling, set_folder: Path | None,
+    run_identity: Mapping[str, Any], overwrite: bool,
+) -> None:  # fmt: skip
+    """Make the folder of unfinished work and the calibration set, unless they are there."""
+    check_run(model, out, set_folder, run_identity, overwrite)
+    if set_folder is None:  # the set lies in the folder of unfinished work
+        unfinished.open_work(out, run_identity)
+    folder = set_folder or unfinished.place_of(out) / "calls"
+    if _check_set(folder, model, run_identity) is None:
+        protocol = sampling.protocol(*check_components(model))
+        calibration_set.start(folder, sampling.num_units, protocol, run_identity)
+    unfinished.open_work(out, run_identity)
+
+
+def _check_set(
+    folder: Path, model: ModelFolder, run_identity: Mapping[str, Any]
+) -> CalibrationSet | None:
+    """The set in a folder, if any. Raises OutputError for one begun with other settings."""
+    if folder.exists():
+        call_set = calibration_set.load(folder)
+        changed = identity.differences(call_set.identity, run_identity)
+        if changed and call_set.missing():
+            raise OutputError(
+                f"{folder}: this calibration set is unfinished and was begun with other settings "
+                f"({'; '.join(changed)}); give those again to finish it, or remove it"
+            )
+        return call_set
+    check_components(model)
+    check_folder(folder, model.root, needs_bytes=0, overwrite=False)
+    return None
+
+
+def _sample_missing(run: _Run, sampling: Sampling) -> dict[str, nn.Module]:
+    """Sample this worker's missing units; returns the denoisers if it had to load them."""
+    call_set, names = run.call_set, tuple(run.model.denoisers)
+    units = [unit for unit in call_set.missing() if run.worker.owns(unit)]
+    if not units:
+        return {}
+    pipeline = load_pipeline(run.model, run.placement)
+    conditions(pipeline, sampling.labels, sampling.prompts)  # refuse before the first bar
+    for unit in units:
+        calls, style = sample_unit(pipeline, sampling, unit, names)
+        call_set.write(unit, calls, asdict(style))
+        num_done = call_set.num_units - len(call_set.missing())
+        run.progress("sampling", num_done, call_set.num_units)
+    return denoisers_of(pipeline, names)
+
+
+def _observe_set(run: _Run, denoisers: dict[str, nn.Module]) -> dict[str, Statistics]:
+    """The statistics of every denoiser over the complete set, added up over all workers."""
+    gc.collect()  # text encoders and decoders are not needed any more
+    protocol = {**run.call_set.protocol, "denoiser_calls": run.call_set.read(0)[1]}
+    statistics = {}
+    for name, folder in run.model.denoisers.items():
+        loaded = denoisers.pop(name, None)
+        denoiser = load_denoiser(folder, run.placement) if loaded is None else loaded
+        total = add_up(_observe_units(run, name, denoiser), run.worker)
+        if total is None:
+            raise unreached(run.model, name)
+        if run.worker.is_first:
+            # The first call in the set, whichever worker observed it.
+            units = range(run.call_set.num_units)
+            first = next(call for unit in units for call in _calls_of(run.call_set, name, unit))
+            first = run.moved(first)
+            total = replace(total, unused=find_unused(denoiser, first, total.fingerprints))
+            warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")
+        del denoiser
+        statistics[name] = replace(total, protocol=protocol)
+    return statistics
+
+
+def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | None:
+    """The statistics of one denoiser over this worker's units.
+
+    They are saved from time to time, so that a run that was stopped goes on.
+    """
+    fingerprints = fingerprint.of_folder(run.model.denoisers[name])
+    num_bins = num_bins_of(run.call_set)
+    units = [unit for unit in range(run.call_set.num_units) if run.worker.owns(unit)]
+    file = run.work / f"observed-{name}-{run.worker.rank}-of-{run.worker.world}.safetensors"
+    num_done, total = _restore(file)
     saved_at = time.monotonic()
-    for number, unit in enumerate(units[done:], start=done + 1):
-        calls = [call for call in kept.read(unit)[0] if call.denoiser == name]
+    for number, unit in enumerate(units[num_done:], start=num_done + 1):
+        calls = _calls_of(run.call_set, name, unit)
         if calls:
-            more = _observe(denoiser, calls, own, place, kept)
-            total = more if total is None else merge(total, more)
-        if time.monotonic() - saved_at > _SAVE_EVERY_S:
-            _save(part, number, total)
+            moved = (run.moved(call) for call in calls)  # one at a time
+            with fitting(run.call_set.folder):
+                added = observe_calls(denoiser, moved, fingerprints, num_bins)
+            total = added if total is None else merge(total, added)
+        if total is not None and time.monotonic() - saved_at > _SAVE_EVERY_S:
+            marked = replace(total, protocol={"num_units": number})
+            statistics_file.save({"observed": marked}, file)
             saved_at = time.monotonic()
-        progress(f"observing {name}", number, len(units))
+        run.progress(f"observing {name}", number, len(units))
     return total
 
 
-def _observe(
-    denoiser: nn.Module, calls: Iterable[Call], own: dict[str, str], place: Placement,
-    kept: CalibrationSet,
-) -> Statistics:  # fmt: skip
-    num_bins = num_bins_of(kept)
-
-    def moved() -> Iterator[Call]:
-        for call in calls:
-            yield to_placement(call, place.device, place.dtype)
-
-    with fitting(kept.folder):
-        return observe_calls(denoiser, moved(), own, num_bins)
+def _calls_of(call_set: CalibrationSet, name: str, unit: int) -> list[Call]:
+    return [call for call in call_set.read(unit)[0] if call.denoiser == name]
 
 
-def num_bins_of(kept: CalibrationSet) -> int:
-    """The parts of the way that a set was sampled in. Raises ModelError."""
-    given = kept.protocol.get("num_bins", NUM_BINS)
-    if not isinstance(given, int) or not 1 <= given <= _MOST_BINS:
-        raise ModelError(
-            f"{kept.folder}: its num_bins is {given!r}, expected 1 to {_MOST_BINS}; sample it again"
-        )
-    return given
-
-
-def _restore(part: Path) -> tuple[int, Statistics | None]:
-    """How many of a worker's units were observed before it was stopped, and what they gave."""
-    if not part.is_file():
+def _restore(file: Path) -> tuple[int, Statistics | None]:
+    """The number of this worker's units that were observed before a stop, and their statistics."""
+    if not file.is_file():
         return 0, None
-    (statistics,) = statistics_file.load(part).values()
-    protocol = dict(statistics.protocol)
-    return int(str(protocol["num_units"])), replace(statistics, protocol={})
-
-
-def _save(part: Path, num_units: int, statistics: Statistics | None) -> None:
-    if statistics is not None:
-        marked = replace(statistics, protocol={"num_units": num_units})
-        statistics_file.save({"observed": marked}, part)
+    (statistics,) = statistics_file.load(file).values()
+    num_units = int(str(statistics.protocol["num_units"]))
+    return num_units, replace(statistics, protocol={})

@@ -1,4 +1,4 @@
-"""Which conditions and seeds the items of a run have."""
+"""Which condition and which seed does an item have, and how is a pipeline called with them?"""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def item_seed(purpose: str, seed: int, item: int) -> int:
 def condition_argument(pipeline: Any) -> str:
     """The pipeline's argument for what to draw: `class_labels` or `prompt`.
 
-    Raises RecipeError where there is none, or where the pipeline needs more than that.
+    Raises RecipeError if the pipeline takes neither, or needs further arguments.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
-    own = next((name for name in ("class_labels", "prompt") if name in parameters), None)
+    argument = next((name for name in ("class_labels", "prompt") if name in parameters), None)
     needed = [
         name
         for name, parameter in parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and name != own
+        and name != argument
     ]
-    if own is None or needed:
-        what = f"needs {', '.join(needed)}" if own else "takes neither class_labels nor prompt"
+    if argument is None or needed:
+        what = f"needs {', '.join(needed)}" if argument else "takes neither class_labels nor prompt"
         raise RecipeError(
             f"{type(pipeline).__name__} {what}; run it yourself inside "
             "`with ditprune.recorded(denoiser) as calls:` and use ditprune.calibrate"
         )
-    return own
+    return argument
 
 
 def conditions(
     pipeline: Any, labels: Sequence[int] | None, prompts: Sequence[str] | None
 ) -> list[Any]:
-    """What to draw: the given labels or prompts, else every class known or our own prompts."""
+    """The labels or prompts to draw; by default every known class, or the bundled prompts."""
     argument = condition_argument(pipeline)
     if argument == "class_labels":
         if prompts:
@@ -53,7 +53,7 @@ def conditions(
                 f"{type(pipeline).__name__} draws class labels; pass --labels, not --prompts"
             )
         num_classes = pipeline.transformer.config.num_embeds_ada_norm
-        # A class has an entry for each of its names.
+        # A class that has several names has several entries.
         known = sorted(set(pipeline.labels.values())) or list(range(num_classes))
         for label in labels or ():
             if not 0 <= label < num_classes:
@@ -67,7 +67,7 @@ def conditions(
 
 
 def in_turn(pool: Sequence[Any], num_items: int) -> list[Any]:
-    """The conditions that items draw in turn: all, or where items are fewer, one for each item.
+    """The conditions that items draw in turn: all of them, or one for each item if items are fewer.
 
     Those are spread evenly over the pool, in its order, so that no part of it is left out.
     """
@@ -82,7 +82,7 @@ def of_items(pool: Sequence[Any], num_items: int) -> list[Any]:
 
 
 def check_options(pipeline: Any, **options: Any) -> dict[str, Any]:
-    """The options that are given. Raises RecipeError for one that the pipeline does not take."""
+    """The options that are not None. Raises RecipeError for one that the pipeline does not take."""
     parameters = inspect.signature(pipeline.__call__).parameters
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
@@ -94,7 +94,7 @@ def check_options(pipeline: Any, **options: Any) -> dict[str, Any]:
 
 
 def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
-    """The pipeline's output for these conditions, each item from the noise of its own seed."""
+    """Run the pipeline for these conditions; each item has noise from its own seed."""
     if isinstance(options.get("negative_prompt"), str):
         options["negative_prompt"] = [options["negative_prompt"]] * len(batch)
     return pipeline(
@@ -105,7 +105,7 @@ def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: An
 
 
 def draw(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
-    """Images [N, H, W, C] in [0, 1] as numpy. Raises RecipeError for a pipeline of videos."""
+    """Images [N, H, W, C] in [0, 1] as numpy. Raises RecipeError for a pipeline without images."""
     output = run(pipeline, batch, seeds, output_type="np", **options)
     images = getattr(output, "images", None)
     if images is None:

@@ -1,4 +1,4 @@
-"""How long a calibration will take and how much it will need, from a few of its own steps."""
+"""What will a calibration take? A few of its own steps and calls tell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,144 +15,158 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import num_bins_of, of_denoiser, unreached
+from ditprune.calibration.collect import num_bins_of, unreached
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
+from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.capture import StepRecorder, denoisers_of
-from ditprune.denoiser.pipeline import load_denoiser
+from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import merge_calls, num_rows, to_placement
-from ditprune.method.statistics.collected import Statistics, bin_of
+from ditprune.method.statistics.collected import bin_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
 _NUM_PROBES = 3  # passes that look for layers run in vain
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What a calibration will need: times in seconds, sizes in bytes."""
+class CalibrationForecast:
+    """What is left to do in a calibration: times in seconds, sizes in bytes.
 
+    Args:
+        loading_s: loading the pipeline; the denoisers alone count in `observing_s`.
+        num_samples, num_units, num_steps: items, sampling runs and denoiser steps to sample.
+    """
+
+    loading_s: float
     sampling_s: float
     observing_s: float
+    num_samples: int
+    num_units: int
     num_steps: int
     peak_bytes: int
     calls_bytes: int
     statistics_bytes: int
 
 
-def forecast(
-    model: ModelFolder, pipeline: Any, sampling: Sampling, place: Placement,
-    missing: Sequence[int] | None = None,
-) -> Forecast:  # fmt: skip
-    """Run the first steps of the first sampling run, observe what they gave, and extrapolate.
+def forecast_calibration(
+    model: ModelFolder, sampling: Sampling, placement: Placement,
+    call_set: CalibrationSet | None = None,
+) -> CalibrationForecast:  # fmt: skip
+    """Run the first steps of the first sampling run, observe their calls, and extrapolate.
 
-    Args:
-        missing: the sampling runs that are left to do; None is all.
+    With a complete set, nothing is sampled: load each denoiser and time its first call.
+
+    Raises ModelError if a denoiser cannot be loaded or cannot run its calls.
     """
-    left = range(sampling.num_units) if missing is None else missing
-    batch = len(sampling.items(0))
-    begun = time.monotonic()
+    units = range(sampling.num_units) if call_set is None else call_set.missing()
+    if call_set is not None and not units:
+        return _forecast_observing(model, call_set, placement)
+    begin = time.monotonic()
+    pipeline = load_pipeline(model, placement)
+    loading_s = time.monotonic() - begin
+    batch_size = len(sampling.items(0))
+    begin = time.monotonic()
     recorder = StepRecorder(
         pipeline,
         denoisers_of(pipeline, tuple(model.denoisers)),
-        batch,
-        lambda num_steps: {min(_NUM_TIMED_STEPS, num_steps - 1): range(batch)},
+        batch_size,
+        lambda num_steps: {min(_NUM_TIMED_STEPS, num_steps - 1): range(batch_size)},
     )
     run_unit(pipeline, sampling, 0, recorder)
     started = recorder.started_s
     step_s = (started[-1] - started[1]) / (len(started) - 2) if len(started) > 2 else (
         time.monotonic() - started[0]
     )  # fmt: skip
-    steps = [_num_steps(sampling, unit, recorder.num_steps) for unit in left]
-    items = [recorder.taken[row] for row in range(batch)]
-    call_s, num_shared, statistics = _observe(model, pipeline, items[0], sampling, place)
-    return Forecast(
-        sampling_s=len(steps) * (started[0] - begun) + sum(steps) * step_s,
+    num_steps = sum(_num_steps(sampling, unit, recorder.num_steps) for unit in units)
+    calls = recorder.taken[0]
+    call_s, num_shared, statistics_bytes = _observe(model, pipeline, calls, sampling, placement)
+    num_samples = sum(len(sampling.items(unit)) for unit in units)
+    return CalibrationForecast(
+        loading_s=loading_s,
+        sampling_s=len(units) * (started[0] - begin) + num_steps * step_s,
         observing_s=call_s * (sampling.num_samples / num_shared + _NUM_PROBES),
-        num_steps=sum(steps),
-        peak_bytes=_peak_bytes(place) + 2 * _bytes_of(statistics),
-        calls_bytes=sum(_call_bytes(call) for call in items[0])
-        * sum(len(sampling.items(unit)) for unit in left),
-        statistics_bytes=_bytes_of(statistics),
+        num_samples=num_samples,
+        num_units=len(units),
+        num_steps=num_steps,
+        peak_bytes=_peak_bytes(placement) + 2 * statistics_bytes,
+        calls_bytes=_bytes_of(leaf for call in calls for leaf in call.leaves()) * num_samples,
+        statistics_bytes=statistics_bytes,
     )
 
 
-def forecast_observing(model: ModelFolder, kept: CalibrationSet, place: Placement) -> Forecast:
-    """For a complete set, which is only observed: load each denoiser, and time its first call.
-
-    Raises ModelError for calls that it cannot run.
-    """
+def _forecast_observing(
+    model: ModelFolder, call_set: CalibrationSet, placement: Placement
+) -> CalibrationForecast:
     total_s, size_bytes = 0.0, 0
     for name, folder in model.denoisers.items():
-        begun = time.monotonic()
+        begin = time.monotonic()
         first, rows = None, 0
-        for unit in range(kept.num_units):
-            for call in kept.read(unit)[0]:
+        for unit in range(call_set.num_units):
+            for call in call_set.read(unit)[0]:
                 if call.denoiser == name:
                     first, rows = first or call, rows + num_rows(call)
         if first is None:
             raise unreached(model, name)
-        denoiser, own = load_denoiser(folder, place), of_denoiser(folder)
-        total_s += time.monotonic() - begun
-        with fitting(kept.folder):
-            moved = to_placement(first, place.device, place.dtype)
-            call_s, statistics = _timed(denoiser, [moved], own, num_bins_of(kept))
+        denoiser, fingerprints = load_denoiser(folder, placement), fingerprint.of_folder(folder)
+        total_s += time.monotonic() - begin
+        with fitting(call_set.folder):
+            moved = to_placement(first, placement.device, placement.dtype)
+            call_s, added_bytes = _timed(denoiser, [moved], fingerprints, num_bins_of(call_set))
         total_s += call_s * (rows / num_rows(first) + _NUM_PROBES)
-        size_bytes += _bytes_of(statistics)
+        size_bytes += added_bytes
         del denoiser
-    return Forecast(0.0, total_s, 0, _peak_bytes(place) + 2 * size_bytes, 0, size_bytes)
+    peak_bytes = _peak_bytes(placement) + 2 * size_bytes
+    return CalibrationForecast(0.0, 0.0, total_s, 0, 0, 0, peak_bytes, 0, size_bytes)
 
 
 def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
-    """Steps of a sampling run that ends after the last step that its items want."""
-    last = sampling.place(sampling.items(unit)[-1])
+    """Steps of a sampling run, which ends after the last step that its items want."""
+    last = sampling.progress_t(sampling.items(unit)[-1])
     return min(int(last * num_steps), num_steps - 1) + 1
 
 
 def _observe(
-    model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling, place: Placement
-) -> tuple[float, int, Statistics]:
-    """Seconds to observe items that share a call as they will, how many, and what that gave."""
-    call = to_placement(calls[0], place.device, place.dtype)
+    model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling, placement: Placement
+) -> tuple[float, int, int]:
+    """Observe items that share calls as they will; returns seconds, items and `_timed`'s bytes."""
+    call = to_placement(calls[0], placement.device, placement.dtype)
     denoiser = getattr(pipeline, call.denoiser)
-    own = of_denoiser(model.denoisers[call.denoiser])
-    items = [bin_of(sampling.place(item), sampling.num_bins) for item in sampling.items(0)]
-    num_shared = items.count(items[0])
+    fingerprints = fingerprint.of_folder(model.denoisers[call.denoiser])
+    bins = [bin_of(sampling.progress_t(item), sampling.num_bins) for item in sampling.items(0)]
+    num_shared = bins.count(bins[0])
     shared = merge_calls([call] * num_shared)
-    seconds, statistics = _timed(denoiser, shared, own, sampling.num_bins)
-    return seconds * len(calls), num_shared, statistics
+    seconds, size_bytes = _timed(denoiser, shared, fingerprints, sampling.num_bins)
+    return seconds * len(calls), num_shared, size_bytes
 
 
 def _timed(
-    denoiser: nn.Module, calls: list[Call], own: dict[str, str], num_bins: int
-) -> tuple[float, Statistics]:
-    """Seconds to observe these calls once more, and what they gave."""
-    statistics = observe_calls(denoiser, calls, own, num_bins)  # warms up
-    begun = time.monotonic()
-    observe_calls(denoiser, calls, own, num_bins)
-    return time.monotonic() - begun, statistics
+    denoiser: nn.Module, calls: list[Call], fingerprints: dict[str, str], num_bins: int
+) -> tuple[float, int]:
+    """Observe calls twice; returns the seconds of the second pass and the statistics' bytes."""
+    statistics = observe_calls(denoiser, calls, fingerprints, num_bins)  # warms up
+    begin = time.monotonic()
+    observe_calls(denoiser, calls, fingerprints, num_bins)
+    seconds = time.monotonic() - begin
+    sums = {id(state): state.sum_squares for state in statistics.column_norms.values()}
+    return seconds, _bytes_of(sums.values())
 
 
-def _bytes_of(statistics: Statistics) -> int:
-    states = {id(state): state.sum_squares for state in statistics.column_norms.values()}
-    return sum(sums.numel() * sums.element_size() for sums in states.values())
+def _bytes_of(values: Iterable[Any]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
-def _call_bytes(call: Call) -> int:
-    return sum(leaf.nbytes for leaf in call.leaves() if isinstance(leaf, Tensor))
-
-
-def _peak_bytes(place: Placement) -> int:
-    """The most memory taken so far: of the device, or of this process."""
-    if place.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(place.device)
+def _peak_bytes(placement: Placement) -> int:
+    """The most memory taken so far on the GPU, or by this process."""
+    if placement.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(placement.device)
     status = Path("/proc/self/status")
-    if status.is_file():  # not ru_maxrss, which begins with what the parent had when it forked
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        if found:
-            return int(found[1]) * 1024
+    if status.is_file():  # ru_maxrss begins with what the parent had when it forked
+        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if match:
+            return int(match[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,15 +1,15 @@
-"""Hooks that watch what enters each target; removed whatever happens.
+"""What enters each layer of a denoiser? Hooks collect a statistic of it: column norms or Grams.
 
-Query, key and value receive one and the same tensor, cross-attention keys and values of all
-blocks too. States are values, so an update is remembered by (state, tensor): layers that have
-always seen the same tensors end up holding the same state object, computed once, and part ways
-by themselves the first time they do not.
+Query, key and value receive the same tensor, and so do the cross-attention keys and values of all
+blocks. A state is a value, and an update is remembered by (state, tensor): layers that have always
+seen the same tensors hold the same state object, which is computed once. Their states part at the
+first tensor that differs.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,13 +17,21 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ditprune.denoiser.tokens import input_of
-from ditprune.method.statistics import column_norm
+from ditprune.calls import Call
+from ditprune.denoiser.capture import hooked, input_of
+from ditprune.denoiser.replay import run_call
+from ditprune.errors import StatisticsError
+from ditprune.method.statistics import column_norm, gram
 from ditprune.method.statistics.collected import bin_of
 from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.gram import Gram
+from ditprune.targets.discover import Target
 from ditprune.targets.matrix import channels_last
 
 State = TypeVar("State")
+
+_GRAM_ITEM_BYTES = 4
+_GRAM_COPIES = 2  # a state and its successor exist together during an update
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,9 @@ class Collector(Generic[State]):
     """How a statistic is collected.
 
     Args:
-        start: its state for so many channels on a device.
-        update: the state with more tokens, channels last, of a call at a place between noise (0)
-            and image (1).
+        start: the state of no tokens, for a number of channels on a device.
+        update: the state with more tokens [..., C_in] from a call at `progress_t`, its position
+            from noise (0) to image (1).
     """
 
     start: Callable[[int, torch.device], State]
@@ -41,49 +49,66 @@ class Collector(Generic[State]):
 
 
 def norms(num_bins: int) -> Collector[ColumnNorm]:
-    """Column norms in so many bins, and one more for calls that do not say where they are."""
+    """Column norms in `num_bins` bins; one more bin is for calls without `progress_t`."""
     return Collector[ColumnNorm](
         lambda num_channels, device: column_norm.start(num_channels, num_bins + 1, device),
-        lambda state, inputs, place: column_norm.update(state, inputs, bin_of(place, num_bins)),
+        lambda state, inputs, progress_t: column_norm.update(
+            state, inputs, bin_of(progress_t, num_bins)
+        ),
     )
 
 
 class Observation(Generic[State]):
-    """The state of every watched layer, updated at each call while `is_watching`."""
+    """The state of every layer that was called, and how often it was called."""
 
-    def __init__(self, collector: Collector[State]) -> None:
+    def __init__(self, denoiser: nn.Module, collector: Collector[State]) -> None:
         self.states: dict[str, State] = {}
         self.num_inputs: dict[str, int] = {}
-        self.is_watching = False
-        self.place: float | None = None
-        self._collector = collector
+        self._denoiser, self._collector = denoiser, collector
+        self._call: Call | None = None
         self._empty: dict[tuple[int, torch.device], State] = {}
         self._memo: dict[tuple[int, int], tuple[Any, int, State, State]] = {}
 
-    def see(self, name: str, inputs: Tensor) -> None:
-        """Add one input of one layer."""
+    def run(self, call: Call) -> None:
+        """Run a call and count what enters the layers; other calls of the denoiser do not count."""
+        self._memo.clear()  # a tensor that comes again in another call counts again
+        self._call = call
+        try:
+            run_call(self._denoiser, call)
+        finally:
+            self._call = None
+
+    def check_finite(self, sums_of: Callable[[State], Tensor]) -> None:
+        """Raises StatisticsError for a layer whose sums are not finite."""
+        for name, state in self.states.items():
+            if not sums_of(state).isfinite().all():
+                raise StatisticsError(
+                    f"{name}: its calibration inputs hold NaN or Inf; look at the batches, or run "
+                    "the denoiser in float32 or bfloat16"
+                )
+
+    def _see(self, name: str, layer: nn.Module, layer_call: Call) -> None:
+        if self._call is None:
+            return
+        inputs = channels_last(layer, input_of(layer_call))
         state = self.states.get(name)
         if state is None:
             key = (inputs.shape[-1], _sums_device(inputs))
             if key not in self._empty:
                 self._empty[key] = self._collector.start(*key)
             state = self._empty[key]
-        self.states[name] = self._update(state, inputs)
+        self.states[name] = self._update(state, inputs, self._call.place)
         self.num_inputs[name] = self.num_inputs.get(name, 0) + 1
 
-    def forget_inputs(self) -> None:
-        """Start of a denoiser call: no tensor of the last one can come again."""
-        self._memo.clear()
-
-    def _update(self, state: State, inputs: Tensor) -> State:
+    def _update(self, state: State, inputs: Tensor, progress_t: float | None) -> State:
         if inputs.is_inference():  # has no version, so a change in place would go unseen
-            return self._collector.update(state, inputs, self.place)
+            return self._collector.update(state, inputs, progress_t)
         key, version = (id(state), id(inputs)), inputs._version
         known = self._memo.get(key)
         # An id may be reused after its object died, a tensor may be written in place: both show.
         if known and known[0]() is inputs and known[1] == version and known[2] is state:
             return known[3]
-        updated = self._collector.update(state, inputs, self.place)
+        updated = self._collector.update(state, inputs, progress_t)
         self._memo[key] = (weakref.ref(inputs), version, state, updated)
         return updated
 
@@ -92,40 +117,88 @@ class Observation(Generic[State]):
 def observing(
     denoiser: nn.Module, names: Iterable[str], collector: Collector[State]
 ) -> Iterator[Observation[State]]:
-    """Hooks on these layers while the block runs; none stays behind."""
-    observation = Observation(collector)
-    handles = [denoiser.register_forward_pre_hook(lambda *_: observation.forget_inputs())]
-    try:
-        for name in names:
-            handles.append(
-                denoiser.get_submodule(name).register_forward_pre_hook(
-                    _hook(observation, name), with_kwargs=True
-                )
-            )
+    """Observe these layers while the block runs; no hook stays after it."""
+    observation = Observation(denoiser, collector)
+    layers = {name: denoiser.get_submodule(name) for name in names}
+    with hooked(layers, observation._see):
         yield observation
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _sums_device(inputs: Tensor) -> torch.device:
-    """Where the sums of these inputs are kept: beside them, but for MPS, which has no float64."""
+    """The device of the sums: that of the inputs, except for MPS, which has no float64."""
     return torch.device("cpu") if inputs.device.type == "mps" else inputs.device
 
 
-@contextmanager
-def watching(observation: Observation[Any], place: float | None = None) -> Iterator[None]:
-    """Count the calls of this block; batches may themselves be drawn with the same denoiser."""
-    observation.is_watching, observation.place = True, place
-    try:
-        yield
-    finally:
-        observation.is_watching = False
+def collect_grams(
+    denoiser: nn.Module,
+    calls: Iterable[Call],
+    names: Sequence[str],
+    timestep_weights: Sequence[float] | None = None,
+) -> dict[str, Gram]:
+    """The Gram of the inputs of each named layer over these calls; uncalled layers are left out.
+
+    Raises StatisticsError for weights with a call without `place`, and for NaN or Inf.
+    """
+
+    def update(state: Gram, inputs: Tensor, progress_t: float | None) -> Gram:
+        if timestep_weights is None:
+            return gram.update(state, inputs)
+        return gram.update(state, inputs * _weight(timestep_weights, progress_t) ** 0.5)
+
+    with observing(denoiser, names, Collector(gram.start, update)) as observation:
+        for call in calls:
+            observation.run(call)
+    observation.check_finite(lambda state: state.sum_products)
+    return observation.states
 
 
-def _hook(observation: Observation[Any], name: str) -> Any:
-    def hook(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if observation.is_watching:
-            observation.see(name, channels_last(layer, input_of(args, kwargs)))
+def _weight(weights: Sequence[float], progress_t: float | None) -> float:
+    if progress_t is None:
+        raise StatisticsError(
+            "--timestep-weighting: a call does not say where between noise and image it is; give "
+            "ditprune.Call(…, place=…), or weight uniformly"
+        )
+    return weights[bin_of(progress_t, len(weights))]
 
-    return hook
+
+def gram_bytes(target: Target) -> int:
+    """The memory that collecting the Gram of one target takes."""
+    return _GRAM_COPIES * _GRAM_ITEM_BYTES * target.shape[1] ** 2
+
+
+def stages(targets: Mapping[str, Target], num_packages: int, max_bytes: int) -> list[list[str]]:
+    """Cut targets into packages, and each package into stages whose Grams fit `max_bytes`.
+
+    Each stage is a pass over the calibration calls. A target whose Gram alone exceeds the limit
+    is a stage of its own. Inputs that layers share are counted once for each of these layers, so a
+    stage may take less memory.
+
+    Args:
+        targets: in module order.
+        num_packages: runs of blocks, as even as whole blocks allow.
+    """
+    return [
+        names for package in _packages(targets, num_packages) for names in _cut(package, max_bytes)
+    ]
+
+
+def _cut(targets: Mapping[str, Target], max_bytes: int) -> list[list[str]]:
+    """As many targets in a stage as fit."""
+    cut: list[list[str]] = []
+    size_bytes = 0
+    for name, target in targets.items():
+        if not cut or size_bytes + gram_bytes(target) > max_bytes:
+            cut.append([])
+            size_bytes = 0
+        cut[-1].append(name)
+        size_bytes += gram_bytes(target)
+    return cut
+
+
+def _packages(targets: Mapping[str, Target], num_packages: int) -> list[dict[str, Target]]:
+    """Cut targets into `num_packages` runs of blocks, as even as whole blocks allow."""
+    blocks = list(dict.fromkeys(target.block for target in targets.values()))
+    packages: list[dict[str, Target]] = [{} for _ in range(min(num_packages, len(blocks)))]
+    for name, target in targets.items():
+        packages[blocks.index(target.block) * len(packages) // len(blocks)][name] = target
+    return packages

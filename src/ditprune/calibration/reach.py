@@ -1,7 +1,7 @@
-"""Which layers a call runs in vain: nothing they give reaches the denoiser's output.
+"""Which layers does a call run in vain, so that their output reaches no output of the denoiser?
 
 The text half of a last block is often computed and dropped. Such layers have inputs and scores
-like any other, and whatever is removed from them changes nothing.
+like any other, but pruning them changes nothing.
 """
 
 from __future__ import annotations
@@ -23,36 +23,38 @@ Change = Callable[[str, Tensor], Tensor]
 
 
 def unused(denoiser: nn.Module, batch: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the named layers that this call runs and whose output changes nothing.
+    """The named layers that this call runs although their output changes nothing.
 
-    Two witnesses must agree: in the graph that autograd records no path leads from the layer to
-    the output, and noise added to what the layer gives leaves every bit of the output as it was.
-    What the call writes into its arguments, such as a cache, counts as output. A layer run inside
-    a `no_grad` of the model leaves no graph and is never named; nor is any layer where the same
-    call does not give the same output twice. Nor is one whose result is mixed with others and cut
-    away again, as the text's queries in a joint attention: a path leads on from it. One forward
-    pass, two more where some are found.
+    Two tests must agree. In autograd's graph, no path leads from the layer to the output. And noise
+    added to the layer's output leaves every bit of the denoiser's output unchanged. If the call
+    writes into its arguments, such as a cache, these count as output.
+
+    Never named are layers that the model runs inside `no_grad`, since they leave no graph, and
+    layers whose result is mixed with others and cut away later, such as the text's queries in a
+    joint attention, since a path leads on from them. If the same call gives two different
+    outputs, no layer is named. This takes one forward pass, and at least two more if there are
+    suspects.
 
     Args:
-        denoiser: left as it was; its module state must not carry over from call to call.
-        batch: one call, as `calibrate` takes them; not changed.
+        denoiser: is not changed; its module state must not carry over from call to call.
+        batch: one call, as in `calibrate`; is not changed.
         names: paths of layers that return one tensor.
 
     Raises:
-        ModelError: a batch of another kind, an output without any tensor, or a denoiser with
-            operators that refuse gradients on this device.
+        ModelError: the batch is of another kind, the output holds no tensor, or an operator of
+            the denoiser refuses gradients on this device.
     """
     names, call = list(names), Call.of(batch)
     suspects = _unreached(denoiser, call, names)
     if not suspects:
         return ()
-    dense = _given_with_noise(denoiser, call, [])
+    dense = _tensors_with_noise(denoiser, call, [])
     silent = set(_without_effect(denoiser, call, suspects, dense))
     return tuple(name for name in names if name in silent)
 
 
 def _unreached(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[str]:
-    """Layers that ran, with gradients each time, and from which no path leads to the output."""
+    """Layers that ran, always with gradients, and from which no path leads to the output."""
     anchor = torch.zeros((), requires_grad=True)
     ran: dict[str, bool] = {}
 
@@ -63,9 +65,9 @@ def _unreached(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[st
 
     try:
         with _recording(denoiser):
-            reached = _marks_behind(_given(denoiser, call, names, mark))
+            reached = _marks_behind(_tensors_after(denoiser, call, names, mark))
     except RuntimeError as error:
-        _given_with_noise(denoiser, call, [])  # a call that cannot run at all says so itself
+        _tensors_with_noise(denoiser, call, [])  # a call that cannot run raises its own error
         raise ModelError(
             f"{type(denoiser).__name__}: its call runs, but not with gradients ({error}), so which "
             "layers are unused cannot be told; try another device or attention backend"
@@ -76,8 +78,8 @@ def _unreached(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[st
 def _without_effect(
     denoiser: nn.Module, call: Call, names: Sequence[str], dense: Sequence[Tensor]
 ) -> list[str]:
-    """Layers whose noise leaves the output bit for bit; halves a group that does not."""
-    noisy = _given_with_noise(denoiser, call, names)
+    """Layers whose noise leaves every bit of the output; a group that changes it is halved."""
+    noisy = _tensors_with_noise(denoiser, call, names)
     if len(noisy) == len(dense) and all(map(torch.equal, noisy, dense)):
         return list(names)
     if len(names) == 1:
@@ -90,7 +92,7 @@ def _without_effect(
     ]
 
 
-def _given_with_noise(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[Tensor]:
+def _tensors_with_noise(denoiser: nn.Module, call: Call, names: Sequence[str]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def disturb(_name: str, output: Tensor) -> Tensor:
@@ -98,31 +100,31 @@ def _given_with_noise(denoiser: nn.Module, call: Call, names: Sequence[str]) -> 
         return output + (1 + output.abs()) * noise
 
     with evaluating(denoiser):
-        return _given(denoiser, call, names, disturb)
+        return _tensors_after(denoiser, call, names, disturb)
 
 
-def _given(denoiser: nn.Module, call: Call, names: Sequence[str], change: Change) -> list[Tensor]:
-    """All tensors of the output, then those of the arguments, with the outputs of layers changed.
+def _tensors_after(
+    denoiser: nn.Module, call: Call, names: Sequence[str], change: Change
+) -> list[Tensor]:
+    """Run a copy of the call with layers' outputs changed; returns tensors of output and arguments.
 
-    The arguments are copies, and the random state is put back.
+    The random state is put back.
     """
-    own = call.map(_copy)
+    copied = call.map(
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+    )
     devices = sorted({p.device.index for p in denoiser.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices))
         for name in names:
             handle = denoiser.get_submodule(name).register_forward_hook(_hook(name, change))
             stack.callback(handle.remove)
-        output = list(_tensors(denoiser(*own.args, **own.kwargs)))
+        output = list(_tensors(denoiser(*copied.args, **copied.kwargs)))
     if not output:
         raise ModelError(
             f"{type(denoiser).__name__}: its output holds no tensor; expected the predicted noise"
         )
-    return [*output, *_tensors((own.args, own.kwargs))]
-
-
-def _copy(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
+    return [*output, *_tensors((copied.args, copied.kwargs))]
 
 
 def _hook(name: str, change: Change) -> Any:
@@ -131,10 +133,10 @@ def _hook(name: str, change: Change) -> Any:
 
 @contextmanager
 def _recording(denoiser: nn.Module) -> Iterator[None]:
-    """Gradients flow from the marks only, and the graph keeps no tensor."""
-    asked = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    """Inside the block gradients flow from the marks only, and the graph keeps no tensor."""
+    before = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
     try:
-        for parameter, _ in asked:
+        for parameter, _ in before:
             parameter.requires_grad_(False)
         with (
             evaluating(denoiser),
@@ -144,14 +146,14 @@ def _recording(denoiser: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
-        for parameter, requires_grad in asked:
+        for parameter, requires_grad in before:
             parameter.requires_grad_(requires_grad)
 
 
 class _Mark(torch.autograd.Function):
-    """A copy of a layer's output whose node in the graph carries the layer's name.
+    """Copies a layer's output; the node of the copy in the graph carries the layer's name.
 
-    A copy, since the model may write into it. The anchor makes it need a gradient.
+    It is a copy because the model may write into it. The anchor makes it require a gradient.
     """
 
     @staticmethod
@@ -161,7 +163,7 @@ class _Mark(torch.autograd.Function):
 
 
 def _marks_behind(tensors: Iterable[Tensor]) -> set[str]:
-    """Names of all marks from which a path leads to any of these tensors."""
+    """The names of all marks from which a path leads to any of these tensors."""
     nodes = [tensor.grad_fn for tensor in tensors]
     seen: set[Any] = set()
     while nodes:

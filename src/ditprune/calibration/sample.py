@@ -1,9 +1,8 @@
-"""Denoiser inputs from the model's own sampling runs, one timestep per sample, evenly spread.
+"""Which denoiser calls are sampled? One step of each item, evenly spread from noise to image.
 
-Every sample is one item of one sampling run, taken at one step of the denoising trajectory; a
-guided pipeline calls the denoiser for the condition and for none, and both calls belong to it.
-Items follow each other from noise to image, so that the items of one run want neighbouring steps
-and the run ends after the last of them: half the steps of a full run, on average.
+A pipeline with guidance may call the denoiser twice in a step; both calls belong to the item.
+Items are ordered from noise to image, so the items of one sampling run want neighbouring steps. The
+run ends after the last of these steps: half the steps of a full run, on average.
 """
 
 from __future__ import annotations
@@ -17,12 +16,17 @@ import torch
 
 from ditprune.calibration.draw import conditions, item_seed, of_items, run
 from ditprune.calls import DENOISER, Call
+from ditprune.checkpoints import copy_folder, fingerprint, manifest
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
+from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.statistics.collected import NUM_BINS, bin_of
+from ditprune.writing import identity
 
-# Shares of the trajectory, from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
+# Parts of the way from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
 TIMESTEPS = {
     "uniform": (0.0, 1.0),
     "early": (0.0, 1 / 3),
@@ -36,17 +40,17 @@ class Sampling:
     """Which denoiser calls to take.
 
     Args:
-        num_samples: how many items, each at one timestep.
+        num_samples: the number of items; each is taken at one timestep.
         timesteps: `uniform`, `early` (the noisy third), `middle` or `late`.
-        num_inference_steps, guidance_scale: of the sampling runs; None is the pipeline's default.
-        height, width: of what is drawn; None is the pipeline's default.
-        labels, prompts: what to draw, in turn; None is every class the pipeline knows, or our
-            own prompts. Where there are more than items, those drawn are spread evenly over them.
-        seed: of the noise and the order of conditions.
-        purpose: draws of different purposes are independent (`calibration`, `held-out`).
-        batch_size: items drawn together; changes speed and rounding, not which items.
+        num_inference_steps, guidance_scale, height, width: arguments of the pipeline; None is its
+            default.
+        labels, prompts: the conditions to draw in turn; None is every class of the pipeline, or
+            the bundled prompts. With fewer items than conditions, those drawn are spread evenly.
+        seed: of the noise and of the order of the conditions.
+        purpose: different purposes never share noise (`calibration`, `held-out`).
+        batch_size: items sampled together; it changes speed and rounding, not which items.
         pipeline_options: further arguments of the pipeline, such as `num_frames`.
-        num_bins: parts of the way; items of one part may share a call.
+        num_bins: parts of the way from noise to image; items of one part may share a call.
     """
 
     num_samples: int = 128
@@ -77,7 +81,7 @@ class Sampling:
 
     @property
     def num_units(self) -> int:
-        """Sampling runs: batches of items."""
+        """The number of sampling runs; each run samples a batch of items."""
         return -(-self.num_samples // self.batch_size)
 
     def items(self, unit: int) -> range:
@@ -85,20 +89,44 @@ class Sampling:
         first = unit * self.batch_size
         return range(first, min(first + self.batch_size, self.num_samples))
 
-    def place(self, item: int) -> float:
-        """Where on the way from noise (0) to image (1) an item is taken."""
+    def progress_t(self, item: int) -> float:
+        """The position from noise (0) to image (1) at which an item is taken."""
         low, high = TIMESTEPS[self.timesteps]
         return low + (high - low) * (item + 0.5) / self.num_samples
 
     def run_options(self) -> dict[str, Any]:
-        """What the pipeline is told."""
+        """The arguments of the pipeline."""
         words = ("num_inference_steps", "guidance_scale", "height", "width")
         return {word: getattr(self, word) for word in words} | dict(self.pipeline_options)
 
     def protocol(self, pipeline: str, scheduler: str) -> dict[str, object]:
-        """What a reader needs to repeat it, with the names of these classes."""
+        """Everything that repeats the sampling; the arguments are the names of classes."""
         record = asdict(self) | {"pipeline": pipeline, "scheduler": scheduler}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
+
+
+def identity_of(model: ModelFolder, sampling: Sampling, placement: Placement) -> dict[str, Any]:
+    """Everything that the calls of a calibration depend on, as plain values.
+
+    Fingerprints tell one denoiser from another. Names, sizes and times of all files show that
+    another part was exchanged, such as a text encoder or a decoder.
+    """
+    fingerprints = {
+        name: fingerprint.combined(fingerprint.of_folder(folder))
+        for name, folder in model.denoisers.items()
+    }
+    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    versions = manifest.versions()
+    words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
+    dtype = str(placement.dtype).removeprefix("torch.")
+    return {
+        "weights": fingerprints,
+        "files": copy_folder.stamp(model, weights),
+        "configuration": identity.config_hash(model.root),
+        "sampling": words,
+        "placement": {"device": placement.device, "dtype": dtype},
+        "versions": {name: versions[name] for name in ("ditprune", "torch", "diffusers")},
+    }
 
 
 def sample_unit(
@@ -106,15 +134,15 @@ def sample_unit(
 ) -> tuple[list[Call], Style]:
     """The denoiser calls of one sampling run, and how the pipeline makes them.
 
-    Items of one bin of timesteps share calls where their arguments allow it. A unit is the same
-    whichever units were sampled before it.
+    Items of one bin share calls if their arguments allow it. A unit does not depend on the units
+    that were sampled before it.
     """
     items = sampling.items(unit)
 
     def wanted(num_steps: int) -> dict[int, list[int]]:
         steps: dict[int, list[int]] = {}
         for row, item in enumerate(items):
-            step = min(int(sampling.place(item) * num_steps), num_steps - 1)
+            step = min(int(sampling.progress_t(item) * num_steps), num_steps - 1)
             steps.setdefault(step, []).append(row)
         return steps
 
@@ -125,15 +153,17 @@ def sample_unit(
 
 
 def run_unit(pipeline: Any, sampling: Sampling, unit: int, recorder: StepRecorder) -> None:
-    """Run the pipeline over the items of one unit, for as long as the recorder wants."""
+    """Run the pipeline over the items of one unit, until the recorder ends the run."""
     pool = conditions(pipeline, sampling.labels, sampling.prompts)
-    asked = of_items(pool, sampling.num_samples)
-    order = _order_of_conditions(sampling)
+    item_conditions = of_items(pool, sampling.num_samples)
+    seed = item_seed(f"{sampling.purpose} conditions", sampling.seed, 0)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(sampling.num_samples, generator=generator).tolist()
     items = sampling.items(unit)
     recorder.record(
         lambda: run(
             pipeline,
-            [asked[order[item]] for item in items],
+            [item_conditions[order[item]] for item in items],
             [item_seed(f"{sampling.purpose} noise", sampling.seed, item) for item in items],
             output_type="latent",
             **sampling.run_options(),
@@ -153,19 +183,13 @@ def sample_calls(
 
 
 def _merged(taken: Sequence[Sequence[Call]], num_bins: int) -> list[Call]:
-    """Items of one bin and one denoiser, call by call, as few calls as their arguments allow."""
+    """Merge the calls of neighbouring items in one bin as far as their arguments allow."""
     merged = []
 
-    def kind(item: Sequence[Call]) -> list[tuple[int, str]]:
+    def bins(item: Sequence[Call]) -> list[tuple[int, str]]:
         return [(bin_of(call.place, num_bins), call.denoiser) for call in item]
 
-    for _, group in groupby(taken, kind):
+    for _, group in groupby(taken, bins):
         for calls in zip(*group, strict=True):
             merged += merge_calls(calls)
     return merged
-
-
-def _order_of_conditions(sampling: Sampling) -> list[int]:
-    seed = item_seed(f"{sampling.purpose} conditions", sampling.seed, 0)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(sampling.num_samples, generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""Several processes that share one calibration: `torchrun` or `accelerate launch` starts them."""
+"""How do several processes share one piece of work? `torchrun` or `accelerate` starts them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,27 +19,27 @@ from ditprune.method.statistics.column_norm import ColumnNorm
 
 @dataclass(frozen=True)
 class Worker:
-    """One of `world` processes, numbered by `rank` from 0; alone by default."""
+    """One of `world` processes; `rank` counts from 0. The default is a process that works alone."""
 
     rank: int = 0
     world: int = 1
 
     @property
     def is_first(self) -> bool:
-        """The one that writes results and speaks."""
+        """Whether this process writes the results and prints."""
         return self.rank == 0
 
     def owns(self, unit: int) -> bool:
-        """Whether a piece of work is this worker's."""
+        """Whether this worker does a unit."""
         return unit % self.world == self.rank
 
     def wait(self) -> None:
-        """Until all workers are here."""
+        """Wait until all workers are here."""
         if self.world > 1:
             dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, in the order of ranks."""
+        """The values of all workers, in the order of ranks."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -50,14 +51,14 @@ class Worker:
 def joined() -> Iterator[Worker]:
     """Join the group that the environment describes (RANK, WORLD_SIZE …), or work alone.
 
-    What travels is small and lies in CPU memory, so the backend is gloo on every machine.
+    Workers exchange small tensors in CPU memory, so the backend is gloo on every machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Worker()
         return
-    # Its functions keep, as a default argument, the group that is there when they are first
-    # imported. Imported later (by torch._dynamo), they keep ours beyond its end, and with it
-    # threads that can abort the process when Python exits.
+    # The functions of this module hold, as a default argument, the group that exists when they are
+    # imported. A later import (by torch._dynamo) would keep our group alive beyond its end, and
+    # with it threads that can abort the process when Python exits.
     importlib.import_module("torch.distributed.nn")
     dist.init_process_group("gloo")
     try:
@@ -67,31 +68,29 @@ def joined() -> Iterator[Worker]:
 
 
 def own_device(device: str) -> str:
-    """A worker's GPU where `cuda` is asked for and every worker has its own."""
+    """The GPU of this worker if `cuda` is asked for."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
 
 
 def add_up(statistics: Statistics | None, worker: Worker) -> Statistics | None:
-    """The statistics of all workers together, on every worker; None where nobody has any.
+    """The statistics of all workers together, on every worker; None if no worker has any.
 
-    The sums are added by all-reduce, exactly (see `column_norm.update`), so the result does not
-    depend on the number of workers.
+    All-reduce adds the sums exactly (see `column_norm.update`), so the result does not depend on
+    the number of workers.
     """
     if worker.world == 1:
         return statistics
-    everyone = [one for one in worker.gather(_outline(statistics)) if one is not None]
-    if not everyone:
+    outlines = [outline for outline in worker.gather(_outline(statistics)) if outline is not None]
+    if not outlines:
         return None
-    total = everyone[0]
-    for other in everyone[1:]:
-        total = merge(total, other)
+    total = reduce(merge, outlines)
     states: dict[int, ColumnNorm] = {}
     for name, outline in total.column_norms.items():
         if id(outline) not in states:
-            own = statistics.column_norms.get(name) if statistics is not None else None
+            state = statistics.column_norms.get(name) if statistics is not None else None
             sums = torch.zeros(outline.sum_squares.shape, dtype=torch.float64)
-            if own is not None:
-                sums += own.sum_squares.cpu()
+            if state is not None:
+                sums += state.sum_squares.cpu()
             dist.all_reduce(sums)
             states[id(outline)] = ColumnNorm(sums, outline.tokens_in_bin)
     norms = {name: states[id(outline)] for name, outline in total.column_norms.items()}
@@ -99,12 +98,12 @@ def add_up(statistics: Statistics | None, worker: Worker) -> Statistics | None:
 
 
 def _outline(statistics: Statistics | None) -> Statistics | None:
-    """Statistics without their sums: names, sharing, counts and shapes, small enough to send."""
+    """Statistics without sums: names, sharing, counts and shapes, which are small to send."""
     if statistics is None:
         return None
     outlines: dict[int, ColumnNorm] = {}
     for state in statistics.column_norms.values():
-        # One number seen as a whole matrix; pickled as one number.
+        # One number that is expanded to a matrix is pickled as one number.
         hollow = torch.zeros((), dtype=torch.float64).expand(state.sum_squares.shape)
         outlines.setdefault(id(state), ColumnNorm(hollow, state.tokens_in_bin))
     norms = {name: outlines[id(state)] for name, state in statistics.column_norms.items()}

@@ -1,7 +1,8 @@
-"""A calibration set ⇄ a folder of units: tensors in safetensors, the rest as JSON in its metadata.
+"""How are denoiser calls stored? As a folder of units, one safetensors file each.
 
-A unit holds the denoiser calls of one sampling run and is written whole or not at all, so a set
-that was interrupted goes on where it stopped, and several processes can write one set together.
+A unit holds the denoiser calls of one sampling run: tensors as such, the rest as JSON in the
+metadata. It is written whole or not at all. So a set that was interrupted goes on where it
+stopped, and several processes can write one set together.
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ class CalibrationSet:
     """A folder of units.
 
     Args:
-        folder: where they are.
-        num_units: how many there are when it is complete.
-        protocol: how they were sampled.
-        guard: what must not change between the runs that fill it (weights, settings, versions).
+        folder: where the units are.
+        num_units: how many units the complete set has.
+        protocol: how the calls were sampled.
+        identity: what must not change between the runs that fill the set (weights, settings,
+            versions); `guard` in the file.
     """
 
     folder: Path
     num_units: int
     protocol: Mapping[str, object]
-    guard: Mapping[str, object]
+    identity: Mapping[str, object]
 
     def missing(self) -> list[int]:
-        """The units that are not there yet."""
+        """The units that were not written yet."""
         return [unit for unit in range(self.num_units) if not self.file(unit).is_file()]
 
     def file(self, unit: int) -> Path:
@@ -71,10 +73,10 @@ class CalibrationSet:
         """The calls of one unit and the notes beside them. Raises ModelError."""
         file = self.file(unit)
         try:
-            with safe_open(file, framework="pt") as stream:
-                record = json.loads((stream.metadata() or {}).get(_KEY, ""))
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
-            calls = [_call(one, tensors) for one in record["calls"]]
+            with safe_open(file, framework="pt") as content:
+                record = json.loads((content.metadata() or {}).get(_KEY, ""))
+                tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+            calls = [_call(entry, tensors) for entry in record["calls"]]
             return calls, dict(record["notes"])
         except _MALFORMED as error:
             raise ModelError(
@@ -82,7 +84,7 @@ class CalibrationSet:
             ) from None
 
 
-# What reading a file that someone spoiled raises.
+# The errors that reading a damaged file raises.
 _MALFORMED = (
     KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
     SafetensorError, OSError,
@@ -90,21 +92,22 @@ _MALFORMED = (
 
 
 def save(calls: Sequence[Call], protocol: Mapping[str, object], folder: Path) -> None:
-    """Write calls of one's own as a complete set of one unit. Raises OutputError."""
+    """Write calls as a complete set of one unit. Raises OutputError."""
     if folder.exists():
         raise OutputError(f"{folder}: exists; choose another place")
-    # Before anything is made: what cannot be stored is refused and leaves nothing.
+    # Refuse what cannot be stored before anything is written.
     for call in calls:
         _encode([call.args, dict(call.kwargs)], {}, folder)
     start(folder, 1, protocol, {}).write(0, calls, {})
 
 
 def start(
-    folder: Path, num_units: int, protocol: Mapping[str, object], guard: Mapping[str, object]
+    folder: Path, num_units: int, protocol: Mapping[str, object], identity: Mapping[str, object]
 ) -> CalibrationSet:
-    """A new, empty set: a folder with its header, or no folder at all. Raises OutputError."""
+    """Make an empty set: a folder with its header, or no folder at all. Raises OutputError."""
     content = {
-        "format": _FORMAT, "num_units": num_units, "protocol": dict(protocol), "guard": dict(guard),
+        "format": _FORMAT, "num_units": num_units, "protocol": dict(protocol),
+        "guard": dict(identity),
     }  # fmt: skip
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -173,7 +176,7 @@ def _decode(record: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"unknown kind '{kind}'")
 
 
-def _place(record: Any) -> float | None:
+def _progress_t(record: Any) -> float | None:
     if record is None:
         return None
     if not 0 <= float(record) <= 1:
@@ -185,4 +188,4 @@ def _call(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
     args, kwargs = (_decode(record[key], tensors) for key in ("args", "kwargs"))
     if not isinstance(args, tuple) or not isinstance(kwargs, dict):
         raise ValueError("a call's arguments are no tuple and no dict")
-    return Call(args, kwargs, _place(record["place"]), str(record["denoiser"]))
+    return Call(args, kwargs, _progress_t(record["place"]), str(record["denoiser"]))

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from ditprune.checkpoints.compact.compact_folder import open_weights
+from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
-from ditprune.targets.discover import Target
+from ditprune.targets.discover import Target, discover
 
 _RUN = 1024  # values in each of the three runs
 _DIGITS = 32  # hexadecimal, 128 bits
@@ -53,3 +56,9 @@ def of_weights(weights: Weights, targets: Iterable[Target]) -> dict[str, str]:
     return _fingerprints(
         targets, lambda name, start, count: weights.read_slice(f"{name}.weight", start, count)
     )
+
+
+def of_folder(folder: Path) -> dict[str, str]:
+    """The fingerprints of all targets in a denoiser's folder, dense or compact."""
+    targets = discover(skeleton(folder, takes_compact=True), auxiliary=True)
+    return of_weights(open_weights(folder), targets.values())

@@ -1,6 +1,7 @@
-"""Statistics ⇄ one safetensors file: each shared state once, names and protocol in its metadata.
+"""How are statistics stored? In one safetensors file for all denoisers of a pipeline.
 
-A pipeline may have several denoisers; the file holds the statistics of each by component name.
+Tensors hold the sums of each state, once for all layers that share it. The metadata holds, by the
+component name of each denoiser, which layer has which state, and the protocol.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ _KEY = "ditprune.statistics"
 def save(statistics: Mapping[str, Statistics], file: Path) -> None:
     """Write the statistics of each denoiser, all or nothing. Raises OutputError."""
     tensors: dict[str, Tensor] = {}
-    denoisers = {name: _record(name, one, tensors) for name, one in statistics.items()}
+    denoisers = {name: _record(name, stats, tensors) for name, stats in statistics.items()}
     record = {"format": _FORMAT, "denoisers": denoisers}
     tensors_file.save(tensors, {_KEY: json.dumps(record)}, file)
 
 
 def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What goes to the metadata; the sums go to `tensors`."""
+    """The record for the metadata; the sums go to `tensors`."""
     keys: dict[int, str] = {}
     layers = {}
     for name, state in statistics.column_norms.items():
@@ -52,15 +53,15 @@ def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -
 
 
 def load(file: Path) -> dict[str, Statistics]:
-    """Read statistics. Raises StatisticsError for a file that is not one, whole and sane."""
+    """Read statistics. Raises StatisticsError for a missing, damaged or other file."""
     if not file.is_file():
         raise StatisticsError(
             f"{file}: no such statistics file; make one with `ditprune calibrate`"
         )
     try:
-        with safe_open(file, framework="pt") as stream:
-            metadata = (stream.metadata() or {}).get(_KEY)
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        with safe_open(file, framework="pt") as content:
+            metadata = (content.metadata() or {}).get(_KEY)
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise StatisticsError(
             f"{file}: not a complete safetensors file ({error}); calibrate again"
@@ -71,7 +72,7 @@ def load(file: Path) -> dict[str, Statistics]:
             raise ValueError(f"format {record['format']}, this version reads {_FORMAT}")
         for key, sums in tensors.items():
             _check_sums(key, sums)
-        return {str(name): _restore(one, tensors) for name, one in record["denoisers"].items()}
+        return {str(name): _restore(stats, tensors) for name, stats in record["denoisers"].items()}
     except (
         KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError,
     ) as error:  # fmt: skip

@@ -13,7 +13,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_pipeline_options
-from ditprune.denoiser.placement import parse_size, placement
+from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
 from ditprune.reporting import numbers
 from ditprune.runtime.backends import BACKENDS
@@ -58,7 +58,7 @@ def bench(
     """
     results = None if out is None else _results(out)
     if device is not None:
-        placement(device)  # refuses what is not here
+        Placement.of(device)  # refuses what is not here
     sampling = Sampling(
         num_samples=1, batch_size=1, height=height, width=width,
         pipeline_options=read_pipeline_options(pipeline_options),

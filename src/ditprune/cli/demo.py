@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.calibrate import collect
 from ditprune.cli.evaluate import own_command, show_results, write_cards
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
@@ -40,7 +40,8 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     sampling = Sampling(
         num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, seed=seed
     )
-    collect(model, statistics, sampling)
+    with console.progress() as progress:
+        calibrate_folder(model, statistics, sampling, progress=progress)
     stats = statistics_file.load(statistics)
     console.say(f"2/3 prune it at {sparsity:.0%} with {', '.join(recipes)}")
     for name, recipe in recipes.items():

@@ -25,7 +25,7 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
-from ditprune.denoiser.placement import placement
+from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.evaluate import evaluate as measure
 from ditprune.evaluation.protocol import Protocol
 from ditprune.reporting import card, numbers
@@ -63,7 +63,7 @@ def evaluate(
                              clip=clip, images=images)  # fmt: skip
     models = [(_name(folder), locate(folder)) for folder in pruned]
     with joined() as worker:
-        place = placement(own_device(device or "cpu"), dtype, max_memory)
+        place = Placement.of(own_device(device or "cpu"), dtype, max_memory)
         try:
             with console.progress() as progress:
                 results = measure(locate(dense), models, out, protocol, progress, place, worker,

@@ -13,7 +13,7 @@ from ditprune.cli import console
 from ditprune.cli.inspect import show_dense, show_forecast, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
 from ditprune.cli.update_forecast import show_update_forecast
-from ditprune.denoiser.placement import parse_size, placement
+from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.forecast import forecast_run
 from ditprune.pruning.job import num_bytes, open_jobs, plan_jobs
@@ -90,7 +90,7 @@ def _source(
             check_needs_calls(recipe, f"--{option}")
     if set_folder is None:
         return None
-    return Source(calibration_set.load(set_folder), placement(device), most)
+    return Source(calibration_set.load(set_folder), Placement.of(device), most)
 
 
 def _show(outcome: Outcome, prefix: str) -> None:

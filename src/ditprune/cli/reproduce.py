@@ -19,7 +19,7 @@ from ditprune.cli.options import (
     read_pipeline_options,
     read_prompts,
 )
-from ditprune.denoiser.placement import placement
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.reproduce.reproduce import TABLE
 from ditprune.reproduce.reproduce import reproduce as remake
@@ -78,7 +78,7 @@ def reproduce(
     )  # fmt: skip
     measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
                              clip=clip)  # fmt: skip
-    place = placement(device, dtype, max_memory)
+    place = Placement.of(device, dtype, max_memory)
     try:
         with console.progress() as progress:
             found = remake(

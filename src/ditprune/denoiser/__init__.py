@@ -1,1 +1,1 @@
-"""THE DENOISER: load it, place it, call it."""
+"""THE DENOISER: load it, place it, call it. See README.md."""

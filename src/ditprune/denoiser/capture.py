@@ -1,13 +1,13 @@
-"""Records what a pipeline hands to its denoisers, by hooks that are always removed."""
+"""What do a denoiser and its layers get when they are called? Seen by hooks, always removed."""
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,27 +16,60 @@ from ditprune.calls import DENOISER, Call
 from ditprune.denoiser.rows import num_rows, take_item
 from ditprune.errors import ModelError
 
-_TIMESTEP = ("timestep", "timesteps", "t")
-_LARGEST_SHARE = 1.5  # timesteps up to here count from 0 to 1, above it from 0 to 1000
+Key = TypeVar("Key", bound=Hashable)
+
+_TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+_LARGEST_SHARE = 1.5  # a larger timestep counts from 0 to 1000, a smaller one from 0 to 1
+
+
+@contextmanager
+def hooked(
+    modules: Mapping[Key, nn.Module], see: Callable[[Key, nn.Module, Call], None]
+) -> Iterator[None]:
+    """While the block runs, `see(key, module, call)` is called before each call of a module."""
+
+    def hook_of(key: Key) -> Callable[..., None]:
+        return lambda module, args, kwargs: see(key, module, Call(args, kwargs))
+
+    with ExitStack() as stack:
+        for key, module in modules.items():
+            handle = module.register_forward_pre_hook(hook_of(key), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def input_of(call: Call) -> Tensor:
+    """The input of a Linear or a convolution, passed by position or by name."""
+    return call.args[0] if call.args else call.kwargs["input"]
+
+
+@contextmanager
+def counting_tokens(layers: Mapping[Key, nn.Module]) -> Iterator[dict[Key, list[int]]]:
+    """Count the tokens that each layer gets in each of its calls while the block runs.
+
+    Args:
+        layers: Linears, or pointwise convolutions, for which each position is a token; by any key.
+    """
+    counts: dict[Key, list[int]] = {key: [] for key in layers}
+
+    def count(key: Key, layer: nn.Module, call: Call) -> None:
+        weight: Any = layer.weight
+        counts[key].append(input_of(call).numel() // weight.shape[1])
+
+    with hooked(layers, count):
+        yield counts
 
 
 @contextmanager
 def recorded(denoiser: nn.Module) -> Iterator[list[Call]]:
-    """The calls that a denoiser gets while the block runs, on the CPU, in order.
+    """Record the calls that a denoiser gets while the block runs, in order, on the CPU.
 
-    For pipelines that need more than a prompt: run them inside, then `ditprune.calibrate` with
-    the list. Everything is kept, so run few steps of few images.
+    This is for pipelines that need more than a prompt: run the pipeline inside the block, then
+    pass the list to `ditprune.calibrate`. All calls are kept, so run few steps of few images.
     """
     calls: list[Call] = []
-
-    def see(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(Call(args, kwargs).map(to_cpu))
-
-    handle = denoiser.register_forward_pre_hook(see, with_kwargs=True)
-    try:
+    with hooked({"": denoiser}, lambda _key, _module, call: calls.append(call.map(to_cpu))):
         yield calls
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -44,12 +77,12 @@ class Style:
     """How a pipeline calls its denoiser.
 
     Args:
-        rows_per_image: 2 where guidance stacks the condition and none.
-        calls_per_step: 2 where guidance calls twice.
-        guidance_argument: whether the guidance scale is an input of the denoiser.
-        timestep_argument: its name; None where the denoiser gets none.
-        timestep_scale: 1000 or 1, the largest timestep; None without one.
-        timestep_falls: whether it falls from noise to image.
+        rows_per_image: 2 if guidance stacks the conditional and the unconditional input.
+        calls_per_step: 2 if guidance calls the denoiser twice.
+        guidance_argument: whether the denoiser gets the guidance scale as an argument.
+        timestep_argument: the name of the timestep; None if the denoiser gets no timestep.
+        timestep_scale: 1000 or 1, the largest timestep; None without a timestep.
+        timestep_falls: whether the timestep falls from noise to image.
     """
 
     rows_per_image: int
@@ -61,17 +94,17 @@ class Style:
 
 
 class _Enough(BaseException):
-    """Ends a sampling run whose further calls nobody wants; no pipeline catches it."""
+    """Ends a sampling run after the last step that is wanted; no pipeline catches it."""
 
 
 class StepRecorder:
-    """Takes given items at given steps of one sampling run, and ends it after the last of them.
+    """Keeps the calls of given items at given steps of one sampling run, and ends the run early.
 
     Args:
-        pipeline: with `scheduler.timesteps` once it runs.
-        denoisers: its denoisers by component name.
-        batch_size: items of the run.
-        wanted: for a number of steps, the items (rows of the batch) to take at each step.
+        pipeline: has `scheduler.timesteps` while it runs.
+        denoisers: the denoisers of the pipeline by component name.
+        batch_size: the number of items in the run.
+        wanted: for a number of steps, the items (rows of the batch) to keep at each step.
     """
 
     def __init__(
@@ -94,19 +127,13 @@ class StepRecorder:
         self._num_rows = 0
 
     def record(self, run: Callable[[], Any]) -> None:
-        """Run the pipeline. Raises ModelError where it did not pass the steps that were wanted."""
-        handles = [
-            denoiser.register_forward_pre_hook(self._hook(name), with_kwargs=True)
-            for name, denoiser in self._denoisers.items()
-        ]
+        """Run the pipeline. Raises ModelError if it did not reach all steps that are wanted."""
         try:
-            run()
+            with hooked(self._denoisers, self._see):
+                run()
         except _Enough:
             if hasattr(self._pipeline, "maybe_free_model_hooks"):
                 self._pipeline.maybe_free_model_hooks()
-        finally:
-            for handle in handles:
-                handle.remove()
         missing = set().union(*map(set, self._wanted.values())) - self.taken.keys()
         if self._step < 0 or missing:
             raise ModelError(
@@ -130,21 +157,14 @@ class StepRecorder:
             else self._timesteps[-1] < self._timesteps[0],
         )  # fmt: skip
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._see(name, module, Call(args, kwargs))
-
-        return see
-
     def _see(self, name: str, module: nn.Module, call: Call) -> None:
         if self._step < 0:
             self.num_steps = _num_steps(self._pipeline)
             self._wanted = dict(self._choose(self.num_steps))
             self._num_rows = num_rows(call)
             self._first = (Call(call.args, call.kwargs).map(_without_values), module)
-        _, timestep = _timestep(module, call)
-        moment = None if timestep is None else _extremes(timestep)
-        # Two calls at one timestep (condition, then none) are one step.
+        moment = moment_of(module, call)
+        # Two calls at one timestep (conditional, then unconditional) are one step.
         if self._step < 0 or moment is None or moment != self._moment:
             self._step += 1
             self._calls_in_step.append(0)
@@ -155,16 +175,16 @@ class StepRecorder:
         if self._step > max(self._wanted):
             raise _Enough
         self._calls_in_step[-1] += 1
-        place = (self._step + 0.5) / self.num_steps
+        progress_t = (self._step + 0.5) / self.num_steps
         for row in self._wanted.get(self._step, ()):
-            item = take_item(Call(call.args, call.kwargs, place, name), row, self._batch_size)
+            item = take_item(Call(call.args, call.kwargs, progress_t, name), row, self._batch_size)
             self.taken.setdefault(row, []).append(item.map(to_cpu))
 
 
 def denoisers_of(pipeline: Any, names: Sequence[str] = (DENOISER,)) -> dict[str, nn.Module]:
-    """The pipeline's denoisers of these component names that are there."""
-    found = {name: getattr(pipeline, name, None) for name in names}
-    return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    """The denoisers of a pipeline among these component names; missing ones are left out."""
+    components = {name: getattr(pipeline, name, None) for name in names}
+    return {name: module for name, module in components.items() if isinstance(module, nn.Module)}
 
 
 def to_cpu(leaf: Any) -> Any:
@@ -177,7 +197,7 @@ def _without_values(leaf: Any) -> Any:
 
 
 def _num_steps(pipeline: Any) -> int:
-    """Denoising steps of the run, from the schedule that the pipeline has just set."""
+    """The denoising steps of the run, from the schedule that the pipeline has just set."""
     timesteps = getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
     if not isinstance(timesteps, Tensor) or not len(timesteps):
         raise ModelError(
@@ -188,23 +208,23 @@ def _num_steps(pipeline: Any) -> int:
 
 
 def _timestep(denoiser: nn.Module, call: Call) -> tuple[str | None, Any]:
-    """The name and the value of the denoiser's timestep, given by name or by position."""
+    """The name and the value of the timestep in a call, passed by name or by position."""
     try:
         bound = inspect.signature(denoiser.forward).bind_partial(*call.args, **call.kwargs)
         given = bound.arguments | bound.arguments.get("kwargs", {})
     except TypeError:  # a wrapped forward whose signature says nothing
         given = dict(call.kwargs)
-    return next(((n, given[n]) for n in _TIMESTEP if given.get(n) is not None), (None, None))
+    return next(((n, given[n]) for n in _TIMESTEP_NAMES if given.get(n) is not None), (None, None))
 
 
 def moment_of(denoiser: nn.Module, call: Call) -> tuple[float, float] | None:
-    """The smallest and the largest timestep of a call; None where it has none."""
+    """The smallest and the largest timestep of a call; None without a timestep."""
     _, timestep = _timestep(denoiser, call)
     return None if timestep is None else _extremes(timestep)
 
 
 def _extremes(timestep: Any) -> tuple[float, float]:
-    """A timestep per batch, item or token as two numbers that change when any of them does."""
+    """Two numbers that change when the timestep of the batch, of an item or of a token changes."""
     if not isinstance(timestep, Tensor):
         return float(timestep), float(timestep)
     return timestep.min().item(), timestep.max().item()

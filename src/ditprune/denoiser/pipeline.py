@@ -1,4 +1,4 @@
-"""Loads a diffusers pipeline, or a denoiser alone, from a folder: safetensors and known classes."""
+"""How is a pipeline, or a denoiser alone, loaded? From safetensors and known classes only."""
 
 from __future__ import annotations
 
@@ -13,75 +13,91 @@ from torch import nn
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.denoiser import offload as stream
+from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.offload import offloaded
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.writing.json_file import read_json
+from ditprune.writing.output import is_compact
 
 _CPU = Placement()
 _LIBRARIES = ("diffusers", "transformers")
+# The share of the memory allowed that weights may take; the rest is for activations.
+_SHARE = 0.5
 
 
-def load_pipeline(model: ModelFolder, place: Placement = _CPU) -> Any:
-    """The pipeline where it is asked for, silent, from safetensors and known classes only.
+def load_pipeline(model: ModelFolder, placement: Placement = _CPU) -> Any:
+    """Load a pipeline onto its device, without any output from diffusers.
 
-    Denoisers that exceed the placement's memory are streamed; everything else is loaded.
+    Denoisers that exceed the placement's memory are offloaded. Raises ModelError.
     """
     import diffusers
 
     check_components(model)
     for folder in model.denoisers.values():
         check_denoiser(folder)
-    streamed = {
-        name: stream.streamed(folder, place)
+    on_disk = {
+        name: offloaded(folder, placement)
         for name, folder in model.denoisers.items()
-        if stream.is_too_large(folder, place)
+        if _is_too_large(folder, placement)
     }
     with _loading(model.name):
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             model.root,
             use_safetensors=True,
             local_files_only=True,
-            **_in_dtype(place),
-            **streamed,
+            **_in_dtype(placement),
+            **on_disk,
         )
         for name, component in pipeline.components.items():
-            if isinstance(component, nn.Module) and name not in streamed:
-                component.to(place.device).eval()
+            if isinstance(component, nn.Module) and name not in on_disk:
+                component.to(placement.device).eval()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def load_denoiser(folder: Path, place: Placement = _CPU) -> nn.Module:
-    """A folder's denoiser in eval mode, streamed if it exceeds the placement's memory."""
+def load_denoiser(folder: Path, placement: Placement = _CPU) -> nn.Module:
+    """Load a denoiser in eval mode; it is offloaded if it exceeds the placement's memory."""
     tree = check_denoiser(folder)
-    if stream.is_too_large(folder, place):
-        return stream.streamed(folder, place)
+    if _is_too_large(folder, placement):
+        return offloaded(folder, placement)
     with _loading(str(folder)):
         denoiser = type(tree).from_pretrained(  # type: ignore[attr-defined]
-            folder, use_safetensors=True, local_files_only=True, **_in_dtype(place)
+            folder, use_safetensors=True, local_files_only=True, **_in_dtype(placement)
         )
-        return denoiser.to(place.device).eval()
+        return denoiser.to(placement.device).eval()
 
 
 def check_denoiser(folder: Path) -> nn.Module:
-    """Refuse what is not whole before diffusers sees it; returns the module tree, on meta."""
-    open_weights(folder)
+    """Refuse a damaged folder before diffusers reads it; returns the module tree on meta."""
+    _open(folder)
     return skeleton(folder, takes_compact=True)
 
 
-def _in_dtype(place: Placement) -> dict[str, torch.dtype]:
-    """The argument of from_pretrained, under the name that the installed diffusers takes."""
+def _open(folder: Path) -> Weights:
+    return open_weights(folder) if is_compact(folder) else Weights(folder)
+
+
+def _is_too_large(folder: Path, placement: Placement) -> bool:
+    """Whether the weights would take more than their share of the memory allowed."""
+    if placement.max_memory is None:
+        return False
+    size_bytes = _open(folder).num_parameters * placement.dtype.itemsize
+    return size_bytes > _SHARE * placement.max_memory
+
+
+def _in_dtype(placement: Placement) -> dict[str, torch.dtype]:
+    """The dtype argument of from_pretrained, by its name in the installed diffusers."""
     from diffusers.utils import deprecation_utils
 
-    # Renamed in July 2026, with this function for those who still use the old name.
+    # The argument was renamed in July 2026; this function translates the old name.
     is_renamed = hasattr(deprecation_utils, "_resolve_dtype")
-    return {"dtype" if is_renamed else "torch_dtype": place.dtype}
+    return {"dtype" if is_renamed else "torch_dtype": placement.dtype}
 
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """diffusers, silent for as long as the block runs; its refusals become ours."""
+    """diffusers is silent inside the block, and its errors become ModelErrors."""
     from diffusers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -101,7 +117,7 @@ def _loading(name: str) -> Iterator[None]:
 def check_components(model: ModelFolder) -> tuple[str, str]:
     """Refuse a pipeline whose index names code outside diffusers and transformers.
 
-    Returns the names of the pipeline's class and of its scheduler's. Raises ModelError.
+    Returns the class names of the pipeline and of its scheduler. Raises ModelError.
     """
     import diffusers
 
@@ -129,12 +145,12 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
                 )
             _check_no_module(model.root / name / f"{library}.py")
     scheduler = index.get("scheduler")
-    named = scheduler[1:2] if isinstance(scheduler, list) else []
-    return str(index.get("_class_name")), str(named[0] if named else None)
+    class_name = scheduler[1:2] if isinstance(scheduler, list) else []
+    return str(index.get("_class_name")), str(class_name[0] if class_name else None)
 
 
 def _check_no_module(file: Path) -> None:
-    """Refuse a module that diffusers would take a class from before its library."""
+    """Refuse a file that diffusers would run instead of its own library."""
     if file.exists():
         raise ModelError(
             f"{file}: diffusers would run it; remove it, code from model folders is never run"

@@ -1,4 +1,4 @@
-"""Where a denoiser runs, in which numbers, and in how much memory."""
+"""Where does a denoiser run, in which dtype, and in how much memory?"""
 
 from __future__ import annotations
 
@@ -16,48 +16,52 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 
 @dataclass(frozen=True)
 class Placement:
-    """Args:
-    device: `cpu`, `cuda` (or `cuda:1`), `mps`.
-    dtype: of the weights and of the arithmetic.
-    max_memory: bytes that the process (on a GPU: the device) may take; a denoiser that does not
-        fit is streamed from its files, layer by layer, in every call.
+    """Where a denoiser runs.
+
+    Args:
+        device: `cpu`, `cuda` (or `cuda:1`), `mps`.
+        dtype: of the weights and of the arithmetic.
+        max_memory: bytes that the process (on a GPU: the device) may take; a larger denoiser is
+            offloaded: each call reads it from its files, layer by layer.
     """
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     max_memory: int | None = None
 
+    @classmethod
+    def of(
+        cls, device: str | None = None, dtype: str | None = None, max_memory: str | None = None
+    ) -> Placement:
+        """From words that are checked; by default the CPU, float32 and no limit.
 
-def placement(
-    device: str | None = None, dtype: str | None = None, max_memory: str | None = None
-) -> Placement:
-    """A checked placement from words; None is the CPU, float32, no limit.
-
-    Raises RecipeError for what is unknown or not on this machine.
-    """
-    chosen = device or "cpu"
-    kind = chosen.split(":")[0]
-    if kind not in DEVICES or not re.fullmatch(r"cpu|mps|cuda(:\d+)?", chosen):
-        raise RecipeError(f"--device '{chosen}': {did_you_mean(chosen, DEVICES)}")
-    index = int(chosen.split(":")[1]) if ":" in chosen else 0
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and index < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available[kind]:
-        found = ", ".join(name for name in DEVICES if available[name])
-        raise RecipeError(f"--device {chosen}: torch finds none on this machine; it has {found}")
-    if dtype is not None and dtype not in DTYPES:
-        raise RecipeError(f"--dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
-    return Placement(chosen, DTYPES[dtype or "float32"], parse_size(max_memory))
+        Raises RecipeError for unknown words and for a device that this machine does not have.
+        """
+        chosen = device or "cpu"
+        kind = chosen.split(":")[0]
+        if kind not in DEVICES or not re.fullmatch(r"cpu|mps|cuda(:\d+)?", chosen):
+            raise RecipeError(f"--device '{chosen}': {did_you_mean(chosen, DEVICES)}")
+        index = int(chosen.split(":")[1]) if ":" in chosen else 0
+        available = {
+            "cpu": True,
+            "cuda": torch.cuda.is_available() and index < torch.cuda.device_count(),
+            "mps": torch.backends.mps.is_available(),
+        }
+        if not available[kind]:
+            names = ", ".join(name for name in DEVICES if available[name])
+            raise RecipeError(
+                f"--device {chosen}: torch finds none on this machine; it has {names}"
+            )
+        if dtype is not None and dtype not in DTYPES:
+            raise RecipeError(f"--dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
+        return cls(chosen, DTYPES[dtype or "float32"], parse_size(max_memory))
 
 
 def parse_size(text: str | None, option: str = "--max-memory") -> int | None:
     """`"8GB"` → 8,000,000,000. Raises RecipeError."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", text.strip(), re.IGNORECASE)
-    if found is None or float(found[1]) == 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", text.strip(), re.IGNORECASE)
+    if match is None or float(match[1]) == 0:
         raise RecipeError(f"{option} '{text}': expected a size such as 8GB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(float(match[1]) * _UNITS[match[2].upper()])

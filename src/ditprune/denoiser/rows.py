@@ -1,9 +1,9 @@
-"""Items of batched denoiser calls: take one out by its rows, lay several together again."""
+"""How are the items of a batched call taken apart, and put together again?"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,19 +12,19 @@ from torch import Tensor
 from ditprune.calls import Call, map_leaves
 from ditprune.errors import ModelError
 
-# Arguments without a row for each item, however long they are: positions of tokens.
+# Positions of tokens: these arguments have no row for each item, whatever their length.
 _POSITIONS = re.compile(r"(^|_)(ids|rotary|rope|freqs)(_|$)", re.IGNORECASE)
 
 
 def num_rows(call: Call) -> int:
-    """How many rows the sample has: of a tensor, or of a list with a tensor for each row."""
+    """How many rows the sample has; it is a tensor, or a list with a tensor for each row."""
     arguments = [*call.args, *call.kwargs.values()]
-    first = next((value for value in arguments if _is_tensor(value) or _is_list(value)), None)
+    first = next((v for v in arguments if isinstance(v, Tensor) or _is_list(v)), None)
     return len(first) if isinstance(first, list) else call.sample().shape[0]
 
 
 def take_item(call: Call, row: int, batch_size: int) -> Call:
-    """One item of a batched call: its row, or its rows where guidance stacks several batches."""
+    """One item of a batched call: its row, or its rows if guidance stacks several batches."""
     count = num_rows(call)
     if count % batch_size:
         raise ModelError(
@@ -34,7 +34,7 @@ def take_item(call: Call, row: int, batch_size: int) -> Call:
     rows = list(range(row, count, batch_size))
 
     def take(leaf: Any) -> Any:
-        return leaf[torch.tensor(rows, device=leaf.device)] if has_rows(leaf, count) else leaf
+        return leaf[torch.tensor(rows, device=leaf.device)] if _has_rows(leaf, count) else leaf
 
     def take_from(value: Any) -> Any:
         if _is_list(value) and len(value) == count:
@@ -49,22 +49,18 @@ def take_item(call: Call, row: int, batch_size: int) -> Call:
     return Call(args, kwargs, call.place, call.denoiser)
 
 
-def has_rows(leaf: Any, count: int) -> bool:
+def _has_rows(leaf: Any, count: int) -> bool:
     """Whether an argument has one row for each row of the sample."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == count
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
 def _is_list(value: Any) -> bool:
-    """A list with a tensor for each row, as some denoisers take for rows of unlike lengths."""
-    return isinstance(value, list) and bool(value) and all(_is_tensor(one) for one in value)
+    """A list with a tensor for each row, which some denoisers take for rows of unlike lengths."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Tensor) for v in value)
 
 
 def merge_calls(calls: Sequence[Call]) -> list[Call]:
-    """One call of all rows where everything else agrees, else the calls as they are."""
+    """One call with all rows if everything else agrees, otherwise the calls as they are."""
     first = calls[0]
     counts = {num_rows(call) for call in calls}
     shapes = {(len(call.args), tuple(call.kwargs)) for call in calls}
@@ -87,28 +83,28 @@ def merge_calls(calls: Sequence[Call]) -> list[Call]:
 
 
 class _DifferError(Exception):
-    """Values that neither have rows nor are the same."""
+    """Two values have no rows and differ, so that their calls cannot be merged."""
 
 
 def _merge(values: Sequence[Any], count: int | None) -> Any:
-    """One value for all: rows below each other, anything else only if it is the same."""
+    """Merge one argument of several calls: rows are concatenated, the rest must be equal."""
     first = values[0]
     if isinstance(first, Tensor):
         if count is not None and all(
-            has_rows(one, count) and one.shape[1:] == first.shape[1:] for one in values
+            _has_rows(value, count) and value.shape[1:] == first.shape[1:] for value in values
         ):
             return torch.cat(list(values))
-    elif all(_is_list(one) and len(one) == count for one in values):
-        return [row for one in values for row in one]
+    elif all(_is_list(value) and len(value) == count for value in values):
+        return [row for value in values for row in value]
     elif isinstance(first, (list, tuple)) and all(
-        type(one) is type(first) and len(one) == len(first) for one in values
+        type(value) is type(first) and len(value) == len(first) for value in values
     ):
         return type(first)(_merge(column, count) for column in zip(*values, strict=True))
     elif isinstance(first, dict) and all(
-        isinstance(one, dict) and one.keys() == first.keys() for one in values
+        isinstance(value, dict) and value.keys() == first.keys() for value in values
     ):
-        return {key: _merge([one[key] for one in values], count) for key in first}
-    if all(_same(one, first) for one in values):
+        return {key: _merge([value[key] for value in values], count) for key in first}
+    if all(_same(value, first) for value in values):
         return first
     raise _DifferError
 
@@ -120,21 +116,16 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def to_placement(call: Call, device: torch.device | str, dtype: torch.dtype) -> Call:
-    """The call with its tensors on a device, and in the denoiser's numbers where it had its own.
+    """The call with its tensors on a device, and those in the sample's dtype in another dtype.
 
     Timesteps and other vectors keep their precision: 999 is not a bfloat16.
     """
-    own = call.sample().dtype
-    return call.map(_mover(device, own, dtype))
+    sample_dtype = call.sample().dtype
 
-
-def _mover(
-    device: torch.device | str, own: torch.dtype, dtype: torch.dtype
-) -> Callable[[Any], Any]:
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        is_numbers = leaf.dtype == own and leaf.is_floating_point() and leaf.ndim > 1
-        return leaf.to(device, dtype if is_numbers else None)
+        changes = leaf.dtype == sample_dtype and leaf.is_floating_point() and leaf.ndim > 1
+        return leaf.to(device, dtype if changes else None)
 
-    return move
+    return call.map(move)

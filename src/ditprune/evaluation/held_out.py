@@ -14,11 +14,10 @@ from ditprune.calibration.sample import sample_unit
 from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.denoiser import relative_error
 from ditprune.denoiser.capture import Style, moment_of
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
-from ditprune.denoiser.replay import predicted_noise, replay
+from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
 from ditprune.denoiser.rows import num_rows, take_item, to_placement
 from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.metrics import error_rows
@@ -72,17 +71,13 @@ def predictions(
     place = place or Placement()
     moved = (to_placement(call, place.device, place.dtype) for call in calls)
     return [
-        predicted_noise(output, call.sample().shape[1]).cpu()
-        for output, call in zip(replay(denoiser, moved), calls, strict=True)
+        predicted_noise(run_call(denoiser, call), call.sample().shape[1]).cpu() for call in moved
     ]
 
 
 def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
     """The relative error over all calls together."""
-    state = relative_error.RelativeError()
-    for own, reference in zip(pruned, dense, strict=True):
-        state = relative_error.update(state, own, reference)
-    return relative_error.compute(state)
+    return relative_error(zip(pruned, dense, strict=True))
 
 
 def rows_between(

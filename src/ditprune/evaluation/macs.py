@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditprune.calls import Call
+from ditprune.denoiser.capture import counting_tokens
 from ditprune.denoiser.replay import run_call
-from ditprune.denoiser.tokens import counting_tokens
 
 
 @dataclass(frozen=True)

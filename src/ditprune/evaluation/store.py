@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditprune.calibration.collect import guard_of
+from ditprune.calibration.sample import identity_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.protocol import Protocol
@@ -42,10 +42,10 @@ def key_of(
     guard = {
         "options": options,
         "conditions": list(drawn),
-        "dense": {k: v for k, v in guard_of(dense, sampling, place).items() if k != "sampling"},
+        "dense": {k: v for k, v in identity_of(dense, sampling, place).items() if k != "sampling"},
     }
     if pruned is not None:
-        own = guard_of(pruned, sampling, place)
+        own = identity_of(pruned, sampling, place)
         guard["pruned"] = {key: own[key] for key in ("weights", "files", "configuration")}
     text = json.dumps(guard, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditprune.calibration.grams import gram_bytes, stages
+from ditprune.calibration.observe import gram_bytes, stages
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
+from ditprune.denoiser.capture import counting_tokens
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import num_rows
-from ditprune.denoiser.tokens import counting_tokens
 from ditprune.errors import ModelError
 from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import CHUNK_WEIGHTS

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ditprune.calibration.collect import guard_of
-from ditprune.calibration.sample import Sampling
+from ditprune.calibration.sample import Sampling, identity_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError
@@ -100,7 +99,7 @@ def open_kept(model: ModelFolder, out: Path, measures: Measures, place: Placemen
     """What was kept in a folder of results. Raises OutputError, ModelError."""
     folder = out / FOLDER
     check_no_link(folder)
-    guard = guard_of(model, Sampling(), place)
+    guard = identity_of(model, Sampling(), place)
     own = {k: v for k, v in guard.items() if k != "sampling"}
     return Kept(folder, own, measures, libraries.stamp(measures))
 

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import of_denoiser
-from ditprune.calibration.observe import Collector, observing, watching
+from ditprune.calibration.observe import Collector, observing
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.checkpoints import manifest
+from ditprune.checkpoints import fingerprint, manifest
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG, heterogeneity
@@ -48,8 +46,7 @@ def look_at_statistics(run: Run, sampling: Sampling) -> dict[str, Any]:
         own = [call for call in calls if call.denoiser == name]
         with observing(denoiser, targets, _INPUTS) as observation:
             for number, call in enumerate(own, start=1):
-                with watching(observation, call.place):
-                    run_call(denoiser, call)
+                observation.run(call)
                 run.progress("observing", number, len(own))
         read = read_weights(Weights(run.model.denoisers[name]))
         for target in targets.values():
@@ -113,7 +110,7 @@ def _norms(run: Run, denoiser: nn.Module, name: str, calls: list[Any]) -> Statis
             f"{run.model.name}: no calibration call reached its {name}; sample more, or with the "
             "pipeline's own number of steps"
         )
-    return observe_calls(denoiser, own, of_denoiser(run.model.denoisers[name]))
+    return observe_calls(denoiser, own, fingerprint.of_folder(run.model.denoisers[name]))
 
 
 def _asked_for(

@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import of_denoiser
 from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.checkpoints import statistics_file
+from ditprune.checkpoints import fingerprint, statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
@@ -108,7 +107,7 @@ def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: S
         name: replace(
             observe_calls(
                 one, [call for call in moved if call.denoiser == name],
-                of_denoiser(run.model.denoisers[name]), sampling.num_bins,
+                fingerprint.of_folder(run.model.denoisers[name]), sampling.num_bins,
             ),
             protocol=sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__),
         )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.denoiser.tokens import counting_tokens
+from ditprune.denoiser.capture import counting_tokens
 from ditprune.errors import KernelError
 from ditprune.runtime.backends import Backend, backend_of
 from ditprune.runtime.fused_gelu import fuse_, unfuse_

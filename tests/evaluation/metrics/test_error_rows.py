@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ditprune.denoiser import relative_error
+from ditprune.denoiser.replay import relative_error
 from ditprune.evaluation.metrics.error_rows import Row, by_timestep, compute, shares, update
 
 
@@ -26,12 +26,10 @@ def calls() -> tuple[Row, ...]:
 
 
 def test_the_whole_is_the_ratio_of_sums() -> None:
-    state = relative_error.RelativeError()
-    for i in range(3):
-        dense = noise(i, 4, 3, 2)
-        state = relative_error.update(state, dense + 0.1 * (i + 1) * noise(9 + i, 4, 3, 2), dense)
+    denses = [noise(i, 4, 3, 2) for i in range(3)]
+    pairs = [(d + 0.1 * (i + 1) * noise(9 + i, 4, 3, 2), d) for i, d in enumerate(denses)]
     found = compute(calls())
-    assert found.value == pytest.approx(relative_error.compute(state), rel=1e-6)
+    assert found.value == pytest.approx(relative_error(pairs), rel=1e-6)
     assert found.low is not None
     assert found.high is not None
     assert 0 < found.low < found.value < found.high

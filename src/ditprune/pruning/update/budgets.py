@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.denoiser import relative_error
-from ditprune.denoiser.replay import predicted_noise, run_call
+from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
 from ditprune.method.allocation import Curve, allocate, outlier_share, sparsities
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
@@ -185,7 +184,6 @@ def _output(denoiser: nn.Module, call: Call) -> Tensor:
 
 
 def _error(denoiser: nn.Module, calls: Sequence[Call], dense: Sequence[Tensor]) -> float:
-    state = relative_error.RelativeError()
-    for call, expected in zip(calls, dense, strict=True):
-        state = relative_error.update(state, _output(denoiser, call), expected)
-    return relative_error.compute(state)
+    return relative_error(
+        (_output(denoiser, call), expected) for call, expected in zip(calls, dense, strict=True)
+    )

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.denoiser import relative_error
 from ditprune.denoiser.capture import moment_of
-from ditprune.denoiser.replay import evaluating, predicted_noise
+from ditprune.denoiser.replay import evaluating, predicted_noise, relative_error
 from ditprune.denoiser.rows import merge_calls, num_rows, take_item
 from ditprune.method.distill import Distill
 from ditprune.progress import Progress
@@ -155,13 +154,12 @@ def _split(rows: list[Call], seed: int) -> tuple[list[Call], list[Call]]:
 @torch.no_grad()
 def _error(denoiser: nn.Module, dense: nn.Module, rows: Sequence[Call]) -> float:
     """The relative error of the denoiser's predictions over these rows."""
-    state = relative_error.RelativeError()
     with evaluating(denoiser), evaluating(dense):
-        for first in range(0, len(rows), _JUDGED_TOGETHER):
-            for call in merge_calls(rows[first : first + _JUDGED_TOGETHER]):
-                own, expected = _predict(denoiser, call), _predict(dense, call)
-                state = relative_error.update(state, own, expected)
-    return relative_error.compute(state)
+        return relative_error(
+            (_predict(denoiser, call), _predict(dense, call))
+            for first in range(0, len(rows), _JUDGED_TOGETHER)
+            for call in merge_calls(rows[first : first + _JUDGED_TOGETHER])
+        )
 
 
 def _backward(

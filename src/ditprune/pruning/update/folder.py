@@ -54,7 +54,7 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to continue with the work of another."""
-        return {"protocol": dict(self.kept.protocol), "guard": dict(self.kept.guard)}
+        return {"protocol": dict(self.kept.protocol), "guard": dict(self.kept.identity)}
 
 
 def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.grams import collect_grams, stages
+from ditprune.calibration.observe import collect_grams, stages
 from ditprune.calls import Call
 from ditprune.denoiser.rows import merge_calls, num_rows, take_item
 from ditprune.errors import RecipeError, StatisticsError

@@ -8,8 +8,7 @@ from typing import Any
 
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
-from ditprune.denoiser.capture import StepRecorder, denoisers_of
-from ditprune.denoiser.tokens import counting_tokens
+from ditprune.denoiser.capture import StepRecorder, counting_tokens, denoisers_of
 from ditprune.errors import ModelError
 
 Tokens = dict[str, int]

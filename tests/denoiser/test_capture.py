@@ -1,4 +1,4 @@
-"""What enters a layer, and how many tokens, however its call names the input."""
+"""Hooks see what enters a layer, and how many tokens, however its call names the input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.denoiser.tokens import counting_tokens
+from ditprune.denoiser.capture import counting_tokens
 from ditprune.evaluation.macs import count_macs
 from ditprune.pruning.forecast import row_cost
 from ditprune.runtime.swap import sparsify_
