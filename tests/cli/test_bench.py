@@ -17,7 +17,8 @@ from ditprune.reporting.load import check
 from ditprune.runtime import swap
 from ditprune.runtime.bench import step_times
 from ditprune.runtime.bench.does_it_pay import together
-from ditprune.runtime.bench.layer_times import TrialPruning, verdict
+from ditprune.runtime.bench.layer_times import verdict
+from ditprune.runtime.bench.timed_layers import TrialPruning
 from folders import add_denoiser, files_of, save_denoiser
 from invented_results import results
 

@@ -151,7 +151,7 @@ def _check_records(denoisers: _Records) -> None:
         if missing:
             raise ValueError(f"{denoiser} has no {missing[0]!r}")
         if not isinstance(records["base"], dict):
-            raise ValueError(f"the base of {denoiser} is {one['base']!r}")
+            raise ValueError(f"the base of {denoiser} is {records['base']!r}")
 
 
 def _checked_shapes(
