@@ -21,8 +21,8 @@ from ditprune.checkpoints.copy_folder import (
 from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
-from ditprune.checkpoints.rewrite_tensors import Change, Record, recorded, rewrite
-from ditprune.checkpoints.weights import Entry, Weights, sha256
+from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, recorded
+from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
 from ditprune.progress import Progress, silent
@@ -157,9 +157,11 @@ def apply_masks(
         for name, source in model.denoisers.items():
             folder = staging.part / source.relative_to(model.root)
             if not staging.is_written:
-                change = _masking(mask, masks_of.get(name))
                 layout = layout_of(weights[name])
-                rewrite(name, weights[name], layout, folder, staging.journal, change, progress)
+                with TensorRewriter(
+                    name, weights[name], layout, folder, staging.journal, progress
+                ) as rewriter:
+                    _write(rewriter, mask, masks_of.get(name))
             if name not in masks_of:
                 continue
             records = recorded(staging.journal, name)
@@ -219,17 +221,18 @@ def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
     return {name: name for name in model.denoisers if name in mask.denoisers}
 
 
-def _masking(mask: MaskFile, masks: str | None) -> Change:
-    """Sets weights to zero under the masks of a denoiser, if any; notes how many are not zero."""
+def _write(rewriter: TensorRewriter, mask: MaskFile, masks: str | None) -> None:
+    """Write a denoiser's tensors under the masks of a denoiser, if any.
+
+    The note of each target is the number of its weights that are not zero.
+    """
     targets = {} if masks is None else {f"{target}.weight": target for target in mask.shapes(masks)}
-
-    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, int | None]:
-        if masks is None or entry.name not in targets:
-            return raw, None
-        apply_(raw, entry.dtype, mask.bits(masks, targets[entry.name]))
-        return raw, num_set(nonzero_bits(raw, entry.dtype))
-
-    return change
+    for entry, raw in rewriter:
+        num_nonzero = None
+        if masks is not None and entry.name in targets:
+            apply_(raw, entry.dtype, mask.bits(masks, targets[entry.name]))
+            num_nonzero = num_set(nonzero_bits(raw, entry.dtype))
+        rewriter.write(entry, raw, num_nonzero)
 
 
 def _outcome(
