@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -47,17 +46,10 @@ class Backend(Protocol):
         self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
     ) -> list[float]:
         """The best time of each work, in about `limit_s` or two runs of each."""
-
-
-class _Timed:
-    def seconds(
-        self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
-    ) -> list[float]:
         return best_seconds(works, device, _REPEATS, limit_s, cold)
 
 
-@dataclass(frozen=True)
-class OwnKernel(_Timed):
+class OwnKernel(Backend):
     """The kernel of ditprune: any zeros, float32 and bfloat16, on a CPU."""
 
     name: ClassVar[str] = "cpu"
@@ -65,7 +57,7 @@ class OwnKernel(_Timed):
     is_optional: ClassVar[bool] = True
 
     def check(self) -> None:
-        build.load()
+        build.load_kernel()
 
     def obstacle(self, linear: nn.Linear) -> str:
         weight = linear.weight
@@ -79,8 +71,7 @@ class OwnKernel(_Timed):
         return SparseLinear(linear, _gains_in_pairs(linear.weight, counts))
 
 
-@dataclass(frozen=True)
-class SemiStructured(_Timed):
+class SemiStructured(Backend):
     """torch's 2:4 kernels: float16 and bfloat16, on NVIDIA GPUs from Ampere on."""
 
     name: ClassVar[str] = "semi-structured"
@@ -109,7 +100,7 @@ def _gains_in_pairs(weight: Tensor, counts: Sequence[int]) -> bool:
     For few tokens the bytes of the weight decide, and single weights take fewer. Of several
     numbers of tokens the largest takes most of the time.
     """
-    if max(counts) <= _FEW_TOKENS or not build.takes_pairs() or not takes_pairs(weight):
+    if max(counts) <= _FEW_TOKENS or not build.machine_takes_pairs() or not takes_pairs(weight):
         return False
     return packed_bytes(weight, in_pairs=True) < weight.numel() * weight.element_size()
 

@@ -81,13 +81,13 @@ def _makes_pairs(*compiler: str) -> bool:
     return _run(command, 'asm("vdpbf16ps %zmm0, %zmm1, %zmm2");').returncode == 0
 
 
-def takes_pairs(name: str | None = None) -> bool:
+def machine_takes_pairs(name: str | None = None) -> bool:
     """Whether the kernel of an instruction set takes bfloat16 weights in pairs."""
     return INSTRUCTION_SETS[name or instruction_set()].takes_pairs
 
 
 @functools.cache
-def load(name: str | None = None) -> Callable[..., int]:
+def load_kernel(name: str | None = None) -> Callable[..., int]:
     """The kernel's function for an instruction set, compiled if it is not in the cache.
 
     Raises KernelError.

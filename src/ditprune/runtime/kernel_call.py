@@ -52,7 +52,7 @@ def multiply(
     num_columns = inputs.shape[-1]
     together = 2 if packed.in_pairs else 1  # inputs that one stored value multiplies
     _check(inputs, packed, num_rows, num_columns, bias)
-    function = build.load(instruction_set)
+    function = build.load_kernel(instruction_set)
     tokens = inputs.detach().reshape(-1, num_columns)
     if tokens.stride(1) != 1 or tokens.stride(0) % together or tokens.data_ptr() % 4:
         tokens = tokens.clone(memory_format=torch.contiguous_format)

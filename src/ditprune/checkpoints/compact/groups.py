@@ -79,7 +79,7 @@ def _tables(num_keep: int, size: int) -> _Tables:
     shifts = width * np.arange(8 // width)
     positions = (chosen.reshape(256, -1) << shifts[: 8 // size * num_keep]).sum(1).astype(np.uint8)
     groups = (np.arange(256)[:, None] >> shifts & (1 << width) - 1).reshape(256, -1, num_keep)
-    is_valid = ((np.diff(groups) > 0).all(2) & (groups < size).all(2)).all(1)
+    is_valid = np.all(np.diff(groups) > 0, axis=(1, 2)) & np.all(groups < size, axis=(1, 2))
     mask = _as_bytes(groups, size)
     return _Tables(
         filled=_as_bytes(chosen, size)[:, 0],

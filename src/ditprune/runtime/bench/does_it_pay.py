@@ -25,15 +25,15 @@ from ditprune.progress import Progress, silent
 from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
 from ditprune.runtime.bench.free_memory import free_bytes
-from ditprune.runtime.bench.layer_times import DENSE, SPARSE, LayerKind, bench_layers, verdict
+from ditprune.runtime.bench.layer_times import DENSE, SPARSE, LayerKind, bench_layers, verdict_of
 from ditprune.runtime.bench.step_times import bench_step, step_bytes
 from ditprune.runtime.bench.timed_layers import (
     NumTokens,
     TimedLayers,
     TrialPruning,
     check_zeros,
+    find_timed_layers,
     real_calls,
-    timed_layers,
 )
 from ditprune.writing.output import is_compact
 
@@ -87,7 +87,7 @@ def bench_model(
     """Time a model's layers and its step. Raises DitpruneError before any timing."""
     trial = TrialPruning.of(options.sparsity, options.pattern)
     device, backend, notes = _where(options)
-    denoisers, layer_notes = timed_layers(model, trial)
+    denoisers, layer_notes = find_timed_layers(model, trial)
     notes += layer_notes
     sparsities = {name: layers.sparsities(progress) for name, layers in denoisers.items()}
     check_zeros(model, denoisers, sparsities)
@@ -138,7 +138,7 @@ def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for row in rows:
             both = (row[f"{dense}_ms"], row[f"{path}_ms"])
             seconds[path] += row["num_layers"] * min(ms for ms in both if ms is not None) / 1000
-    return verdict(seconds)
+    return verdict_of(seconds)
 
 
 def _where(options: BenchOptions) -> tuple[str, Backend | None, list[str]]:

@@ -65,7 +65,7 @@ def bench_layers(
     return rows
 
 
-def verdict(seconds: Mapping[str, float]) -> dict[str, Any]:
+def verdict_of(seconds: Mapping[str, float]) -> dict[str, Any]:
     """What times say: sparse pays if the fastest sparse path beats the fastest dense one.
 
     Args:
@@ -103,7 +103,7 @@ def _bench_kind(
     cold = cold_buffer(_MODEL_BYTES, device)
     with torch.no_grad():
         seconds = best_seconds([*works.values()], device, _NUM_ROUNDS, limit_s, cold)
-    times = verdict(dict(zip(works, seconds, strict=True)))
+    times = verdict_of(dict(zip(works, seconds, strict=True)))
     return {**times, "size_bytes": sizes, "reasons": reasons}
 
 

@@ -20,7 +20,7 @@ from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
-from ditprune.runtime.bench.layer_times import DENSE, NO_BACKEND, SPARSE, verdict
+from ditprune.runtime.bench.layer_times import DENSE, NO_BACKEND, SPARSE, verdict_of
 from ditprune.runtime.bench.timed_layers import TrialPruning
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.stopwatch import best_seconds
@@ -74,7 +74,7 @@ def bench_step(
     works = [partial(run_call, denoiser, calls[path]) for path, denoiser in denoisers.items()]
     seconds = best_seconds(works, device, _NUM_ROUNDS, limit_s / 2)
     return {
-        **verdict(dict(zip(denoisers, seconds, strict=True))),
+        **verdict_of(dict(zip(denoisers, seconds, strict=True))),
         "num_swapped": num_swapped,
         "memory_bytes": {path: _memory_bytes(denoiser) for path, denoiser in denoisers.items()},
         "reasons": reasons,

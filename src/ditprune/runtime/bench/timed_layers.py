@@ -94,7 +94,7 @@ class TimedLayers:
         return sparsities
 
 
-def timed_layers(
+def find_timed_layers(
     model: ModelFolder, trial: TrialPruning | None
 ) -> tuple[dict[str, TimedLayers], list[str]]:
     """The layers of each denoiser, and notes on those that cannot be timed."""
