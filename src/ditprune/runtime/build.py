@@ -30,7 +30,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 
 
-class InstructionSet(NamedTuple):
+class _InstructionSet(NamedTuple):
     """Floats in one vector, the compiler's flags, and whether bfloat16 weights go in pairs."""
 
     lanes: int
@@ -40,10 +40,10 @@ class InstructionSet(NamedTuple):
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma")
 INSTRUCTION_SETS = {  # the widest first
-    "avx512-bf16": InstructionSet(16, (*_AVX512, "-mavx512bf16"), takes_pairs=True),
-    "avx512": InstructionSet(16, _AVX512),
-    "avx2": InstructionSet(8, ("-mavx2", "-mfma")),
-    "plain": InstructionSet(4, ()),  # NEON or SSE, as the compiler assumes
+    "avx512-bf16": _InstructionSet(16, (*_AVX512, "-mavx512bf16"), takes_pairs=True),
+    "avx512": _InstructionSet(16, _AVX512),
+    "avx2": _InstructionSet(8, ("-mavx2", "-mfma")),
+    "plain": _InstructionSet(4, ()),  # NEON or SSE, as the compiler assumes
 }
 
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

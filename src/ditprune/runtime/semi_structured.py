@@ -25,9 +25,9 @@ from ditprune.runtime.stand_in import StandIn
 
 DTYPES = (torch.float16, torch.bfloat16)
 ROWS, COLUMNS = 32, 64
-CAPABILITY = (8, 0)
+_CAPABILITY = (8, 0)
 
-Compress = Callable[[Tensor], Tensor]
+_Compress = Callable[[Tensor], Tensor]
 
 
 def compress(weight: Tensor) -> Tensor:
@@ -49,10 +49,10 @@ def device_obstacle(device: torch.device) -> str:
     if device.type != "cuda":
         return f"its weight is on {device}, and 2:4 runs on CUDA devices only"
     capability = torch.cuda.get_device_capability(device)
-    if capability < CAPABILITY:
+    if capability < _CAPABILITY:
         return (
             f"{torch.cuda.get_device_name(device)} has compute capability "
-            f"{'.'.join(map(str, capability))}, and 2:4 needs {'.'.join(map(str, CAPABILITY))}"
+            f"{'.'.join(map(str, capability))}, and 2:4 needs {'.'.join(map(str, _CAPABILITY))}"
         )
     return ""
 
@@ -82,7 +82,7 @@ class SemiStructuredLinear(StandIn):
         compress: turns a dense weight into torch's tensor.
     """
 
-    def __init__(self, linear: nn.Linear, compress: Compress = compress) -> None:
+    def __init__(self, linear: nn.Linear, compress: _Compress = compress) -> None:
         self._compress = compress
         super().__init__(linear)
 

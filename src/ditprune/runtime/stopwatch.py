@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-COLD_BYTES = 64 << 20
+_COLD_BYTES = 64 << 20
 
 
 def best_seconds(
@@ -42,7 +42,7 @@ def best_seconds(
 
 def cold_buffer(size_bytes: int, device: str = "cpu") -> torch.Tensor:
     """A tensor for `cold`, no larger than a model of this size."""
-    return torch.ones(max(1, min(COLD_BYTES, size_bytes) // 4), device=device)
+    return torch.ones(max(1, min(_COLD_BYTES, size_bytes) // 4), device=device)
 
 
 def _seconds(work: Callable[[], Any], device: str, cold: torch.Tensor | None) -> float:
