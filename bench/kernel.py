@@ -75,7 +75,9 @@ def bench_layers() -> None:
             works = []
             for dtype in (torch.float32, torch.bfloat16):
                 own_inputs, own_weight = inputs.to(dtype), weight.to(dtype)
-                is_paired = dtype == torch.bfloat16 and num_tokens > 8 and build.takes_pairs()
+                is_paired = (
+                    dtype == torch.bfloat16 and num_tokens > 8 and build.machine_takes_pairs()
+                )
                 packed = pack(own_weight, is_paired)
                 works += [
                     lambda x=own_inputs, w=own_weight: F.linear(x, w),

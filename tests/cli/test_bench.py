@@ -17,7 +17,8 @@ from ditprune.reporting.load import check
 from ditprune.runtime import swap
 from ditprune.runtime.bench import step_times
 from ditprune.runtime.bench.does_it_pay import together
-from ditprune.runtime.bench.layer_times import TrialPruning, verdict
+from ditprune.runtime.bench.layer_times import verdict_of
+from ditprune.runtime.bench.timed_layers import TrialPruning
 from folders import add_denoiser, files_of, save_denoiser
 from invented_results import results
 
@@ -207,9 +208,9 @@ def test_without_a_compiler_the_dense_side_is_timed_and_the_reason_said(
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load.cache_clear()
+    build.load_kernel.cache_clear()
     found = found_by(ditprune, tiny_pipeline, "--sparsity", 0.5, "--num-tokens", 8)
-    build.load.cache_clear()
+    build.load_kernel.cache_clear()
     assert "no C++ compiler" in found["notes"][0]
     for row in found["layers"]:
         assert (row["sparse_ms"], row["pays"]) == (None, False)
@@ -218,13 +219,13 @@ def test_without_a_compiler_the_dense_side_is_timed_and_the_reason_said(
 
 def test_it_pays_where_the_fastest_sparse_beats_the_fastest_dense() -> None:
     times = {"dense_fp32": 4.0, "dense_bf16": 2.0, "sparse_fp32": 2.0, "sparse_bf16": 1.0}
-    one = verdict(times)
+    one = verdict_of(times)
     assert (one["pays"], one["best"], one["sparse_ms"]) == (True, "sparse_bf16", 1000.0)
     assert (one["gain_fp32"], one["gain_bf16"]) == (2.0, 2.0)
-    two = verdict({**times, "sparse_bf16": 3.0})
+    two = verdict_of({**times, "sparse_bf16": 3.0})
     assert (two["pays"], two["best"]) == (False, "dense_bf16")
-    assert verdict({**times, "sparse_bf16": 1.95})["pays"] is False  # within the noise
-    assert verdict({"dense_fp32": 1.0, "dense_bf16": 1.0})["sparse_ms"] is None
+    assert verdict_of({**times, "sparse_bf16": 1.95})["pays"] is False  # within the noise
+    assert verdict_of({"dense_fp32": 1.0, "dense_bf16": 1.0})["sparse_ms"] is None
 
 
 def test_all_layers_together_take_the_faster_side_of_each() -> None:

@@ -283,7 +283,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no safetensors": (lambda f: f.write_bytes(b"PK"), "not a complete safetensors file"),
     "another file": (lambda f: save_file({"a": torch.ones(1)}, f), "not a mask file"),
     "another format": (lambda f: change(f, lambda c: c.update(format=7)), "format 7"),
-    "no denoisers": (lambda f: change(f, lambda c: c.update(denoisers={})), "other targets"),
+    "no denoisers": (lambda f: change(f, lambda c: c.update(denoisers={})), "of different targets"),
     "a list": (lambda f: change(f, lambda c: c.update(denoisers=[1])), "not a mask file"),
     "no shape": (lambda f: change(f, lambda c: record(c).pop("shape")), "'shape'"),
     "a shape of text": (lambda f: change(f, lambda c: record(c).update(shape="ab")), "the shape"),
@@ -292,9 +292,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: change(f, lambda c: record(c).update(shape=[1 << 40, 1 << 40])), "its mask",
     ),
     "another shape": (lambda f: change(f, lambda c: record(c).update(shape=[16, 64])), "its mask"),
-    "a tensor too few": (lambda f: edit(f, lambda t: t.pop(KEY)), "other targets"),
+    "a tensor too few": (lambda f: edit(f, lambda t: t.pop(KEY)), "of different targets"),
     "a tensor too many": (
-        lambda f: edit(f, lambda t: t.update(x=torch.ones(1))), "other targets",
+        lambda f: edit(f, lambda t: t.update(x=torch.ones(1))), "of different targets",
     ),
     "another mask": (
         lambda f: edit(f, lambda t: t.update({KEY: torch.full((128,), 85, dtype=torch.uint8)})),

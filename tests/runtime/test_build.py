@@ -24,9 +24,9 @@ from sparse_products import SETS, assert_is_dense, draw
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An empty cache folder, and nothing loaded before or after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    build.load.cache_clear()
+    build.load_kernel.cache_clear()
     yield
-    build.load.cache_clear()
+    build.load_kernel.cache_clear()
 
 
 def cached(tmp_path: Path) -> list[Path]:
@@ -48,13 +48,13 @@ def num_compiled(tmp_path: Path) -> int:
 
 def test_it_is_compiled_once_and_kept(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CXX", str(counting_compiler(tmp_path)))
-    build.load("plain")
+    build.load_kernel("plain")
     (library,) = cached(tmp_path)
     assert library.name.startswith("kernel-plain-")
     assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
-    build.load("plain")
-    build.load.cache_clear()
-    build.load("plain")
+    build.load_kernel("plain")
+    build.load_kernel.cache_clear()
+    build.load_kernel("plain")
     assert num_compiled(tmp_path) == 1
 
 
@@ -62,8 +62,8 @@ def test_other_flags_give_another_library(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CXX", str(counting_compiler(tmp_path)))
     for flags in ("", "-O1"):
         monkeypatch.setenv("DITPRUNE_CXXFLAGS", flags)
-        build.load.cache_clear()
-        build.load("plain")
+        build.load_kernel.cache_clear()
+        build.load_kernel("plain")
     assert len(cached(tmp_path)) == num_compiled(tmp_path) == 2
 
 
@@ -73,16 +73,16 @@ def test_other_sources_give_another_library(tmp_path, monkeypatch) -> None:
     for source in build.SOURCES.iterdir():
         (sources / source.name).write_bytes(source.read_bytes())
     monkeypatch.setattr(build, "SOURCES", sources)
-    build.load("plain")
+    build.load_kernel("plain")
     with (sources / "weight.h").open("a") as header:
         header.write("// changed\n")
-    build.load.cache_clear()
-    build.load("plain")
+    build.load_kernel.cache_clear()
+    build.load_kernel("plain")
     assert len(cached(tmp_path)) == 2
 
 
 def test_two_processes_at_once_do_not_disturb_each_other(tmp_path) -> None:
-    code = "from ditprune.runtime import build; build.load('plain')"
+    code = "from ditprune.runtime import build; build.load_kernel('plain')"
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     assert len(cached(tmp_path)) == 1
@@ -94,7 +94,7 @@ def test_what_does_not_compile_is_said_in_one_line_and_leaves_nothing(
     monkeypatch.setenv("LC_ALL", "C")
     monkeypatch.setenv("DITPRUNE_CXXFLAGS", "-DLANES=oops")
     with pytest.raises(KernelError, match=r"cannot compile it \(.*error.*\); set CXX") as caught:
-        build.load("plain")
+        build.load_kernel("plain")
     assert "\n" not in str(caught.value)
     assert cached(tmp_path) == []
 
@@ -119,16 +119,16 @@ def test_a_missing_compiler_or_cache_is_said(variables, match, monkeypatch) -> N
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(KernelError, match=match):
-        build.load("plain")
+        build.load_kernel("plain")
 
 
 def test_a_library_that_does_not_load_is_said(tmp_path) -> None:
-    build.load("plain")
+    build.load_kernel("plain")
     (library,) = cached(tmp_path)
     broken = library.read_bytes()[:100]
     library.unlink()  # the loaded file must stay as it is
     library.write_bytes(broken)
-    code = "from ditprune.runtime import build; build.load('plain')"
+    code = "from ditprune.runtime import build; build.load_kernel('plain')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert f"KernelError: {library}: the compiled kernel does not load" in run.stderr
     assert "; delete it" in run.stderr
@@ -150,20 +150,20 @@ def test_a_folder_that_others_write_into_is_no_cache(tmp_path) -> None:
     for mode in (0o775, 0o707):
         folder.chmod(mode)
         with pytest.raises(KernelError, match=rf"has mode {mode:o}.*; delete the folder, or set"):
-            build.load("plain")
+            build.load_kernel("plain")
     assert cached(tmp_path) == []
     folder.chmod(0o755)
-    build.load("plain")
+    build.load_kernel("plain")
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no owners here")
 def test_a_folder_of_another_user_is_no_cache(tmp_path, monkeypatch) -> None:
-    build.load("plain")
-    build.load.cache_clear()
+    build.load_kernel("plain")
+    build.load_kernel.cache_clear()
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     with pytest.raises(KernelError, match=f"belongs to user {owner}, expected {owner + 1}"):
-        build.load("plain")
+        build.load_kernel("plain")
 
 
 def test_no_home_and_no_room_are_said(monkeypatch) -> None:
@@ -173,11 +173,11 @@ def test_no_home_and_no_room_are_said(monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "TemporaryDirectory", full)
         with pytest.raises(KernelError, match=r"no cache at .*No space left on device.*; set XDG"):
-            build.load("plain")
+            build.load_kernel("plain")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where there is no home
     with pytest.raises(KernelError, match=r"no cache at ~/\.cache/ditprune .*; set XDG"):
-        build.load("plain")
+        build.load_kernel("plain")
 
 
 def test_an_assembler_without_products_of_pairs_leaves_single_weights(

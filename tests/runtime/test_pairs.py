@@ -19,7 +19,8 @@ from ditprune.runtime.packed import pack, packed_bytes, unpack
 from sparse_products import assert_is_dense, draw
 
 needs_pairs = pytest.mark.skipif(
-    not build.takes_pairs(), reason="no instruction that multiplies pairs of bfloat16"
+    not build.machine_takes_pairs(),
+    reason="no instruction that multiplies pairs of bfloat16",
 )
 
 
@@ -178,7 +179,7 @@ def test_pairs_are_for_many_tokens_and_zeros_enough(monkeypatch) -> None:
     full = half_zero()
     nn.init.normal_(full.weight)
     assert not is_paired(full, 512)
-    monkeypatch.setattr(build, "takes_pairs", lambda: False)
+    monkeypatch.setattr(build, "machine_takes_pairs", lambda: False)
     assert not is_paired(half_zero(), 512)
 
 

@@ -20,6 +20,7 @@ from ditprune.errors import KernelError, RecipeError
 from ditprune.runtime import SemiStructuredLinear, desparsify_, sparsify_, swap
 from ditprune.runtime import semi_structured as semi
 from ditprune.runtime.backends import SemiStructured
+from on_cuda import always_two_of_four
 
 pytestmark = pytest.mark.no_compiler
 needs_gpu = pytest.mark.skipif(

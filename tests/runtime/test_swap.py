@@ -176,7 +176,7 @@ def test_dense_weights_leave_one_by_one(monkeypatch) -> None:
     model = model_of(32, 64, 96, 128)
     weights = [weakref.ref(linear.weight) for linear in model]
     monkeypatch.setattr(swap, "NUM_TOKENS", (2,))
-    monkeypatch.setattr(build, "load", lambda: None)
+    monkeypatch.setattr(build, "load_kernel", lambda: None)
     seen: list[int] = []
     sparsify_(model, backend=Watched(seen, lambda _: sum(ref() is not None for ref in weights)))
     assert seen == [4, 3, 2, 1]
@@ -185,7 +185,7 @@ def test_dense_weights_leave_one_by_one(monkeypatch) -> None:
 
 @pytest.mark.no_compiler
 def test_timings_share_a_limit(monkeypatch) -> None:
-    monkeypatch.setattr(build, "load", lambda: None)
+    monkeypatch.setattr(build, "load_kernel", lambda: None)
     now_s, seen = [0.0], []
     monkeypatch.setattr(swap, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
 
@@ -240,7 +240,7 @@ def test_a_pipeline_draws_the_same_and_saves_the_same(own_pipeline, tmp_path, sa
 def test_without_a_kernel_it_warns_once_and_stays_dense(pruned, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load.cache_clear()
+    build.load_kernel.cache_clear()
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler .*every layer stays dense"):
         decisions = sparsify_(pruned)
     assert {one.reason for one in decisions.values()} == {"no kernel"}

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from ditprune.metrics import frechet
 from torch import Tensor
 
+from ditprune.evaluation.metrics import frechet
 from testbeds.judge import SCORES, features, judge, read
 from testbeds.scenes import Group, Scene, captions, render, scene
 

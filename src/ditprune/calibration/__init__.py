@@ -1,1 +1,1 @@
-"""WHAT FLOWS IN: sample a pipeline, observe its denoiser's calls, keep statistics. See README.md."""
+"""WHAT FLOWS IN: sample a pipeline, observe the calls of its denoiser, keep statistics."""

@@ -49,8 +49,8 @@ class MaskFile:
             raise ModelError(f"{file}: no such mask file; make one with `ditprune mask extract`")
         try:
             self._entries = {entry.name: entry for entry in read_header(file)}
-            with safe_open(file, framework="pt") as stream:
-                content = json.loads((stream.metadata() or {})[_KEY])
+            with safe_open(file, framework="pt") as opened:
+                content = json.loads((opened.metadata() or {})[_KEY])
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: _Records = dict(content["denoisers"])
@@ -102,15 +102,15 @@ def write_masks(file: Path, denoisers: _Records, masks: Iterable[tuple[str, np.n
     room_bytes = len(_header(denoisers, sizes, dict.fromkeys(sizes, _HASH)))
     hashes: dict[str, str] = {}
     written: dict[str, int] = {}
-    with write_beside(file) as part, part.open("wb") as stream:
-        stream.seek(room_bytes)
+    with write_beside(file) as part, part.open("wb") as opened:
+        opened.seek(room_bytes)
         for key, bits in masks:
             small = compressed(bits)
             written[key], hashes[key] = len(small), sha256(bits.data)
-            stream.write(small)
-        size_bytes = stream.tell()
-        stream.seek(0)
-        stream.write(_header(denoisers, written, hashes, room_bytes))
+            opened.write(small)
+        size_bytes = opened.tell()
+        opened.seek(0)
+        opened.write(_header(denoisers, written, hashes, room_bytes))
     return size_bytes
 
 
@@ -151,7 +151,7 @@ def _check_records(denoisers: _Records) -> None:
         if missing:
             raise ValueError(f"{denoiser} has no {missing[0]!r}")
         if not isinstance(records["base"], dict):
-            raise ValueError(f"the base of {denoiser} is {one['base']!r}")
+            raise ValueError(f"the base of {denoiser} is {records['base']!r}")
 
 
 def _checked_shapes(

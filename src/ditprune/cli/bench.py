@@ -1,9 +1,9 @@
-"""ditprune bench: does it pay on this machine."""
+"""ditprune bench: time a model's layers and step, dense and sparse, on this machine."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
 from ditprune.reporting import numbers
 from ditprune.runtime.backends import BACKENDS
-from ditprune.runtime.bench.does_it_pay import Options
-from ditprune.runtime.bench.does_it_pay import bench as measure
+from ditprune.runtime.bench.does_it_pay import BenchOptions, bench_model
 from ditprune.writing.json_file import read_json
 from ditprune.writing.output import write_beside
 
@@ -56,27 +55,29 @@ def bench(
 
     Says for each distinct layer and for a whole denoiser call whether sparse is faster.
     """
-    results = None if out is None else _results(out)
+    results = None if out is None else _read_results(out)
     if device is not None:
-        Placement.of(device)  # refuses what is not here
+        Placement.of(device)  # refuses a device that is not there
     sampling = Sampling(
         num_samples=1, batch_size=1, height=height, width=width,
         pipeline_options=read_pipeline_options(pipeline_options),
     )  # fmt: skip
-    asked = Options(device=device, max_memory=parse_size(max_memory), sampling=sampling, **options)
+    bench_options = BenchOptions(
+        device=device, max_memory=parse_size(max_memory), sampling=sampling, **options
+    )
     with console.progress() as progress:
-        found = measure(locate(model), asked, progress)
-    if out is not None and results is not None:
+        times = bench_model(locate(model), bench_options, progress)
+    if out is not None:
         with write_beside(out) as part:
-            text = json.dumps({**results, "bench": found}, indent=1, allow_nan=False)
+            text = json.dumps({**(results or {}), "bench": times}, indent=1, allow_nan=False)
             part.write_text(text + "\n", encoding="utf-8")
     if as_json:
-        click.echo(json.dumps(found, indent=1, allow_nan=False))
+        click.echo(json.dumps(times, indent=1, allow_nan=False))
     else:
-        _show(found)
+        _show(times)
 
 
-def _results(out: Path) -> dict[str, Any]:
+def _read_results(out: Path) -> dict[str, Any]:
     if not out.is_file():
         raise OutputError(
             f"--out {out}: no such file; expected a results.json of ditprune evaluate, to which "
@@ -84,62 +85,71 @@ def _results(out: Path) -> dict[str, Any]:
         )
     content = read_json(out)
     if not isinstance(content.get("models"), list):
-        raise OutputError(f"--out {out}: is no results.json of ditprune evaluate; name that file")
+        raise OutputError(
+            f"--out {out}: is not a results.json of ditprune evaluate; name that file"
+        )
     return content
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _say(text: str) -> None:
+    console.out.print(text, markup=False)
+
+
+def _show(times: Mapping[str, Any]) -> None:
+    _show_table(times["layers"])
+    for row in times["layers"]:
+        _show_reasons(row["layer"], row["reasons"])
+    _say(f"all layers: {_in_words(times['layers_together'])}")
+    for name, step in times["steps"].items():
+        title = f"a whole call{f' of {name}' if len(times['steps']) > 1 else ''}"
+        if "pays" not in step:
+            _say(f"{title}: not timed: {step['reason']}")
+            continue
+        _say(f"{title}: {_in_words(step)}")
+        held = (f"{_PATHS[p]} {numbers.size(b)}" for p, b in step["memory_bytes"].items())
+        _say(f"{title}, memory of its weights: {', '.join(held)}")
+        _show_reasons(title, step["reasons"])
+    on_disk = numbers.size(times["size_bytes_on_disk"])
+    form = "compact" if times["is_compact"] else "dense"
+    _say(f"on disk: {on_disk}, {form}; running sparse changes no file")
+    for note in times["notes"]:
+        _say(note)
+
+
+def _show_table(rows: Sequence[Mapping[str, Any]]) -> None:
     lines = [["layer", "shape", "tokens", "zeros", *(f"{t} ms" for t in _PATHS.values()), "pays"]]
-    for row in found["layers"]:
+    for row in rows:
         more = f" and {row['num_layers'] - 1} more" if row["num_layers"] > 1 else ""
-        times = (row[f"{path}_ms"] for path in _PATHS)
+        path_ms = (row[f"{path}_ms"] for path in _PATHS)
         pays = "pays" if row["pays"] else "does not pay"
         lines.append([
             f"{row['layer']}{more}", "×".join(map(str, row["shape"])), str(row["num_tokens"]),
-            f"{row['sparsity']:.0%}", *("–" if ms is None else f"{ms:.3g}" for ms in times),
+            f"{row['sparsity']:.0%}", *("–" if ms is None else f"{ms:.3g}" for ms in path_ms),
             f"{pays}: {_PATHS[row['best']]}",
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:  # as wide as it is: a table cut to the screen would hide the names
+    for line in lines:  # a table cut to the width of the screen would hide the names
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        console.out.print("  ".join(cells).rstrip(), markup=False)
-    for row in found["layers"]:
-        _show_reasons(row["layer"], row["reasons"])
-    _say("all layers", found["layers_together"])
-    for name, step in found["steps"].items():
-        what = f"a whole call{f' of {name}' if len(found['steps']) > 1 else ''}"
-        if "pays" in step:
-            _say(what, step)
-            held = (f"{_PATHS[p]} {numbers.size(b)}" for p, b in step["memory_bytes"].items())
-            console.out.print(f"{what}, memory of its weights: {', '.join(held)}")
-            _show_reasons(what, step["reasons"])
-        else:
-            console.out.print(f"{what}: not timed: {step['reason']}", markup=False)
-    on_disk = numbers.size(found["size_bytes_on_disk"])
-    form = "compact" if found["is_compact"] else "dense"
-    console.out.print(f"on disk: {on_disk}, {form}; running sparse changes no file")
-    for note in found["notes"]:
-        console.out.print(note, markup=False)
+        _say("  ".join(cells).rstrip())
 
 
-def _say(what: str, one: Mapping[str, Any]) -> None:
-    """The verdict in words: in the same numbers, then against all."""
+def _in_words(verdict: Mapping[str, Any]) -> str:
+    """A verdict in words: the gain within each dtype, then the best setting of all."""
     times = ", ".join(
-        f"{title} {one[f'{path}_ms']:.3g} ms"
+        f"{title} {verdict[f'{path}_ms']:.3g} ms"
         for path, title in _PATHS.items()
-        if one[f"{path}_ms"] is not None
+        if verdict[f"{path}_ms"] is not None
     )
     gains = [
-        f"{gain:.2f}× in {numbers}"
-        for numbers, gain in (("float32", one["gain_fp32"]), ("bfloat16", one["gain_bf16"]))
-        if gain is not None
+        f"{verdict[key]:.2f}× in {dtype}"
+        for dtype, key in (("float32", "gain_fp32"), ("bfloat16", "gain_bf16"))
+        if verdict[key] is not None
     ]
-    pays = "pays" if one["pays"] else "does not pay"
+    pays = "pays" if verdict["pays"] else "does not pay"
     gained = f" (sparse over dense: {', '.join(gains)})" if gains else ""
-    console.out.print(f"{what}: {pays}; {times}{gained}; best setting: {_PATHS[one['best']]}",
-                      markup=False)  # fmt: skip
+    return f"{pays}; {times}{gained}; best setting: {_PATHS[verdict['best']]}"
 
 
-def _show_reasons(what: str, reasons: Mapping[str, str]) -> None:
+def _show_reasons(title: str, reasons: Mapping[str, str]) -> None:
     for path, reason in reasons.items():
-        console.out.print(f"{what}: no {_PATHS[path]}: {reason}", markup=False)
+        _say(f"{title}: no {_PATHS[path]}: {reason}")

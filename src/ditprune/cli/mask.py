@@ -47,7 +47,7 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
         raise RecipeError("--check: writes nothing; leave --out and --overwrite out")
     if not check and out is None:
         raise RecipeError(
-            "mask apply: no folder to write to; pass -o OUT, or --check to compare only"
+            "mask apply: nowhere to write to; pass -o OUT, or --check to only compare"
         )
     folder, masks = locate(model), MaskFile(file)
     if out is None:

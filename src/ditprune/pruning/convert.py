@@ -17,7 +17,7 @@ from ditprune.checkpoints.compact.packing import pack_weight, smallest
 from ditprune.checkpoints.copy_folder import copy_identity, copy_other_files, other_files
 from ditprune.checkpoints.layout import Layout, layout_of
 from ditprune.checkpoints.locate import ModelFolder, check_inside
-from ditprune.checkpoints.rewrite_tensors import Change, Record, accept, rewrite
+from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Entry, Weights
 from ditprune.errors import ModelError
@@ -55,10 +55,6 @@ class Converted:
         return sum(self.heads[name].dense_bytes for name in self.packed)
 
 
-def _as_it_is(_entry: Entry, raw: memoryview) -> tuple[memoryview, None]:
-    return raw, None
-
-
 @dataclass(frozen=True)
 class _Part:
     """How one denoiser is converted; by default its shards are copied.
@@ -66,15 +62,16 @@ class _Part:
     Args:
         source: the tensors to read.
         layout: where they go.
-        change, check: as in `rewrite`.
-        finish: writes the files beside the shards, from the folder and the records of `rewrite`.
+        convert: from the bytes of a tensor to those to write.
+        check: refuses a tensor's record by raising.
+        finish: writes the files beside the shards, from their folder and the records.
     """
 
     name: str
     source: Weights
     layout: Layout
-    change: Change = _as_it_is
-    check: Callable[[Record], None] = accept
+    convert: Callable[[Entry, memoryview], memoryview] = lambda _entry, raw: raw
+    check: Callable[[Record], None] | None = None
     finish: Callable[[Path, _Records], None] = lambda _folder, _records: None
 
 
@@ -170,8 +167,8 @@ def _packing(name: str, dense: Weights, heads: Mapping[str, Head]) -> _Part:
     """Pack the targets that become smaller; copy a denoiser without any."""
     heads = {target: head for target, head in heads.items() if _gains(head)}
 
-    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, None]:
-        return (pack_weight(raw, heads[entry.name]) if entry.name in heads else raw), None
+    def convert(entry: Entry, raw: memoryview) -> memoryview:
+        return pack_weight(raw, heads[entry.name]) if entry.name in heads else raw
 
     def finish(folder: Path, records: _Records) -> None:
         hashes = {n: (record["sha256"], record["source_sha256"]) for n, record in records.items()}
@@ -179,12 +176,12 @@ def _packing(name: str, dense: Weights, heads: Mapping[str, Head]) -> _Part:
 
     if not heads:
         return _copying(name, dense)
-    return _Part(name, dense, packed_layout(dense, heads), change, finish=finish)
+    return _Part(name, dense, packed_layout(dense, heads), convert, finish=finish)
 
 
 def _unpacking(name: str, compact: CompactWeights) -> _Part:
-    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, None]:
-        return compact.dense(entry.name, raw), None
+    def convert(entry: Entry, raw: memoryview) -> memoryview:
+        return compact.dense(entry.name, raw)
 
     def check(record: Record) -> None:
         compact.check(record["tensor"], record["source_sha256"], record["sha256"])
@@ -192,7 +189,7 @@ def _unpacking(name: str, compact: CompactWeights) -> _Part:
     def finish(folder: Path, _records: _Records) -> None:
         (folder / "config.json").write_bytes(compact.config)
 
-    return _Part(name, compact.packed, compact.layout, change, check, finish)
+    return _Part(name, compact.packed, compact.layout, convert, check, finish)
 
 
 def _copying(name: str, weights: Weights) -> _Part:
@@ -215,10 +212,13 @@ def _convert(
         for part in parts:
             source = model.denoisers[part.name]
             folder = staging.part / source.relative_to(model.root)
-            records = rewrite(
-                part.name, part.source, part.layout, folder, staging.journal,
-                part.change, progress, part.check,
-            )  # fmt: skip
+            with TensorRewriter(
+                part.name, part.source, part.layout, folder, staging.journal, progress
+            ) as rewriter:
+                for entry, raw in rewriter:
+                    content = part.convert(entry, raw)
+                    before = None if content is raw else raw
+                    rewriter.write(entry, content, source=before, check=part.check)
             if (source / MANIFEST).is_file():
                 copyfile(source / MANIFEST, folder / MANIFEST)
-            part.finish(folder, records)
+            part.finish(folder, rewriter.written)

@@ -76,6 +76,16 @@ def identity_of(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict
     return json.loads(json.dumps(values))
 
 
+def base_of(model: ModelFolder, folder: Path, weights: Weights, fingerprint: str) -> dict[str, Any]:
+    """What identifies a denoiser before it is pruned, for its manifest."""
+    return {
+        "model": model.root.resolve().name,
+        "fingerprint": fingerprint,
+        "config_sha256": sha256((folder / "config.json").read_bytes()),
+        "headers_sha256": weights.header_hashes(),
+    }
+
+
 def _open(
     model: ModelFolder, name: str, stats: Mapping[str, Statistics] | None, recipe: Recipe
 ) -> Job:
@@ -83,12 +93,7 @@ def _open(
     denoiser_stats = statistics_of(stats, name, model.denoisers, recipe)
     weights = Weights(folder)
     selection = select_in_checkpoint(folder, weights, recipe, denoiser_stats)
-    base = {
-        "model": model.root.resolve().name,
-        "fingerprint": selection.fingerprint,
-        "config_sha256": sha256((folder / "config.json").read_bytes()),
-        "headers_sha256": weights.header_hashes(),
-    }
+    base = base_of(model, folder, weights, selection.fingerprint)
     return Job(name, folder.relative_to(model.root), weights, selection, denoiser_stats, base)
 
 

@@ -21,16 +21,17 @@ from ditprune.checkpoints.copy_folder import (
 from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
-from ditprune.checkpoints.rewrite_tensors import Change, Record, recorded, rewrite
-from ditprune.checkpoints.weights import Entry, Weights, sha256
+from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, recorded
+from ditprune.checkpoints.weights import Weights
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
 from ditprune.progress import Progress, silent
+from ditprune.pruning.job import base_of
 from ditprune.pruning.outcome import Outcome, TargetOutcome, claims
 from ditprune.targets.coverage import LeftOut
 from ditprune.writing.json_file import MALFORMED
 from ditprune.writing.output import MANIFEST, check_file, is_compact
-from ditprune.writing.staging import check_early, resumable_folder
+from ditprune.writing.staging import Staging, check_early, resumable_folder
 
 _MALFORMED = (DitpruneError, *MALFORMED)
 
@@ -150,26 +151,25 @@ def apply_masks(
     digest = _digest(mask.file)
     identity = copy_identity(model, weights, {"mask": digest})
     size_bytes = copied_bytes(model, weights)
-    outcomes = {}
     with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
         if not staging.is_written:
             copy_other_files(model, weights, staging.part)
-        for name, source in model.denoisers.items():
-            folder = staging.part / source.relative_to(model.root)
-            if not staging.is_written:
-                change = _masking(mask, masks_of.get(name))
-                layout = layout_of(weights[name])
-                rewrite(name, weights[name], layout, folder, staging.journal, change, progress)
-            if name not in masks_of:
-                continue
-            records = recorded(staging.journal, name)
-            outcome = _outcome(mask, masks_of[name], weights[name], records)
-            outcomes[name] = outcome
-            if not staging.is_written:
-                hashes = {e.name: records[e.name]["sha256"] for e in weights[name].in_order()}
-                content = claims(outcome, _base(model, weights[name], outcome), hashes, None)
-                origin = {"sha256": digest, "base": mask.denoisers[masks_of[name]]["base"]}
-                manifest.write(folder, {**content, "mask": origin})
+            for name in model.denoisers:
+                _write(model, name, weights[name], mask, masks_of.get(name), staging, progress)
+        records = {name: recorded(staging.journal, name) for name in masks_of}
+        outcomes = {
+            name: _outcome(mask, masks, weights[name], records[name])
+            for name, masks in masks_of.items()
+        }
+        if not staging.is_written:
+            for name, masks in masks_of.items():
+                folder, outcome = model.denoisers[name], outcomes[name]
+                hashes = {e.name: records[name][e.name]["sha256"] for e in weights[name].in_order()}
+                prints = fingerprint.of_weights(weights[name], outcome.targets.values())
+                base = base_of(model, folder, weights[name], fingerprint.combined(prints))
+                origin = {"sha256": digest, "base": mask.denoisers[masks]["base"]}
+                content = {**claims(outcome, base, hashes, None), "mask": origin}
+                manifest.write(staging.part / folder.relative_to(model.root), content)
     return outcomes
 
 
@@ -219,17 +219,25 @@ def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
     return {name: name for name in model.denoisers if name in mask.denoisers}
 
 
-def _masking(mask: MaskFile, masks: str | None) -> Change:
-    """Sets weights to zero under the masks of a denoiser, if any; notes how many are not zero."""
+def _write(
+    model: ModelFolder, name: str, weights: Weights, mask: MaskFile, masks: str | None,
+    staging: Staging, progress: Progress,
+) -> None:  # fmt: skip
+    """Write a denoiser's tensors under the masks of a denoiser, if any.
+
+    The note of each target is the number of its weights that are not zero.
+    """
+    folder, layout = model.denoisers[name].relative_to(model.root), layout_of(weights)
     targets = {} if masks is None else {f"{target}.weight": target for target in mask.shapes(masks)}
-
-    def change(entry: Entry, raw: memoryview) -> tuple[memoryview, int | None]:
-        if masks is None or entry.name not in targets:
-            return raw, None
-        apply_(raw, entry.dtype, mask.bits(masks, targets[entry.name]))
-        return raw, num_set(nonzero_bits(raw, entry.dtype))
-
-    return change
+    with TensorRewriter(
+        name, weights, layout, staging.part / folder, staging.journal, progress
+    ) as rewriter:
+        for entry, raw in rewriter:
+            num_nonzero = None
+            if masks is not None and entry.name in targets:
+                apply_(raw, entry.dtype, mask.bits(masks, targets[entry.name]))
+                num_nonzero = num_set(nonzero_bits(raw, entry.dtype))
+            rewriter.write(entry, raw, num_nonzero)
 
 
 def _outcome(
@@ -259,18 +267,6 @@ def _outcome(
         raise ModelError(
             f"{mask.file}: its records cannot be read ({error!r}); extract it again"
         ) from None
-
-
-def _base(model: ModelFolder, weights: Weights, outcome: Outcome) -> dict[str, Any]:
-    """What identifies the model that the masks were applied to."""
-    fingerprints = fingerprint.of_weights(weights, outcome.targets.values())
-    folder = weights.shards[0].parent
-    return {
-        "model": model.root.resolve().name,
-        "fingerprint": fingerprint.combined(fingerprints),
-        "config_sha256": sha256((folder / "config.json").read_bytes()),
-        "headers_sha256": weights.header_hashes(),
-    }
 
 
 def _digest(file: Path) -> str:

@@ -1,9 +1,8 @@
-"""What can run a sparse Linear, and which layers each can take."""
+"""Which backends run sparse Linears, and which layers can each of them take?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -18,7 +17,7 @@ from ditprune.runtime.sparse_linear import SparseLinear
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import best_seconds
 
-REPEATS = 5
+_REPEATS = 5
 _FEW_TOKENS = 8  # as in few_tokens.h
 
 
@@ -26,8 +25,8 @@ class Backend(Protocol):
     """One way to run sparse layers.
 
     Attributes:
-        device: the kind of device its layers are on.
-        is_optional: whether a denoiser is left dense, with a warning, where it cannot run at all.
+        device: the type of device that its layers are on.
+        is_optional: whether a denoiser stays dense, with a warning, if the backend cannot run.
     """
 
     name: ClassVar[str]
@@ -35,37 +34,30 @@ class Backend(Protocol):
     is_optional: ClassVar[bool]
 
     def check(self) -> None:
-        """Raise KernelError where this machine cannot run it."""
+        """Raise KernelError if this machine cannot run it."""
 
     def obstacle(self, linear: nn.Linear) -> str:
-        """Why it cannot run a layer; empty if it can."""
+        """Why it cannot run this layer; empty if it can."""
 
     def sparse(self, linear: nn.Linear, counts: Sequence[int]) -> StandIn:
-        """The layer that stands for a Linear without obstacle, for so many tokens at a time."""
+        """The sparse layer for a Linear without obstacle, for these numbers of tokens."""
 
     def seconds(
         self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
     ) -> list[float]:
         """The best time of each work, in about `limit_s` or two runs of each."""
+        return best_seconds(works, device, _REPEATS, limit_s, cold)
 
 
-class _Timed:
-    def seconds(
-        self, works: list[Any], device: str, cold: torch.Tensor, limit_s: float
-    ) -> list[float]:
-        return best_seconds(works, device, REPEATS, limit_s, cold)
-
-
-@dataclass(frozen=True)
-class OwnKernel(_Timed):
-    """The kernel of this package: any zeros, float32 and bfloat16, on a CPU."""
+class OwnKernel(Backend):
+    """The kernel of ditprune: any zeros, float32 and bfloat16, on a CPU."""
 
     name: ClassVar[str] = "cpu"
     device: ClassVar[str] = "cpu"
     is_optional: ClassVar[bool] = True
 
     def check(self) -> None:
-        build.load()
+        build.load_kernel()
 
     def obstacle(self, linear: nn.Linear) -> str:
         weight = linear.weight
@@ -79,8 +71,7 @@ class OwnKernel(_Timed):
         return SparseLinear(linear, _gains_in_pairs(linear.weight, counts))
 
 
-@dataclass(frozen=True)
-class SemiStructured(_Timed):
+class SemiStructured(Backend):
     """torch's 2:4 kernels: float16 and bfloat16, on NVIDIA GPUs from Ampere on."""
 
     name: ClassVar[str] = "semi-structured"
@@ -104,14 +95,17 @@ class SemiStructured(_Timed):
 
 
 def _gains_in_pairs(weight: Tensor, counts: Sequence[int]) -> bool:
-    """Whether pairs are multiplied at once here, and are worth their bytes: for a few tokens these
-    decide, and single weights take fewer. Of several counts the largest takes most of the time."""
-    if max(counts) <= _FEW_TOKENS or not build.takes_pairs() or not takes_pairs(weight):
+    """Whether to pack in pairs: the machine has the instruction, and the layer gets many tokens.
+
+    For few tokens the bytes of the weight decide, and single weights take fewer. Of several
+    numbers of tokens the largest takes most of the time.
+    """
+    if max(counts) <= _FEW_TOKENS or not build.machine_takes_pairs() or not takes_pairs(weight):
         return False
     return packed_bytes(weight, in_pairs=True) < weight.numel() * weight.element_size()
 
 
-BACKENDS = {one.name: one for one in (OwnKernel, SemiStructured)}
+BACKENDS = {backend.name: backend for backend in (OwnKernel, SemiStructured)}
 
 
 def backend_of(given: str | Backend) -> Backend:

@@ -1,8 +1,9 @@
-"""Compiles the kernel on first use, for the instruction set of this machine, and loads it.
+"""How is the kernel compiled and loaded? On first use, for this machine's instruction set.
 
-The library lies in the user's cache folder under a name made of the source, the compiler and the
-flags, so nothing stale is loaded. It needs a C++17 compiler and links against nothing of torch.
-`CXX` names another compiler, `XDG_CACHE_HOME` another cache, `DITPRUNE_CXXFLAGS` adds flags.
+The library is stored in the user's cache folder under a name made from the source, the compiler
+and the flags, so that no stale library is loaded. Compiling needs a C++17 compiler; the library
+does not link against torch. `CXX` sets the compiler, `XDG_CACHE_HOME` the cache folder, and
+`DITPRUNE_CXXFLAGS` adds flags.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 
 
-class InstructionSet(NamedTuple):
+class _InstructionSet(NamedTuple):
     """Floats in one vector, the compiler's flags, and whether bfloat16 weights go in pairs."""
 
     lanes: int
@@ -39,10 +40,10 @@ class InstructionSet(NamedTuple):
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma")
 INSTRUCTION_SETS = {  # the widest first
-    "avx512-bf16": InstructionSet(16, (*_AVX512, "-mavx512bf16"), takes_pairs=True),
-    "avx512": InstructionSet(16, _AVX512),
-    "avx2": InstructionSet(8, ("-mavx2", "-mfma")),
-    "plain": InstructionSet(4, ()),  # NEON or SSE, whatever the compiler assumes
+    "avx512-bf16": _InstructionSet(16, (*_AVX512, "-mavx512bf16"), takes_pairs=True),
+    "avx512": _InstructionSet(16, _AVX512),
+    "avx2": _InstructionSet(8, ("-mavx2", "-mfma")),
+    "plain": _InstructionSet(4, ()),  # NEON or SSE, as the compiler assumes
 }
 
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -55,7 +56,7 @@ _ARGUMENTS = (
 
 
 def instruction_set() -> str:
-    """The widest set that this machine has, as torch sees it, and its compiler knows."""
+    """The widest set that torch finds on this machine and that the compiler supports."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512" and _has_bf16():
         return "avx512-bf16"
@@ -63,7 +64,7 @@ def instruction_set() -> str:
 
 
 def _has_bf16() -> bool:
-    """Whether products of bfloat16 pairs are an instruction; not known to older torch."""
+    """Whether there is an instruction for products of bfloat16 pairs; older torch cannot tell."""
     known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     try:
         return bool(known.get("avx512_bf16")) and _makes_pairs(*_compiler())
@@ -73,20 +74,20 @@ def _has_bf16() -> bool:
 
 @functools.cache
 def _makes_pairs(*compiler: str) -> bool:
-    """Whether a compiler takes the flags (GCC does from version 10 on) and its assembler, which
-    may be older, the instruction."""
+    """Whether a compiler takes the flags (GCC from version 10 on) and its assembler the
+    instruction."""
     flags = INSTRUCTION_SETS["avx512-bf16"].flags
     command = [*compiler, *flags, "-c", "-x", "c++", "-", "-o", os.devnull]
     return _run(command, 'asm("vdpbf16ps %zmm0, %zmm1, %zmm2");').returncode == 0
 
 
-def takes_pairs(name: str | None = None) -> bool:
+def machine_takes_pairs(name: str | None = None) -> bool:
     """Whether the kernel of an instruction set takes bfloat16 weights in pairs."""
     return INSTRUCTION_SETS[name or instruction_set()].takes_pairs
 
 
 @functools.cache
-def load(name: str | None = None) -> Callable[..., int]:
+def load_kernel(name: str | None = None) -> Callable[..., int]:
     """The kernel's function for an instruction set, compiled if it is not in the cache.
 
     Raises KernelError.
@@ -123,8 +124,8 @@ def _build(name: str) -> Path:
 def _compile(compiler: list[str], command: list[str]) -> None:
     compiled = _run(command)
     if compiled.returncode:
-        said = compiled.stderr.strip() or f"exit status {compiled.returncode}"
-        first_error = next((line for line in said.splitlines() if "error" in line), said)
+        message = compiled.stderr.strip() or f"exit status {compiled.returncode}"
+        first_error = next((line for line in message.splitlines() if "error" in line), message)
         raise KernelError(
             f"sparse kernel: {shlex.join(compiler)} cannot compile it ({first_error}); "
             "set CXX to a C++17 compiler"
@@ -133,8 +134,7 @@ def _compile(compiler: list[str], command: list[str]) -> None:
 
 def _compiler() -> list[str]:
     given = shlex.split(os.environ.get("CXX", ""))
-    found = [shutil.which(name) for name in (given[:1] or COMPILERS)]
-    path = next((path for path in found if path), None)
+    path = next(filter(None, map(shutil.which, given[:1] or COMPILERS)), None)
     if path is None:
         looked_for = f"CXX={given[0]}" if given else ", ".join(COMPILERS)
         raise KernelError(
@@ -146,20 +146,20 @@ def _compiler() -> list[str]:
 def _key(compiler: list[str], command: list[str]) -> str:
     version = _run([*compiler, "--version"]).stdout
     digest = hashlib.sha256("\0".join([version, *command[:-1]]).encode())
-    for source in sorted(SOURCES.iterdir()):
+    for source in sorted(file for file in SOURCES.iterdir() if file.suffix in (".cpp", ".h")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _run(command: list[str], given: str = "") -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], source: str = "") -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+        return subprocess.run(command, input=source, capture_output=True, text=True, check=False)
     except OSError as error:
         raise KernelError(f"sparse kernel: {command[0]} does not run ({error})") from None
 
 
 def _cache_folder() -> Path:
-    """A folder that nobody else can write into: what lies there is run. Raises KernelError."""
+    """A folder that no other user can write into, since its files are run. Raises KernelError."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(root or "~/.cache", "ditprune")
     try:

@@ -1,9 +1,9 @@
-"""Compact folders in diffusers: it finds us by the name in config.json and asks us to unpack.
+"""How does diffusers load a compact folder? Through a quantizer that unpacks its weights.
 
-diffusers keeps its quantisers in two tables of a module, with no entry point for others. Importing
-it to add ours would make `import ditprune` slow, so ours are added when that module is there:
-at once, or by a finder that waits for its import, lets the finders behind it do the work, and
-is gone after it.
+config.json names ditprune as quantization method. diffusers keeps its quantizers in two tables of a
+module and offers no way to register another. Importing that module here would make `import
+ditprune` slow. So the quantizer is added at once if the module is imported already, else by an
+import hook that waits for the module and is removed after its import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,7 @@ _NAMES = ("DitpruneConfig", "DitpruneQuantizer")
 
 
 class _Method(str, Enum):
-    """diffusers reads the `value` of a method's name."""
+    """The method's name as an enum, because diffusers reads its `value`."""
 
     DITPRUNE = METHOD
 
@@ -53,27 +53,27 @@ def _add_to(tables: ModuleType) -> None:
 
 @cache
 def _classes() -> tuple[type, type]:
-    """Our configuration and our quantiser, as subclasses of those of diffusers."""
+    """The configuration and the quantizer, as subclasses of those of diffusers."""
     from diffusers.quantizers.base import DiffusersQuantizer
     from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
     config, quantizer = _NAMES
     here = {"__module__": __name__}
     return (
-        type(config, (Config, QuantizationConfigMixin), here),
-        type(quantizer, (Unpacker, DiffusersQuantizer), here),
+        type(config, (_Config, QuantizationConfigMixin), here),
+        type(quantizer, (_Unpacker, DiffusersQuantizer), here),
     )
 
 
 def __getattr__(name: str) -> type:
-    """Both by their names, by which pickle finds them: a loaded model holds one of each."""
+    """The two classes by name, by which pickle finds them: a loaded model holds one of each."""
     if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _classes()[_NAMES.index(name)]
 
 
-class Config:
-    """What config.json says under `quantization_config`."""
+class _Config:
+    """The value of `quantization_config` in config.json."""
 
     def __init__(self, quant_method: str = METHOD, format: int = FORMAT) -> None:  # noqa: A002
         if format != FORMAT:
@@ -88,14 +88,14 @@ class Config:
         return f"{type(self).__name__}(format={self.format})"
 
 
-class Unpacker:
-    """Gives diffusers one dense weight after the other; what it loads is an ordinary model."""
+class _Unpacker:
+    """Gives diffusers one dense weight after the other, so that it loads an ordinary model."""
 
-    use_keep_in_fp32_modules = True  # what a class wants in float32 is, as in its dense folder
+    use_keep_in_fp32_modules = True  # as for dense models
     is_serializable = True
     is_trainable = True
     is_compileable = True
-    supports_parallel_loading = False  # one layer more than the model at a time
+    supports_parallel_loading = False  # so that only one unpacked layer is held beside the model
     pre_quantized: bool
 
     def __init__(self, config: Any, **options: Any) -> None:
@@ -105,38 +105,38 @@ class Unpacker:
         self._done: set[str] = set()
 
     def validate_environment(self, *_: Any, **options: Any) -> None:
-        """Refuse what diffusers would do to packed weights without asking us."""
+        """Refuse quantizing while loading, and offloading to disk, which skips unpacking."""
         if not self.pre_quantized:
             raise ModelError(
                 f"{METHOD}: packs folders, not models that are being loaded; leave "
                 "quantization_config out, and `ditprune convert FOLDER --to compact -o OUT`"
             )
-        places = options.get("device_map")
-        if isinstance(places, Mapping) and "disk" in places.values():
+        device_map = options.get("device_map")
+        if isinstance(device_map, Mapping) and "disk" in device_map.values():
             raise ModelError(
                 "device_map: compact weights cannot be offloaded to disk; "
                 "`ditprune convert FOLDER --to dense -o DENSE` first"
             )
 
     def update_torch_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
-        """What diffusers takes for none, which it would turn packed bytes into as well."""
+        """The default dtype for None; without one diffusers would convert the packed bytes too."""
         return torch.get_default_dtype() if dtype is None else dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], files: Any) -> list[str]:
-        """Learn where the packed weights lie."""
+        """Read where the packed weights are stored."""
         self._entries = {e.name: e for file in files for e in read_header(Path(file))}
         return loaded_keys
 
     def check_if_quantized_param(
         self, model: nn.Module, value: Tensor, name: str, *_: Any, **__: Any
     ) -> bool:
-        """A run of bytes where the model has a matrix."""
+        """Whether a tensor is packed: a run of bytes where the model has a matrix."""
         if value.dtype != torch.uint8 or value.ndim != 1:
             return False
         return dict(model.named_parameters())[name].ndim > 1
 
     def check_quantized_param_shape(self, *_: Any) -> bool:
-        """Unpacking compares it."""
+        """Accept every shape; `create_quantized_param` compares it."""
         return True
 
     def create_quantized_param(
@@ -145,17 +145,17 @@ class Unpacker:
     ) -> None:  # fmt: skip
         """Put the dense weight into the model.
 
-        Its bytes are read anew: the tensor that diffusers holds is mapped from the file, and what
-        is looked at of it would stay in memory beside the model.
+        Its bytes are read from the file again: the tensor that diffusers holds is memory-mapped,
+        and the pages that are read from it would stay in memory beside the model.
         """
         from accelerate.utils import set_module_tensor_to_device
 
         before, entry = model.get_parameter(name), self._entries.get(name)
         if entry is None:
-            raw = value.numpy().data
+            raw, where = value.numpy().data, name
         else:
             raw = read_range(entry.file, entry.offset, entry.size_bytes)
-        where = name if entry is None else f"{entry.file}: {name}"
+            where = f"{entry.file}: {name}"
         head, dense = unpack_weight(raw, where)
         check_head(head, head.dtype, tuple(before.shape), where)
         weight = torch.frombuffer(dense, dtype=DTYPES[head.dtype]).reshape(head.shape)
@@ -169,7 +169,7 @@ class Unpacker:
         return 2  # as for dense models
 
     def preprocess_model(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Remember what stays in float32; mark nothing, since the model will be dense."""
+        """Remember the modules that stay in float32; the model is not marked as quantized."""
         self._in_float32 = frozenset(options.get("keep_in_fp32_modules") or ())
         return self._process_model_before_weight_loading(model)
 
@@ -177,20 +177,20 @@ class Unpacker:
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> nn.Module:
-        """Take our name out of the configuration, so that what is saved is an ordinary folder."""
+        """Remove `quantization_config`, so that saving the model writes an ordinary folder."""
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        left = [
-            e.name for e in self._entries.values()
+        missing = [
+            e for e in self._entries.values()
             if e.name not in self._done and e.shape != shapes.get(e.name, e.shape)
         ]  # fmt: skip
-        if left:
+        if missing:
             raise ModelError(
-                f"{self._entries[left[0]].file}: {len(left)} packed weights were not loaded (first "
-                f"{left[0]}); leave ignore_mismatched_sizes out"
+                f"{missing[0].file}: {len(missing)} packed weights were not loaded (first "
+                f"{missing[0].name}); leave ignore_mismatched_sizes out"
             )
         config = {k: v for k, v in model.config.items() if k != "quantization_config"}
         model._internal_dict = type(model.config)(config)
-        self._entries, self._done = {}, set()  # the model goes on without its files
+        self._entries, self._done = {}, set()  # the model keeps this object, but needs no files
         return model
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
@@ -198,7 +198,7 @@ class Unpacker:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds the module with the tables like everyone else, and adds ours when it has run."""
+    """Lets the other finders find the module with the tables, and adds to it after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -210,24 +210,18 @@ class _Waiting(MetaPathFinder):
                 continue
             spec = finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _Adding(spec.loader)
+                _add_after_import(spec.loader)
                 return spec
         return None
 
 
-class _Adding(Loader):
-    """A loader that adds ours after another has run the module."""
+def _add_after_import(loader: Any) -> None:
+    """Let a loader add to the tables once, when it has run their module."""
 
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        sys.meta_path[:] = [one for one in sys.meta_path if not isinstance(one, _Waiting)]
+    def exec_module(module: ModuleType) -> None:
+        del loader.exec_module
+        loader.exec_module(module)
+        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Waiting)]
         _add_to(module)
+
+    loader.exec_module = exec_module

@@ -1,6 +1,6 @@
-"""GELU behind a sparse layer, applied by the kernel while a tile of sums is at hand.
+"""How is the GELU behind a sparse layer fused into it? The kernel applies it to each tile of sums.
 
-On its own it reads and writes an output of many MB, whose memory torch maps anew each time.
+A separate GELU reads and writes an output of many MB, whose memory torch maps again each time.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _NAME = "FusedGELU"
 
 
 def fuse_(denoiser: nn.Module) -> None:
-    """Let each sparse layer apply the GELU of diffusers that follows it, in place.
+    """Let each sparse layer apply diffusers' GELU that follows it, in place.
 
-    Only the one that is approximated by tanh, which is what DiTs use.
+    Only the approximation by tanh is fused, which DiTs use.
     """
     dense, fused = _classes()
     for module in denoiser.modules():
@@ -37,20 +37,20 @@ def unfuse_(denoiser: nn.Module) -> None:
 
 
 class Fused:
-    """diffusers' GELU, a Linear and GELU behind it, where that Linear runs sparse."""
+    """diffusers' GELU module, a Linear followed by GELU, whose Linear runs sparse."""
 
     proj: nn.Module
     approximate: str
     gelu: Callable[[Tensor], Tensor]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., C_in] → [..., C_out]; in two steps where anyone could see what lies between.
+        """[..., C_in] → [..., C_out]; in two steps if anything can observe the value between.
 
-        Who has kept this method may call it when the module is diffusers' again.
+        A caller may have kept this method after the module is diffusers' own again.
         """
-        is_own = self.approximate == "tanh" and "gelu" not in vars(self)
+        is_fusable = self.approximate == "tanh" and "gelu" not in vars(self)
         if (
-            not is_own or torch.is_grad_enabled() or torch.compiler.is_compiling()
+            not is_fusable or torch.is_grad_enabled() or torch.compiler.is_compiling()
             or _is_watched(self.proj)
         ):  # fmt: skip
             return self.gelu(self.proj(hidden_states))
@@ -60,14 +60,14 @@ class Fused:
 
 @cache
 def _classes() -> tuple[type, type]:
-    """diffusers' GELU, and ours as a subclass of it."""
+    """diffusers' GELU, and the fused subclass of it."""
     from diffusers.models.activations import GELU
 
     return GELU, type(_NAME, (Fused, GELU), {"__module__": __name__})
 
 
 def __getattr__(name: str) -> type:
-    """Our class by its name, by which pickle finds it."""
+    """The fused class by its name, by which pickle finds it."""
     if name != _NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return _classes()[1]
@@ -78,7 +78,7 @@ def _is_sparse(layer: object) -> bool:
 
 
 def _is_watched(layer: nn.Module) -> bool:
-    """Whether more than a sparse layer's own forward runs when it is called."""
+    """Whether calling a layer runs more than a sparse layer's forward."""
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
         layer._backward_pre_hooks, modules._has_any_global_hook(),

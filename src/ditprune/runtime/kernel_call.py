@@ -1,4 +1,4 @@
-"""Calls the kernel: dense tokens times a packed weight, with every buffer checked."""
+"""How are dense tokens multiplied with a packed weight? By the kernel, after every check."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def multiply(
     instruction_set: str | None = None,
     gelu: bool = False,
 ) -> Tensor:
-    """`inputs @ weight.T + bias`, or GELU of it, in float32; no gradient.
+    """`inputs @ weight.T + bias`, or GELU of it, computed in float32; no gradient.
 
-    Where a weight is packed in pairs, the removed half of a kept pair is a zero like any other: it
-    makes NaN of an infinite input, as in a dense product.
+    In a weight that is packed in pairs, the removed half of a kept pair is multiplied as zero. It
+    turns an infinite input into NaN, as a dense product does.
 
     Args:
-        inputs: [..., C_in], float32 or bfloat16, on the CPU, any strides; bfloat16 where the
+        inputs: [..., C_in], float32 or bfloat16, on the CPU, any strides; only bfloat16 if the
             weight is packed in pairs.
         packed: the weight [num_rows, C_in].
         num_rows: C_out.
@@ -50,9 +50,9 @@ def multiply(
         KernelError: no kernel, or tensors it cannot take.
     """
     num_columns = inputs.shape[-1]
-    together = 2 if packed.in_pairs else 1  # inputs that one value is for
+    together = 2 if packed.in_pairs else 1  # inputs that one stored value multiplies
     _check(inputs, packed, num_rows, num_columns, bias)
-    function = build.load(instruction_set)
+    function = build.load_kernel(instruction_set)
     tokens = inputs.detach().reshape(-1, num_columns)
     if tokens.stride(1) != 1 or tokens.stride(0) % together or tokens.data_ptr() % 4:
         tokens = tokens.clone(memory_format=torch.contiguous_format)
@@ -87,7 +87,7 @@ def multiply_in_graph(
     num_rows: int,
     bias: Tensor | None,
 ) -> Tensor:
-    """The same as an operator, which torch.compile can put into a graph; slower to call."""
+    """`multiply` as an operator that torch.compile can put into a graph; slower to call."""
     return multiply(inputs, Packed(values, columns, counts, starts), num_rows, bias)
 
 
@@ -100,7 +100,7 @@ def _(inputs: Tensor, *others: Any) -> Tensor:
 def _check(
     inputs: Tensor, packed: Packed, num_rows: int, num_columns: int, bias: Tensor | None
 ) -> None:
-    """Everything the kernel relies on but the counts, which it checks itself."""
+    """Check everything that the kernel relies on, except the counts, which it checks itself."""
     for name, tensor, dtypes in (
         ("inputs", inputs, (torch.bfloat16,) if packed.in_pairs else DTYPES),
         ("weight", packed.values, tuple(_VALUES)),

@@ -1,13 +1,13 @@
-"""The nonzeros of a weight in the order in which the kernel reads them, and back.
+"""How is a sparse weight stored for the kernel? Its nonzeros in the order in which they are read.
 
-Rows are cut into groups of 32, columns into blocks of 64. Group by group, within it block by block
-and within it row by row, the nonzeros follow each other: a value and one byte for the column within
-its block. A byte a row and block counts them, and `starts` says where each block of a group begins.
-That is 5 bytes a nonzero of float32 and 3 of bfloat16.
+Rows are cut into groups of 32, columns into blocks of 64. The nonzeros are stored group by group,
+in a group block by block, and in a block row by row: a value, and one byte for its column in the
+block. For each row and block one byte counts them, and `starts` holds the index of the first
+nonzero of each block of a group. This takes 5 bytes for a float32 nonzero and 3 for a bfloat16 one.
 
-bfloat16 weights can go in pairs of neighbouring inputs instead, which some machines multiply at
-once: everything is the same with pairs in place of weights, 5 bytes for each that is not zero
-twice. At 50 % zeros three pairs in four are kept, at 70 % one in two.
+bfloat16 weights can be stored in pairs of neighbouring inputs, which some machines multiply with
+one instruction. The format is the same, with pairs in place of weights: 5 bytes for each pair that
+is not zero twice. At 50 % zeros three pairs in four are kept, at 70 % one in two.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ BLOCK, GROUP = 64, 32
 
 
 class Packed(NamedTuple):
-    """A sparse weight [num_rows, num_columns]; its shape is kept by who holds it.
+    """A sparse weight [num_rows, num_columns]; its shape is not stored.
 
     Args:
-        values: [Z], float32, bfloat16, or int32: the bits of a pair of bfloat16.
+        values: [Z], float32, bfloat16, or int32 with the bits of a pair of bfloat16.
         columns: [Z], uint8, within the block.
         counts: [G, B, R], uint8.
         starts: [G · B + 1], int64.
@@ -53,7 +53,7 @@ def pack(weight: Tensor, in_pairs: bool = False) -> Packed:
     """The nonzeros of a weight [C_out, C_in]. A negative zero is a zero.
 
     Args:
-        in_pairs: of a weight that `takes_pairs`.
+        in_pairs: whether to store pairs; needs a weight that `takes_pairs`.
     """
     weight = _in_pairs(weight) if in_pairs else weight.detach()
     num_rows, num_columns = weight.shape
@@ -82,20 +82,20 @@ def _unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     rows = torch.arange(counts_GBR.numel(), device=values.device)
     counts = counts_GBR.flatten().long()
     rows = rows.repeat_interleave(counts, output_size=len(values))
-    places = rows.mul_(BLOCK).add_(columns)
+    positions = rows.mul_(BLOCK).add_(columns)
     parts_GBRC = values.new_zeros((*counts_GBR.shape, BLOCK))
-    parts_GBRC.view(-1)[places] = values
+    parts_GBRC.view(-1)[positions] = values
     dense = parts_GBRC.transpose(1, 2).flatten(2).flatten(0, 1)
     return dense[:num_rows, :num_columns].contiguous()
 
 
 def _in_pairs(weight: Tensor) -> Tensor:
-    """The bits of neighbouring weights as one number; adding 0 turns -0.0 into 0.0."""
+    """The bits of neighbouring weights as one integer; adding 0 turns -0.0 into 0.0."""
     return (weight.detach() + 0).contiguous().view(torch.int32)
 
 
 def packed_bytes(weight: Tensor, in_pairs: bool = False) -> int:
-    """What `pack` would take."""
+    """The size of what `pack` returns."""
     weight = _in_pairs(weight) if in_pairs else weight
     num_rows, num_columns = weight.shape
     num_groups = -(-num_columns // BLOCK) * -(-num_rows // GROUP)

@@ -1,12 +1,12 @@
-"""2:4 layers on NVIDIA GPUs, through `torch.sparse.to_sparse_semi_structured`.
+"""Which 2:4 layers run on NVIDIA GPUs, through `torch.sparse.to_sparse_semi_structured`, and how?
 
-What it takes: a weight in float16 or bfloat16 on a CUDA device of compute capability 8.0 or more,
-C_out a multiple of 32 and C_in of 64 (the stricter of torch's two kernels), at most 2 nonzeros in
-each 4 consecutive inputs. Patterns such as 4:8, and zeros at any place, have no GPU kernel.
+A layer needs a weight in float16 or bfloat16 on a CUDA device of compute capability 8.0 or more,
+C_out a multiple of 32 and C_in of 64 (the stricter of torch's two kernels), and at most 2 nonzeros
+in each 4 consecutive inputs. Patterns such as 4:8 and unstructured zeros have no GPU kernel.
 
-Its limits: inference only; the weight is read back by a product with the identity, so a negative
-zero comes back as zero; another device or dtype, and pickling, are refused until `desparsify_`.
-Whether it is faster is for the clock to say on the machine at hand: `sparsify_` times each shape.
+Limits: inference only. The weight is read back by a product with the identity, so a negative zero
+comes back as zero. Another device or dtype, and pickling, are refused until `desparsify_`. Whether
+a layer is faster depends on the machine, so `sparsify_` times each shape.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from ditprune.runtime.stand_in import StandIn
 
 DTYPES = (torch.float16, torch.bfloat16)
 ROWS, COLUMNS = 32, 64
-CAPABILITY = (8, 0)
+_CAPABILITY = (8, 0)
 
-Compress = Callable[[Tensor], Tensor]
+_Compress = Callable[[Tensor], Tensor]
 
 
 def compress(weight: Tensor) -> Tensor:
-    """torch's 2:4 tensor of a weight [C_out, C_in], silent about being a prototype."""
+    """torch's 2:4 tensor of a weight [C_out, C_in], without torch's prototype warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return torch.sparse.to_sparse_semi_structured(weight.contiguous())
@@ -49,10 +49,10 @@ def device_obstacle(device: torch.device) -> str:
     if device.type != "cuda":
         return f"its weight is on {device}, and 2:4 runs on CUDA devices only"
     capability = torch.cuda.get_device_capability(device)
-    if capability < CAPABILITY:
+    if capability < _CAPABILITY:
         return (
             f"{torch.cuda.get_device_name(device)} has compute capability "
-            f"{'.'.join(map(str, capability))}, and 2:4 needs {'.'.join(map(str, CAPABILITY))}"
+            f"{'.'.join(map(str, capability))}, and 2:4 needs {'.'.join(map(str, _CAPABILITY))}"
         )
     return ""
 
@@ -75,14 +75,14 @@ def weight_obstacle(weight: Tensor) -> str:
 
 
 class SemiStructuredLinear(StandIn):
-    """In place of a Linear whose weight is 2:4.
+    """Replaces a Linear whose weight is 2:4.
 
     Args:
-        linear: with a weight that has no obstacle.
-        compress: from a dense weight to torch's tensor.
+        linear: its weight has no `weight_obstacle`.
+        compress: turns a dense weight into torch's tensor.
     """
 
-    def __init__(self, linear: nn.Linear, compress: Compress = compress) -> None:
+    def __init__(self, linear: nn.Linear, compress: _Compress = compress) -> None:
         self._compress = compress
         super().__init__(linear)
 
@@ -119,7 +119,7 @@ class SemiStructuredLinear(StandIn):
         return torch.empty(0, dtype=self.compressed.dtype, device=self.compressed.device)
 
     def _hold(self, weight: Tensor) -> None:
-        # Neither parameter nor buffer: what moves those knows nothing of torch's 2:4 tensors.
+        # Neither parameter nor buffer: code that moves those cannot handle torch's 2:4 tensors.
         self.compressed = self._compress(weight)
 
     def _obstacle(self, weight: Tensor) -> str:
@@ -129,7 +129,7 @@ class SemiStructuredLinear(StandIn):
         return f"{super().extra_repr()}, 2:4"
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SemiStructuredLinear:
-        """What `.to()` and its like do; refused where the weight would have to change."""
+        """Called by `.to()` and similar; refused if the weight would have to change."""
         like = self._like
         moved = fn(like)
         if (moved.dtype, moved.device) != (like.dtype, like.device):

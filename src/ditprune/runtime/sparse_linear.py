@@ -1,4 +1,4 @@
-"""A Linear that holds the nonzeros of its weight only and multiplies with the kernel."""
+"""How does a Linear run sparse on a CPU? It stores its nonzeros only and calls the kernel."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ditprune.runtime.stand_in import StandIn
 
 
 class SparseLinear(StandIn):
-    """In place of a Linear on the CPU; gradients reach inputs and bias only.
+    """Replaces a Linear on the CPU; gradients reach inputs and bias only.
 
     Args:
-        linear: whose place it takes.
-        in_pairs: hold a bfloat16 weight in pairs; it then takes bfloat16 inputs only. Another
-            dtype, by `.to()`, is held one by one.
+        linear: the layer to replace.
+        in_pairs: store a bfloat16 weight in pairs. The layer then takes bfloat16 inputs only;
+            after `.to()` another dtype its weights are stored one by one.
     """
 
     values: Tensor
@@ -37,7 +37,7 @@ class SparseLinear(StandIn):
 
         Raises KernelError for inputs of another width.
         """
-        inputs = self._taken(input)
+        inputs = self._checked(input)
         if torch.compiler.is_compiling():
             return multiply_in_graph(inputs, *self.packed, self.out_features, self.bias)
         if not torch.is_grad_enabled():
@@ -45,10 +45,10 @@ class SparseLinear(StandIn):
         return _Multiply.apply(inputs, self.bias, self)
 
     def forward_gelu(self, inputs: Tensor) -> Tensor:
-        """GELU, approximated by tanh, of what `forward` gives; no gradient, and no compiling."""
-        return multiply(self._taken(inputs), self.packed, self.out_features, self.bias, gelu=True)
+        """GELU, approximated by tanh, of the result of `forward`; no gradient, no torch.compile."""
+        return multiply(self._checked(inputs), self.packed, self.out_features, self.bias, gelu=True)
 
-    def _taken(self, inputs: Tensor) -> Tensor:
+    def _checked(self, inputs: Tensor) -> Tensor:
         if inputs.shape[-1] != self.in_features:
             raise KernelError(
                 f"sparse layer: inputs have {inputs.shape[-1]} channels, expected "
@@ -75,7 +75,7 @@ class SparseLinear(StandIn):
         return torch.empty(0, dtype=dtype, device=self.values.device)
 
     def _hold(self, weight: Tensor) -> None:
-        # Buffers, so that `.to`, deepcopy and pickle need nothing of ours.
+        # Buffers, so that `.to`, deepcopy and pickle work without code here.
         in_pairs = self._in_pairs and takes_pairs(weight)
         for name, tensor in pack(weight, in_pairs)._asdict().items():
             self.register_buffer(name, tensor, persistent=False)
@@ -90,8 +90,9 @@ class SparseLinear(StandIn):
 
     def extra_repr(self) -> str:
         values = self.values
-        kept = values.view(torch.bfloat16).count_nonzero() if self.packed.in_pairs else len(values)
-        sparsity = 1 - int(kept) / (self.in_features * self.out_features)
+        in_pairs = self.packed.in_pairs
+        num_nonzero = values.view(torch.bfloat16).count_nonzero() if in_pairs else len(values)
+        sparsity = 1 - int(num_nonzero) / (self.in_features * self.out_features)
         return f"{super().extra_repr()}, sparsity={sparsity:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""What every layer that stands in for a Linear has in common, however it holds the weight."""
+"""What do all layers that replace a Linear have in common, however they store the weight?"""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class StandIn(nn.Module):
-    """In place of a Linear for inference, with the state dict of that Linear.
+    """Replaces a Linear for inference, with the state dict of that Linear.
 
-    `weight` is made dense when saved and taken in its own form when loaded. It is no `nn.Linear`,
-    so that what writes into `linear.weight` refuses it instead of writing into a copy.
+    `weight` is saved dense, and packed again when it is loaded. The class is no `nn.Linear`, so
+    that code which writes into `linear.weight` refuses it instead of writing into a copy.
 
-    A subclass says how the weight is held (`_hold`), on what device and in what dtype (`_like`),
-    how it is read back (`weight`) and multiplied (`forward`).
+    A subclass defines how the weight is stored (`_hold`), its device and dtype (`_like`), how it
+    is read back (`weight`) and multiplied (`forward`).
     """
 
     bias: nn.Parameter | None
@@ -30,12 +30,12 @@ class StandIn(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew at each access; writing into it changes nothing."""
+        """The dense weight, a new tensor at each access; writing into it changes nothing."""
         raise NotImplementedError
 
     @property
     def size_bytes(self) -> int:
-        """What the weight takes as it is held."""
+        """The size of the weight as it is stored."""
         raise NotImplementedError
 
     @property
@@ -44,15 +44,15 @@ class StandIn(nn.Module):
         raise NotImplementedError
 
     def _hold(self, weight: Tensor) -> None:
-        """Take a dense weight [C_out, C_in]."""
+        """Store a dense weight [C_out, C_in]."""
         raise NotImplementedError
 
     def _obstacle(self, weight: Tensor) -> str:
-        """Why a weight cannot be held; empty if it can."""
+        """Why a weight cannot be stored; empty if it can."""
         return ""
 
     def to_linear(self) -> nn.Linear:
-        """The Linear it stands for, with the same bias object."""
+        """The Linear that it replaced, with the same bias object."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(self.weight, requires_grad=self.weight_requires_grad)
         linear.register_parameter("bias", self.bias)

@@ -1,7 +1,7 @@
-"""Swaps the Linears of a denoiser that run faster sparse, and swaps them back.
+"""Which Linears of a denoiser run faster sparse? They are swapped, and can be swapped back.
 
-Nothing is assumed to gain: each shape, sparsity and number of tokens is timed dense and sparse on
-this machine, with the threads torch has now, and with caches as cold as in a whole denoiser.
+No layer is assumed to gain. Each shape, sparsity and number of tokens is timed dense and sparse on
+this machine, with torch's current number of threads, and with caches as cold as in a whole model.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import cold_buffer
 
-# Without a call to learn from: one guided image's modulation, and its tokens at 256².
+# Used without a call: the modulation of one guided image, and its tokens at 256².
 NUM_TOKENS = (2, 512)
 MIN_GAIN = 1.05  # less is noise
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was measured of a Linear, and why it stayed dense if it did.
+    """The times of a Linear, and why it stays dense if it does.
 
     Args:
         shape: (C_out, C_in).
         sparsity: the share of zeros.
-        dense_s, sparse_s: by number of tokens, the best time of one call; empty if not timed.
+        dense_s, sparse_s: the best time of one call by number of tokens; empty if not timed.
         size_bytes: of the weight as it is now.
-        reason: why it stays dense; empty where it was swapped.
+        reason: why the layer stays dense; empty if it was swapped.
     """
 
     shape: tuple[int, int]
@@ -56,7 +56,7 @@ class Decision:
 
 
 class Times(NamedTuple):
-    """Seconds of one call by its number of tokens."""
+    """Seconds of one call by number of tokens."""
 
     dense_s: dict[int, float]
     sparse_s: dict[int, float]
@@ -70,31 +70,33 @@ def sparsify_(
 ) -> dict[str, Decision]:
     """Replace each Linear that runs faster sparse, in place.
 
-    diffusers' GELU behind one on the CPU, approximated by tanh, is applied by the kernel too.
-    The memory of up to two outputs of more than 32 MiB stays for the next call, until
+    On the CPU, the kernel also applies diffusers' GELU (approximated by tanh) that follows a sparse
+    layer. The memory of up to two outputs larger than 32 MiB is kept for the next call, until
     `desparsify_`.
 
     Args:
         denoiser: any module, on the backend's device; layers that do not qualify are left alone.
-        call: arguments of its forward, to learn how many tokens each layer gets. Without it each
-            is timed with 2 and with 512, must gain over both together, and is held as is best for
-            512; bfloat16 modulation may then be slower than dense, so pass a call where you can.
-        backend: `cpu`, our kernel for any zeros; without a C++ compiler it warns and leaves every
-            layer dense. `semi-structured`, torch's for 2:4 in half precision on NVIDIA GPUs.
+        call: arguments of its forward, to learn how many tokens each layer gets. Without a call,
+            each layer is timed with 2 and with 512 tokens, must gain over both together, and is
+            stored as is best for 512. bfloat16 modulation may then be slower than dense, so pass
+            a call if you can.
+        backend: `cpu`, the kernel of ditprune for any zeros; without a C++ compiler it warns and
+            leaves every layer dense. `semi-structured`, torch's kernels for 2:4 in half precision
+            on NVIDIA GPUs.
         limit_s: seconds for all timings, past two runs of each.
 
     Returns:
-        What was decided of each Linear, by name.
+        The decision on each Linear, by name.
 
     Raises:
         RecipeError: an unknown backend.
         KernelError: `semi-structured` without a CUDA device.
     """
-    runs = backend_of(backend)
+    runner = backend_of(backend)
     try:
-        runs.check()
+        runner.check()
     except KernelError as error:
-        if not runs.is_optional:
+        if not runner.is_optional:
             raise
         warnings.warn(f"{error}; every layer stays dense", stacklevel=2)
         return {name: _stays(linear, "no kernel") for name, linear in _linears(denoiser)}
@@ -103,30 +105,32 @@ def sparsify_(
     timed: dict[Any, Times] = {}
     decisions = {}
     deadline = time.perf_counter() + limit_s
-    # By name, so that each dense weight is freed as its sparse one comes.
+    # A list of Linears would keep every dense weight in memory; a list of names does not.
     for name in [name for name, _ in _linears(denoiser)]:
         linear = cast(nn.Linear, denoiser.get_submodule(name))
         counts = NUM_TOKENS if call is None else num_tokens[name]
-        reason = _obstacle(linear, uses[id(linear.weight)], counts) or runs.obstacle(linear)
+        reason = _obstacle(linear, uses[id(linear.weight)], counts) or runner.obstacle(linear)
         if reason:
             decisions[name] = _stays(linear, reason)
             continue
         weight, sparsity = linear.weight, round(_sparsity(linear), 2)
         key = (weight.shape, weight.dtype, sparsity, linear.bias is None, counts)
         if key not in timed:
-            timed[key] = _time_both(linear, counts, runs, _size_bytes(denoiser), deadline)
+            timed[key] = _time_both(linear, counts, runner, held_bytes(denoiser), deadline)
         reason = _why_slower(timed[key], is_learnt=call is not None)
         if reason:
             decisions[name] = _stays(linear, reason, timed[key])
         else:
-            decisions[name] = _swap(denoiser, name, linear, timed[key], runs)
-    release()  # what the timings wrote into
+            sparse = runner.sparse(linear, counts)
+            decisions[name] = _decision(linear, timed[key], sparse.size_bytes)
+            denoiser.set_submodule(name, sparse)
+    release()  # the outputs of the timings
     fuse_(denoiser)
     return decisions
 
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
-    """Replace each sparse layer by the Linear it stands for, in place; returns their names."""
+    """Replace each sparse layer by the Linear it stands for, in place; return their names."""
     layers = {
         name: module
         for name, module in denoiser.named_modules()
@@ -140,15 +144,14 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
 
 
 def _linears(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Every Linear that can be set anew, under each of its names; subclasses have ideas of their
-    own."""
+    """Every Linear that can be replaced, under each of its names; no subclasses of Linear."""
     for name, module in denoiser.named_modules(remove_duplicate=False):
         if name and type(module) is nn.Linear:
             yield name, module
 
 
 def _obstacle(linear: nn.Linear, num_uses: int, counts: tuple[int, ...]) -> str:
-    """Why a layer cannot be swapped, whatever runs it; empty if it can."""
+    """Why no backend can swap a layer; empty if one can."""
     if num_uses > 1:
         return "its weight is shared"
     if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
@@ -161,18 +164,18 @@ def _obstacle(linear: nn.Linear, num_uses: int, counts: tuple[int, ...]) -> str:
 def _count_tokens(
     denoiser: nn.Module, call: Mapping[str, Any] | Call
 ) -> dict[str, tuple[int, ...]]:
-    """The numbers of tokens that each Linear receives in a call."""
-    one = Call.of(call)
-    with counting_tokens(dict(_linears(denoiser))) as seen, torch.no_grad():
-        denoiser(*one.args, **one.kwargs)
-    return {name: tuple(sorted(set(counts))) for name, counts in seen.items()}
+    """The numbers of tokens that each Linear gets in a call."""
+    call = Call.of(call)
+    with counting_tokens(dict(_linears(denoiser))) as counts_of, torch.no_grad():
+        denoiser(*call.args, **call.kwargs)
+    return {name: tuple(sorted(set(counts))) for name, counts in counts_of.items()}
 
 
 def _time_both(
-    linear: nn.Linear, counts: tuple[int, ...], runs: Backend, model_bytes: int, deadline: float
+    linear: nn.Linear, counts: tuple[int, ...], runner: Backend, model_bytes: int, deadline: float
 ) -> Times:
     """Seconds by number of tokens, dense and sparse, with caches as cold as in the model."""
-    sparse, weight = runs.sparse(linear, counts), linear.weight
+    sparse, weight = runner.sparse(linear, counts), linear.weight
     cold = cold_buffer(model_bytes, str(weight.device))
     times = Times({}, {})
     with torch.no_grad():
@@ -180,7 +183,7 @@ def _time_both(
             inputs = torch.ones(count, linear.in_features, dtype=weight.dtype, device=weight.device)
             works = [lambda x=inputs: linear(x), lambda x=inputs: sparse(x)]
             left_s = max(0.0, deadline - time.perf_counter())
-            best = runs.seconds(works, str(weight.device), cold, left_s)
+            best = runner.seconds(works, str(weight.device), cold, left_s)
             times.dense_s[count], times.sparse_s[count] = best
     return times
 
@@ -189,7 +192,7 @@ def _why_slower(times: Times, is_learnt: bool) -> str:
     """Why a layer does not gain over all its numbers of tokens together; empty if it does.
 
     Args:
-        is_learnt: whether the numbers of tokens are the layer's own.
+        is_learnt: whether the numbers of tokens come from a call.
     """
     gain = sum(times.dense_s.values()) / sum(times.sparse_s.values())
     if gain >= MIN_GAIN:
@@ -199,31 +202,21 @@ def _why_slower(times: Times, is_learnt: bool) -> str:
     return f"{gain:.2f}× as fast with {counts} tokens{advice}"
 
 
-def _swap(
-    denoiser: nn.Module, name: str, linear: nn.Linear, times: Times, runs: Backend
-) -> Decision:
-    shape, sparsity = (linear.out_features, linear.in_features), _sparsity(linear)
-    sparse = runs.sparse(linear, tuple(times.dense_s))
-    denoiser.set_submodule(name, sparse)
-    return Decision(shape, sparsity, times.dense_s, times.sparse_s, sparse.size_bytes, "")
-
-
 def _stays(linear: nn.Linear, reason: str, times: Times | None = None) -> Decision:
-    dense_s, sparse_s = times or ({}, {})
-    return Decision(
-        shape=(linear.out_features, linear.in_features),
-        sparsity=_sparsity(linear),
-        dense_s=dense_s,
-        sparse_s=sparse_s,
-        size_bytes=_size_bytes(linear.weight),
-        reason=reason,
-    )
+    return _decision(linear, times or Times({}, {}), held_bytes(linear.weight), reason)
+
+
+def _decision(linear: nn.Linear, times: Times, size_bytes: int, reason: str = "") -> Decision:
+    shape = (linear.out_features, linear.in_features)
+    return Decision(shape, _sparsity(linear), times.dense_s, times.sparse_s, size_bytes, reason)
 
 
 def _sparsity(linear: nn.Linear) -> float:
     return 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
 
 
-def _size_bytes(of: nn.Module | Tensor) -> int:
-    tensors = [of] if isinstance(of, Tensor) else of.parameters()
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def held_bytes(holder: nn.Module | Tensor) -> int:
+    """The size of a tensor, or of all parameters and buffers of a module."""
+    if isinstance(holder, Tensor):
+        return holder.numel() * holder.element_size()
+    return sum(held_bytes(tensor) for tensor in (*holder.parameters(), *holder.buffers()))

@@ -28,7 +28,7 @@ FORMAT = 1
 METHOD = "ditprune"
 # diffusers prints the name of a method that it does not know, so the name says what to do.
 QUANT_METHOD = f"{METHOD}: do `pip install {METHOD}` and `import {METHOD}` before loading"
-QUANTIZATION_CONFIG = {"quant_method": QUANT_METHOD, "format": FORMAT}
+_QUANTIZATION_CONFIG = {"quant_method": QUANT_METHOD, "format": FORMAT}
 
 _NOTE = (  # in the headers of packed shards
     "packed by ditprune: `import ditprune` before from_pretrained, or "
@@ -209,7 +209,7 @@ def write_compact_manifest(
 
 def _named(config: bytes) -> dict[str, Any]:
     """The dense config.json with our quantization config."""
-    return {**json.loads(config), "quantization_config": QUANTIZATION_CONFIG}
+    return {**json.loads(config), "quantization_config": _QUANTIZATION_CONFIG}
 
 
 def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:

@@ -74,15 +74,15 @@ def _bits_of_bytes(size: int) -> np.ndarray:
 def _tables(num_keep: int, size: int) -> _Tables:
     # A stable sort puts set bits before zeros, and lower positions before higher ones.
     order = np.argsort(1 - _bits_of_bytes(size), axis=2, kind="stable")
-    kept = np.sort(order[:, :, :num_keep], axis=2)
+    chosen = np.sort(order[:, :, :num_keep], axis=2)
     width = GROUPS[num_keep, size]
     shifts = width * np.arange(8 // width)
-    positions = (kept.reshape(256, -1) << shifts[: 8 // size * num_keep]).sum(1).astype(np.uint8)
+    positions = (chosen.reshape(256, -1) << shifts[: 8 // size * num_keep]).sum(1).astype(np.uint8)
     groups = (np.arange(256)[:, None] >> shifts & (1 << width) - 1).reshape(256, -1, num_keep)
-    is_valid = (np.diff(groups) > 0).all((1, 2)) & (groups < size).all((1, 2))
+    is_valid = np.all(np.diff(groups) > 0, axis=(1, 2)) & np.all(groups < size, axis=(1, 2))
     mask = _as_bytes(groups, size)
     return _Tables(
-        filled=_as_bytes(kept, size)[:, 0],
+        filled=_as_bytes(chosen, size)[:, 0],
         positions=positions,
         mask=mask.view("<u2")[:, 0] if _is_half_byte(num_keep, size) else mask[:, 0],
         is_valid=is_valid,

@@ -1,1 +1,1 @@
-"""DOES IT PAY HERE: dense and sparse, timed on this machine."""
+"""DOES IT PAY HERE: dense and sparse layers and steps, timed on this machine."""

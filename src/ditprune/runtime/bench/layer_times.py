@@ -1,4 +1,4 @@
-"""The layers of a model by shape, each timed dense and sparse; weights are read one at a time."""
+"""How long does each distinct layer take, dense and sparse? Weights are read one at a time."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.errors import RecipeError
-from ditprune.method.granularity import NM
-from ditprune.method.masks import keep_best
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
+from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import best_seconds, cold_buffer
-from ditprune.runtime.swap import MIN_GAIN
+from ditprune.runtime.swap import MIN_GAIN, held_bytes
 
 DENSE = {"dense_fp32": torch.float32, "dense_bf16": torch.bfloat16}
 SPARSE = {"sparse_fp32": torch.float32, "sparse_bf16": torch.bfloat16}
-_MODEL_BYTES = 1 << 30  # of other layers, that a layer's weight finds in the cache
+NO_BACKEND = "no backend runs here"
+_MODEL_BYTES = 1 << 30  # of the other layers, which evict a layer's weight from the cache
 _NUM_ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """What layers have in common that are timed as one.
 
     Args:
@@ -39,137 +38,87 @@ class Kind:
     sparsity: float
 
 
-@dataclass(frozen=True)
-class TrialPruning:
-    """How a dense weight is pruned in memory: by magnitude, within each output channel.
-
-    Args:
-        sparsity: share of each channel to remove; None with a pattern.
-        pattern: N:M, or None.
-    """
-
-    sparsity: float | None
-    pattern: NM | None
-
-    @classmethod
-    def of(cls, sparsity: float | None, pattern: str | None) -> TrialPruning | None:
-        """From options; None where neither is given. Raises RecipeError."""
-        if sparsity is None and pattern is None:
-            return None
-        if sparsity is not None and pattern is not None:
-            raise RecipeError("--sparsity and --pattern exclude each other; give one")
-        if sparsity is not None and not 0 < sparsity < 1:
-            raise RecipeError(f"--sparsity {sparsity}: expected 0 < sparsity < 1")
-        return cls(sparsity, None if pattern is None else NM.parse(pattern))
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The pruned weight [C_out, C_in]."""
-        num_out, num_in = weight.shape
-        scores = weight.float().abs()
-        if self.pattern is None:
-            num_keep = num_in - round((self.sparsity or 0.0) * num_in)
-        else:
-            scores = scores.reshape(self.pattern.group_shape(num_out, num_in))
-            num_keep = self.pattern.keep
-        return weight * keep_best(scores, num_keep).reshape(weight.shape)
-
-
-def bench_kind(
-    kind: Kind, weight: Tensor, backend: Backend | None, device: str, limit_s: float
-) -> dict[str, Any]:
-    """Milliseconds, bytes and verdict of one kind.
-
-    Args:
-        weight: [C_out, C_in] of one layer of the kind.
-        backend: what runs sparse; None where nothing can.
-    """
-    layers = _layers(weight, kind.num_tokens, backend, device)
-    works, reasons = {}, {}
-    for path, layer in layers.items():
-        if isinstance(layer, str):
-            reasons[path] = layer
-        else:
-            dtype = (DENSE | SPARSE)[path]
-            inputs = torch.ones(kind.num_tokens, kind.shape[1], dtype=dtype, device=device)
-            works[path] = partial(layer, inputs)
-    cold = cold_buffer(_MODEL_BYTES, device)
-    with torch.no_grad():
-        seconds = best_seconds([*works.values()], device, _NUM_ROUNDS, limit_s, cold)
-    found = dict(zip(works, seconds, strict=True))
-    size_bytes = {path: _size_bytes(layers[path]) for path in works}
-    return {**verdict(found), "size_bytes": size_bytes, "reasons": reasons}
-
-
-def verdict(seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What times say: sparse pays where the fastest of it beats the fastest of dense.
-
-    Args:
-        seconds: by path (`dense_fp32`, …); those that cannot run are not in it.
-    """
-    dense = {path: time for path, time in seconds.items() if path in DENSE}
-    sparse = {path: time for path, time in seconds.items() if path in SPARSE}
-    best_sparse = min(sparse.values(), default=None)
-
-    def gain(against: str, own: float | None) -> float | None:
-        return None if own is None or against not in dense else dense[against] / own
-
-    return {
-        **{f"{path}_ms": _ms(seconds.get(path)) for path in (*DENSE, *SPARSE)},
-        "sparse_ms": _ms(best_sparse),
-        "gain_fp32": gain("dense_fp32", sparse.get("sparse_fp32")),
-        "gain_bf16": gain("dense_bf16", sparse.get("sparse_bf16")),
-        "best": min(seconds, key=lambda path: seconds[path]),
-        "pays": best_sparse is not None and min(dense.values()) >= MIN_GAIN * best_sparse,
-    }
-
-
 def bench_layers(
-    kinds: Mapping[Kind, list[str]], read: Callable[[str], Tensor], backend: Backend | None,
-    device: str, limit_s: float, progress: Progress,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """One row for each kind, in the order of the model.
+    kinds: Mapping[LayerKind, list[str]],
+    read: Callable[[str], Tensor],
+    backend: Backend | None,
+    device: str,
+    limit_s: float,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """One row for each kind, in the order of the model: milliseconds, bytes and verdict.
 
     Args:
         kinds: with the names of their layers.
         read: the weight of a layer as it is to be timed, [C_out, C_in].
-        limit_s: for all of them; each is run twice whatever it takes.
+        backend: what runs sparse layers; None if nothing can.
+        limit_s: for all kinds together; each is run twice whatever it takes.
     """
     rows = []
     for number, (kind, names) in enumerate(kinds.items(), start=1):
-        found = bench_kind(kind, read(names[0]), backend, device, limit_s / len(kinds))
+        times = _bench_kind(kind, read(names[0]), backend, device, limit_s / len(kinds))
         rows.append({
             "layer": names[0], "num_layers": len(names), "shape": list(kind.shape),
-            "num_tokens": kind.num_tokens, "sparsity": kind.sparsity, **found,
+            "num_tokens": kind.num_tokens, "sparsity": kind.sparsity, **times,
         })  # fmt: skip
         progress("timing layers", number, len(kinds))
     return rows
 
 
-def _layers(
-    weight: Tensor, num_tokens: int, backend: Backend | None, device: str
-) -> dict[str, Any]:  # fmt: skip
-    """By path a layer, or the reason why there is none."""
-    layers: dict[str, Any] = {
-        path: _linear(weight.to(device, dtype)) for path, dtype in DENSE.items()
+def verdict_of(seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What times say: sparse pays if the fastest sparse path beats the fastest dense one.
+
+    Args:
+        seconds: by path (`dense_fp32`, …), without the paths that cannot run.
+    """
+    best_dense = min(seconds[path] for path in DENSE if path in seconds)
+    best_sparse = min((seconds[path] for path in SPARSE if path in seconds), default=None)
+
+    def gain(dense: str, sparse: str) -> float | None:
+        has_both = dense in seconds and sparse in seconds
+        return seconds[dense] / seconds[sparse] if has_both else None
+
+    return {
+        **{f"{path}_ms": _ms(seconds.get(path)) for path in (*DENSE, *SPARSE)},
+        "sparse_ms": _ms(best_sparse),
+        "gain_fp32": gain("dense_fp32", "sparse_fp32"),
+        "gain_bf16": gain("dense_bf16", "sparse_bf16"),
+        "best": min(seconds, key=lambda path: seconds[path]),
+        "pays": best_sparse is not None and best_dense >= MIN_GAIN * best_sparse,
     }
-    for path, dtype in SPARSE.items():
-        linear = _linear(weight.to(device, dtype))
-        reason = "no backend runs here" if backend is None else backend.obstacle(linear)
-        layers[path] = reason or backend.sparse(linear, [num_tokens])  # type: ignore[union-attr]
-    return layers
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def _bench_kind(
+    kind: LayerKind, weight: Tensor, backend: Backend | None, device: str, limit_s: float
+) -> dict[str, Any]:
+    works, sizes, reasons = {}, {}, {}
+    for path, dtype in (DENSE | SPARSE).items():
+        layer = _layer(path, weight.to(device, dtype), kind.num_tokens, backend)
+        if isinstance(layer, str):
+            reasons[path] = layer
+            continue
+        inputs = torch.ones(kind.num_tokens, kind.shape[1], dtype=dtype, device=device)
+        works[path] = partial(layer, inputs)
+        sizes[path] = layer.size_bytes if isinstance(layer, StandIn) else held_bytes(layer)
+    cold = cold_buffer(_MODEL_BYTES, device)
+    with torch.no_grad():
+        seconds = best_seconds([*works.values()], device, _NUM_ROUNDS, limit_s, cold)
+    times = verdict_of(dict(zip(works, seconds, strict=True)))
+    return {**times, "size_bytes": sizes, "reasons": reasons}
+
+
+def _layer(
+    path: str, weight: Tensor, num_tokens: int, backend: Backend | None
+) -> nn.Linear | StandIn | str:
+    """The layer of a path, or the reason why it cannot run."""
     num_out, num_in = weight.shape
     linear = nn.Linear(num_in, num_out, bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
-    return linear
-
-
-def _size_bytes(layer: Any) -> int:
-    if isinstance(layer, nn.Linear):
-        return layer.weight.numel() * layer.weight.element_size()
-    return layer.size_bytes
+    if path in DENSE:
+        return linear
+    if backend is None:
+        return NO_BACKEND
+    return backend.obstacle(linear) or backend.sparse(linear, [num_tokens])
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -1,0 +1,180 @@
+"""Which layers are timed, with how many tokens, and with the model's zeros or trial ones?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ditprune.calibration.sample import Sampling, run_unit
+from ditprune.calls import Call
+from ditprune.checkpoints.compact.compact_folder import open_weights
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.capture import StepRecorder, counting_tokens, denoisers_of
+from ditprune.errors import ModelError, RecipeError
+from ditprune.method.granularity import NM, PerChannel
+from ditprune.method.masks import keep_best
+from ditprune.progress import Progress
+from ditprune.targets.discover import Target, discover
+from ditprune.targets.matrix import as_matrix
+
+_FEW_ZEROS = 0.005
+
+NumTokens = dict[str, int]  # by layer
+
+
+@dataclass(frozen=True)
+class TrialPruning:
+    """Prunes dense weights in memory by magnitude, within each output channel or N:M group.
+
+    Args:
+        groups: which weights compete.
+        sparsity: share of each channel to remove; None with a pattern.
+    """
+
+    groups: PerChannel | NM
+    sparsity: float | None
+
+    @classmethod
+    def of(cls, sparsity: float | None, pattern: str | None) -> TrialPruning | None:
+        """From options; None if neither is given. Raises RecipeError."""
+        if sparsity is None and pattern is None:
+            return None
+        if sparsity is not None and pattern is not None:
+            raise RecipeError("--sparsity and --pattern exclude each other; give one")
+        if sparsity is not None and not 0 < sparsity < 1:
+            raise RecipeError(f"--sparsity {sparsity}: expected 0 < sparsity < 1")
+        return cls(PerChannel() if pattern is None else NM.parse(pattern), sparsity)
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The pruned weight [C_out, C_in]."""
+        shape = self.groups.group_shape(*weight.shape)
+        num_keep = self.groups.num_keep(shape[1], self.sparsity)
+        keep = keep_best(weight.float().abs().reshape(shape), num_keep)
+        return weight * keep.reshape(weight.shape)
+
+
+@dataclass(frozen=True)
+class TimedLayers:
+    """The layers of one denoiser that can be timed.
+
+    Args:
+        targets: its Linears by name.
+        trial: prunes each weight as it is read; None for a pruned model.
+    """
+
+    folder: Path
+    weights: Weights
+    targets: Mapping[str, Target]
+    trial: TrialPruning | None
+
+    def read(self, name: str) -> Tensor:
+        """The weight of a layer as it is timed, [C_out, C_in]."""
+        weight = as_matrix(self.weights.read(f"{name}.weight"))
+        return weight if self.trial is None else self.trial(weight)
+
+    def sparsities(self, progress: Progress) -> dict[str, float]:
+        """The share of zeros of each layer, to two digits.
+
+        A trial reads one layer of each shape only.
+        """
+        sparsities: dict[str, float] = {}
+        by_shape: dict[tuple[int, int], float] = {}
+        for number, (name, target) in enumerate(self.targets.items(), start=1):
+            if self.trial is None or target.shape not in by_shape:
+                by_shape[target.shape] = round(_share_of_zeros(self.read(name)), 2)
+            sparsities[name] = by_shape[target.shape]
+            progress("counting zeros", number, len(self.targets))
+        return sparsities
+
+
+def find_timed_layers(
+    model: ModelFolder, trial: TrialPruning | None
+) -> tuple[dict[str, TimedLayers], list[str]]:
+    """The layers of each denoiser, and notes on those that cannot be timed."""
+    layers, notes = {}, []
+    for name, folder in model.denoisers.items():
+        targets = discover(skeleton(folder, takes_compact=True))
+        linears = {n: target for n, target in targets.items() if target.kind == "linear"}
+        if len(linears) < len(targets):
+            notes.append(
+                f"{len(targets) - len(linears)} pointwise convolutions stay dense: sparse layers "
+                "stand for Linears only"
+            )
+        layers[name] = TimedLayers(folder, open_weights(folder), linears, trial)
+    return layers, notes
+
+
+def check_zeros(
+    model: ModelFolder,
+    layers: Mapping[str, TimedLayers],
+    sparsities: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Refuse a dense model without a trial, and a pruned one with a trial. Raises RecipeError."""
+    if all(share <= _FEW_ZEROS for shares in sparsities.values() for share in shares.values()):
+        raise RecipeError(
+            f"{model.name}: its layers have no zeros to skip; pass --sparsity 0.5 (or --pattern "
+            "2:4) to prune it by magnitude in memory, or name a pruned folder"
+        )
+    first = next(iter(layers.values()))
+    if first.trial is None:
+        return
+    stored = _share_of_zeros(first.weights.read(f"{next(iter(first.targets))}.weight"))
+    if stored > _FEW_ZEROS:
+        raise RecipeError(
+            f"{model.name}: {stored:.0%} of its first target are zeros already; leave "
+            "--sparsity and --pattern out"
+        )
+
+
+def real_calls(
+    pipeline: Any, sampling: Sampling, names: Mapping[str, list[str]]
+) -> tuple[dict[str, Call], dict[str, NumTokens]]:
+    """The first call of each denoiser in a sampling run, and the most tokens of each layer in it.
+
+    A single denoiser runs one step. Several run a whole schedule of two steps, so that each is
+    called.
+
+    Args:
+        names: the layers to watch, by denoiser.
+
+    Raises ModelError if a denoiser is not called.
+    """
+    denoisers = denoisers_of(pipeline, tuple(names))
+    if len(names) > 1 and sampling.num_inference_steps is None:
+        sampling = replace(sampling, num_inference_steps=2)
+
+    def wanted(num_steps: int) -> dict[int, range]:
+        steps = {0} if len(names) == 1 else {0, num_steps - 1}
+        return {step: range(1) for step in steps}
+
+    recorder = StepRecorder(pipeline, denoisers, 1, wanted)
+    layers = {
+        (name, layer): denoisers[name].get_submodule(layer)
+        for name, layer_names in names.items()
+        for layer in layer_names
+    }
+    with counting_tokens(layers) as counts:
+        run_unit(pipeline, sampling, 0, recorder)
+    calls: dict[str, Call] = {}
+    for call in recorder.taken[0]:
+        calls.setdefault(call.denoiser, call)
+    tokens: dict[str, NumTokens] = {name: {} for name in names}
+    for (name, layer), num_tokens in counts.items():
+        if name not in calls:
+            raise ModelError(
+                f"{type(pipeline).__name__}: its {name} was not called in two steps; pass "
+                "--num-tokens, or the folder of this denoiser"
+            )
+        if num_tokens:
+            tokens[name][layer] = max(num_tokens)
+    return calls, tokens
+
+
+def _share_of_zeros(weight: Tensor) -> float:
+    return 1 - int(weight.count_nonzero()) / weight.numel()
