@@ -17,7 +17,6 @@ from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.inspect import show_findings
 from ditprune.cli.options import (
     placement_options,
     read_labels,
@@ -25,6 +24,7 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
+from ditprune.cli.plans import show_findings
 from ditprune.denoiser.placement import Placement
 from ditprune.method.statistics.collected import NUM_BINS
 from ditprune.reporting import numbers

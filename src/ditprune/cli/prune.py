@@ -10,9 +10,8 @@ import click
 from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.inspect import show_dense, show_forecast, show_plans
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
-from ditprune.cli.update_forecast import show_update_forecast
+from ditprune.cli.plans import show_dense, show_forecast, show_plans, show_update_forecast
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.forecast import forecast_run
@@ -56,7 +55,8 @@ def prune(
     check_scorable(recipe, stats)
     folder = locate(model)
     source = _source(recipe, set_folder, device, gram_memory)
-    check_source(folder, recipe, source)
+    if source is not None or recipe.needs_calls:
+        check_source(folder, recipe, source)
     if repo is not None:
         hub.check_repo(repo)
     if dry_run:
@@ -83,14 +83,15 @@ def _source(
     recipe: Recipe, set_folder: Path | None, device: str | None, gram_memory: str | None
 ) -> Source | None:
     """The calibration calls of a recipe that needs them. Raises RecipeError, ModelError."""
-    most = parse_size(gram_memory, "--gram-memory")
-    gram_limit(recipe, most)
     for option, given in {"calibration-set": set_folder, "device": device}.items():
         if given is not None:
             check_needs_calls(recipe, f"--{option}")
+    max_gram_bytes = parse_size(gram_memory, "--gram-memory")
+    if max_gram_bytes is not None:
+        gram_limit(recipe, max_gram_bytes)
     if set_folder is None:
         return None
-    return Source(calibration_set.load(set_folder), Placement.of(device), most)
+    return Source(calibration_set.load(set_folder), Placement.of(device), max_gram_bytes)
 
 
 def _show(outcome: Outcome, prefix: str) -> None:

@@ -1,0 +1,163 @@
+"""How a plan, what it will take and what stays dense are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from rich.table import Table
+
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import skeleton
+from ditprune.cli import console
+from ditprune.denoiser.rows import num_rows
+from ditprune.errors import ModelError
+from ditprune.method.recipe import Recipe
+from ditprune.method.statistics.collected import Statistics, findings
+from ditprune.pruning.forecast import (
+    RunForecast,
+    UpdateForecast,
+    forecast_updates,
+    measured_rate,
+    row_cost,
+)
+from ditprune.pruning.job import Job
+from ditprune.pruning.outcome import Outcome
+from ditprune.pruning.plan import Plan
+from ditprune.pruning.update.folder import Source, calls_of
+from ditprune.reporting import numbers
+from ditprune.targets.coverage import LeftOut
+
+# Where there is no GPU to measure: what one of the larger ones does in float32.
+_ASSUMED_RATE = 40e12
+
+
+def show_findings(stats: Mapping[str, Statistics]) -> None:
+    """What calibration noticed."""
+    for name, denoiser_stats in stats.items():
+        for line in findings(denoiser_stats):
+            console.out.print(f"{console.prefix(name, stats)}{line}", markup=False)
+
+
+def show_dense(done: Plan | Outcome, prefix: str) -> None:
+    """What stays dense in the blocks: skipped targets, then the rest by reason."""
+    for name, reason in done.skipped.items():
+        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
+    by_reason: dict[str, list[LeftOut]] = {}
+    for layer in done.left_out.values():
+        by_reason.setdefault(layer.reason, []).append(layer)
+    for reason, group in by_reason.items():
+        num_weights = sum(layer.num_weights for layer in group)
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        console.out.print(
+            f"{prefix}stays dense: {group[0].name}{more}, {num_weights:,} weights "
+            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}",
+            markup=False,
+        )
+
+
+def show_forecast(expected: RunForecast) -> None:
+    """The bytes, time and memory that pruning will take."""
+    console.out.print(
+        f"pruning it writes {expected.num_bytes:,} bytes and takes about "
+        f"{numbers.duration(expected.seconds)} here, with {numbers.size(expected.peak_bytes)} of "
+        "memory at most"
+    )
+
+
+def show_plans(plans: Mapping[str, Plan]) -> None:
+    """Every target of every denoiser in a table, then the sums."""
+    for name, plan in plans.items():
+        _show_plan(plan, console.prefix(name, plans))
+
+
+def _show_plan(plan: Plan, prefix: str) -> None:
+    table = Table("target", "out", "in", "role", "group", "G_out", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for column in (1, 2, 5):
+        table.columns[column].justify = "right"
+    for name, target in plan.targets.items():
+        num_out, num_in = target.shape
+        g_out = "–" if target.g_out is None else f"{target.g_out:.3g}"
+        table.add_row(
+            f"{prefix}{name}",
+            str(num_out),
+            str(num_in),
+            target.role,
+            target.granularity or "by G_out",
+            g_out,
+        )
+    console.out.print(table)
+    show_dense(plan, prefix)
+    share = plan.num_weights / plan.num_parameters
+    console.out.print(
+        f"\n{prefix}{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
+        f"parameters ({share:.1%}); 50 % of the targets is {share / 2:.1%} of the whole model"
+    )
+    if plan.cag_threshold is not None:
+        console.out.print(
+            f"{prefix}CAG: per channel from G_out {plan.cag_threshold:.3g}, else per layer"
+        )
+    elif any(target.granularity is None for target in plan.targets.values()):
+        console.out.print(f"{prefix}CAG chooses the group by G_out: pass --statistics to see it")
+
+
+def show_update_forecast(
+    model: ModelFolder, job: Job, recipe: Recipe, source: Source, prefix: str
+) -> None:
+    """The memory of weight updates, and their time on this CPU and on one GPU by stage."""
+    targets, total = job.selection.targets, 0
+    first = None
+    for call in calls_of(job, source):
+        first, total = first or call, total + num_rows(call)
+    assert first is not None  # as `check_source` has seen
+    try:
+        row = row_cost(skeleton(model.denoisers[job.name]), targets, first)
+    except ModelError as error:
+        console.out.print(f"{prefix}{error}", markup=False)
+        return
+    size, most = job.selection.num_parameters, source.max_gram_bytes
+    expected = forecast_updates(targets, recipe, row, total, size, most)
+    console.out.print(
+        f"{prefix}before that it updates the weights of the loaded denoiser, from {total:,} rows "
+        f"of calls; Grams take {expected.num_passes} passes over them\n"
+        f"{prefix}  memory: about {numbers.size(expected.peak_bytes)} and the activations of "
+        f"a batch\n{prefix}  {_times(expected, 'this CPU', measured_rate(), 'measured')}\n"
+        f"{prefix}  {_on_gpu(expected)}",
+        markup=False,
+    )
+    for words, other in _cheaper(recipe).items():
+        less = forecast_updates(targets, other, row, total, size, most)
+        console.out.print(
+            f"{prefix}  with {words}: {numbers.size(less.peak_bytes)}; {_on_gpu(less)}",
+            markup=False,
+        )
+
+
+def _cheaper(recipe: Recipe) -> dict[str, Recipe]:
+    """Faster recipes, by the flags that ask for them."""
+    cheaper = {}
+    if recipe.allocation == "sensitivity":
+        recipe = replace(recipe, allocation="proxy")
+        cheaper["--allocation proxy"] = recipe
+    if recipe.refinement is not None:
+        mask = "reconstruction" if recipe.mask == "refinement" else recipe.mask
+        flags = [*cheaper, f"--refinement none --mask {mask}"]
+        cheaper[" ".join(flags)] = replace(recipe, refinement=None, mask=mask)
+    return cheaper
+
+
+def _on_gpu(expected: UpdateForecast) -> str:
+    if torch.cuda.is_available():
+        return _times(expected, "this GPU", measured_rate("cuda"), "measured")
+    return _times(expected, "one GPU", _ASSUMED_RATE, "assumed, for there is none here")
+
+
+def _times(expected: UpdateForecast, where: str, rate: float, how: str) -> str:
+    stages = ", ".join(
+        f"{name} {numbers.duration(value / rate)}"
+        for name, value in expected.num_operations.items()
+    )
+    total = numbers.duration(sum(expected.num_operations.values()) / rate)
+    return f"on {where}, at {rate / 1e12:.3g} TFLOP/s ({how}): about {total} ({stages})"
