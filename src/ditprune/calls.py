@@ -50,9 +50,9 @@ class Call:
 
     def leaves(self) -> list[Any]:
         """Every value that is not a dict, list or tuple, in a fixed order."""
-        found: list[Any] = []
-        self.map(found.append)
-        return found
+        leaves: list[Any] = []
+        self.map(leaves.append)
+        return leaves
 
     def sample(self) -> Tensor:
         """The tensor being denoised: the first tensor among the arguments."""

@@ -30,7 +30,7 @@ def file(tmp_path) -> Path:
 def lines_of(file: Path) -> tuple[object, list[dict[str, object]]]:
     """The guard and the records that a journal has when it is opened."""
     with closing(Journal(file)) as journal:
-        return journal.guard, journal.records
+        return journal.identity, journal.records
 
 
 def append(file: Path, record: dict[str, object]) -> None:
@@ -78,7 +78,7 @@ def test_nothing_after_a_spoilt_line_is_believed(line, file) -> None:
 def test_another_run_begins_it_anew(file) -> None:
     with closing(Journal(file)) as journal:
         journal.start({"other": 1})
-        assert (journal.guard, journal.records) == ({"other": 1}, [])
+        assert (journal.identity, journal.records) == ({"other": 1}, [])
     assert lines_of(file) == ({"other": 1}, [])
 
 

@@ -72,8 +72,8 @@ def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
     others = (file for file in other_files(model, weights) if not _describes(file))
     for file in (*others, *shards):
         state = file.stat()
-        place = file.relative_to(model.root).as_posix()
-        digest.update(f"{place} {state.st_size} {state.st_mtime_ns}\n".encode())
+        path = file.relative_to(model.root).as_posix()
+        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

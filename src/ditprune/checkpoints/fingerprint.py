@@ -25,14 +25,14 @@ _DIGITS = 32  # hexadecimal, 128 bits
 def _fingerprints(
     targets: Iterable[Target], read_slice: Callable[[str, int, int], Tensor]
 ) -> dict[str, str]:
-    found = {}
+    fingerprints = {}
     for target in targets:
         digest = hashlib.sha256(f"{target.name} {target.shape}\n".encode())
         count = min(_RUN, target.num_weights)
         for start in sorted({0, (target.num_weights - count) // 2, target.num_weights - count}):
             digest.update(read_slice(target.name, start, count).float().numpy().tobytes())
-        found[target.name] = digest.hexdigest()[:_DIGITS]
-    return found
+        fingerprints[target.name] = digest.hexdigest()[:_DIGITS]
+    return fingerprints
 
 
 def combined(fingerprints: Mapping[str, str]) -> str:

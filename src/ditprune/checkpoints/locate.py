@@ -81,7 +81,7 @@ def check_inside(file: Path, folder: Path) -> None:
     """
     real, home = file.resolve(), folder.resolve()
     blobs = [p.parent / "blobs" for p in home.parents if p.name == "snapshots"]
-    if not any(real.is_relative_to(place) for place in (home, *blobs)):
+    if not any(real.is_relative_to(folder) for folder in (home, *blobs)):
         raise ModelError(f"{file}: links to {real}, outside the model; copy it in")
 
 
@@ -118,9 +118,11 @@ def _denoisers(model: str, root: Path) -> dict[str, Path]:
     """The components of a pipeline that are denoisers, in the order of its index."""
     index = read_json(root / "model_index.json")
     _check_names(root / "model_index.json", index)
-    found = {name: root / name for name, entry in index.items() if _is_denoiser(root / name, entry)}
-    if found:
-        return found
+    denoisers = {
+        name: root / name for name, entry in index.items() if _is_denoiser(root / name, entry)
+    }
+    if denoisers:
+        return denoisers
     components = ", ".join(k for k in index if not k.startswith("_")) or "none"
     raise ModelError(
         f"{model}: the pipeline has no '{DENOISER}' folder, nor another denoiser of diffusers "

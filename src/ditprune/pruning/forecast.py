@@ -66,15 +66,15 @@ class RunForecast:
 
 
 def forecast_run(
-    model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, place: Path
+    model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, folder: Path
 ) -> RunForecast:
-    """What pruning into a folder below `place` will take; nothing stays there.
+    """What pruning into a folder below `folder` will take; nothing stays there.
 
     To be called first: what the process has taken so far counts as what every run takes to begin.
     """
     start_s, own_bytes = time.process_time(), psutil.Process().memory_info().rss
     total = num_bytes(model, jobs)
-    seconds = total * _seconds_per_byte(jobs, recipe, place)
+    seconds = total * _seconds_per_byte(jobs, recipe, folder)
     work_bytes = max(_work_bytes(job, recipe) for job in jobs)
     return RunForecast(total, own_bytes + work_bytes, start_s + seconds)
 
@@ -103,10 +103,10 @@ def _select_bytes(target: Target | None, recipe: Recipe) -> int:
     return scores + scores  # the second is partitioned
 
 
-def _seconds_per_byte(jobs: Sequence[Job], recipe: Recipe, place: Path) -> float:
+def _seconds_per_byte(jobs: Sequence[Job], recipe: Recipe, folder: Path) -> float:
     """By doing some of it: read, score, select, hash, write and bring to the disk."""
     num_bytes, begin = 0, time.perf_counter()
-    with tempfile.TemporaryFile(dir=place) as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
         for job in jobs:
             num_bytes += _sample(job, recipe, file, _SAMPLE_S / len(jobs))
         streamed = time.perf_counter()
@@ -200,7 +200,7 @@ def row_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) -> 
             f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what updating "
             "takes is not known before"
         ) from None
-    num_tokens = {name: sum(own) / rows for name, own in counts.items()}
+    num_tokens = {name: sum(tokens) / rows for name, tokens in counts.items()}
     return RowCost(counter.get_total_flops() / rows, num_tokens)
 
 
@@ -220,7 +220,7 @@ def _without_data(leaf: Any) -> Any:
 
 
 def forecast_updates(
-    targets: Mapping[str, Target], recipe: Recipe, one: RowCost, num_rows: int,
+    targets: Mapping[str, Target], recipe: Recipe, row: RowCost, num_rows: int,
     num_parameters: int, max_gram_bytes: int | None = None,
 ) -> UpdateForecast:  # fmt: skip
     """What a recipe takes with so many rows of calibration calls.
@@ -232,11 +232,11 @@ def forecast_updates(
     passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
     work = {
-        "Grams": passes * num_rows * one.num_operations
-        + (passes / len(cut)) * num_rows * _gram_operations(targets, one),
-        "budgets": _budget_operations(len(targets), once, recipe, one),
+        "Grams": passes * num_rows * row.num_operations
+        + (passes / len(cut)) * num_rows * _gram_operations(targets, row),
+        "budgets": _budget_operations(len(targets), once, recipe, row),
         "layers": once * (2 if recipe.mask == "refinement" else 1),
-        "refinement": _training_operations(recipe, one, num_rows),
+        "refinement": _training_operations(recipe, row, num_rows),
     }
     num_weights = sum(target.num_weights for target in targets.values())
     largest = max(sum(gram_bytes(targets[name]) for name in names) for names in cut)
@@ -269,19 +269,19 @@ def _operations(target: Target, recipe: Recipe) -> float:
     return num_in**3 + 1.5 * product
 
 
-def _gram_operations(targets: Mapping[str, Target], one: RowCost) -> float:
-    return sum(2.0 * one.num_tokens[name] * t.shape[1] ** 2 for name, t in targets.items())
+def _gram_operations(targets: Mapping[str, Target], row: RowCost) -> float:
+    return sum(2.0 * row.num_tokens[name] * t.shape[1] ** 2 for name, t in targets.items())
 
 
-def _budget_operations(num_targets: int, once: float, recipe: Recipe, one: RowCost) -> float:
-    rows = NUM_MEASURING_ROWS * one.num_operations
+def _budget_operations(num_targets: int, once: float, recipe: Recipe, row: RowCost) -> float:
+    rows = NUM_MEASURING_ROWS * row.num_operations
     if recipe.allocation == "sensitivity":
         return len(LEVELS) * (once + num_targets * rows)
     return len(LEVELS) * once + (1 + _BACKWARD) * rows if recipe.allocation == "proxy" else 0.0
 
 
-def _training_operations(recipe: Recipe, one: RowCost, num_rows: int) -> float:
+def _training_operations(recipe: Recipe, row: RowCost, num_rows: int) -> float:
     if recipe.refinement is None:
         return 0.0
     rows = recipe.refinement.num_steps * min(recipe.refinement.batch_size, num_rows)
-    return rows * (2 + _BACKWARD) * one.num_operations
+    return rows * (2 + _BACKWARD) * row.num_operations

@@ -146,8 +146,8 @@ def claims(
         },
         "skipped": dict(outcome.skipped),
         "left_out": {
-            name: {"num_weights": one.num_weights, "reason": one.reason}
-            for name, one in outcome.left_out.items()
+            name: {"num_weights": layer.num_weights, "reason": layer.reason}
+            for name, layer in outcome.left_out.items()
         },
         "targets": {
             name: {k: v for k, v in asdict(target).items() if k != "name"}

@@ -130,8 +130,8 @@ def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | No
     """The targets of a loaded module under a recipe; every check before work."""
     targets = discover(denoiser, recipe.auxiliary)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    own = fingerprint.of_module(denoiser, targets.values())
-    return _select(denoiser, targets, own, num_parameters, recipe, stats)
+    fingerprints = fingerprint.of_module(denoiser, targets.values())
+    return _select(denoiser, targets, fingerprints, num_parameters, recipe, stats)
 
 
 def select_in_checkpoint(
@@ -154,14 +154,14 @@ def select_in_checkpoint(
                 f"gives {list(expected)}; fetch the model again"
             )
         dtype_of(entry)
-    own = fingerprint.of_weights(weights, targets.values())
-    return _select(tree, targets, own, weights.num_parameters, recipe, stats)
+    fingerprints = fingerprint.of_weights(weights, targets.values())
+    return _select(tree, targets, fingerprints, weights.num_parameters, recipe, stats)
 
 
 def _select(
     denoiser: nn.Module,
     targets: dict[str, Target],
-    own: Mapping[str, str],
+    fingerprints: Mapping[str, str],
     num_parameters: int,
     recipe: Recipe,
     stats: Statistics | None,
@@ -169,7 +169,7 @@ def _select(
     chosen = select(targets, recipe.include, recipe.exclude)
     skipped: dict[str, str] = {}
     if stats is not None:
-        others = [name for name in chosen if stats.fingerprints.get(name) != own[name]]
+        others = [name for name in chosen if stats.fingerprints.get(name) != fingerprints[name]]
         if others:
             raise StatisticsError(
                 f"statistics: made from other weights ({len(others)} of {len(chosen)} targets "
@@ -192,7 +192,7 @@ def _select(
     for target in chosen.values():
         _check_groups(target, recipe)
     rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)})
-    return Selection(chosen, skipped, rest, fingerprint.combined(own), num_parameters)
+    return Selection(chosen, skipped, rest, fingerprint.combined(fingerprints), num_parameters)
 
 
 def _check_norm(target: Target, stats: Statistics) -> None:

@@ -12,14 +12,14 @@ _LONGEST = 60
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key: before → now` for every value that is not the same, nested keys with dots."""
-    found = []
+    changed = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{key}.")
+            changed += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {_short(old)} → {_short(new)}")
-    return found
+            changed.append(f"{prefix}{key}: {_short(old)} → {_short(new)}")
+    return changed
 
 
 def config_hash(root: Path) -> str:

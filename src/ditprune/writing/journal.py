@@ -1,7 +1,7 @@
-"""What a long write has done, one JSON line each, so that a killed run can go on where it was.
+"""The record of a long write, one JSON line for each thing done, so that a killed run can continue.
 
-The first line is the guard: which run this is. A line is written after the bytes it speaks of, so
-what a kill leaves is true up to a last line that may be torn; reading stops there.
+The first line is the identity of the run. Each other line is written after the bytes it describes,
+so after a kill every line is true but a torn last one; reading stops there.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Journal:
             )
         lines, size = self._read()
         self._stream.truncate(size)
-        self.guard: dict[str, Any] | None = lines[0] if lines else None
+        self.identity: dict[str, Any] | None = lines[0] if lines else None
         self.records: list[dict[str, Any]] = lines[1:]
 
-    def start(self, guard: Mapping[str, Any]) -> None:
+    def start(self, identity: Mapping[str, Any]) -> None:
         """Forget everything and begin the journal of another run."""
         self._stream.truncate(0)
-        self.guard, self.records = None, []
-        self._write(guard)
-        self.guard = dict(guard)
+        self.identity, self.records = None, []
+        self._write(identity)
+        self.identity = dict(identity)
         self.sync()
 
     def append(self, record: Mapping[str, Any]) -> None:

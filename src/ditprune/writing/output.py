@@ -108,8 +108,8 @@ def is_ours(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = (MANIFEST, COMPACT_MANIFEST)
-    places = [p for name in names for p in (folder / name, *folder.glob(f"*/{name}"))]
-    return any(place.is_file() for place in places) or not any(folder.iterdir())
+    manifests = [p for name in names for p in (folder / name, *folder.glob(f"*/{name}"))]
+    return any(manifest.is_file() for manifest in manifests) or not any(folder.iterdir())
 
 
 def is_compact(folder: Path) -> bool:

@@ -55,23 +55,23 @@ def part_of(out: Path) -> Path:
 
 @contextmanager
 def resumable_folder(
-    out: Path, source: Path, needs_bytes: int, guard: Mapping[str, Any], overwrite: bool
+    out: Path, source: Path, needs_bytes: int, identity: Mapping[str, Any], overwrite: bool
 ) -> Iterator[Staging]:
     """A folder beside `out` that takes its place when the block ends well.
 
-    An interrupt keeps folder and journal for the next run with the same guard; any other failure
+    An interrupt keeps folder and journal for the next run with the same identity; any other failure
     removes both, and `out` is what it was.
 
     Args:
         source: what is copied; `out` may not be in it.
         needs_bytes: the size of the whole.
-        guard: plain values that make a run this one.
+        identity: plain values that make a run this one.
         overwrite: whether an `out` that is ours may be replaced, and another run dropped.
 
     Raises OutputError.
     """
     try:
-        staging = _open(out, source, needs_bytes, guard, overwrite)
+        staging = _open(out, source, needs_bytes, identity, overwrite)
     except OSError as error:
         raise OutputError(why(out, error)) from None
     try:
@@ -114,7 +114,7 @@ def missing_bytes(out: Path, needs_bytes: int) -> int:
 
 
 def _open(
-    out: Path, source: Path, needs_bytes: int, guard: Mapping[str, Any], overwrite: bool
+    out: Path, source: Path, needs_bytes: int, identity: Mapping[str, Any], overwrite: bool
 ) -> Staging:
     part, file = part_of(out), _journal_of(out)
     if out.name:
@@ -122,32 +122,32 @@ def _open(
     journal = Journal(file) if file.name and file.exists() else None
     try:
         if journal is not None and _is_placed(journal, out):
-            if journal.guard == guard:
+            if journal.identity == identity:
                 return Staging(part, journal, is_written=True)
             _place(part, out)
             journal.remove()
             journal = None
-        resumes = journal is not None and journal.guard == guard
+        resumes = journal is not None and journal.identity == identity
         if not (resumes and _is_written(journal)):
             put_back(out)
         check_folder(out, source, missing_bytes(out, needs_bytes), overwrite)
         if journal is None:
             out.parent.mkdir(parents=True, exist_ok=True)
             journal = Journal(file)
-        elif journal.guard is not None and not resumes and not overwrite:
-            changed = "; ".join(differences(journal.guard, guard))
+        elif journal.identity is not None and not resumes and not overwrite:
+            changed = "; ".join(differences(journal.identity, identity))
             raise OutputError(
                 f"{out}: an unfinished run with other settings lies beside it ({changed}); finish "
                 "it with its own settings, or pass --overwrite to drop it"
             )
         if not resumes or (_is_written(journal) and not part.exists()):
             shutil.rmtree(part, ignore_errors=True)
-            journal.start(guard)
+            journal.start(identity)
         part.mkdir(exist_ok=True)
         return Staging(part, journal, _is_written(journal))
     except BaseException:
         if journal is not None:
-            (journal.close if journal.guard else journal.remove)()
+            (journal.close if journal.identity else journal.remove)()
         raise
 
 

@@ -1,6 +1,6 @@
-"""Work that lies beside its result until it is done: found again by the same command.
+"""Unfinished work that lies beside its result, so that the same command can continue with it.
 
-`.FILE.work/` holds whatever the work keeps, and a guard of what must not change meanwhile.
+`.FILE.work/` holds the work and the identity of the run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.errors import OutputError
-from ditprune.writing import identity as guard
+from ditprune.writing.identity import differences
 from ditprune.writing.json_file import read_json
 from ditprune.writing.output import check_file, check_no_link, ensure_folder, write_beside
 
@@ -48,7 +48,7 @@ def goes_on(out: Path, now: Mapping[str, Any]) -> bool:
 
 
 def open_work(out: Path, now: Mapping[str, Any]) -> None:
-    """Go on with the work on `out` if nothing of the guard changed, else begin it anew."""
+    """Go on with the work on `out` if its identity is the same, else begin it anew."""
     work = place_of(out)
     if goes_on(out, now):
         return
@@ -63,7 +63,7 @@ def _changed(out: Path, now: Mapping[str, Any]) -> list[str] | None:
     file = place_of(out) / _GUARD
     if not file.is_file():
         return None
-    return guard.differences(read_json(file), json.loads(json.dumps(now)))
+    return differences(read_json(file), json.loads(json.dumps(now)))
 
 
 def finish(out: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
     assert list(verify(locate(str(out)))) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     denoiser = load_denoiser(model.denoisers["transformer"])
-    calls = source.kept.read(0)[0]
+    calls = source.calibration_set.read(0)[0]
     own = ditprune.prune_(denoiser, tiny_stats, batches=calls, **words)
     assert outcomes["transformer"].targets == own.targets
     tensors = tensors_on_disk(out / "transformer")
@@ -119,7 +119,7 @@ def foreign_source(calls: list[Call], folder: Path) -> Source:
 def test_without_all_calls_nothing_begins(
     make, match, source, tiny_pipeline, tiny_stats, tmp_path, monkeypatch
 ) -> None:
-    given = make(source.kept.read(0)[0], tmp_path / "sets" / "set")
+    given = make(source.calibration_set.read(0)[0], tmp_path / "sets" / "set")
     monkeypatch.setattr("ditprune.pruning.loop.resumable_folder", None)
     model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm")
     with pytest.raises(RecipeError, match=match):

@@ -44,9 +44,9 @@ def _turned(row: Call, other: Call, angle: float) -> Call:
     """The row with its noisy input turned towards another's: the variance stays what it was."""
     if not angle or row is other:
         return row
-    own = row.sample()
-    mixture = math.cos(angle) * own + math.sin(angle) * other.sample()
-    return row.map(lambda leaf: mixture if leaf is own else leaf)
+    sample = row.sample()
+    mixture = math.cos(angle) * sample + math.sin(angle) * other.sample()
+    return row.map(lambda leaf: mixture if leaf is sample else leaf)
 
 
 _WARM_UP = 0.05
@@ -178,10 +178,10 @@ def _backward(
         (loss * share).backward()
 
 
-def _relative(own: Tensor, reference: Tensor) -> Tensor:
-    """‖own − reference‖² / ‖reference‖²."""
+def _relative(output: Tensor, reference: Tensor) -> Tensor:
+    """‖output − reference‖² / ‖reference‖²."""
     scale = reference.square().mean().clamp_min(torch.finfo(reference.dtype).tiny)
-    return (own - reference).square().mean() / scale
+    return (output - reference).square().mean() / scale
 
 
 def _predict(denoiser: nn.Module, call: Call) -> Tensor:
@@ -191,20 +191,20 @@ def _predict(denoiser: nn.Module, call: Call) -> Tensor:
 @contextmanager
 def _outputs_of(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
     """What these modules give back while the block runs: floating tensors, in order."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def watch(name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             items = output if isinstance(output, (tuple, list)) else [output]
-            found[name] += [
-                one for one in items if isinstance(one, Tensor) and one.is_floating_point()
+            outputs[name] += [
+                item for item in items if isinstance(item, Tensor) and item.is_floating_point()
             ]
 
         return hook
 
     handles = [denoiser.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -213,7 +213,7 @@ def _outputs_of(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
 @contextmanager
 def training(denoiser: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
     """Gradients for these weights and no others; eval mode; all as it was afterwards."""
-    before = [(one, one.requires_grad, one.grad) for one in denoiser.parameters()]
+    before = [(p, p.requires_grad, p.grad) for p in denoiser.parameters()]
     try:
         for parameter, *_ in before:
             parameter.requires_grad_(False)

@@ -42,19 +42,22 @@ class Source:
     """What a recipe that updates weights takes beside weights and statistics.
 
     Args:
-        kept: a complete calibration set.
-        place: where the denoiser runs.
+        calibration_set: complete.
+        placement: where the denoiser runs.
         max_gram_bytes: what Grams may take together, 4 GB by default; fewer bytes are more passes
             over the calls.
     """
 
-    kept: CalibrationSet
-    place: Placement
+    calibration_set: CalibrationSet
+    placement: Placement
     max_gram_bytes: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to continue with the work of another."""
-        return {"protocol": dict(self.kept.protocol), "guard": dict(self.kept.identity)}
+        return {
+            "protocol": dict(self.calibration_set.protocol),
+            "guard": dict(self.calibration_set.identity),
+        }
 
 
 def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> None:
@@ -71,16 +74,16 @@ def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> N
             )
         return
     check_needs_calls(recipe, "source")
-    kept = source.kept
-    if missing := kept.missing():
+    calls = source.calibration_set
+    if missing := calls.missing():
         raise RecipeError(
-            f"--calibration-set {kept.folder}: {len(missing)} of {kept.num_units} units are "
+            f"--calibration-set {calls.folder}: {len(missing)} of {calls.num_units} units are "
             "missing; finish it with the `ditprune calibrate` that began it"
         )
     for name in model.denoisers:
-        if next(_stored(name, kept), None) is None:
+        if next(_stored(name, calls), None) is None:
             raise RecipeError(
-                f"--calibration-set {kept.folder}: no call in it reaches {name}; sample one from "
+                f"--calibration-set {calls.folder}: no call in it reaches {name}; sample one from "
                 "this model, with the pipeline's own number of steps"
             )
 
@@ -110,41 +113,41 @@ def updated_tensors(
     """
     if file.is_file():
         return _restore(file)
-    place = source.place if source is not None else Placement()
+    placement = source.placement if source is not None else Placement()
     most = source.max_gram_bytes if source is not None else None
-    denoiser = load_denoiser(model.denoisers[job.name], place)
+    denoiser = load_denoiser(model.denoisers[job.name], placement)
     calls: list[Call] = []
     if source is not None:
         calls = list(calls_of(job, source))
-        with fitting(source.kept.folder):  # what fails later is no fault of the calls
+        with fitting(source.calibration_set.folder):  # what fails later is no fault of the calls
             run_call(denoiser, calls[0])
     targets = job.selection.targets
     done = update_targets(denoiser, targets, job.stats, recipe, calls, progress, most)
-    found = {}
-    for name, one in done.items():
+    updates = {}
+    for name, update in done.items():
         weight = job.weights.read(f"{name}.weight")
-        outcome = write_update_(weight.flatten(1), one)
-        found[name] = (weight, outcome)
-    _keep(found, file)
-    return found
+        outcome = write_update_(weight.flatten(1), update)
+        updates[name] = (weight, outcome)
+    _save(updates, file)
+    return updates
 
 
 def calls_of(job: Job, source: Source) -> Iterator[Call]:
-    """The calibration calls of this denoiser, in their place, a unit in memory at a time."""
-    for call in _stored(job.name, source.kept):
-        yield to_placement(call, source.place.device, source.place.dtype)
+    """The calibration calls of this denoiser, on its device, one unit in memory at a time."""
+    for call in _stored(job.name, source.calibration_set):
+        yield to_placement(call, source.placement.device, source.placement.dtype)
 
 
-def _stored(denoiser: str, kept: CalibrationSet) -> Iterator[Call]:
-    for unit in range(kept.num_units):
-        for call in kept.read(unit)[0]:
+def _stored(denoiser: str, calls: CalibrationSet) -> Iterator[Call]:
+    for unit in range(calls.num_units):
+        for call in calls.read(unit)[0]:
             if call.denoiser == denoiser:
                 yield call
 
 
-def _keep(found: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:
-    outcomes = {name: asdict(outcome) for name, (_, outcome) in found.items()}
-    tensors = {name: weight for name, (weight, _) in found.items()}
+def _save(updates: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:
+    outcomes = {name: asdict(outcome) for name, (_, outcome) in updates.items()}
+    tensors = {name: weight for name, (weight, _) in updates.items()}
     tensors_file.save(tensors, {_KEY: json.dumps(outcomes)}, file)
 
 

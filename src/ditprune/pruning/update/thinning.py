@@ -59,8 +59,8 @@ class Thinning:
                 left, _between(sum(self.before.values()), sum(self.after.values()), ramp)
             )
         return {
-            name: self._alone(name, one, _between(self.before[name], self.after[name], ramp))
-            for name, one in left.items()
+            name: self._alone(name, left_OI, _between(self.before[name], self.after[name], ramp))
+            for name, left_OI in left.items()
         }
 
     def _times(self, num_steps: int) -> tuple[int, int, int]:
@@ -79,9 +79,9 @@ class Thinning:
         j-th lowest weights go together, at their mean; the rest makes the total exact.
         """
         masks, free = {}, dict(scores)
-        together = {name: one for name, one in scores.items() if self._group_shape(name)[0] > 1}
+        together = {name for name in scores if self._group_shape(name)[0] > 1}
         if together:
-            ranked = {name: self._by_groups(name, one) for name, one in scores.items()}
+            ranked = {name: self._by_groups(name, scores_OI) for name, scores_OI in scores.items()}
             for name, keep in _best_of_all(ranked, num_prune).items():
                 if name in together:
                     num_own = keep.numel() - int(keep.sum())
@@ -122,10 +122,10 @@ def _between(first: int, last: int, ramp: float) -> int:
 
 def _best_of_all(scores: Masks, num_prune: int) -> dict[str, Tensor]:
     """The lowest scores of all targets together go, exactly `num_prune`."""
-    flat = torch.cat([one.reshape(-1) for one in scores.values()])
+    flat = torch.cat([scores_OI.reshape(-1) for scores_OI in scores.values()])
     keep = keep_best(flat[None], len(flat) - num_prune)[0]
-    parts = keep.split([one.numel() for one in scores.values()])
+    parts = keep.split([scores_OI.numel() for scores_OI in scores.values()])
     return {
-        name: part.reshape(one.shape)
-        for (name, one), part in zip(scores.items(), parts, strict=True)
+        name: part.reshape(scores_OI.shape)
+        for (name, scores_OI), part in zip(scores.items(), parts, strict=True)
     }

@@ -89,11 +89,11 @@ def update_targets(
     share_out = _sharing(denoiser, layers, grams, calls, recipe, progress)
     after = share_out(recipe)
     before = share_out(_first_part(recipe)) if recipe.mask == "refinement" else None
-    found, begin = _reconstructed(layers, grams, recipe, after, before, progress)
+    updates, first_updates = _reconstructed(layers, grams, recipe, after, before, progress)
     if recipe.refinement is None:
-        return found
+        return updates
     thin = None if before is None else thinning(layers, recipe, before, after)
-    return _refined(denoiser, found, begin, thin, calls, recipe, progress)
+    return _refined(denoiser, updates, first_updates, thin, calls, recipe, progress)
 
 
 def check_needs_calls(recipe: Recipe, given: str) -> None:
@@ -128,16 +128,16 @@ def _reconstructed(
     after: Mapping[str, float | None], before: Mapping[str, float | None] | None,
     progress: Progress,
 ) -> tuple[dict[str, TargetUpdate], dict[str, TargetUpdate]]:  # fmt: skip
-    """Every layer with the share it loses in the end, and with the one it loses to begin with."""
-    found: dict[str, TargetUpdate] = {}
-    begin: dict[str, TargetUpdate] = found if before is None else {}
+    """Every layer's update at its final share, and at the share it has before refinement."""
+    updates: dict[str, TargetUpdate] = {}
+    first_updates: dict[str, TargetUpdate] = updates if before is None else {}
     for name, layer in layers.items():
-        gram_II = grams.of(name, found)
-        found[name] = _target_update(layer, gram_II, recipe, after[name])
+        gram_II = grams.of(name, updates)
+        updates[name] = _target_update(layer, gram_II, recipe, after[name])
         if before is not None:
-            begin[name] = _target_update(layer, gram_II, recipe, before[name])
-        progress("reconstructing", len(found), len(layers))
-    return found, begin
+            first_updates[name] = _target_update(layer, gram_II, recipe, before[name])
+        progress("reconstructing", len(updates), len(layers))
+    return updates, first_updates
 
 
 def _target_update(
@@ -235,7 +235,8 @@ def _some_rows(calls: Sequence[Call]) -> list[Call]:
 
 
 def _refined(
-    denoiser: nn.Module, found: Mapping[str, TargetUpdate], begin: Mapping[str, TargetUpdate],
+    denoiser: nn.Module, updates: Mapping[str, TargetUpdate],
+    first_updates: Mapping[str, TargetUpdate],
     thin: Thinning | None, calls: Sequence[Call], recipe: Recipe, progress: Progress,
 ) -> dict[str, TargetUpdate]:  # fmt: skip
     """What gradient steps on all kept weights together make of `begin`; `found` where that is
@@ -243,27 +244,27 @@ def _refined(
     """
     settings = recipe.refinement
     assert settings is not None
-    blocks = list(dict.fromkeys(one.layer.target.block for one in found.values()))
+    blocks = list(dict.fromkeys(update.layer.target.block for update in updates.values()))
     refinement = Refinement(denoiser, copy.deepcopy(denoiser), blocks, calls, settings)
-    with replaced(denoiser, _weights(found)):
+    with replaced(denoiser, _weights(updates)):
         before = refinement.error()
-    with replaced(denoiser, _weights(begin)):
-        keep = {name: one.keep for name, one in begin.items()}
+    with replaced(denoiser, _weights(first_updates)):
+        keep = {name: update.keep for name, update in first_updates.items()}
         keep = refinement.train_(keep, rate_for(before, settings), thin, progress)
         if not refinement.error() < before:
-            return dict(found)
-        refined = {name: _weight(denoiser, name).float().clone() for name in found}
+            return dict(updates)
+        refined = {name: _weight(denoiser, name).float().clone() for name in updates}
     return {
         name: replace(
-            one, weight=refined[name], keep=keep[name],
-            sparsity=_share(keep[name]) if thin and thin.is_joint else one.sparsity,
+            update, weight=refined[name], keep=keep[name],
+            sparsity=_share(keep[name]) if thin and thin.is_joint else update.sparsity,
         )
-        for name, one in found.items()
+        for name, update in updates.items()
     }  # fmt: skip
 
 
 def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:
-    return {name: one.weight for name, one in updates.items()}
+    return {name: update.weight for name, update in updates.items()}
 
 
 def _share(keep: Tensor) -> float:
