@@ -30,13 +30,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ditprune.checkpoints import fingerprint, statistics_file
-from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints import statistics_file
+from ditprune.checkpoints.skeleton import skeleton, weight_fingerprints
 from ditprune.checkpoints.weights import Weights
 from ditprune.method.statistics.collected import Statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.targets.discover import discover
-from ditprune.writing.output import MANIFEST
+from ditprune.writing.files import MANIFEST
 
 # Double-stream and single-stream blocks; 12B is FLUX.1-dev.
 BLOCKS = {"1B": (2, 3), "3B": (5, 10), "12B": (19, 38)}
@@ -123,7 +123,7 @@ def make_statistics(folder: Path, file: Path) -> None:
         )
         for name, target in targets.items()
     }
-    prints = fingerprint.of_weights(Weights(folder), targets.values())
+    prints = weight_fingerprints(Weights(folder), targets.values())
     statistics_file.save({"transformer": Statistics(norms, prints, 128)}, file)
 
 

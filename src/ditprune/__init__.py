@@ -19,8 +19,8 @@ from ditprune.method.granularity import CAG, NM, PerChannel, PerLayer
 from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
 from ditprune.method.saliency.ria import RIA
 from ditprune.method.statistics.collected import Statistics
+from ditprune.pruning.job import Outcome
 from ditprune.pruning.loop import prune_
-from ditprune.pruning.outcome import Outcome
 from ditprune.pruning.plan import Plan, inspect
 from ditprune.runtime import diffusers_loader as _quantizer
 

@@ -14,8 +14,9 @@ from ditprune.calibration import collect as collect_module
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints import fingerprint, statistics_file
+from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError
 from ditprune.method.statistics.collected import merge
@@ -112,7 +113,7 @@ def test_recorded_calls_feed_calibrate_and_the_hook_goes(tiny_pipeline, same_bit
     assert len(calls) == 3, "recorded outside the block"
     statistics = ditprune.calibrate(denoiser, calls)
     assert statistics.num_calls == 3
-    expected = observe_calls(denoiser, calls, fingerprint.of_folder(tiny_pipeline / "transformer"))
+    expected = observe_calls(denoiser, calls, folder_fingerprints(tiny_pipeline / "transformer"))
     for name, state in expected.column_norms.items():
         same_bits(statistics.column_norms[name].sum_squares, state.sum_squares)
     outcome = ditprune.prune_(denoiser, statistics, sparsity=0.5)

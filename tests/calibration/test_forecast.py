@@ -14,8 +14,9 @@ from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set, fingerprint, statistics_file
+from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.cli.main import run
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -86,8 +87,8 @@ class TakesLists(nn.Module):
 
 def test_items_share_calls_as_they_will_where_the_sample_is_a_list(monkeypatch) -> None:
     denoiser = TakesLists()
-    own = fingerprint.of_module(denoiser, discover(denoiser).values())
-    monkeypatch.setattr(fingerprint, "of_folder", lambda _folder: own)
+    own = module_fingerprints(denoiser, discover(denoiser).values())
+    monkeypatch.setattr(forecast_module, "folder_fingerprints", lambda _folder: own)
     call = Call(([torch.zeros(3, 4), torch.zeros(3, 4)],), {"t": torch.zeros(2)}, 0.05)
     model = SimpleNamespace(denoisers={"transformer": None})
     pipeline, sampling = SimpleNamespace(transformer=denoiser), Sampling(4, num_bins=1)

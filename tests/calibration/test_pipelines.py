@@ -13,8 +13,9 @@ from torch import Tensor
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set, fingerprint
+from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.capture import Style, recorded
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.rows import num_rows
@@ -114,7 +115,7 @@ def test_a_set_on_disk_gives_the_same_statistics(sampled: Sampled, tmp_path) -> 
         kept.write(number, calls, {})
     read = [call for unit in (0, 1) for call in kept.read(unit)[0]]
     for name, folder in locate(str(sampled.folder)).denoisers.items():
-        own = fingerprint.of_folder(folder)
+        own = folder_fingerprints(folder)
         denoiser = getattr(sampled.pipeline, name)
         direct, again = (
             observe_calls(denoiser, [c for c in calls if c.denoiser == name], own)

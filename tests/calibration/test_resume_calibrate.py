@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from ditprune.calibration import collect as collect_module
-from ditprune.checkpoints import manifest
 from ditprune.cli.main import run
+from ditprune.writing.files import installed_versions
 from folders import edit_json, edit_tensors, files_of, save_pipeline
 from killed import OUT_EXISTS, Server, serving, trials
 
@@ -246,8 +246,8 @@ def test_a_run_with_anything_else_is_refused_by_what_differs(
     if isinstance(made, list):
         line += made
     elif isinstance(made, str):
-        versions = {**manifest.versions(), "torch": made}
-        monkeypatch.setattr(manifest, "versions", lambda: versions)
+        versions = {**installed_versions(), "torch": made}
+        monkeypatch.setattr("ditprune.calibration.sample.installed_versions", lambda: versions)
     else:
         made(own)
     before = files_of(tmp_path)

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from ditprune.checkpoints.copy_folder import copied_bytes, copy_other_files, other_files
-from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.rewrite_tensors import ShardWriter
-from ditprune.checkpoints.weights import Weights, sha256
+from ditprune.checkpoints.weights import Weights, layout_of, sha256
 from folders import STEM, Payload, files_of, save_denoiser, save_pipeline
 
 NAME = "transformer_blocks.1.attn1.to_k.weight"

@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditprune.checkpoints import fingerprint
+from ditprune.checkpoints.skeleton import (
+    combined_fingerprint,
+    module_fingerprints,
+    weight_fingerprints,
+)
 from ditprune.checkpoints.weights import Weights
 from ditprune.targets.discover import discover
 from folders import save_denoiser
@@ -14,7 +18,7 @@ NAME = "transformer_blocks.2.ff.net.2"  # 32 × 128: four runs of 1,024
 
 
 def of(denoiser) -> dict[str, str]:
-    return fingerprint.of_module(denoiser, discover(denoiser).values())
+    return module_fingerprints(denoiser, discover(denoiser).values())
 
 
 @pytest.mark.parametrize("max_shard_size", ["60KB", "10GB"])
@@ -23,7 +27,7 @@ def test_on_disk_and_loaded_in_float32_agree(dtype, max_shard_size, tiny_dit, tm
     from diffusers import DiTTransformer2DModel
 
     folder = save_denoiser(tiny_dit(), tmp_path / "m", dtype, max_shard_size=max_shard_size)
-    on_disk = fingerprint.of_weights(Weights(folder), discover(tiny_dit()).values())
+    on_disk = weight_fingerprints(Weights(folder), discover(tiny_dit()).values())
     loaded = DiTTransformer2DModel.from_pretrained(folder).float()
     assert on_disk == of(loaded)
     assert on_disk == of(tiny_dit().to(dtype))
@@ -35,7 +39,7 @@ def test_another_model_has_others_throughout(tiny_dit) -> None:
     one, two = of(tiny_dit()), of(tiny_dit(seed=1))
     assert one == of(tiny_dit())
     assert not one.items() & two.items()
-    assert fingerprint.combined(one) != fingerprint.combined(two)
+    assert combined_fingerprint(one) != combined_fingerprint(two)
 
 
 @pytest.mark.parametrize("place", [0, 1023, 1536, 2047, 2559, 3072, 4095])
@@ -60,6 +64,6 @@ def test_the_combined_one_does_not_depend_on_the_order(tiny_dit) -> None:
     values = of(tiny_dit())
     backwards = dict(reversed(values.items()))
     assert list(values) != list(backwards)
-    assert fingerprint.combined(values) == fingerprint.combined(backwards)
+    assert combined_fingerprint(values) == combined_fingerprint(backwards)
     without = {name: value for name, value in values.items() if name != NAME}
-    assert fingerprint.combined(without) != fingerprint.combined(values)
+    assert combined_fingerprint(without) != combined_fingerprint(values)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ditprune.checkpoints import fingerprint
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.cli.main import run
 from folders import STEM, edit_tensors, files_of
 
@@ -78,7 +78,7 @@ def test_a_compact_model_is_evaluated_as_the_dense_one_it_came_from(
     assert small["metrics"] == dense["metrics"]
     assert small["error_by_timestep"] == dense["error_by_timestep"]
     assert small["accounting"]["num_nonzero"] == dense["accounting"]["num_nonzero"]
-    assert fingerprint.of_folder(compact / "transformer") == fingerprint.of_folder(
+    assert folder_fingerprints(compact / "transformer") == folder_fingerprints(
         pruned / "transformer"
     )
     shards = compact.glob("transformer/*.safetensors")

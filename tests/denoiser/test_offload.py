@@ -15,8 +15,8 @@ from ditprune.calibration.calibrate import find_unused, observe_calls
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
-from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.offload import offloaded
 from ditprune.denoiser.pipeline import _is_too_large, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -94,7 +94,7 @@ def hooked(denoiser: nn.Module, note: Any) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_offloaded_gives_the_bits_of_the_loaded(dtype, family, same_bits) -> None:
     name, folder = family
-    own, call = fingerprint.of_folder(folder), call_of(name, dtype)
+    own, call = folder_fingerprints(folder), call_of(name, dtype)
     loaded = load_denoiser(folder, Placement(dtype=dtype))
     read = load_denoiser(folder, Placement(dtype=dtype, max_memory=LITTLE))
     assert_on_disk(read)
@@ -119,7 +119,7 @@ def assert_on_disk(denoiser: nn.Module) -> None:
 
 def test_the_layers_run_in_vain_are_the_same(family) -> None:
     name, folder = family
-    own, call = fingerprint.of_folder(folder), call_of(name, torch.float32)
+    own, call = folder_fingerprints(folder), call_of(name, torch.float32)
     loaded = load_denoiser(folder)
     read = load_denoiser(folder, Placement(max_memory=LITTLE))
     assert find_unused(read, call, own) == find_unused(loaded, call, own)

@@ -21,6 +21,7 @@ from ditprune.errors import OutputError
 from ditprune.method.recipe import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.loop import prune_checkpoint
+from ditprune.writing.files import installed_versions
 from folders import add_denoiser, edit_json, files_of, save_pipeline
 from killed import OUT_EXISTS, Server, serving, trials
 
@@ -262,8 +263,8 @@ def test_a_run_with_anything_else_is_refused(
     elif change == "statistics":
         stats = {"transformer": tiny_stats}
     else:
-        versions = {**prune_module.manifest.versions(), "torch": "0.0"}
-        monkeypatch.setattr(prune_module.manifest, "versions", lambda: versions)
+        versions = {**installed_versions(), "torch": "0.0"}
+        monkeypatch.setattr("ditprune.pruning.job.installed_versions", lambda: versions)
     with pytest.raises(OutputError, match=CHANGES[change]) as caught:
         prune_checkpoint(
             locate(str(own_pipeline)), out, stats, build(saliency="magnitude", **words)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ditprune.errors import OutputError
-from ditprune.writing.journal import Journal
+from ditprune.writing.staging import Journal
 
 GUARD = {"recipe": {"sparsity": 0.1}, "text": "ä"}
 RECORDS = [{"tensor": "a", "g_out": 0.1 + 0.2}, {"tensor": "b", "outcome": None}]
@@ -90,7 +90,7 @@ def test_it_can_be_removed(file) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from ditprune.writing.journal import Journal
+from ditprune.writing.staging import Journal
 journal = Journal(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

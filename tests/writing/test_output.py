@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 
 from ditprune.errors import OutputError
-from ditprune.writing.output import (
+from ditprune.writing.files import (
     MANIFEST,
     check_file,
     check_folder,

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from ditprune.errors import OutputError
-from ditprune.writing.journal import Journal
-from ditprune.writing.output import MANIFEST
-from ditprune.writing.staging import missing_bytes, resumable_folder
+from ditprune.writing.files import MANIFEST
+from ditprune.writing.staging import Journal, missing_bytes, resumable_folder
 from folders import files_of
 
 GUARD = {"recipe": {"sparsity": 0.5}, "versions": {"torch": "1"}}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ditprune.calibration.observe import norms, observing
 from ditprune.calibration.reach import unused
 from ditprune.calls import Call
-from ditprune.checkpoints import fingerprint
+from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.method.statistics.collected import NUM_BINS, Statistics
 from ditprune.targets.discover import discover
@@ -49,7 +49,7 @@ def calibrate(
     if num_bins < 1:
         raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
     targets = discover(denoiser, auxiliary=True)
-    fingerprints = fingerprint.of_module(denoiser, targets.values())
+    fingerprints = module_fingerprints(denoiser, targets.values())
     unused_layers: list[str] = []
 
     def with_first_examined() -> Iterator[Any]:

@@ -23,11 +23,11 @@ from ditprune.calibration.workers import Worker, add_up
 from ditprune.calls import Call
 from ditprune.checkpoints import (
     calibration_set,
-    fingerprint,
     statistics_file,
 )
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -37,7 +37,7 @@ from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsErro
 from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge
 from ditprune.progress import Progress, silent
 from ditprune.writing import identity, unfinished
-from ditprune.writing.output import check_folder
+from ditprune.writing.files import check_folder
 
 _MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
@@ -246,7 +246,7 @@ def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | No
 
     They are saved from time to time, so that a run that was stopped goes on.
     """
-    fingerprints = fingerprint.of_folder(run.model.denoisers[name])
+    fingerprints = folder_fingerprints(run.model.denoisers[name])
     num_bins = num_bins_of(run.call_set)
     units = [unit for unit in range(run.call_set.num_units) if run.worker.owns(unit)]
     file = run.work / f"observed-{name}-{run.worker.rank}-of-{run.worker.world}.safetensors"

@@ -18,9 +18,9 @@ from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import num_bins_of, unreached
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
-from ditprune.checkpoints import fingerprint
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.capture import StepRecorder, denoisers_of
 from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -111,7 +111,7 @@ def _forecast_observing(
                     first, rows = first or call, rows + num_rows(call)
         if first is None:
             raise unreached(model, name)
-        denoiser, fingerprints = load_denoiser(folder, placement), fingerprint.of_folder(folder)
+        denoiser, fingerprints = load_denoiser(folder, placement), folder_fingerprints(folder)
         total_s += time.monotonic() - begin
         with fitting(call_set.folder):
             moved = to_placement(first, placement.device, placement.dtype)
@@ -135,7 +135,7 @@ def _observe(
     """Observe items that share calls as they will; returns seconds, items and `_timed`'s bytes."""
     call = to_placement(calls[0], placement.device, placement.dtype)
     denoiser = getattr(pipeline, call.denoiser)
-    fingerprints = fingerprint.of_folder(model.denoisers[call.denoiser])
+    fingerprints = folder_fingerprints(model.denoisers[call.denoiser])
     bins = [bin_of(sampling.progress_t(item), sampling.num_bins) for item in sampling.items(0)]
     num_shared = bins.count(bins[0])
     shared = merge_calls([call] * num_shared)

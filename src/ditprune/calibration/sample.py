@@ -16,8 +16,9 @@ import torch
 
 from ditprune.calibration.draw import conditions, item_seed, of_items, run
 from ditprune.calls import DENOISER, Call
-from ditprune.checkpoints import copy_folder, fingerprint, manifest
+from ditprune.checkpoints import copy_folder
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
 from ditprune.denoiser.placement import Placement
@@ -25,6 +26,7 @@ from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.statistics.collected import NUM_BINS, bin_of
 from ditprune.writing import identity
+from ditprune.writing.files import installed_versions
 
 # Parts of the way from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
 TIMESTEPS = {
@@ -112,11 +114,11 @@ def identity_of(model: ModelFolder, sampling: Sampling, placement: Placement) ->
     another part was exchanged, such as a text encoder or a decoder.
     """
     fingerprints = {
-        name: fingerprint.combined(fingerprint.of_folder(folder))
+        name: combined_fingerprint(folder_fingerprints(folder))
         for name, folder in model.denoisers.items()
     }
     weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
-    versions = manifest.versions()
+    versions = installed_versions()
     words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
     dtype = str(placement.dtype).removeprefix("torch.")
     return {

@@ -21,8 +21,7 @@ from torch import Tensor
 from ditprune.calls import Call
 from ditprune.errors import ModelError, OutputError
 from ditprune.writing import tensors_file
-from ditprune.writing.json_file import read_json
-from ditprune.writing.output import ensure_folder, why
+from ditprune.writing.files import ensure_folder, read_json, why
 
 HEADER = "calibration_set.json"
 _FORMAT = 2

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.weights import PICKLES, Weights
 from ditprune.errors import ModelError
+from ditprune.writing.files import CARD_PICTURE, installed_versions
 from ditprune.writing.identity import config_hash
-from ditprune.writing.output import CARD_PICTURE
 
 _WEIGHTS = (".safetensors", *PICKLES)
 
@@ -82,7 +81,7 @@ def copy_identity(
 ) -> dict[str, Any]:
     """What must be the same for a run to continue the copy that a killed run began."""
     return {
-        "versions": manifest.versions(),
+        "versions": installed_versions(),
         **settings,
         "files": stamp(model, weights),
         "json": config_hash(model.root),

@@ -15,7 +15,7 @@ from typing import Any
 
 from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import OutputError
-from ditprune.writing.output import MANIFEST
+from ditprune.writing.files import MANIFEST
 
 # Old weights that this push does not replace would be loaded beside the new ones.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]

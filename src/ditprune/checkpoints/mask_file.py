@@ -21,8 +21,7 @@ from ditprune.checkpoints.compact.mask_bits import compressed, expanded, num_set
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
-from ditprune.writing.json_file import MALFORMED
-from ditprune.writing.output import write_beside
+from ditprune.writing.files import MALFORMED, write_beside
 from ditprune.writing.tensors_file import Stored, header
 
 # The parts of a manifest that a mask file holds.

@@ -20,10 +20,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ditprune.checkpoints.layout import Layout
-from ditprune.checkpoints.weights import Entry, Weights, read_range, sha256
+from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha256
 from ditprune.progress import Progress
-from ditprune.writing.journal import Journal
+from ditprune.writing.staging import Journal
 
 __all__ = ["Record", "ShardWriter", "TensorRewriter", "one_torch_thread", "read_ahead", "recorded"]
 

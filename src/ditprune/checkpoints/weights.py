@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import ModelError
-from ditprune.writing.json_file import read_json
+from ditprune.writing.files import read_json
 
 _STEM = "diffusion_pytorch_model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -233,3 +233,31 @@ def _check_index(index: Path, entries: dict[str, Entry]) -> None:
     for name, entry in entries.items():
         if name not in weight_map:
             raise ModelError(f"{index}: tensor '{name}' of {entry.file.name} is not listed in it")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The first bytes of each shard by its name, and the place of every tensor."""
+
+    headers: Mapping[str, bytes]
+    entries: Mapping[str, Entry]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(self.size_bytes_of, self.headers))
+
+    def size_bytes_of(self, shard: str) -> int:
+        """What a shard takes."""
+        tensors = sum(e.size_bytes for e in self.entries.values() if e.file.name == shard)
+        return len(self.headers[shard]) + tensors
+
+    def in_order(self) -> Iterator[Entry]:
+        """Every entry, shard by shard, by offset."""
+        order = {shard: number for number, shard in enumerate(self.headers)}
+        yield from sorted(self.entries.values(), key=lambda e: (order[e.file.name], e.offset))
+
+
+def layout_of(weights: Weights) -> Layout:
+    """The layout that a folder has."""
+    headers = {shard.name: weights.header(shard) for shard in weights.shards}
+    return Layout(headers, weights.entries)

@@ -18,8 +18,7 @@ from ditprune.errors import OutputError
 from ditprune.reporting import numbers
 from ditprune.runtime.backends import BACKENDS
 from ditprune.runtime.bench.does_it_pay import BenchOptions, bench_model
-from ditprune.writing.json_file import read_json
-from ditprune.writing.output import write_beside
+from ditprune.writing.files import read_json, write_beside
 
 _PATHS = {
     "dense_fp32": "dense float32", "dense_bf16": "dense bfloat16",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +39,12 @@ def say(line: str) -> None:
 def printable(text: str) -> str:
     """The text with line breaks, escape codes and halves of characters written out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def show(lines: Iterable[str], prefix: str = "") -> None:
+    """Results, a line each."""
+    for line in lines:
+        out.print(f"{prefix}{line}", markup=False)
 
 
 def prefix(name: str, among: Sized) -> str:

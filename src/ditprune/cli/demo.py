@@ -17,7 +17,7 @@ from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.studies import STUDIES
-from ditprune.writing.output import ensure_folder
+from ditprune.writing.files import ensure_folder
 
 METHODS = {method.name: method.words for method in STUDIES["main"].methods}
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5

@@ -24,7 +24,7 @@ from ditprune.method.recipe import MASKS, Recipe, build, from_json
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
 from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS, Statistics
-from ditprune.writing.json_file import read_json
+from ditprune.writing.files import read_json
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]

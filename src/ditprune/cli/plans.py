@@ -22,12 +22,10 @@ from ditprune.pruning.forecast import (
     measured_rate,
     row_cost,
 )
-from ditprune.pruning.job import Job
-from ditprune.pruning.outcome import Outcome
+from ditprune.pruning.job import Job, dense_lines
 from ditprune.pruning.plan import Plan
 from ditprune.pruning.update.folder import Source, calls_of
 from ditprune.reporting import numbers
-from ditprune.targets.coverage import LeftOut
 
 # Where there is no GPU to measure: what one of the larger ones does in float32.
 _ASSUMED_RATE = 40e12
@@ -38,23 +36,6 @@ def show_findings(stats: Mapping[str, Statistics]) -> None:
     for name, denoiser_stats in stats.items():
         for line in findings(denoiser_stats):
             console.out.print(f"{console.prefix(name, stats)}{line}", markup=False)
-
-
-def show_dense(done: Plan | Outcome, prefix: str) -> None:
-    """What stays dense in the blocks: skipped targets, then the rest by reason."""
-    for name, reason in done.skipped.items():
-        console.out.print(f"{prefix}stays dense: {name} ({reason})", markup=False)
-    by_reason: dict[str, list[LeftOut]] = {}
-    for layer in done.left_out.values():
-        by_reason.setdefault(layer.reason, []).append(layer)
-    for reason, group in by_reason.items():
-        num_weights = sum(layer.num_weights for layer in group)
-        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        console.out.print(
-            f"{prefix}stays dense: {group[0].name}{more}, {num_weights:,} weights "
-            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}",
-            markup=False,
-        )
 
 
 def show_forecast(expected: RunForecast) -> None:
@@ -89,7 +70,7 @@ def _show_plan(plan: Plan, prefix: str) -> None:
             g_out,
         )
     console.out.print(table)
-    show_dense(plan, prefix)
+    console.show(dense_lines(plan), prefix)
     share = plan.num_weights / plan.num_parameters
     console.out.print(
         f"\n{prefix}{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "

@@ -11,16 +11,15 @@ from ditprune.checkpoints import calibration_set, hub
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
-from ditprune.cli.plans import show_dense, show_forecast, show_plans, show_update_forecast
+from ditprune.cli.plans import show_forecast, show_plans, show_update_forecast
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.forecast import forecast_run
-from ditprune.pruning.job import num_bytes, open_jobs, plan_jobs
+from ditprune.pruning.job import Outcome, dense_lines, num_bytes, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable, prune_checkpoint
-from ditprune.pruning.outcome import Outcome
 from ditprune.pruning.update.folder import Source, check_source
 from ditprune.pruning.update.update import check_needs_calls, gram_limit
-from ditprune.writing.output import check_folder, existing_parent
+from ditprune.writing.files import check_folder, existing_parent
 from ditprune.writing.staging import missing_bytes
 
 
@@ -86,8 +85,9 @@ def _source(
     for option, given in {"calibration-set": set_folder, "device": device}.items():
         if given is not None:
             check_needs_calls(recipe, f"--{option}")
-    max_gram_bytes = parse_size(gram_memory, "--gram-memory")
-    if max_gram_bytes is not None:
+    max_gram_bytes = None
+    if gram_memory is not None:
+        max_gram_bytes = parse_size(gram_memory, "--gram-memory")
         gram_limit(recipe, max_gram_bytes)
     if set_folder is None:
         return None
@@ -95,7 +95,7 @@ def _source(
 
 
 def _show(outcome: Outcome, prefix: str) -> None:
-    show_dense(outcome, prefix)
+    console.show(dense_lines(outcome), prefix)
     console.out.print(
         f"{prefix}removed {outcome.num_pruned:,} of {outcome.num_weights:,} target weights "
         f"({outcome.sparsity:.2%}), {outcome.model_sparsity:.2%} of the whole denoiser",

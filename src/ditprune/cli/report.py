@@ -10,7 +10,7 @@ from ditprune.cli import console
 from ditprune.reporting.load import load
 from ditprune.reporting.page import MARK, render
 from ditprune.reporting.verdict import judge
-from ditprune.writing.output import check_file, write_beside
+from ditprune.writing.files import check_file, write_beside
 
 
 @click.command()

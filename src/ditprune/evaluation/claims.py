@@ -10,12 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
 from ditprune.targets.discover import discover
-from ditprune.writing.output import MANIFEST
+from ditprune.writing.files import MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _claims_of(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module
         )
     if not (folder / MANIFEST).is_file():
         return Claims(None, None, None, {denoiser: _found(tree)})
-    claims = manifest.read(folder)
+    claims = read_manifest(folder)
     try:
         recipe, targets = claims["recipe"], dict(claims["targets"])
         statistics = claims.get("statistics")

@@ -40,7 +40,7 @@ from ditprune.evaluation.results import Model, describe, results_of, write_resul
 from ditprune.evaluation.store import FOLDER, Images, key_of
 from ditprune.evaluation.tools import prepare
 from ditprune.progress import Progress, silent
-from ditprune.writing.output import check_no_link, results_folder
+from ditprune.writing.files import check_no_link, results_folder
 
 
 @dataclass(frozen=True)

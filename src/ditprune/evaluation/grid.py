@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ditprune.evaluation.gallery import picture
-from ditprune.writing.output import write_beside
+from ditprune.writing.files import write_beside
 
 _TILE = 96
 _GAP = 4

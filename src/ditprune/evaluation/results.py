@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ditprune.checkpoints import manifest
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation import libraries
 from ditprune.evaluation.accounting import Stock, Work, account
@@ -29,7 +28,7 @@ from ditprune.evaluation.store import Images
 from ditprune.evaluation.timing import Timing, why_no_seconds
 from ditprune.evaluation.tools import Tools
 from ditprune.reporting.commands import repeat_commands
-from ditprune.writing.output import write_beside
+from ditprune.writing.files import installed_versions, write_beside
 
 FORMAT = 2
 _NUM_COLUMNS = 10  # of the grid
@@ -164,7 +163,7 @@ def describe(
         "feature_extractor": tools.features,
         "reference": tools.reference.text,
         "clip_model": tools.clip_model,
-        "versions": manifest.versions() | libraries.versions(),
+        "versions": installed_versions() | libraries.versions(),
     }
 
 

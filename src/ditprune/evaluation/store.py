@@ -19,7 +19,7 @@ from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.timing import Batch, Load, Timing, timing_of
 from ditprune.writing import tensors_file
-from ditprune.writing.output import ensure_folder
+from ditprune.writing.files import ensure_folder
 
 FOLDER = ".images"
 _DIGITS = 24

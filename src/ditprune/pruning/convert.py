@@ -15,15 +15,14 @@ from ditprune.checkpoints.compact.compact_folder import (
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head
 from ditprune.checkpoints.compact.packing import pack_weight, smallest
 from ditprune.checkpoints.copy_folder import copy_identity, copy_other_files, other_files
-from ditprune.checkpoints.layout import Layout, layout_of
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.weights import Entry, Weights
+from ditprune.checkpoints.weights import Entry, Layout, Weights, layout_of
 from ditprune.errors import ModelError
 from ditprune.progress import Progress, silent
 from ditprune.targets.discover import discover
-from ditprune.writing.output import MANIFEST, is_compact
+from ditprune.writing.files import MANIFEST, is_compact
 from ditprune.writing.staging import check_early, resumable_folder
 
 _Records = Mapping[str, Record]  # by tensor

@@ -1,15 +1,17 @@
-"""One denoiser of a folder and what a run does with it; and which run it is."""
+"""One denoiser in a run: the job before, the outcome after, and the claims that `verify` checks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ditprune.checkpoints import manifest
+import torch
+from torch import Tensor
+
 from ditprune.checkpoints.copy_folder import copied_bytes, stamp
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.weights import Weights, sha256
@@ -23,6 +25,9 @@ from ditprune.pruning.plan import (
     select_in_checkpoint,
     statistics_of,
 )
+from ditprune.targets.coverage import LeftOut
+from ditprune.targets.discover import Target
+from ditprune.writing.files import installed_versions
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
 def identity_of(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict[str, Any]:
     """What must be the same for a run to go on with the work of another, as JSON gives it back."""
     values = {
-        "versions": manifest.versions(),
+        "versions": installed_versions(),
         "recipe": recipe.to_json(),
         "files": stamp(model, _weights(jobs)),
         "denoisers": {
@@ -110,3 +115,161 @@ def _digest(stats: Statistics) -> str:
     rest = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "column_norms"}
     digest.update(json.dumps(rest, sort_keys=True, default=dict).encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TargetOutcome(Target):
+    """A target and what happened to it.
+
+    Args:
+        granularity: `layer`, `channel` or N:M.
+        num_groups: comparison groups.
+        g_out: heterogeneity of its output channels (paper, Eq. 10).
+        num_asked: weights to remove by the recipe.
+        num_pruned: weights removed, counted in the mask.
+        num_zero: zeros in the result; more than `num_pruned` where kept weights were zero before.
+        sparsity: the share it was to lose under an allocation; None for the recipe's own.
+        damping: of its reconstruction, against a unit diagonal; None without one.
+    """
+
+    granularity: str
+    num_groups: int
+    g_out: float
+    num_asked: int
+    num_pruned: int
+    num_zero: int
+    sparsity: float | None = None
+    damping: float | None = None
+
+    @classmethod
+    def of(
+        cls, target: Target, groups: Any, share: float | None, g_out: float, keep: Tensor,
+        num_zero: int, **more: float | None,
+    ) -> TargetOutcome:  # fmt: skip
+        """What a mask [C_out, C_in] did to a target whose groups were to lose this share."""
+        num_groups, group_size = groups.group_shape(*target.shape)
+        return cls(
+            **asdict(target),
+            granularity=groups.name,
+            num_groups=num_groups,
+            g_out=g_out,
+            num_asked=num_groups * (group_size - groups.num_keep(group_size, share)),
+            num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
+            num_zero=num_zero,
+            **more,  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> TargetOutcome:
+        """From what `asdict` gave, by way of JSON."""
+        return cls(**{**record, "shape": tuple(record["shape"])})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What happened to a denoiser: every target by name, and what stayed dense and why.
+
+    Args:
+        skipped: targets that could not be scored.
+        left_out: other matrices inside its blocks.
+    """
+
+    targets: Mapping[str, TargetOutcome]
+    skipped: Mapping[str, str]
+    left_out: Mapping[str, LeftOut]
+    num_parameters: int
+    recipe: Recipe
+
+    @property
+    def cag_threshold(self) -> float | None:
+        """The G_out from which CAG prunes per channel; None for another granularity."""
+        return self.recipe.cag_threshold
+
+    @property
+    def num_weights(self) -> int:
+        """Weights of all pruned targets together."""
+        return sum(target.num_weights for target in self.targets.values())
+
+    @property
+    def num_pruned(self) -> int:
+        """Weights removed from all targets together."""
+        return sum(target.num_pruned for target in self.targets.values())
+
+    @property
+    def sparsity(self) -> float:
+        """The removed share of the targets' weights."""
+        return self.num_pruned / self.num_weights
+
+    @property
+    def model_sparsity(self) -> float:
+        """The removed share of all parameters of the denoiser."""
+        return self.num_pruned / self.num_parameters
+
+
+def outcome_of(
+    selection: Selection, targets: Mapping[str, TargetOutcome], recipe: Recipe
+) -> Outcome:
+    """The outcome of all that was selected."""
+    return Outcome(
+        targets,
+        selection.skipped,
+        selection.left_out,
+        selection.num_parameters,
+        recipe,
+    )
+
+
+def claims(
+    outcome: Outcome,
+    base: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    stats: Statistics | None,
+) -> dict[str, Any]:
+    """The manifest of a denoiser, as plain values.
+
+    Args:
+        base: what identifies the dense model.
+        hashes: the sha256 of every tensor that was written.
+    """
+    tensors = {f"{name}.weight" for name in outcome.targets}
+    return {
+        "recipe": outcome.recipe.to_json(),
+        "cag_threshold": outcome.recipe.cag_threshold,
+        "base": dict(base),
+        "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
+        "totals": {
+            "num_targets": len(outcome.targets),
+            "num_weights": outcome.num_weights,
+            "num_pruned": outcome.num_pruned,
+            "sparsity": outcome.sparsity,
+            "num_parameters": outcome.num_parameters,
+            "model_sparsity": outcome.model_sparsity,
+        },
+        "skipped": dict(outcome.skipped),
+        "left_out": {
+            name: {"num_weights": layer.num_weights, "reason": layer.reason}
+            for name, layer in outcome.left_out.items()
+        },
+        "targets": {
+            name: {k: v for k, v in asdict(target).items() if k != "name"}
+            | {"sha256": hashes[f"{name}.weight"]}
+            for name, target in outcome.targets.items()
+        },
+        "untouched": {name: sha for name, sha in hashes.items() if name not in tensors},
+    }
+
+
+def dense_lines(done: Plan | Outcome) -> Iterator[str]:
+    """What stays dense in the blocks, a line each: skipped targets, then the rest by reason."""
+    for name, reason in done.skipped.items():
+        yield f"stays dense: {name} ({reason})"
+    by_reason: dict[str, list[LeftOut]] = {}
+    for layer in done.left_out.values():
+        by_reason.setdefault(layer.reason, []).append(layer)
+    for reason, group in by_reason.items():
+        num_weights = sum(layer.num_weights for layer in group)
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        yield (
+            f"stays dense: {group[0].name}{more}, {num_weights:,} weights "
+            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}"
+        )

@@ -14,20 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints import manifest
 from ditprune.checkpoints.copy_folder import copy_other_files
-from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, recorded
-from ditprune.checkpoints.weights import as_tensor
+from ditprune.checkpoints.weights import as_tensor, layout_of
 from ditprune.errors import RecipeError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe, build
 from ditprune.method.statistics.collected import Statistics
 from ditprune.progress import Progress, silent
-from ditprune.pruning.job import Job, identity_of, num_bytes, open_jobs
-from ditprune.pruning.outcome import Outcome, TargetOutcome, claims, outcome_of
+from ditprune.pruning.job import (
+    Job,
+    Outcome,
+    TargetOutcome,
+    claims,
+    identity_of,
+    num_bytes,
+    open_jobs,
+    outcome_of,
+)
 from ditprune.pruning.plan import (
     can_score,
     make_plan,
@@ -41,6 +47,7 @@ from ditprune.pruning.update.update import check_needs_calls, gram_limit, update
 from ditprune.reporting import card
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
+from ditprune.writing.files import write_manifest
 from ditprune.writing.staging import Staging, resumable_folder
 
 __all__ = ["check_scorable", "prune_", "prune_checkpoint", "prune_weight_"]
@@ -184,7 +191,7 @@ def _prune_denoiser(
         entry.name: rewriter.written[entry.name]["sha256"] for entry in job.weights.in_order()
     }
     denoiser_outcome = _outcome(job, staging, recipe)
-    manifest.write(folder, claims(denoiser_outcome, job.base, hashes, job.stats))
+    write_manifest(folder, claims(denoiser_outcome, job.base, hashes, job.stats))
     updates_file.unlink(missing_ok=True)
     return denoiser_outcome
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ditprune.checkpoints import fingerprint, manifest, mask_file
+from ditprune.checkpoints import mask_file
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
 from ditprune.checkpoints.copy_folder import (
@@ -18,19 +18,24 @@ from ditprune.checkpoints.copy_folder import (
     copy_identity,
     copy_other_files,
 )
-from ditprune.checkpoints.layout import layout_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
 from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, recorded
-from ditprune.checkpoints.weights import Weights
+from ditprune.checkpoints.skeleton import combined_fingerprint, weight_fingerprints
+from ditprune.checkpoints.weights import Weights, layout_of
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
 from ditprune.progress import Progress, silent
-from ditprune.pruning.job import base_of
-from ditprune.pruning.outcome import Outcome, TargetOutcome, claims
+from ditprune.pruning.job import Outcome, TargetOutcome, base_of, claims
 from ditprune.targets.coverage import LeftOut
-from ditprune.writing.json_file import MALFORMED
-from ditprune.writing.output import MANIFEST, check_file, is_compact
+from ditprune.writing.files import (
+    MALFORMED,
+    MANIFEST,
+    check_file,
+    is_compact,
+    read_manifest,
+    write_manifest,
+)
 from ditprune.writing.staging import Staging, check_early, resumable_folder
 
 _MALFORMED = (DitpruneError, *MALFORMED)
@@ -83,7 +88,7 @@ def extract_masks(
 
 def _records(folder: Path) -> dict[str, Any]:
     """The records of a manifest that a mask file holds. Raises ModelError."""
-    content = manifest.read(folder)
+    content = read_manifest(folder)
     try:
         records = {key: content[key] for key in mask_file.RECORDS}
         records["targets"] = {
@@ -165,11 +170,11 @@ def apply_masks(
             for name, masks in masks_of.items():
                 folder, outcome = model.denoisers[name], outcomes[name]
                 hashes = {e.name: records[name][e.name]["sha256"] for e in weights[name].in_order()}
-                prints = fingerprint.of_weights(weights[name], outcome.targets.values())
-                base = base_of(model, folder, weights[name], fingerprint.combined(prints))
+                prints = weight_fingerprints(weights[name], outcome.targets.values())
+                base = base_of(model, folder, weights[name], combined_fingerprint(prints))
                 origin = {"sha256": digest, "base": mask.denoisers[masks]["base"]}
                 content = {**claims(outcome, base, hashes, None), "mask": origin}
-                manifest.write(staging.part / folder.relative_to(model.root), content)
+                write_manifest(staging.part / folder.relative_to(model.root), content)
     return outcomes
 
 

@@ -11,8 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ditprune.checkpoints import fingerprint
-from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.skeleton import (
+    combined_fingerprint,
+    module_fingerprints,
+    skeleton,
+    weight_fingerprints,
+)
 from ditprune.checkpoints.weights import Weights, dtype_of
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG, heterogeneity
@@ -130,7 +134,7 @@ def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | No
     """The targets of a loaded module under a recipe; every check before work."""
     targets = discover(denoiser, recipe.auxiliary)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    fingerprints = fingerprint.of_module(denoiser, targets.values())
+    fingerprints = module_fingerprints(denoiser, targets.values())
     return _select(denoiser, targets, fingerprints, num_parameters, recipe, stats)
 
 
@@ -154,7 +158,7 @@ def select_in_checkpoint(
                 f"gives {list(expected)}; fetch the model again"
             )
         dtype_of(entry)
-    fingerprints = fingerprint.of_weights(weights, targets.values())
+    fingerprints = weight_fingerprints(weights, targets.values())
     return _select(tree, targets, fingerprints, weights.num_parameters, recipe, stats)
 
 
@@ -192,7 +196,7 @@ def _select(
     for target in chosen.values():
         _check_groups(target, recipe)
     rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)})
-    return Selection(chosen, skipped, rest, fingerprint.combined(fingerprints), num_parameters)
+    return Selection(chosen, skipped, rest, combined_fingerprint(fingerprints), num_parameters)
 
 
 def _check_norm(target: Target, stats: Statistics) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ditprune.checkpoints import manifest
 from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
@@ -17,7 +16,7 @@ from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.recipe import Recipe, from_json
 from ditprune.targets.matrix import matrix_shape
-from ditprune.writing.output import MANIFEST, is_compact
+from ditprune.writing.files import MANIFEST, MANIFEST_FORMAT, is_compact, read_manifest
 
 # What reading a manifest raises when someone has changed its form.
 _MALFORMED = (
@@ -77,7 +76,7 @@ def _tensors(weights: Weights) -> Iterator[tuple[Entry, memoryview | str]]:
 
 def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
     try:
-        claims = manifest.read(folder)
+        claims = read_manifest(folder)
         recipe = from_json(claims["recipe"], "recipe")
         targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
         untouched = dict(claims["untouched"])
@@ -186,8 +185,8 @@ def _dense_config(file: Path, weights: Weights) -> bytes:
 
 
 def _false_totals(claims: Mapping[str, Any], weights: Weights) -> Iterator[str]:
-    if claims["format"] != manifest.FORMAT:
-        yield f"{MANIFEST}: format {claims['format']}, this version reads {manifest.FORMAT}"
+    if claims["format"] != MANIFEST_FORMAT:
+        yield f"{MANIFEST}: format {claims['format']}, this version reads {MANIFEST_FORMAT}"
     totals, targets = claims["totals"], claims["targets"].values()
     num_weights = sum(math.prod(target["shape"]) for target in targets)
     num_pruned = sum(target["num_pruned"] for target in targets)

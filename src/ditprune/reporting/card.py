@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditprune.checkpoints import manifest
 from ditprune.errors import ModelError
 from ditprune.reporting import numbers
 from ditprune.reporting.commands import repeat_commands
-from ditprune.writing.output import CARD_PICTURE, MANIFEST, is_compact, write_beside
+from ditprune.writing.files import CARD_PICTURE, MANIFEST, is_compact, read_manifest, write_beside
 
 CARD, BASE_CARD = "README.md", "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
@@ -83,7 +82,7 @@ def _manifests(folder: Path) -> dict[str, Any]:
     """The manifests by the subfolder of their denoiser; `.` is the folder itself."""
     files = (folder / MANIFEST, *sorted(folder.glob(f"*/{MANIFEST}")))
     return {
-        file.parent.relative_to(folder).as_posix(): manifest.read(file.parent)
+        file.parent.relative_to(folder).as_posix(): read_manifest(file.parent)
         for file in files
         if file.is_file()
     }

@@ -13,7 +13,7 @@ from ditprune.method.distill import REFINEMENTS
 from ditprune.method.granularity import GRANULARITIES
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
-from ditprune.writing.output import MANIFEST
+from ditprune.writing.files import MANIFEST
 
 # The file names that the commands use for what one of them writes and the next one reads.
 STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ditprune.writing.output import write_beside
+from ditprune.writing.files import write_beside
 
 # Okabe and Ito (2008): colours that hold for eyes of every kind.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

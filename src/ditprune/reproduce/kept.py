@@ -21,7 +21,7 @@ from ditprune.evaluation import libraries
 from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.store import Images
 from ditprune.reproduce.rows import Row
-from ditprune.writing.output import check_no_link, ensure_folder, write_beside
+from ditprune.writing.files import check_no_link, ensure_folder, write_beside
 
 FOLDER = ".work"
 _DIGITS = 24

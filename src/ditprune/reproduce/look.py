@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.observe import Collector, observing
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.checkpoints import fingerprint, manifest
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
@@ -25,6 +25,7 @@ from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.plan import read_weights, scores_of
 from ditprune.reproduce.workbench import Run
 from ditprune.targets.discover import Target, discover, select
+from ditprune.writing.files import installed_versions
 
 # Of the histogram of |W|: the powers of ten between which its bins lie, and bins in each.
 LOWEST, HIGHEST, BINS_PER_DECADE = -6, 1, 8
@@ -110,7 +111,7 @@ def _norms(run: Run, denoiser: nn.Module, name: str, calls: list[Any]) -> Statis
             f"{run.model.name}: no calibration call reached its {name}; sample more, or with the "
             "pipeline's own number of steps"
         )
-    return observe_calls(denoiser, own, fingerprint.of_folder(run.model.denoisers[name]))
+    return observe_calls(denoiser, own, folder_fingerprints(run.model.denoisers[name]))
 
 
 def _asked_for(
@@ -196,4 +197,4 @@ def _reduced(scores: Tensor) -> list[list[float]]:
 
 def _protocol(pipeline: Any, sampling: Sampling) -> dict[str, Any]:
     words = sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__)
-    return {**words, "versions": manifest.versions()}
+    return {**words, "versions": installed_versions()}

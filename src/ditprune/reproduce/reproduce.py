@@ -27,7 +27,7 @@ from ditprune.reproduce.seen import conclusions_of_importance, conclusions_of_st
 from ditprune.reproduce.studies import STUDIES, Study
 from ditprune.reproduce.tables import markdown
 from ditprune.reproduce.workbench import Run
-from ditprune.writing.output import ensure_folder, results_folder, write_beside
+from ditprune.writing.files import ensure_folder, results_folder, write_beside
 
 FORMAT = 1
 ALL = "all"

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.checkpoints import fingerprint, statistics_file
+from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -34,7 +35,7 @@ from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.kept import Kept
 from ditprune.reproduce.rows import Row
-from ditprune.writing.output import ensure_folder
+from ditprune.writing.files import ensure_folder
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: S
         name: replace(
             observe_calls(
                 one, [call for call in moved if call.denoiser == name],
-                fingerprint.of_folder(run.model.denoisers[name]), sampling.num_bins,
+                folder_fingerprints(run.model.denoisers[name]), sampling.num_bins,
             ),
             protocol=sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__),
         )

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from ditprune.errors import ModelError, OutputError
-from ditprune.writing.output import write_beside
+from ditprune.writing.files import write_beside
 
 
 class Stored(NamedTuple):

@@ -167,7 +167,7 @@ def test_what_was_computed_is_not_computed_again(
     monkeypatch.setattr(updating, "update_targets", counted)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("ditprune.pruning.loop.manifest.write", interrupt)
+        patch.setattr("ditprune.pruning.loop.write_manifest", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prune_checkpoint(model, out, {"any": tiny_stats}, recipe, source=source)
     assert staging.part_of(out).exists()
@@ -237,10 +237,10 @@ def test_the_manifest_says_how(source, tiny_pipeline, tiny_stats, tmp_path) -> N
     out: Path = tmp_path / "out"
     recipe = build(preset="best", refinement=Distill(num_steps=2, batch_size=4))
     prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, recipe, source=source)
-    from ditprune.checkpoints import manifest
     from ditprune.method.recipe import from_json
+    from ditprune.writing.files import read_manifest
 
-    claims = manifest.read(out / "transformer")
+    claims = read_manifest(out / "transformer")
     assert from_json(claims["recipe"], "recipe") == recipe
     dampings = [target["damping"] for target in claims["targets"].values()]
     assert all(damping > 0 for damping in dampings)

@@ -14,14 +14,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ditprune.checkpoints import manifest
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head, read_head
 from ditprune.checkpoints.compact.packing import unpack_weight
-from ditprune.checkpoints.layout import Layout
-from ditprune.checkpoints.weights import Entry, Weights, entries_of, sha256
+from ditprune.checkpoints.weights import Entry, Layout, Weights, entries_of, sha256
 from ditprune.errors import ModelError
-from ditprune.writing.json_file import MALFORMED, read_json
-from ditprune.writing.output import COMPACT_MANIFEST, is_compact
+from ditprune.writing.files import (
+    COMPACT_MANIFEST,
+    MALFORMED,
+    installed_versions,
+    is_compact,
+    read_json,
+)
 from ditprune.writing.tensors_file import Stored, header
 
 FORMAT = 1
@@ -188,7 +191,7 @@ def write_compact_manifest(
     config = (dense.shards[0].parent / "config.json").read_bytes().decode()
     content = {
         "format": FORMAT,
-        "versions": manifest.versions(),
+        "versions": installed_versions(),
         "config": config,
         "headers": {shard.name: dense.header(shard)[8:].decode() for shard in dense.shards},
         "tensors": {

@@ -24,8 +24,7 @@ from ditprune.denoiser.rows import to_placement
 from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
-from ditprune.pruning.job import Job
-from ditprune.pruning.outcome import TargetOutcome
+from ditprune.pruning.job import Job, TargetOutcome
 from ditprune.pruning.update.update import (
     TargetUpdate,
     check_needs_calls,

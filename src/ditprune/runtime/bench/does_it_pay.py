@@ -16,7 +16,6 @@ import torch
 
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
-from ditprune.checkpoints import manifest
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -35,7 +34,7 @@ from ditprune.runtime.bench.timed_layers import (
     find_timed_layers,
     real_calls,
 )
-from ditprune.writing.output import is_compact
+from ditprune.writing.files import installed_versions, is_compact
 
 _NUM_MODULATION_ROWS = 2  # one image under guidance
 _NO_GPU_KERNEL = (
@@ -118,7 +117,7 @@ def bench_model(
         "num_threads": torch.get_num_threads(),
         "instruction_set": build.instruction_set(),
         "backend": None if backend is None else backend.name,
-        "versions": manifest.versions(),
+        "versions": installed_versions(),
         "is_compact": any(is_compact(layers.folder) for layers in denoisers.values()),
         "size_bytes_on_disk": sum(layers.weights.stored_bytes for layers in denoisers.values()),
         "layers": rows,

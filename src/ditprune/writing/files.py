@@ -1,21 +1,26 @@
-"""Writes beside and renames at the end, so that a killed run leaves no result at all."""
+"""Small files and whole folders: read, refused, or written beside and renamed at the end."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from ditprune.errors import OutputError
+from ditprune.errors import ModelError, OutputError
 
 MANIFEST = "ditprune.json"
 COMPACT_MANIFEST = "ditprune-compact.json"
 CARD_PICTURE = "ditprune.png"
+_PACKAGES = ("ditprune", "torch", "numpy", "safetensors", "diffusers")
 
 
 @contextmanager
@@ -150,3 +155,43 @@ def why(path: Path, error: OSError | SafetensorError) -> str:
         return f"{path}: no space left on the disk; make room or choose another place"
     reason = getattr(error, "strerror", None) or error
     return f"{path}: cannot be written ({reason}); choose another place"
+
+
+# What reading values raises where a file of ours is JSON, but not in the form that we write.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError with the file's name."""
+    if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
+        raise ModelError(f"{file}: is no regular file; expected a JSON object")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{file}: cannot be read as JSON ({error}); expected a JSON object"
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{file}: holds {type(content).__name__}, expected a JSON object")
+    return content
+
+
+MANIFEST_FORMAT = 1
+
+
+def write_manifest(folder: Path, claims: Mapping[str, Any]) -> None:
+    """Write the manifest of a denoiser folder."""
+    content = {"format": MANIFEST_FORMAT, "versions": installed_versions(), **claims}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read it. Raises ModelError where it is missing or no JSON object."""
+    return read_json(folder / MANIFEST)
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions a result depends on."""
+    return {"python": platform.python_version()} | {
+        name: metadata.version(name) for name in _PACKAGES
+    }
