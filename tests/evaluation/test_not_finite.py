@@ -20,8 +20,8 @@ from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load
 from ditprune.reporting.page import render
-from ditprune.reproduce.reproduce import reproduce
 from ditprune.reproduce.rows import Options
+from ditprune.reproduce.run import reproduce_study
 from folders import edit_tensors, shards_of
 
 SMALL = Protocol(6, num_inference_steps=2, guidance_scale=1.5, num_held_out=4)
@@ -103,7 +103,9 @@ def test_a_study_of_a_model_that_is_not_finite(
     options = Options(num_images=3, num_held_out=4, batch_size=2, num_samples=4, steps=(2,),
                       guidance_scales=(1.5,))  # fmt: skip
     first, second = (
-        reproduce("ablation", locate(str(tiny_pipeline)), tmp_path / "e", options, command="again")
+        reproduce_study(
+            "ablation", locate(str(tiny_pipeline)), tmp_path / "e", options, command="again"
+        )
         for _ in range(2)
     )
     assert first == second

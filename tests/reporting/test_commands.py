@@ -25,7 +25,6 @@ RECIPES: list[dict[str, Any]] = [
     {"saliency": "power", "weight_power": 2.0, "activation_power": 1.0},
     {"saliency": "ria"},
     {"saliency": "ria", "activation_power": 1.0},
-    {"saliency": "power", "weight_power": 3.0, "activation_power": 0.5},
     {"pattern": "2:4", "saliency": "wanda"},
     {"pattern": "4:8", "preset": "best"},
     {"include": ("*.attn1.*", "-*.ff.*"), "exclude": ("*.to_q", "two words"), "auxiliary": True},

@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
-from ditprune.reproduce.findings import findings_of, sentences
-from ditprune.reproduce.seen import conclusions_of_importance, conclusions_of_statistics
+from ditprune.reproduce.findings import (
+    conclusions_of_findings,
+    conclusions_of_importance,
+    conclusions_of_statistics,
+    findings_of,
+)
 from ditprune.reproduce.studies import STUDIES
 
 NAMES = ("magnitude", "Wanda", "DiT-Pruning")
@@ -102,7 +106,7 @@ def test_rows_of_other_settings_and_dense_ones_are_not_compared() -> None:
         row("DiT-Pruning", 10, None, fid=(1, 0, 1)),
     ]  # fmt: skip
     assert verdicts("main", rows) == {}
-    assert "nothing can be said" in sentences(STUDIES["main"], [])[0]
+    assert "nothing can be said" in conclusions_of_findings(STUDIES["main"], [])[0]
 
 
 def test_what_should_be_alike_is_where_intervals_overlap() -> None:
@@ -110,9 +114,9 @@ def test_what_should_be_alike_is_where_intervals_overlap() -> None:
             {128: (3, 2, 4), 256: (3.5, 2.5, 4.5), 1024: (9, 8, 10)}.items()]  # fmt: skip
     study = STUDIES["calibration-size"]
     assert list(verdicts(study.name, rows).values()) == ["agrees", "disagrees"]
-    (line,) = sentences(study, findings_of(study, rows, [{}] * 3))
+    (line,) = conclusions_of_findings(study, findings_of(study, rows, [{}] * 3))
     assert line.startswith("By FID 1 of 2 that should be alike lie apart: 1024 samples 9.000, ")
-    (line,) = sentences(study, findings_of(study, rows[:2], [{}] * 2))
+    (line,) = conclusions_of_findings(study, findings_of(study, rows[:2], [{}] * 2))
     assert line == "By FID the intervals overlap in all 1 comparisons, as they should."
 
 
@@ -130,12 +134,12 @@ def test_sentences_count_and_name_the_contradictions() -> None:
         for steps, values in {25: (3, 2, 1), 10: (1, 2, 3)}.items()
         for name, v in zip(NAMES, values, strict=True)
     ]
-    said = sentences(STUDIES["main"], findings_of(STUDIES["main"], rows, [{}] * 6))
+    said = conclusions_of_findings(STUDIES["main"], findings_of(STUDIES["main"], rows, [{}] * 6))
     (line,) = said
     assert line.startswith("By FID the order is the paper's in 2 of 4 comparisons; 2 the other way")
     assert "DiT-Pruning 3.000, magnitude 1.000 at 50 %, 10 steps, guidance 1.5" in line
     agreeing = findings_of(STUDIES["main"], rows[:3], [{}] * 3)
-    assert sentences(STUDIES["main"], agreeing) == [
+    assert conclusions_of_findings(STUDIES["main"], agreeing) == [
         "By FID the order is the paper's in all 2 comparisons."
     ]
 

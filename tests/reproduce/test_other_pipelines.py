@@ -13,8 +13,8 @@ from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.evaluation import drawing
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.reproduce.reproduce import reproduce
 from ditprune.reproduce.rows import Options
+from ditprune.reproduce.run import reproduce_study
 from tiny_pipelines import PIPELINES, SMALL_VIDEO
 
 # A warning of diffusers' DPM-Solver about its own use of numpy.
@@ -47,7 +47,9 @@ def wan(tmp_path_factory) -> Path:
 
 
 def run(study: str, model: Path, out: Path, measures: Measures | None = None, **options: Any):
-    (results,) = reproduce(study, locate(str(model)), out, Options(**options), measures).values()
+    (results,) = reproduce_study(
+        study, locate(str(model)), out, Options(**options), measures
+    ).values()
     return results
 
 
@@ -133,7 +135,7 @@ def never(*_args: Any, **_words: Any) -> Any:
 
 
 def test_what_asks_for_no_layer_is_refused_before_sampling(wan, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ditprune.reproduce.look.sample_calls", never)
+    monkeypatch.setattr("ditprune.reproduce.workbench.sample_calls", never)
     with pytest.raises(TargetError, match=r"--include '\*\.nothing' matches none of"):
         run("importance", wan, tmp_path / "out", **OF_VIDEOS, layers=("*.nothing",))
     assert not (tmp_path / "out").exists()
@@ -151,7 +153,7 @@ def test_videos_are_refused_before_any_work(wan, tmp_path, monkeypatch) -> None:
     match = "wan: WanPipeline draws frames, expected images to compare"
     for study in ("ablation", "all"):
         with pytest.raises(RecipeError, match=match):
-            reproduce(study, model, out, Options(**OF_VIDEOS))
+            reproduce_study(study, model, out, Options(**OF_VIDEOS))
     with pytest.raises(RecipeError, match=match):
         evaluate(model, [("same", model)], out, Protocol())
     assert not out.exists()

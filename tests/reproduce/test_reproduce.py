@@ -20,8 +20,8 @@ from ditprune.evaluation.protocol import Measures
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.reproduce.reproduce import reproduce
 from ditprune.reproduce.rows import Options
+from ditprune.reproduce.run import reproduce_study
 
 SMALL: dict[str, Any] = {
     "num_images": 3, "num_held_out": 4, "batch_size": 2, "num_samples": 4, "steps": (2,),
@@ -47,7 +47,7 @@ class Log:
 
 def run(name: str, model: Path, out: Path, progress: Any = None, **options: Any) -> dict[str, Any]:
     given = Options(**{**SMALL, **options})
-    found = reproduce(
+    found = reproduce_study(
         name, locate(str(model)), out, given, progress=progress or Log(), command="again"
     )
     return found[name]
@@ -201,7 +201,7 @@ def test_every_study_runs(study, options, names, tiny_pipeline, tmp_path) -> Non
 
 def test_statistics_are_those_of_weights_and_inputs(tiny_pipeline, tmp_path) -> None:
     options = Options(num_samples=4, steps=(2,), guidance_scales=(1.5,))
-    (results,) = reproduce(
+    (results,) = reproduce_study(
         "statistics", locate(str(tiny_pipeline)), tmp_path / "out", options
     ).values()
     pipeline = load_pipeline(locate(str(tiny_pipeline)))
@@ -234,7 +234,7 @@ def test_statistics_are_those_of_weights_and_inputs(tiny_pipeline, tmp_path) -> 
 def test_importance_draws_a_layer_of_each_role_or_those_asked_for(tiny_pipeline, tmp_path) -> None:
     options = {"num_samples": 4, "steps": (2,), "guidance_scales": (1.5,)}
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
-    (results,) = reproduce("importance", model, out, Options(**options)).values()
+    (results,) = reproduce_study("importance", model, out, Options(**options)).values()
     middle = "transformer_blocks.1"
     drawn = [f"{middle}.norm1.linear", f"{middle}.attn1.to_q", f"{middle}.ff.net.0.proj"]
     assert results["figures"] == [f"map-{name}.svg" for name in drawn]
@@ -246,7 +246,7 @@ def test_importance_draws_a_layer_of_each_role_or_those_asked_for(tiny_pipeline,
     plan = ditprune.inspect(pipeline.transformer, ditprune.calibrate(pipeline.transformer, calls))
     ours = {row["name"]: (row["g_out"], row["granularity"]) for row in results["rows"]}
     assert ours == {n: (pytest.approx(t.g_out), t.granularity) for n, t in plan.targets.items()}
-    (again,) = reproduce(
+    (again,) = reproduce_study(
         "importance", model, out, Options(**options, layers=("*.0.ff.net.2",))
     ).values()
     assert again["figures"] == ["map-transformer_blocks.0.ff.net.2.svg"]
@@ -258,8 +258,8 @@ def test_importance_draws_a_layer_of_each_role_or_those_asked_for(tiny_pipeline,
 def test_a_look_that_is_there_is_not_repeated(tiny_pipeline, tmp_path) -> None:
     options = Options(num_samples=2, steps=(2,), guidance_scales=(1.5,))
     model, log = locate(str(tiny_pipeline)), Log()
-    first = reproduce("statistics", model, tmp_path / "out", options)
-    second = reproduce("statistics", model, tmp_path / "out", options, progress=log)
+    first = reproduce_study("statistics", model, tmp_path / "out", options)
+    second = reproduce_study("statistics", model, tmp_path / "out", options, progress=log)
     assert log.heard == []
     assert json.dumps(first) == json.dumps(second)
 
@@ -267,11 +267,11 @@ def test_a_look_that_is_there_is_not_repeated(tiny_pipeline, tmp_path) -> None:
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(tiny_pipeline, tmp_path) -> None:
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
     with pytest.raises(RecipeError, match=r"--sparsity 1.5"):
-        reproduce("main", model, out, Options(sparsities=(1.5,)))
+        reproduce_study("main", model, out, Options(sparsities=(1.5,)))
     with pytest.raises(RecipeError, match="bare denoiser"):
-        reproduce("main", locate(str(tiny_pipeline / "transformer")), out, Options())
+        reproduce_study("main", locate(str(tiny_pipeline / "transformer")), out, Options())
     with pytest.raises(RecipeError, match="'statistics' draws no images"):
-        reproduce("statistics", model, out, Options(), Measures(("fid",)))
+        reproduce_study("statistics", model, out, Options(), Measures(("fid",)))
     assert not out.exists()
 
 
@@ -282,7 +282,7 @@ def test_a_compact_model_is_refused_with_the_way_back(tiny_pipeline, tmp_path) -
     few = Options(num_samples=4, steps=(2,), guidance_scales=(1.5,))
     for study, options in {"main": Options(**SMALL), "statistics": few}.items():
         with pytest.raises(ModelError, match=r"are compact; convert it first: .* --to dense"):
-            reproduce(study, locate(str(small)), out, options)
+            reproduce_study(study, locate(str(small)), out, options)
     assert not out.exists()
 
 

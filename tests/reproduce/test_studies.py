@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ditprune.errors import RecipeError
-from ditprune.reproduce.paper import FIGURES, figures_of
-from ditprune.reproduce.reproduce import studies_of
-from ditprune.reproduce.rows import Options, rows_of
-from ditprune.reproduce.studies import STUDIES
+from ditprune.reproduce.rows import Options, rows_of, studies_of
+from ditprune.reproduce.studies import PAPER_FIGURES, STUDIES, paper_of
 
 MEASURED = [study for study in STUDIES.values() if study.methods]
 
@@ -32,15 +30,17 @@ def test_main_has_every_method_at_every_sparsity_and_step() -> None:
 @pytest.mark.parametrize("study", MEASURED, ids=lambda study: study.name)
 def test_every_claim_names_methods_of_its_study(study) -> None:
     names = {method.name for method in study.methods}
-    assert names >= {name for claim in study.claims for name in (claim.one, claim.other)}
+    assert names >= {name for claim in study.claims for name in (claim.first, claim.second)}
     assert study.claims
 
 
-@pytest.mark.parametrize("study", FIGURES)
+@pytest.mark.parametrize("study", PAPER_FIGURES)
 def test_the_papers_lines_bear_the_names_of_ours(study) -> None:
     names = {method.name for method in STUDIES[study].methods} | {"dense"}
-    assert {line.method for one in FIGURES[study] for line in one.lines} <= names
-    assert figures_of(study)["source"].startswith("arXiv 2607.00927v2, Table")
+    assert {
+        line["method"] for figures in PAPER_FIGURES[study] for line in figures["lines"]
+    } <= names
+    assert paper_of(study)["source"].startswith("arXiv 2607.00927v2, Table")
 
 
 def test_the_recipes_are_those_of_the_paper() -> None:

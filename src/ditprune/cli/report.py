@@ -14,19 +14,19 @@ from ditprune.writing.files import check_file, write_beside
 
 
 @click.command()
-@click.argument("place", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE",
     help="[default: DIR/report.html]",
 )  # fmt: skip
-def report(place: Path, out: Path | None) -> None:
+def report(folder: Path, out: Path | None) -> None:
     """Make one self-contained HTML page of the results that `ditprune evaluate -o DIR` wrote.
 
     It reads results.json only, so it can be made again without the models. A page that is there
     is replaced; any other file is not.
     """
-    results = load(place)
-    file = out or (place if place.is_dir() else place.parent) / "report.html"
+    results = load(folder)
+    file = out or (folder if folder.is_dir() else folder.parent) / "report.html"
     check_file(file, overwrite=_is_page(file))
     page = render(results)
     with write_beside(file) as part:

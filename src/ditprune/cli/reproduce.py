@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.evaluate import own_command
@@ -21,9 +22,9 @@ from ditprune.cli.options import (
 )
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
-from ditprune.reproduce.reproduce import TABLE
-from ditprune.reproduce.reproduce import reproduce as remake
-from ditprune.reproduce.rows import BATCH_SIZE, NUM_HELD_OUT, NUM_IMAGES, NUM_SAMPLES, Options
+from ditprune.evaluation.protocol import Protocol
+from ditprune.reproduce.rows import Options
+from ditprune.reproduce.run import TABLE, reproduce_study
 
 Number = TypeVar("Number", int, float)
 
@@ -32,11 +33,18 @@ Number = TypeVar("Number", int, float)
 @click.argument("study", metavar="STUDY")
 @click.argument("model", default="bundled")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--num-images", type=int, help=f"[default: {NUM_IMAGES}] of each model")
-@click.option("--num-held-out", type=int,
-              help=f"[default: {NUM_HELD_OUT}] denoiser calls for the relative error")  # fmt: skip
-@click.option("--batch-size", type=int, help=f"[default: {BATCH_SIZE}] images drawn together")
-@click.option("--num-samples", type=int, help=f"[default: {NUM_SAMPLES}] of the calibration")
+@click.option("--num-images", type=int, help=f"[default: {Protocol.num_images}] of each model")
+@click.option(
+    "--num-held-out",
+    type=int,
+    help=f"[default: {Protocol.num_held_out}] denoiser calls for the relative error",
+)
+@click.option(
+    "--batch-size", type=int, help=f"[default: {Protocol.batch_size}] images drawn together"
+)
+@click.option(
+    "--num-samples", type=int, help=f"[default: {Sampling.num_samples}] of the calibration"
+)
 @click.option("--sparsities", metavar="S,…", help="[default: the study's] as in 0.4,0.5")
 @click.option("--steps", metavar="N,…",
               help="[default: the study's; another model: its pipeline's] as in 50,25")  # fmt: skip
@@ -62,7 +70,7 @@ def reproduce(
     max_memory: str | None, sparsities: str | None, steps: str | None,
     guidance_scales: str | None, sizes: str | None, layers: tuple[str, ...], **plain: Any,
 ) -> None:  # fmt: skip
-    """Remake a STUDY of the paper on MODEL: the bundled one, or any pipeline.
+    """Repeat a STUDY of the paper with MODEL: the bundled one, or any pipeline.
 
     STUDY is main, ablation, nm, exponents, calibration-size, timesteps, guidance, statistics,
     importance, or all. Each writes results.json, table.md and figures to DIR/STUDY. A run that is
@@ -78,11 +86,11 @@ def reproduce(
     )  # fmt: skip
     measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
                              clip=clip)  # fmt: skip
-    place = Placement.of(device, dtype, max_memory)
+    where = Placement.of(device, dtype, max_memory)
     try:
         with console.progress() as progress:
-            found = remake(
-                study, locate(model), out, options, measures, progress, place, own_command()
+            found = reproduce_study(
+                study, locate(model), out, options, measures, progress, where, own_command()
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None

@@ -11,8 +11,10 @@ from typing import Any
 from ditprune.method.allocation import ALLOCATIONS
 from ditprune.method.distill import REFINEMENTS
 from ditprune.method.granularity import GRANULARITIES
+from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
+from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS
 from ditprune.writing.files import MANIFEST
 
 # The file names that the commands use for what one of them writes and the next one reads.
@@ -29,20 +31,11 @@ _CHOICES: dict[str, Any] = {
     "reconstruction": RECONSTRUCTIONS,
     "refinement": REFINEMENTS,
     "allocation": ALLOCATIONS,
+    "timestep_weighting": TIMESTEP_WEIGHTINGS,
 }
-_WORDS = {
-    *_CHOICES,
-    *[
-        "weight_power",
-        "activation_power",
-        "cag_threshold",
-        "sparsity",
-        "pattern",
-        "include",
-        "exclude",
-    ],
-    *["auxiliary", "reconstruction_constants", "refinement_constants", "mask", "packages"],
-    "timestep_weighting",
+_CONSTANTS = ("weight_power", "activation_power", "cag_threshold")
+_WORDS = {*Recipe.__dataclass_fields__, *_CONSTANTS, "pattern"} | {
+    f"{word}_constants" for word in ("reconstruction", "refinement")
 }
 # The options of `calibrate` as they stand in a manifest: their types and their defaults.
 CALIBRATE_OPTIONS: dict[str, tuple[Any, Any]] = {
@@ -80,7 +73,8 @@ def repeat_commands(
     """
     if claims.get("mask"):
         return None, shlex.join(["ditprune", "mask", "apply", dense, MASK, "-o", out])
-    recipe, stats = claims.get("recipe"), claims.get("statistics")
+    recipe: Any = claims.get("recipe")
+    stats = claims.get("statistics")
     if not _is_known(recipe):
         return None, None
     calls = ["--calibration-set", CALLS] if _needs_calls(recipe) else []
@@ -125,6 +119,8 @@ def _texts(name: str, value: Any) -> list[str]:
 def _is_known(recipe: Any) -> bool:
     """Whether the command line knows every word and every choice of a recipe."""
     if not isinstance(recipe, Mapping) or not {"saliency"} <= recipe.keys() <= _WORDS:
+        return False
+    if not isinstance(recipe.get("cag_threshold", 0.0), (int, float)):
         return False
     choices = {word: recipe[word] for word in _CHOICES if word in recipe}
     if isinstance(recipe.get("pattern"), str) and choices.get("granularity") is None:

@@ -11,91 +11,9 @@ from typing import Any
 from ditprune.errors import ResultsError
 
 FILE = "results.json"
-FORMAT = 2
 DENSE = "dense"
 
-_Schema = dict[str, Any]
-_NUMBER: _Schema = {"type": "number"}
-_TEXT: _Schema = {"type": "string"}
-_OBJECT: _Schema = {"type": "object"}
-_MAYBE_NUMBER: _Schema = {"type": ["number", "null"]}
-_MAYBE_TEXT: _Schema = {"type": ["string", "null"]}
-_IMAGE: _Schema = {
-    **_TEXT,
-    "pattern": r"\Adata:image/(?:png|webp|jpeg);base64,[A-Za-z0-9+/]+={0,2}\Z",
-}
-
-
-def _list(items: _Schema) -> _Schema:
-    return {"type": "array", "items": items}
-
-
-def _each(values: _Schema) -> _Schema:
-    """An object with any keys."""
-    return {"type": "object", "additionalProperties": values}
-
-
-def _keys(optional: Mapping[str, _Schema] | None = None, /, **required: _Schema) -> _Schema:
-    """An object with these keys; more keys do no harm."""
-    properties = {**required, **(optional or {})}
-    return {"type": "object", "properties": properties, "required": list(required)}
-
-
-def _or_null(schema: _Schema) -> _Schema:
-    return {**schema, "type": [schema["type"], "null"]}
-
-
-_METRIC = _keys(
-    title=_TEXT, better={"enum": ["lower", "higher", "none"]}, unit=_TEXT, digits=_NUMBER,
-    against={"enum": ["dense", "real", "condition", "none"]}, unavailable=_MAYBE_TEXT,
-    note=_MAYBE_TEXT,
-)  # fmt: skip
-_ACCOUNTING = _keys(
-    num_parameters=_MAYBE_NUMBER, num_nonzero=_MAYBE_NUMBER, size_bytes=_MAYBE_NUMBER,
-    macs_per_step=_MAYBE_NUMBER, macs_per_step_effective=_MAYBE_NUMBER,
-    macs_per_image=_MAYBE_NUMBER, macs_per_image_effective=_MAYBE_NUMBER,
-    seconds_per_image=_MAYBE_NUMBER,
-)  # fmt: skip
-_TARGET = _keys(
-    name=_TEXT, role=_TEXT, depth=_NUMBER, shape=_list(_NUMBER), sparsity=_NUMBER,
-    g_out=_MAYBE_NUMBER, granularity=_MAYBE_TEXT,
-)  # fmt: skip
-_MODEL = _keys(
-    {"calibrate_command": _MAYBE_TEXT, "num_spoiled": _NUMBER},
-    name=_TEXT,
-    sparsity_asked={},
-    sparsity=_NUMBER,
-    recipe=_or_null(_OBJECT),
-    command=_MAYBE_TEXT,
-    metrics=_each(_or_null(_keys(value=_NUMBER, low=_MAYBE_NUMBER, high=_MAYBE_NUMBER))),
-    warnings=_list(_TEXT),
-    error_by_timestep=_list(
-        _keys(timestep=_MAYBE_NUMBER, place=_NUMBER, error=_MAYBE_NUMBER, num_rows=_NUMBER)
-    ),
-    accounting=_ACCOUNTING,
-    targets=_list(_TARGET),
-)
-_SAMPLE = _keys(
-    index=_NUMBER, condition={}, seed={}, images=_each(_IMAGE), ssim=_each(_MAYBE_NUMBER)
-)
-_TIMES: dict[str, _Schema] = {
-    "dense_fp32_ms": _MAYBE_NUMBER, "dense_bf16_ms": _MAYBE_NUMBER, "sparse_fp32_ms": _MAYBE_NUMBER,
-    "sparse_bf16_ms": _MAYBE_NUMBER, "pays": {},
-}  # fmt: skip
-_TIMED_LAYER = _keys(
-    layer=_TEXT, num_layers=_NUMBER, shape=_list(_NUMBER), num_tokens=_NUMBER, sparsity=_NUMBER,
-    **_TIMES,
-)  # fmt: skip
-_BENCH = _keys(
-    model=_TEXT, device=_TEXT, num_threads=_NUMBER, instruction_set=_TEXT,
-    layers=_list(_TIMED_LAYER), layers_together=_keys(**_TIMES),
-    steps=_each(_keys({"reason": _TEXT, **_TIMES})), notes=_list(_TEXT),
-)  # fmt: skip
-SCHEMA = _keys(
-    {"bench": _or_null(_BENCH)},
-    format={"const": FORMAT}, command=_TEXT, protocol=_OBJECT, metrics=_each(_METRIC),
-    models=_list(_MODEL), gallery=_list(_SAMPLE),
-)  # fmt: skip
+SCHEMA = Path(__file__).parent / "results.schema.json"
 _TYPES = {"number": "a number", "string": "text", "array": "a list", "object": "an object"}
 
 
@@ -140,8 +58,9 @@ def _schema_error(content: Any) -> tuple[str, Any, str] | None:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     types = Draft202012Validator.TYPE_CHECKER.redefine("number", lambda _, value: _is_number(value))
-    validator = extend(Draft202012Validator, type_checker=types)(SCHEMA)
+    validator = extend(Draft202012Validator, type_checker=types)(schema)
     error = next(validator.iter_errors(content), None)
     if error is None:
         return None
@@ -150,12 +69,12 @@ def _schema_error(content: Any) -> tuple[str, Any, str] | None:
         missing = next(key for key in error.validator_value if key not in error.instance)
         return f"{where}.{missing}".lstrip("."), None, "to be there"
     value = error.validator_value
-    expected = {
-        "type": lambda: _TYPES[value if isinstance(value, str) else value[0]],
-        "enum": lambda: " or ".join(value),
-        "const": lambda: str(value),
-        "pattern": lambda: "a data:image/…;base64 of PNG, WebP or JPEG",
-    }[error.validator]()
+    if error.validator == "type":
+        expected = _TYPES[value if isinstance(value, str) else value[0]]
+    elif error.validator == "enum":
+        expected = " or ".join(value)
+    else:
+        expected = error.schema.get("description", f"{value}")
     return where or "the file", error.instance, expected
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file from results.json: no network, no models, any browser."""
+"""How does one HTML file show results.json, without network, models or a certain browser?"""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _SMALL_PX = 64
 def render(results: Mapping[str, Any]) -> str:
     """The page of checked results, at most `MOST_BYTES` long.
 
-    Where the gallery would make it longer, its least bad samples are left out and the page says
-    so. Raises ResultsError where the rest alone is longer.
+    If the gallery would make it longer, its least bad samples are left out and the page says so.
+    Raises ResultsError if the page is too long without any sample.
     """
     context = _context(results)
     bare = len(_filled(context, []).encode())
@@ -72,7 +72,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows but the gallery."""
     models, metrics = results["models"], results["metrics"]
     dense, pruned = models[0], models[1:]
-    verdicts = {one["name"]: judge(one, dense, metrics) for one in pruned}
+    verdicts = {model["name"]: judge(model, dense, metrics) for model in pruned}
     shown = {key: metric for key, metric in metrics.items() if not metric["unavailable"]}
     return {
         "results": results,
@@ -83,18 +83,18 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "verdicts": verdicts,
         "headline": headline(verdicts),
         "num_images": num_images_of(results["protocol"]),
-        "warnings": [(one["name"], text) for one in models for text in one["warnings"]],
+        "warnings": [(model["name"], text) for model in models for text in model["warnings"]],
         "plots": {key: plots.quality(key, shown[key], models) for key in _drawn(shown, pruned)},
         "timesteps_plot": plots.timesteps(models),
-        "has_timesteps": any(one["error_by_timestep"] for one in pruned),
+        "has_timesteps": any(model["error_by_timestep"] for model in pruned),
         "layers": [
             (
-                one["name"],
-                sparsity_tables(one["targets"]),
-                heterogeneity_tables(one["targets"]),
+                model["name"],
+                sparsity_tables(model["targets"]),
+                heterogeneity_tables(model["targets"]),
             )
-            for one in pruned
-            if one["targets"]
+            for model in pruned
+            if model["targets"]
         ],
         "protocol": _protocol_rows(results["protocol"]),
         "is_small": _is_small(results["protocol"]),
@@ -106,7 +106,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _drawn(metrics: Mapping[str, Any], pruned: Sequence[Mapping[str, Any]]) -> list[str]:
     """The metrics that some pruned model has a value of."""
-    return [key for key in metrics if any(one["metrics"].get(key) for one in pruned)]
+    return [key for key in metrics if any(model["metrics"].get(key) for model in pruned)]
 
 
 def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
-"""Plots as inline SVG whose colours are the page's: axes with units, marks by colour and shape.
+"""How does the page plot its numbers? As inline SVG in the colours of the page.
 
-No text of the results but the titles of metrics enters a plot; models are told apart by a legend
-beside it.
+The only text from the results in a plot is the title of its metric; a legend beside the plot names
+the models.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, A
             if dense["low"] is not None and dense["high"] is not None:
                 axes.axhspan(dense["low"], dense["high"], color=_FAINT, alpha=0.35, linewidth=0)
         for number, model in enumerate(models[1:]):
-            one = model["metrics"].get(key)
-            if one is not None:
+            measured = model["metrics"].get(key)
+            if measured is not None:
                 axes.errorbar(
-                    100 * model["sparsity"], one["value"], yerr=_beside(one), capsize=3,
+                    100 * model["sparsity"], measured["value"], yerr=_beside(measured), capsize=3,
                     **_marks(number),
                 )  # fmt: skip
         axes.set_xlim(-3, 103)
@@ -91,10 +91,10 @@ def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, A
 def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
     """The relative error of what the pruned models predict, along the way from noise to image.
 
-    Where an error is no number the line has a gap; nothing where none is.
+    The line has a gap where an error is no number; the plot is empty text if there is no error.
     """
-    found = [point["error"] for model in models for point in model["error_by_timestep"]]
-    errors = [error for error in found if error is not None]
+    points = [point for model in models for point in model["error_by_timestep"]]
+    errors = [point["error"] for point in points if point["error"] is not None]
     if not errors:
         return ""
 
@@ -120,11 +120,14 @@ def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
     return _svg("timesteps", draw)
 
 
-def _beside(one: Mapping[str, Any]) -> list[list[float]] | None:
+def _beside(measured: Mapping[str, Any]) -> list[list[float]] | None:
     """How far the interval reaches below and above the value, as errorbar takes it."""
-    if one["low"] is None or one["high"] is None:
+    if measured["low"] is None or measured["high"] is None:
         return None
-    return [[max(0.0, one["value"] - one["low"])], [max(0.0, one["high"] - one["value"])]]
+    return [
+        [max(0.0, measured["value"] - measured["low"])],
+        [max(0.0, measured["high"] - measured["value"])],
+    ]
 
 
 def _marks(number: int) -> dict[str, Any]:
@@ -155,7 +158,7 @@ def _inline(document: str) -> str:
     element = document[document.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
     named = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', element))
-    element = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in named else "", element)
+    element = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in named else "", element)
     for colour, variable in _VARIABLES.items():
         element = element.replace(colour, variable)
     for _ in ("width", "height"):
@@ -164,5 +167,5 @@ def _inline(document: str) -> str:
 
 
 def mark(number: int) -> str:
-    """The shape of a model's marks, as a character; by its place among the pruned models."""
+    """The shape of a model's marks, as a character; by its index among the pruned models."""
     return MARKS[number % len(MARKS)][1]

@@ -6,7 +6,8 @@ each role and a column for each depth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,8 @@ class Shot:
     """One pruned model's image of a sample.
 
     Args:
-        model: the model's place among the pruned ones.
-        rank: the sample's place when the model's samples are sorted from the worst.
+        model: the model's index among the pruned ones.
+        rank: the sample's index if the model's samples are sorted from the worst.
     """
 
     model: int
@@ -33,7 +34,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt or label with one seed, drawn by all."""
+    """One prompt or label with one seed, drawn by all models."""
 
     index: int
     condition: str
@@ -47,51 +48,46 @@ def samples_of(
 ) -> list[Sample]:
     """The samples whose images fit, in the order of the first pruned model, the worst first.
 
-    Those that do not fit are the last of results.json, where the worst of all stand first.
+    In results.json the worst samples of all models stand first, so the last ones are left out.
     """
-    kept = _that_fit(gallery, names, most_bytes)
-    ranks = [_ranks(kept, name) for name in names]
-    samples = [
-        Sample(
-            int(one["index"]), str(one["condition"]), str(one["seed"]), one["images"][DENSE],
-            tuple(
-                Shot(model, name, one["images"][name], _ssim(one, name), ranks[model][number])
-                for model, name in enumerate(names)
-                if name in one["images"]
-            ),
+    fitting = _that_fit(gallery, names, most_bytes)
+    ranks = [_ranks(fitting, name) for name in names]
+    samples = []
+    for number, sample in enumerate(fitting):
+        shots = tuple(
+            Shot(index, name, sample["images"][name], _ssim_text(sample, name), rank[number])
+            for index, (name, rank) in enumerate(zip(names, ranks, strict=True))
+            if name in sample["images"]
         )
-        for number, one in enumerate(kept)
-    ]  # fmt: skip
+        index, dense = int(sample["index"]), sample["images"][DENSE]
+        samples.append(Sample(index, str(sample["condition"]), str(sample["seed"]), dense, shots))
     return sorted(samples, key=lambda sample: sample.shots[0].rank)
 
 
 def _that_fit(
     gallery: Sequence[Mapping[str, Any]], names: Sequence[str], most_bytes: int
 ) -> list[Mapping[str, Any]]:
-    kept, size_bytes = [], 0
-    for one in gallery:
-        shown = [name for name in (DENSE, *names) if name in one["images"]]
-        size_bytes += sum(len(one["images"][name]) for name in shown)
+    fitting, size_bytes = [], 0
+    for sample in gallery:
+        shown = [name for name in (DENSE, *names) if name in sample["images"]]
+        size_bytes += sum(len(sample["images"][name]) for name in shown)
         if size_bytes > most_bytes:
             break
         if len(shown) > 1:
-            kept.append(one)
-    return kept
+            fitting.append(sample)
+    return fitting
 
 
 def _ranks(gallery: Sequence[Mapping[str, Any]], name: str) -> list[int]:
-    """Of each sample; those without a number for this model come last."""
-
-    def badness(number: int) -> float:
-        ssim = gallery[number]["ssim"].get(name)
-        return float("inf") if ssim is None else ssim
-
-    order = sorted(range(len(gallery)), key=badness)
+    """The rank of each sample; those without a number for this model come last."""
+    numbers = [sample["ssim"].get(name) for sample in gallery]
+    badness = [math.inf if ssim is None else ssim for ssim in numbers]
+    order = sorted(range(len(gallery)), key=badness.__getitem__)
     return [order.index(number) for number in range(len(gallery))]
 
 
-def _ssim(one: Mapping[str, Any], name: str) -> str:
-    ssim = one["ssim"].get(name)
+def _ssim_text(sample: Mapping[str, Any], name: str) -> str:
+    ssim = sample["ssim"].get(name)
     return "" if ssim is None else f"{ssim:.3f}"
 
 
@@ -100,8 +96,8 @@ class Cell:
     """One layer.
 
     Args:
-        share: of the shade that it gets, 0–1; None for none.
-        group: who competed in it, in a letter or as N:M; `group_name` in full.
+        share: how strong its shade is, 0 to 1; None for no shade.
+        group: which weights competed, as a letter or as N:M; `group_name` is the full word.
     """
 
     text: str
@@ -114,7 +110,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells by role and depth of one list of blocks; None where a block has no such layer."""
+    """Cells by role and depth of one list of blocks; None if a block has no such layer."""
 
     blocks: str
     depths: tuple[int, ...]
@@ -132,9 +128,9 @@ def sparsity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def heterogeneity_tables(targets: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """G_out of every layer, shaded from the least to the most of this model, with who competed.
+    """G_out of every layer, shaded from this model's least to its most, and which weights competed.
 
-    No table where neither is known of any layer.
+    There is no table if neither is known for any layer.
     """
     if all(target["g_out"] is None and target["granularity"] is None for target in targets):
         return []
@@ -155,19 +151,16 @@ def _shape(target: Mapping[str, Any]) -> str:
     return "×".join(f"{int(number)}" for number in target["shape"])
 
 
-def _tables(targets: Sequence[Mapping[str, Any]], cell: Any) -> list[Table]:
-    lists: dict[str, list[Mapping[str, Any]]] = {}
-    for target in targets:
-        lists.setdefault(_blocks_of(target), []).append(target)
-    return [_table(blocks, own, cell) for blocks, own in lists.items()]
-
-
-def _table(blocks: str, targets: Sequence[Mapping[str, Any]], cell: Any) -> Table:
-    depths = sorted({int(target["depth"]) for target in targets})
-    roles = dict.fromkeys(target["role"] for target in targets)
-    cells = {(target["role"], int(target["depth"])): cell(target) for target in targets}
-    rows = ((role, tuple(cells.get((role, depth)) for depth in depths)) for role in roles)
-    return Table(blocks, tuple(depths), tuple(rows))
+def _tables(targets: Sequence[Mapping[str, Any]], cell: Callable[..., Cell]) -> list[Table]:
+    tables = []
+    for blocks in dict.fromkeys(map(_blocks_of, targets)):
+        group = [target for target in targets if _blocks_of(target) == blocks]
+        depths = sorted({int(target["depth"]) for target in group})
+        roles = dict.fromkeys(target["role"] for target in group)
+        cells = {(target["role"], int(target["depth"])): cell(target) for target in group}
+        rows = ((role, tuple(cells.get((role, depth)) for depth in depths)) for role in roles)
+        tables.append(Table(blocks, tuple(depths), tuple(rows)))
+    return tables
 
 
 def _blocks_of(target: Mapping[str, Any]) -> str:

@@ -1,15 +1,15 @@
-"""What the numbers say of a pruned model, in one line, by rule.
+"""What do the numbers say about a pruned model? One line, by rule.
 
-Quality is what a metric says against real images, against what was asked for, or of the images
-alone. A model is worse where the two 95 % intervals, its own and the dense model's, lie apart in
-the bad direction. That is stricter than a test of the difference, so "indistinguishable" is of
-this sample and no proof that there is no difference.
+Quality is measured by the metrics against real images, against the condition, or on the images
+alone. A model is worse if its 95 % interval and the dense model's lie apart in the bad direction.
+This is stricter than a test of the difference, so "indistinguishable" holds for this sample and
+proves no equality.
 
-Likeness is what same-seed images have in common. Below `VISIBLE_SSIM`, or above `VISIBLE_LPIPS`,
-with the interval and not the value alone, the difference is called visible. Both are conventions.
+Likeness is measured by the metrics on same-seed images. The difference is called visible if the
+whole interval lies below `VISIBLE_SSIM` or above `VISIBLE_LPIPS`. Both limits are conventions.
 
-Images with NaN or Inf come first: where dense has some nothing is judged, and a model that has
-some where dense has none is visibly worse, whatever its numbers say.
+Images with NaN or Inf come first: if dense has some, nothing is judged; a model that has some
+while dense has none is visibly worse, whatever its numbers say.
 """
 
 from __future__ import annotations
@@ -57,24 +57,22 @@ def judge(
 
 
 def headline(verdicts: Mapping[str, Verdict]) -> list[tuple[str, list[str]]]:
-    """The verdicts on all pruned models by level, best first, as (level, names)."""
-    found = [
-        (level, [name for name, one in verdicts.items() if one.level == level]) for level in LEVELS
-    ]
-    return [(level, names) for level, names in found if names]
+    """The names of the pruned models by level, best first, as (level, names)."""
+    names = {level: [n for n, v in verdicts.items() if v.level == level] for level in LEVELS}
+    return [(level, alike) for level, alike in names.items() if alike]
 
 
 def num_images_of(protocol: Mapping[str, Any]) -> int:
-    """How many images the numbers are from; 0 where the protocol does not say."""
+    """How many images the numbers are from; 0 if the protocol does not say."""
     number = protocol.get("num_images")
     return number if isinstance(number, int) and not isinstance(number, bool) else 0
 
 
 def _of_spoiled(model: Mapping[str, Any], dense: Mapping[str, Any]) -> Verdict | None:
     looked_at = ((dense, "the dense model's", _UNJUDGED), (model, "its own", _VISIBLY_WORSE))
-    for one, whose, level in looked_at:
+    for row, whose, level in looked_at:
         # Absent in results written before it was counted.
-        if number := one.get("num_spoiled"):
+        if number := row.get("num_spoiled"):
             return Verdict(level, (f"{number:,} of {whose} images are not finite (NaN or Inf)",))
     return None
 
@@ -88,19 +86,23 @@ def _of_numbers(
     for key, metric in metrics.items():
         if metric["against"] == DENSE or metric["better"] == "none":
             continue
-        own, other = (_bounds(one["metrics"].get(key)) for one in (model, dense))
-        if own is None or other is None:
+        mine, theirs = (row["metrics"].get(key) for row in (model, dense))
+        if not _has_interval(mine) or not _has_interval(theirs):
             continue
-        above, below = own[0] > other[1], own[1] < other[0]
+        above, below = mine["low"] > theirs["high"], mine["high"] < theirs["low"]
         is_worse = above if metric["better"] == "lower" else below
-        found = worse if is_worse else better if above or below else level
-        found.append(_compared(key, metric, model, dense))
+        said = worse if is_worse else better if above or below else level
+        said.append(f"{metric['title']} {point(mine, metric)} against {point(theirs, metric)}")
     likeness, is_different = _likeness(model, metrics)
     reasons = [*worse, *(f"{text} (better than dense, no gain to count on)" for text in better)]
     if not worse and level:
         reasons.append(f"intervals overlap for {', '.join(level)}")
     quality = worse or better or level
     return Verdict(_level(bool(worse), bool(quality), is_different), (*reasons, *likeness))
+
+
+def _has_interval(measured: Any) -> bool:
+    return measured is not None and measured["low"] is not None and measured["high"] is not None
 
 
 def _level(is_worse: bool, is_compared: bool, is_different: bool | None) -> str:
@@ -113,32 +115,18 @@ def _level(is_worse: bool, is_compared: bool, is_different: bool | None) -> str:
     return _DIFFERENT if is_different else _CLOSE
 
 
-def _bounds(one: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """The interval, or None."""
-    if one is None or one["low"] is None or one["high"] is None:
-        return None
-    return float(one["low"]), float(one["high"])
-
-
 def _likeness(
     model: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> tuple[Sequence[str], bool | None]:
-    """SSIM and LPIPS in words, and whether they call the difference visible; None unknown."""
+    """SSIM and LPIPS in words, and whether the difference is visible; None if neither is known."""
     said, is_different = [], None
     for key, limit in (("ssim", VISIBLE_SSIM), ("lpips", VISIBLE_LPIPS)):
-        one = model["metrics"].get(key)
-        if key not in metrics or one is None:
+        measured = model["metrics"].get(key)
+        if key not in metrics or measured is None:
             continue
-        said.append(f"same-seed {metrics[key]['title']} {with_interval(one, metrics[key])}")
-        bound = one["high" if key == "ssim" else "low"]
-        bound = one["value"] if bound is None else bound
+        said.append(f"same-seed {metrics[key]['title']} {with_interval(measured, metrics[key])}")
+        bound = measured["high" if key == "ssim" else "low"]
+        bound = measured["value"] if bound is None else bound
         beyond = bound < limit if key == "ssim" else bound > limit
         is_different = bool(is_different) or beyond
     return said, is_different
-
-
-def _compared(
-    key: str, metric: Mapping[str, Any], model: Mapping[str, Any], dense: Mapping[str, Any]
-) -> str:
-    own, other = model["metrics"][key], dense["metrics"][key]
-    return f"{metric['title']} {point(own, metric)} against {point(other, metric)}"

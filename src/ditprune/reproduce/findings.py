@@ -1,17 +1,16 @@
-"""Where our order agrees with the paper's and where it does not: by rule, from the numbers.
+"""Where does our order agree with the paper's? Told by rule, from the numbers.
 
-Two rows of one setting are compared by each metric: item by item where the metric is a mean over
-the same items, else by whether the 95 % intervals overlap (as `evaluation.cautions` does). What
-should be alike agrees where intervals overlap: item by item a difference can be sure and yet too
-small to matter. Images with NaN or Inf tell nothing: where a row or its dense model has some, only
-the relative error, which is not of images, is compared.
+Two rows of one setting are compared by each metric: item by item if the metric is a mean over the
+same items, else by whether the 95 % intervals overlap, as in `evaluation.cautions`. Rows that
+should be alike agree if their intervals overlap: item by item a difference can be sure and yet too
+small to matter. Images with NaN or Inf tell nothing: if a row or its dense model has some, only
+the relative error is compared, because it is not measured on images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import dataclass
 from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
@@ -20,6 +19,8 @@ from ditprune.evaluation.metrics.interval import Estimate, overlap
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"
+# A peak "near 1e-1" lies nearer to it than to 1e-2 on a logarithmic scale.
+_NEAR = (10**-1.5, 10**-0.5)
 
 
 @dataclass(frozen=True)
@@ -47,68 +48,64 @@ def findings_of(
         rows: as in results.json.
         values: of each row, the numbers of its items by metric.
     """
-    found: list[Finding] = []
-    for setting, group in _by_setting(rows, values):
-        for claim in study.claims:
-            if claim.one in group and claim.other in group:
-                found += _compare(claim, setting, group[claim.one], group[claim.other])
-    return found
+    return [
+        finding
+        for setting, group in _by_setting(rows, values)
+        for claim in study.claims
+        if claim.first in group and claim.second in group
+        for finding in _compare(claim, setting, group[claim.first], group[claim.second])
+    ]
 
 
-def sentences(study: Study, findings: Sequence[Finding]) -> list[str]:
-    """What the findings come to: a sentence for each metric, and one for each contradiction."""
-    said = []
-    for key in CATALOGUE:
-        own = [one for one in findings if one.metric == key]
-        if own:
-            said.append(_sentence(key, own, all(claim.alike for claim in study.claims)))
+def conclusions_of_findings(study: Study, findings: Sequence[Finding]) -> list[str]:
+    """The findings in words: a sentence for each metric, which names the contradictions."""
+    if not study.claims:
+        return ["The paper makes no claim of order here."]
     if not findings:
-        said.append(
+        return [
             "No two rows here have numbers that the paper compares; nothing can be said of its "
             "order."
-            if study.claims
-            else "The paper makes no claim of order here."
+        ]
+    are_alike = all(claim.alike for claim in study.claims)
+    by_metric = {key: [f for f in findings if f.metric == key] for key in CATALOGUE}
+    return [_sentence(key, group, are_alike) for key, group in by_metric.items() if group]
+
+
+def _sentence(key: str, findings: Sequence[Finding], are_alike: bool) -> str:
+    total, title = len(findings), CATALOGUE[key].title
+    agreeing, unsure, against = (
+        [finding.text for finding in findings if finding.verdict == verdict]
+        for verdict in (AGREES, UNSURE, DISAGREES)
+    )
+    if are_alike and against:
+        return (
+            f"By {title} {len(against)} of {total} that should be alike lie apart: "
+            f"{'; '.join(against)}."
         )
-    return said
-
-
-def _sentence(key: str, own: Sequence[Finding], are_alike: bool) -> str:
-    counts = {v: sum(one.verdict == v for one in own) for v in (AGREES, UNSURE, DISAGREES)}
-    total, title = len(own), CATALOGUE[key].title
     if are_alike:
-        return _sentence_of_alike(title, own, counts[DISAGREES])
-    if counts[AGREES] == total:
+        return f"By {title} the intervals overlap in all {total} comparisons, as they should."
+    if len(agreeing) == total:
         return f"By {title} the order is the paper's in all {total} comparisons."
-    said = f"By {title} the order is the paper's in {counts[AGREES]} of {total} comparisons"
-    if counts[UNSURE]:
-        said += f"; {counts[UNSURE]} cannot be told from these samples"
-    if counts[DISAGREES]:
-        said += f"; {counts[DISAGREES]} the other way round: {_against(own)}"
+    said = f"By {title} the order is the paper's in {len(agreeing)} of {total} comparisons"
+    if unsure:
+        said += f"; {len(unsure)} cannot be told from these samples"
+    if against:
+        said += f"; {len(against)} the other way round: {'; '.join(against)}"
     return said + "."
-
-
-def _sentence_of_alike(title: str, own: Sequence[Finding], num_apart: int) -> str:
-    if not num_apart:
-        return f"By {title} the intervals overlap in all {len(own)} comparisons, as they should."
-    return f"By {title} {num_apart} of {len(own)} that should be alike lie apart: {_against(own)}."
-
-
-def _against(own: Sequence[Finding]) -> str:
-    return "; ".join(one.text for one in own if one.verdict == DISAGREES)
 
 
 def _by_setting(
     rows: Sequence[Mapping[str, Any]], values: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, dict[str, Found]]]:
-    """The rows of each setting, by method."""
-
-    def setting(pair: tuple[Mapping[str, Any], Any]) -> str:
-        return setting_text(pair[0])
-
+    """The pruned rows of each setting, by method."""
     spoiled = {_drawn(row) for row in rows if row["recipe"] is None and row["num_spoiled"]}
-    pruned = [pair for pair in zip(rows, values, strict=True) if pair[0]["recipe"] is not None]
-    for text, group in groupby(sorted(pruned, key=setting), setting):
-        yield text, {row["name"]: _found(row, own, _drawn(row) in spoiled) for row, own in group}
+    groups: dict[str, dict[str, Found]] = {}
+    for row, items in zip(rows, values, strict=True):
+        if row["recipe"] is not None:
+            are_images_whole = not row["num_spoiled"] and _drawn(row) not in spoiled
+            group = groups.setdefault(setting_text(row), {})
+            group[row["name"]] = _numbers_of(row, items, are_images_whole)
+    yield from sorted(groups.items())
 
 
 def _drawn(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -118,44 +115,92 @@ def _drawn(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def setting_text(row: Mapping[str, Any]) -> str:
     """`50 %, 25 steps, guidance 1.5`: what a comparison holds fixed."""
-    own = row["setting"]
-    share = own["pattern"] or f"{100 * own['sparsity']:g} %"
-    steps, guidance = own["num_inference_steps"], own["guidance_scale"]
-    more = [f"{steps} steps"] if steps is not None else []
-    more += [f"guidance {guidance:g}"] if guidance is not None else []
-    return ", ".join([share, *more])
+    return ", ".join([share_text(row), *sampler_words(row)])
 
 
-def _found(row: Mapping[str, Any], values: Mapping[str, Any], is_dense_spoiled: bool) -> Found:
-    are_images_whole = not (row["num_spoiled"] or is_dense_spoiled)
+def share_text(row: Mapping[str, Any]) -> str:
+    """`50 %` or `2:4`."""
+    return row["setting"]["pattern"] or f"{100 * row['setting']['sparsity']:g} %"
+
+
+def sampler_words(row: Mapping[str, Any]) -> list[str]:
+    """`25 steps` and `guidance 1.5`, if they are known."""
+    steps, guidance = _drawn(row)
+    words = [] if steps is None else [f"{steps} steps"]
+    return words if guidance is None else [*words, f"guidance {guidance:g}"]
+
+
+def _numbers_of(row: Mapping[str, Any], items: Mapping[str, Any], are_images_whole: bool) -> Found:
     known = {
-        key: Estimate(**one)
-        for key, one in row["metrics"].items()
-        if one is not None and (are_images_whole or key == "relative_error")
+        key: Estimate(**measured)
+        for key, measured in row["metrics"].items()
+        if measured is not None and (are_images_whole or key == "relative_error")
     }
-    return Found(known, {key: own for key, own in values.items() if key in known})
+    return Found(known, {key: values for key, values in items.items() if key in known})
 
 
-def _compare(claim: Claim, setting: str, one: Found, other: Found) -> Iterator[Finding]:
-    words = f"{claim.one} {'is like' if claim.alike else 'is better than'} {claim.other}"
+def _compare(claim: Claim, setting: str, first: Found, second: Found) -> Iterator[Finding]:
+    words = f"{claim.first} {'is like' if claim.alike else 'is better than'} {claim.second}"
     for key, metric in CATALOGUE.items():
-        if key not in one.estimates or key not in other.estimates:
+        if key not in first.estimates or key not in second.estimates:
             continue
-        first, second = one.estimates[key], other.estimates[key]
+        better, worse = first.estimates[key], second.estimates[key]
         if claim.alike:
-            verdict = AGREES if overlap(first, second) else DISAGREES
-        elif not one.is_apart(key, other):
+            verdict = AGREES if overlap(better, worse) else DISAGREES
+        elif not first.is_apart(key, second):
             verdict = UNSURE
         else:
-            is_lower = first.value < second.value
+            is_lower = better.value < worse.value
             verdict = AGREES if is_lower == (metric.better == "lower") else DISAGREES
         text = (
-            f"{claim.one} {first.value:.{metric.digits}f}, "
-            f"{claim.other} {second.value:.{metric.digits}f} at {setting}"
+            f"{claim.first} {better.value:.{metric.digits}f}, "
+            f"{claim.second} {worse.value:.{metric.digits}f} at {setting}"
         )
         yield Finding(key, words, setting, verdict, text)
 
 
-def to_json(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """The `findings` of results.json."""
-    return [asdict(one) for one in findings]
+def conclusions_of_statistics(looked: Mapping[str, Any]) -> list[str]:
+    """Where the histogram of |W| has its peak, and how far apart the layers lie."""
+    edges, said = looked["histograms"]["edges"], []
+    for role, counts in looked["histograms"]["counts"].items():
+        fullest = counts.index(max(counts))
+        low, high = edges[fullest], edges[fullest + 1]
+        peak = (low * high) ** 0.5
+        verdict = "agrees" if _NEAR[0] <= peak < _NEAR[1] else "disagrees"
+        said.append(
+            f"The histogram of |W| in {role} layers has its peak at {peak:.2g} "
+            f"({low:.2g} to {high:.2g}): {verdict} with a peak near 1e-1."
+        )
+    for key, what in (("ratio", "|W|/|X|"), ("squared_ratio", "|W|²/|X|")):
+        means = [row[key] for row in looked["rows"] if row[key]]
+        if means:
+            low, high = min(means), max(means)
+            said.append(
+                f"Mean {what} of a layer lies between {low:.3g} and {high:.3g} "
+                f"({high / low:.3g} times as large)."
+            )
+    return said
+
+
+def conclusions_of_importance(looked: Mapping[str, Any]) -> list[str]:
+    """Whether G_out of modulation lies above that of every other layer, as in the paper."""
+    modulation, others = (
+        [row["g_out"] for row in looked["rows"] if (row["role"] == "modulation") is wanted]
+        for wanted in (True, False)
+    )
+    if not modulation or not others:
+        return [
+            "This model has no layers of adaLN modulation beside others; the paper's contrast "
+            "cannot be looked for."
+        ]
+    spans = (
+        f"G_out of modulation layers is {min(modulation):.3g} to {max(modulation):.3g}, of all "
+        f"others {min(others):.3g} to {max(others):.3g}"
+    )
+    above = sum(g_out > max(others) for g_out in modulation)
+    if above == len(modulation):
+        return [f"{spans}: agrees with the paper, every modulation layer lies above all others."]
+    verdict = "disagrees" if above == 0 else "agrees in part"
+    return [
+        f"{spans}: {verdict}, {above} of {len(modulation)} modulation layers lie above all others."
+    ]

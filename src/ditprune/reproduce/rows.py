@@ -1,24 +1,24 @@
-"""The rows of a study: each method at each setting, dense first."""
+"""Which models does a study measure, with these options?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ditprune.calibration.sample import Sampling
-from ditprune.errors import RecipeError
+from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import Recipe, build
 from ditprune.reproduce.studies import STUDIES, Method, Study, of_size
 
-NUM_IMAGES, NUM_HELD_OUT, BATCH_SIZE, NUM_SAMPLES = 500, 128, 50, 128
-# Options that only some studies act on, with their flags.
-_FLAGS = {
-    "num_images": "--num-images", "num_held_out": "--num-held-out", "batch_size": "--batch-size",
-    "num_samples": "--num-samples", "sparsities": "--sparsities", "steps": "--steps",
-    "guidance_scales": "--guidance-scales", "sizes": "--sizes", "layers": "--include",
-}  # fmt: skip
+ALL = "all"
+# Options that only some studies act on.
+_OPTIONS = (
+    "num_images", "num_held_out", "batch_size", "num_samples", "sparsities", "steps",
+    "guidance_scales", "sizes", "layers",
+)  # fmt: skip
+_ONE_SETTING = ("steps", "guidance_scales")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Options:
 
     Args:
         num_images, num_held_out, batch_size: as in `Protocol`.
-        num_samples: of the calibration.
+        num_samples: calibration samples.
         sparsities, steps, guidance_scales: settings; a study has a row for every combination.
         sizes: numbers of calibration samples, for `calibration-size`.
         layers: globs of targets, for `importance`.
@@ -52,60 +52,57 @@ class Options:
 
     def check(self, study: Study) -> None:
         """Refuse an option that a study does not act on. Raises RecipeError."""
-        for name, flag in _FLAGS.items():
+        for name in _OPTIONS:
             if getattr(self, name) is not None and name not in study.takes:
                 actors = ", ".join(s.name for s in STUDIES.values() if name in s.takes)
                 raise RecipeError(
-                    f"{flag}: the study '{study.name}' does not vary it; leave it out, or run one "
-                    f"that does ({actors})"
+                    f"{_flag(name)}: the study '{study.name}' does not vary it; leave it out, or "
+                    f"run one that does ({actors})"
                 )
-        if not study.methods:
-            for name in ("steps", "guidance_scales"):
-                if len(getattr(self, name) or ()) > 1:
-                    raise RecipeError(
-                        f"{_FLAGS[name]}: the study '{study.name}' looks at one calibration; "
-                        "expected one value"
-                    )
+        for name in () if study.methods else _ONE_SETTING:
+            if len(getattr(self, name) or ()) > 1:
+                raise RecipeError(
+                    f"{_flag(name)}: the study '{study.name}' looks at one calibration; "
+                    "expected one value"
+                )
 
     def for_study(self, study: Study) -> Options:
-        """Without what a study does not act on, for `all`; a study that looks takes the first."""
-        kept = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name in _FLAGS:
-            if name not in study.takes:
-                kept[name] = None
+        """The part that a study acts on, for `all`; a study that only looks takes one setting."""
+        changes: dict[str, Any] = {name: None for name in _OPTIONS if name not in study.takes}
         if not study.methods:
-            for name in ("steps", "guidance_scales"):
-                kept[name] = kept[name] and kept[name][:1]
-        return Options(**kept)
+            for name in _ONE_SETTING:
+                changes.setdefault(name, (getattr(self, name) or ())[:1] or None)
+        return replace(self, **changes)
 
     def protocol(self, steps: int | None, guidance: float | None) -> Protocol:
         """How images are drawn at one setting."""
+        given = self._given("num_images", "num_held_out", "batch_size")
         return Protocol(
-            NUM_IMAGES if self.num_images is None else self.num_images, self.seed, steps, guidance,
-            self.labels, self.prompts,
-            NUM_HELD_OUT if self.num_held_out is None else self.num_held_out,
-            BATCH_SIZE if self.batch_size is None else self.batch_size,
-            self.height, self.width, self.pipeline_options,
-        )  # fmt: skip
+            num_inference_steps=steps, guidance_scale=guidance, **given, **self._conditions()
+        )
 
-    def sampling(self, steps: int | None, guidance: float | None, **own: Any) -> Sampling:
-        """How a method is calibrated at one setting; `own` are fields that are its own."""
-        number = NUM_SAMPLES if self.num_samples is None else self.num_samples
-        words = {"num_samples": number, **own}
+    def sampling(self, steps: int | None, guidance: float | None, **changes: Any) -> Sampling:
+        """How a method is calibrated at one setting; `changes` are fields of its own."""
+        given = self._given("num_samples") | changes
         return Sampling(
-            num_inference_steps=steps, guidance_scale=guidance, labels=self.labels,
-            prompts=self.prompts, seed=self.seed, height=self.height, width=self.width,
-            pipeline_options=self.pipeline_options, **words,
-        )  # fmt: skip
+            num_inference_steps=steps, guidance_scale=guidance, **given, **self._conditions()
+        )
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def _conditions(self) -> dict[str, Any]:
+        names = ("seed", "labels", "prompts", "height", "width", "pipeline_options")
+        return {name: getattr(self, name) for name in names}
+
+
+def _flag(name: str) -> str:
+    return "--include" if name == "layers" else "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model to measure.
-
-    Args:
-        recipe: None for the dense one.
-    """
+    """One model to measure; `recipe` is None for the dense one."""
 
     method: str
     recipe: Recipe | None
@@ -114,10 +111,10 @@ class Row:
 
     def setting(self) -> dict[str, Any]:
         """What differs between the rows of a study, besides the method."""
-        own = self.recipe
+        recipe = self.recipe
         return {
-            "sparsity": 0.0 if own is None else own.sparsity,
-            "pattern": None if own is None else own.to_json()["pattern"],
+            "sparsity": 0.0 if recipe is None else recipe.sparsity,
+            "pattern": None if recipe is None else recipe.to_json()["pattern"],
             "num_inference_steps": self.protocol.num_inference_steps,
             "guidance_scale": self.protocol.guidance_scale,
             "num_samples": self.sampling.num_samples,
@@ -125,25 +122,31 @@ class Row:
         }
 
 
+def studies_of(name: str) -> list[Study]:
+    """The study of this name, or every one for `all`. Raises RecipeError for an unknown name."""
+    if name == ALL:
+        return list(STUDIES.values())
+    if name not in STUDIES:
+        raise RecipeError(f"STUDY '{name}': {did_you_mean(name, [*STUDIES, ALL])}")
+    return [STUDIES[name]]
+
+
 def settings_of(
     study: Study, options: Options, is_bundled: bool
 ) -> list[tuple[int | None, float | None]]:
-    """The (steps, guidance scale) of a study; None is the pipeline's own."""
-    scales: tuple[float | None, ...]
-    steps: tuple[int | None, ...]
+    """The (steps, guidance scale) pairs of a study; None is the pipeline's default."""
+    has_scales = is_bundled or study.axis == "guidance_scale"
     steps = options.steps or (study.steps if is_bundled else (None,))
-    own = is_bundled or study.axis == "guidance_scale"
-    scales = options.guidance_scales or (study.guidance_scales if own else (None,))
+    scales = options.guidance_scales or (study.guidance_scales if has_scales else (None,))
     return [(step, scale) for scale in scales for step in steps]
 
 
 def rows_of(study: Study, options: Options, is_bundled: bool) -> list[Row]:
-    """All rows, those of one protocol beside each other. Raises RecipeError."""
-    return [
-        row
-        for steps, guidance in settings_of(study, options, is_bundled)
-        for row in _rows_at(study, options, steps, guidance)
-    ]
+    """All rows of a study, those of one protocol together, dense first. Raises RecipeError."""
+    if not study.methods:
+        return []
+    settings = settings_of(study, options, is_bundled)
+    return [row for setting in settings for row in _rows_at(study, options, *setting)]
 
 
 def _rows_at(
@@ -153,11 +156,10 @@ def _rows_at(
     yield Row("dense", None, protocol, options.sampling(steps, guidance))
     for sparsity in options.sparsities or study.sparsities:
         for method in _methods(study, options):
-            is_pattern = "pattern" in method.words
-            recipe = build(**method.words, sparsity=None if is_pattern else sparsity)
-            yield Row(
-                method.name, recipe, protocol, options.sampling(steps, guidance, **method.sampling)
-            )
+            share = None if "pattern" in method.words else sparsity
+            recipe = build(**method.words, sparsity=share)
+            sampling = options.sampling(steps, guidance, **method.sampling)
+            yield Row(method.name, recipe, protocol, sampling)
 
 
 def _methods(study: Study, options: Options) -> tuple[Method, ...]:

@@ -1,9 +1,15 @@
-"""The studies as data: which recipes, at which settings, and what the paper says comes out."""
+"""Which recipes does a study of the paper compare, at which settings, and what came out there?
+
+The paper's figures are those of other models: orders can be compared, values cannot. Figures that
+we do not have are not here.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 PAPER = "arXiv 2607.00927v2"
@@ -14,9 +20,9 @@ class Method:
     """One line of a table.
 
     Args:
-        name: as the table calls it.
-        words: of its recipe, for `recipe.build`; the sparsity is the study's.
-        sampling: fields of its calibration that are its own.
+        name: its name in the table.
+        words: the words of its recipe, for `recipe.build`; the sparsity comes from the study.
+        sampling: the fields in which its calibration differs from that of the study.
     """
 
     name: str
@@ -26,28 +32,29 @@ class Method:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says of two methods at the same setting.
+    """What the paper says about two methods at the same setting.
 
     Args:
-        one: the better one; or one of two that are `alike`.
-        alike: whether the paper says that they are about the same.
+        first, second: the first one is better, or both are about the same if `alike`.
     """
 
-    one: str
-    other: str
+    first: str
+    second: str
     alike: bool = False
 
 
 @dataclass(frozen=True)
 class Study:
-    """Args:
-    source: which table or figure of the paper.
-    said: what the paper finds there, in our words.
-    methods: the lines; none where the study draws no images.
-    axis: what its figure shows from left to right: `method`, `sparsity` or `guidance_scale`.
-    sparsities, steps, guidance_scales: with the bundled model; another model has its pipeline's
-        own steps and guidance, but where guidance is what is studied.
-    takes: options that it acts on, besides those of sampling.
+    """One table or figure of the paper.
+
+    Args:
+        source: which table or figure.
+        said: what the paper finds there, in our words.
+        methods: the lines of the table; none if the study draws no images.
+        axis: what the figure shows from left to right: `method`, `sparsity` or `guidance_scale`.
+        sparsities, steps, guidance_scales: the settings with the bundled model. With another model
+            steps and guidance are its pipeline's own, except in the study of guidance.
+        takes: the options that it acts on, besides those of sampling.
     """
 
     name: str
@@ -70,7 +77,7 @@ _LOOKS = frozenset({"steps", "guidance_scales", "num_samples"})
 _MAGNITUDE = Method("magnitude", {"saliency": "magnitude", "granularity": "layer"})
 _WANDA = Method("Wanda", {"saliency": "wanda", "granularity": "channel"})
 _STW = Method("+ STW", {"saliency": "stw", "granularity": "channel"})
-_OWN = Method("DiT-Pruning", {"saliency": "stw", "granularity": "cag"})
+_FULL = Method("DiT-Pruning", {"saliency": "stw", "granularity": "cag"})
 _BEST = (Claim("DiT-Pruning", "magnitude"), Claim("DiT-Pruning", "Wanda"))
 SIZES = (32, 128, 256, 512, 1024)
 PARTS = {"early": "early", "middle": "middle", "late": "late", "all": "uniform"}
@@ -89,8 +96,8 @@ def _pattern(pattern: str) -> tuple[Method, ...]:
 
 
 def of_size(num_samples: int) -> Method:
-    """DiT-Pruning, calibrated on so many samples."""
-    return Method(f"{num_samples} samples", _OWN.words, {"num_samples": num_samples})
+    """DiT-Pruning, calibrated on this number of samples."""
+    return Method(f"{num_samples} samples", _FULL.words, {"num_samples": num_samples})
 
 
 _ALL = (
@@ -98,13 +105,13 @@ _ALL = (
         "main", "Method × sparsity × sampler steps", "Tables 1–4",
         "DiT-Pruning is better than magnitude and than Wanda, the more so at 50 %; magnitude has a "
         "lower FID than Wanda on DiT-XL/2 and a higher one on PixArt-Σ and FLUX.1-dev.",
-        (_MAGNITUDE, _WANDA, _OWN), _BEST, "sparsity",
+        (_MAGNITUDE, _WANDA, _FULL), _BEST, "sparsity",
         sparsities=(0.2, 0.4, 0.5, 0.6), steps=(50, 25, 10), takes=_SHARED,
     ),
     Study(
         "ablation", "From Wanda to STW to CAG", "Tables 5 and 11",
         "Each part helps: squaring the weight, then choosing the granularity by layer.",
-        (_WANDA, _STW, Method("+ STW + CAG", _OWN.words)),
+        (_WANDA, _STW, Method("+ STW + CAG", _FULL.words)),
         (Claim("+ STW", "Wanda"), Claim("+ STW + CAG", "+ STW")), takes=_SHARED,
     ),
     Study(
@@ -129,13 +136,13 @@ _ALL = (
     Study(
         "timesteps", "Which part of the way the calibration sees", "Figure 6",
         "Calibrating on early or on late timesteps alone is clearly worse than on all.",
-        tuple(Method(name, _OWN.words, {"timesteps": part}) for name, part in PARTS.items()),
+        tuple(Method(name, _FULL.words, {"timesteps": part}) for name, part in PARTS.items()),
         (Claim("all", "early"), Claim("all", "late")), takes=_SHARED,
     ),
     Study(
         "guidance", "Method × guidance scale", "Table 12",
         "DiT-Pruning is the best of the three (of its Table 12 we have no more than that).",
-        (_MAGNITUDE, _WANDA, _OWN), _BEST, "guidance_scale",
+        (_MAGNITUDE, _WANDA, _FULL), _BEST, "guidance_scale",
         guidance_scales=(1.0, 1.5, 3.0, 5.0), takes=_SHARED,
     ),
     Study(
@@ -153,3 +160,20 @@ _ALL = (
 )  # fmt: skip
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
+
+
+# By study, in the shape that they have in results.json. Source: the table that the study names.
+PAPER_FIGURES: dict[str, list[dict[str, Any]]] = json.loads(
+    (Path(__file__).parent / "paper_figures.json").read_text(encoding="utf-8")
+)
+
+
+def paper_of(study: str) -> dict[str, Any]:
+    """The `paper` of results.json: what the paper says, where, and its figures if we have them."""
+    figures = PAPER_FIGURES.get(study, [])
+    return {
+        "source": f"{PAPER}, {STUDIES[study].source}",
+        "said": STUDIES[study].said,
+        "figures": figures,
+        "missing": None if figures else "we have the paper's words on this, and not its figures",
+    }

@@ -1,18 +1,27 @@
-"""A pipeline under one protocol: what its rows share, and how one of them is made."""
+"""How is one row of a study made, and where is finished work kept?
+
+The rows under one protocol share a `Workbench`: the pipeline, the held-out calls and the dense
+model's images. A finished row is kept under a hash of everything that it depends on. It serves
+every study that has it; with another model, option or version it is made again.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.draw import conditions, in_turn, of_items
-from ditprune.calibration.sample import Sampling, sample_calls
+from ditprune.calibration.sample import Sampling, identity_of, sample_calls
+from ditprune.calls import Call
 from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
@@ -20,22 +29,108 @@ from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import to_placement
+from ditprune.errors import OutputError
+from ditprune.evaluation import libraries
 from ditprune.evaluation.accounting import take_stock
 from ditprune.evaluation.claims import claims_of, structure_of
 from ditprune.evaluation.drawing import draw_missing
 from ditprune.evaluation.held_out import exchange, predictions, sample_held_out, with_error
 from ditprune.evaluation.measure import Measured, measure
-from ditprune.evaluation.metrics.error_rows import Row as ErrorRow
-from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.resolved import resolved
 from ditprune.evaluation.results import Model, describe, results_of
 from ditprune.evaluation.store import Images
 from ditprune.evaluation.tools import Tools, prepare
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.reproduce.kept import Kept
 from ditprune.reproduce.rows import Row
-from ditprune.writing.files import ensure_folder
+from ditprune.writing.files import check_no_link, ensure_folder, write_beside
+
+FOLDER = ".work"
+_DIGITS = 24
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Where the finished work of all studies is, beside their results.
+
+    Args:
+        identity: the model, its placement and the versions.
+        measures: the metrics of the rows.
+        made_with: the libraries and files that these metrics depend on.
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    measures: Measures
+    made_with: Mapping[str, Any]
+
+    def row_file(self, row: Row) -> Path:
+        """The record of a finished row."""
+        measured = {"measures": asdict(self.measures), "made_with": self.made_with}
+        return self.folder / "rows" / f"{self._key(_model_of(row) | measured)}.json"
+
+    def look_file(self, what: Sequence[Any], sampling: Sampling) -> Path:
+        """What a study that draws no images has found."""
+        words = {"what": json.dumps(what), "sampling": asdict(sampling)}
+        return self.folder / "looks" / f"{self._key(words)}.json"
+
+    def statistics_file(self, sampling: Sampling) -> Path:
+        """The statistics of one calibration."""
+        key = self._key({"sampling": asdict(sampling)})
+        return self.folder / "statistics" / f"{key}.safetensors"
+
+    def images(self, row: Row) -> Images:
+        """The images of a row until it is finished; those of the dense model stay."""
+        folder = self.folder / "images" / self._key(_model_of(row))
+        return Images(folder, row.protocol.num_images, row.protocol.batch_size)
+
+    def pruned_folder(self, row: Row) -> Path:
+        """The pruned model of a row until it is finished."""
+        return self.folder / "pruned" / self._key(_model_of(row))
+
+    def _key(self, words: Mapping[str, Any]) -> str:
+        text = json.dumps({**self.identity, **words}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def open_work_folder(
+    model: ModelFolder, out: Path, measures: Measures, placement: Placement
+) -> WorkFolder:
+    """The work folder inside a folder of results. Raises OutputError, ModelError."""
+    folder = out / FOLDER
+    check_no_link(folder)
+    identity = identity_of(model, Sampling(), placement)
+    identity = {key: value for key, value in identity.items() if key != "sampling"}
+    return WorkFolder(folder, identity, measures, libraries.stamp(measures))
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """What was kept in a file; None if there is none. Raises OutputError if it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{file}: cannot be read as JSON ({error}); remove it") from None
+    if not isinstance(record, dict):
+        raise OutputError(f"{file}: holds no finished row; remove it")
+    return record
+
+
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Keep finished work. Raises OutputError."""
+    ensure_folder(file.parent)
+    with write_beside(file) as part:
+        part.write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+
+
+def _model_of(row: Row) -> dict[str, Any]:
+    """What the images of a row depend on."""
+    words: dict[str, Any] = {"protocol": asdict(row.protocol)}
+    if row.recipe is not None:
+        words |= {"recipe": row.recipe.to_json(), "sampling": asdict(row.sampling)}
+    return words
 
 
 @dataclass(frozen=True)
@@ -43,10 +138,14 @@ class Run:
     """What all rows of all studies need."""
 
     model: ModelFolder
-    kept: Kept
-    place: Placement
+    work: WorkFolder
+    placement: Placement
     command: str
     progress: Progress = silent
+
+    def images_progress(self, _what: str, done: int, total: int) -> None:
+        """Report drawn images on one bar, whichever row they belong to."""
+        self.progress("images of this row", done, total)
 
 
 @dataclass(frozen=True)
@@ -54,129 +153,122 @@ class Workbench:
     """What the rows under one protocol share.
 
     Args:
-        used: the protocol with what the pipeline's defaults came to.
-        pipeline: whose denoisers are exchanged.
+        pipeline: its denoisers are exchanged from row to row.
         asked: the condition of each image.
         calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
-        dense, found: the dense model and its numbers.
+        protocol: the `protocol` of results.json.
+        dense, measured: the dense model and its numbers.
     """
 
     run: Run
-    protocol: Protocol
-    used: Protocol
     pipeline: Any
     asked: Sequence[Any]
-    calls: Mapping[str, Sequence[Any]]
+    calls: Mapping[str, Sequence[Call]]
     noise: Mapping[str, Sequence[Tensor]]
     tools: Tools
+    protocol: Mapping[str, Any]
     dense: Model
-    found: Measured
+    measured: Measured
 
 
 def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workbench:
-    """Load the model, calibrate it in these ways, and draw the dense images if need be."""
+    """Load the model, calibrate it in these ways, and draw the dense images that are missing."""
     protocol, names = dense.protocol, tuple(run.model.denoisers)
-    pipeline = load_pipeline(run.model, run.place)
-    own = denoisers_of(pipeline, names)
-    structure = structure_of(own)
+    pipeline = load_pipeline(run.model, run.placement)
+    denoisers = denoisers_of(pipeline, names)
+    structure = structure_of(denoisers)
     pool = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = of_items(pool, protocol.num_images)
     for sampling in samplings:
-        calibrate(run, pipeline, own, sampling)
+        _calibrate(run, pipeline, denoisers, sampling)
     held_out = sample_held_out(pipeline, protocol, run.progress, names)
-    calls = held_out.calls
-    used = resolved(protocol, pipeline, in_turn(pool, protocol.num_images), held_out.num_steps)
-    noise = {n: predictions(one, calls.get(n, []), run.place) for n, one in own.items()}
-    images = run.kept.images(dense)
-    draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.progress))
-    tools = prepare(run.kept.measures, images.read(images.ranges[0]), asked, run.place)
+    noise = {
+        name: predictions(denoiser, held_out.calls.get(name, []), run.placement)
+        for name, denoiser in denoisers.items()
+    }
+    images = run.work.images(dense)
+    draw_missing(pipeline, asked, protocol, images, "dense", run.images_progress)
+    like = images.read(images.ranges[0])
+    tools = prepare(run.work.measures, like, asked, run.placement)
     found = measure(images, None, None, asked, tools, protocol.seed)
     stock = take_stock(run.model, structure.names())
     model = Model("dense", structure, stock, images, found.estimates, found.values, (), ())
-    return Workbench(run, protocol, used, pipeline, asked, calls, noise, tools, model, found)
+    used = resolved(protocol, pipeline, in_turn(pool, protocol.num_images), held_out.num_steps)
+    described = describe(used, pipeline, run.model.root, like, tools, run.placement)
+    return Workbench(run, pipeline, asked, held_out.calls, noise, tools, described, model, found)
 
 
-def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: Sampling) -> None:
+def sampled_calls(run: Run, pipeline: Any, sampling: Sampling) -> list[Call]:
+    """Calibration calls from the model's own sampling runs, at the placement of the run."""
+    run.progress("calibrating", 0, 1)
+    calls = sample_calls(pipeline, sampling, tuple(run.model.denoisers))
+    run.progress("calibrating", 1, 1)
+    return [to_placement(call, run.placement.device, run.placement.dtype) for call in calls]
+
+
+def _calibrate(
+    run: Run, pipeline: Any, denoisers: Mapping[str, nn.Module], sampling: Sampling
+) -> None:
     """Write the statistics of one way to calibrate, if they are not there yet."""
-    file = run.kept.statistics_file(sampling)
+    file = run.work.statistics_file(sampling)
     if file.is_file():
         return
-    run.progress("calibrating", 0, 1)
-    calls = sample_calls(pipeline, sampling, tuple(own))
-    moved = [to_placement(call, run.place.device, run.place.dtype) for call in calls]
-    found = {
-        name: replace(
-            observe_calls(
-                one, [call for call in moved if call.denoiser == name],
-                folder_fingerprints(run.model.denoisers[name]), sampling.num_bins,
-            ),
-            protocol=sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__),
+    calls = sampled_calls(run, pipeline, sampling)
+    protocol = sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__)
+    stats = {}
+    for name, denoiser in denoisers.items():
+        of = [call for call in calls if call.denoiser == name]
+        folder = run.model.denoisers[name]
+        stats[name] = replace(
+            observe_calls(denoiser, of, folder_fingerprints(folder), sampling.num_bins),
+            protocol=protocol,
         )
-        for name, one in own.items()
-    }  # fmt: skip
     ensure_folder(file.parent)
-    statistics_file.save(found, file)
-    run.progress("calibrating", 1, 1)
+    statistics_file.save(stats, file)
 
 
 def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
-    """Prune, draw and measure one row; what is kept of it.
+    """Prune, draw and measure one row.
 
     Returns:
-        `metrics`, `protocol` and `model` as in results.json of `evaluate`, and `values`: of
-        metrics that are means over items, the number of each item; None where it is not finite.
+        What is kept of it: `metrics`, `protocol` and `model` as in results.json of `evaluate`, and
+        `values`: the number of each item, of metrics that are means over items; None if it is not
+        finite.
     """
     if row.recipe is None:
         return _record(bench, [bench.dense])
-    run, folder = bench.run, bench.run.kept.pruned_folder(row)
-    stats = statistics_file.load(run.kept.statistics_file(row.sampling))
+    run, tools, seed = bench.run, bench.tools, row.protocol.seed
+    folder, images = run.work.pruned_folder(row), run.work.images(row)
+    stats = statistics_file.load(run.work.statistics_file(row.sampling))
     ensure_folder(folder.parent)
     prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
     pruned = locate(str(folder))
-    rows = exchange(bench.pipeline, pruned, bench.calls, bench.noise, run.place)
-    images = run.kept.images(row)
-    draw_missing(
-        bench.pipeline, bench.asked, row.protocol, images, row.method, _one_bar(run.progress)
+    errors = exchange(bench.pipeline, pruned, bench.calls, bench.noise, run.placement)
+    draw_missing(bench.pipeline, bench.asked, row.protocol, images, row.method, run.images_progress)
+    found = measure(images, bench.dense.images, bench.measured.seen, bench.asked, tools, seed)
+    found = with_error(found, errors, tools, seed)
+    claims = claims_of(pruned, denoisers_of(bench.pipeline, tuple(pruned.denoisers)))
+    stock = take_stock(pruned, claims.names())
+    model = Model(
+        row.method, claims, stock, images, found.estimates, found.values, found.ssim, errors
     )
-    model = _measured(bench, row, pruned, images, rows)
     record = _record(bench, [bench.dense, model])
     images.remove()
     shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
-def _measured(
-    bench: Workbench, row: Row, pruned: ModelFolder, images: Images, rows: tuple[ErrorRow, ...]
-) -> Model:
-    """The numbers of a pruned model, from its images and its predictions."""
-    seed, tools = bench.protocol.seed, bench.tools
-    found = measure(images, bench.dense.images, bench.found.seen, bench.asked, tools, seed)
-    found = with_error(found, rows, tools, seed)
-    claims = claims_of(pruned, denoisers_of(bench.pipeline, tuple(pruned.denoisers)))
-    stock = take_stock(pruned, claims.names())
-    return Model(row.method, claims, stock, images, found.estimates, found.values, found.ssim, rows)
-
-
 def _record(bench: Workbench, models: Sequence[Model]) -> dict[str, Any]:
-    run, images = bench.run, bench.dense.images
-    protocol = describe(
-        bench.used, bench.pipeline, run.model.root, images.read(images.ranges[0]), bench.tools,
-        run.place,
-    )  # fmt: skip
+    run, widths = bench.run, bench.measured.seen.widths
     results = results_of(
-        models, bench.tools, None, protocol, run.command, run.model.name, bench.found.seen.widths
+        models, bench.tools, None, bench.protocol, run.command, run.model.name, widths
     )
     return {
         "metrics": results["metrics"],
         "protocol": results["protocol"],
         "model": results["models"][-1],
         "values": {
-            name: [value if math.isfinite(value) else None for value in own]
-            for name, own in models[-1].values.items()
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in models[-1].values.items()
         },
     }
-
-
-def _one_bar(progress: Progress) -> Progress:
-    """One bar for what is drawn, whichever row it is of."""
-    return lambda _what, done, total: progress("images of this row", done, total)

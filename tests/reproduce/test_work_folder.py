@@ -14,9 +14,14 @@ from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.metrics import lpips
 from ditprune.evaluation.protocol import Measures
-from ditprune.reproduce.kept import Kept, open_kept
 from ditprune.reproduce.rows import Options, rows_of
 from ditprune.reproduce.studies import STUDIES
+from ditprune.reproduce.workbench import (
+    WorkFolder,
+    open_work_folder,
+    read_record,
+    write_record,
+)
 
 RECORD = {"metrics": {}}
 ROW = rows_of(STUDIES["ablation"], Options(num_images=2), False)[1]
@@ -27,31 +32,31 @@ def opened(tiny_pipeline, tmp_path, monkeypatch) -> Any:
     """Opens what was kept, as the next run would."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
-    def open_(measures: Measures) -> Kept:
-        return open_kept(locate(str(tiny_pipeline)), tmp_path / "out", measures, Placement())
+    def open_(measures: Measures) -> WorkFolder:
+        return open_work_folder(locate(str(tiny_pipeline)), tmp_path / "out", measures, Placement())
 
     return open_
 
 
 def test_a_library_that_came_makes_rows_anew_but_not_images(opened, monkeypatch) -> None:
     before = opened(Measures())
-    before.write_row(ROW, RECORD)
-    assert opened(Measures()).read_row(ROW) == RECORD
+    write_record(before.row_file(ROW), RECORD)
+    assert read_record(opened(Measures()).row_file(ROW)) == RECORD
     known = metadata.version
     monkeypatch.setattr(
         metadata, "version", lambda name: "0.4" if name == "torch-fidelity" else known(name)
     )
     after = opened(Measures())
-    assert after.read_row(ROW) is None
+    assert read_record(after.row_file(ROW)) is None
     assert after.images(ROW) == before.images(ROW)
 
 
 def test_weights_that_came_make_rows_anew(opened, tmp_path) -> None:
-    opened(Measures()).write_row(ROW, RECORD)
+    write_record(opened(Measures()).row_file(ROW), RECORD)
     file = tmp_path / "hub" / "checkpoints" / lpips.WEIGHTS
     file.parent.mkdir(parents=True)
     file.touch()
-    assert opened(Measures()).read_row(ROW) is None
+    assert read_record(opened(Measures()).row_file(ROW)) is None
 
 
 @pytest.mark.parametrize("option", ["reference", "feature_extractor", "clip"])
@@ -64,8 +69,8 @@ def test_given_files_are_known_by_more_than_their_path(option, opened, tmp_path)
         option
     ]
     measures = Measures(**{option: path})
-    opened(measures).write_row(ROW, RECORD)
-    assert opened(measures).read_row(ROW) == RECORD
+    write_record(opened(measures).row_file(ROW), RECORD)
+    assert read_record(opened(measures).row_file(ROW)) == RECORD
     file.write_bytes(b"two")
     os.utime(file, ns=(1, 1))
-    assert opened(measures).read_row(ROW) is None
+    assert read_record(opened(measures).row_file(ROW)) is None

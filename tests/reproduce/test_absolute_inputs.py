@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditprune.method.statistics import absolute
-from ditprune.method.statistics.absolute import Absolute
+from ditprune.reproduce.look import AbsoluteInputs
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -15,7 +14,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_it_is_the_mean_and_the_maximum_of_all_values() -> None:
     first, second = draw(2, 7, 5), draw(3, 5, seed=1) * 100
-    state = absolute.update(absolute.update(Absolute(), first), second)
+    state = AbsoluteInputs().add(first).add(second)
     values = torch.cat([first.flatten(), second.flatten()]).double().abs()
     assert state.count == len(values) == 85
     assert state.mean == pytest.approx(values.mean().item(), rel=1e-6)
@@ -23,11 +22,11 @@ def test_it_is_the_mean_and_the_maximum_of_all_values() -> None:
 
 
 def test_half_precision_is_summed_in_full() -> None:
-    state = absolute.update(Absolute(), torch.full((4096, 64), 0.5, dtype=torch.bfloat16))
+    state = AbsoluteInputs().add(torch.full((4096, 64), 0.5, dtype=torch.bfloat16))
     assert (state.mean, state.largest) == (0.5, 0.5)
 
 
 def test_nothing_adds_nothing() -> None:
-    state = absolute.update(Absolute(), draw(4, 3))
-    assert absolute.update(state, torch.empty(0, 3)) == state
-    assert Absolute().mean == 0
+    state = AbsoluteInputs().add(draw(4, 3))
+    assert state.add(torch.empty(0, 3)) == state
+    assert AbsoluteInputs().mean == 0
