@@ -15,8 +15,8 @@ from itertools import groupby
 from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import Found
-from ditprune.evaluation.metrics.interval import Estimate, overlap
+from ditprune.evaluation.cautions import Numbers
+from ditprune.evaluation.metrics.interval import Interval, overlap
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"
@@ -99,7 +99,7 @@ def _against(own: Sequence[Finding]) -> str:
 
 def _by_setting(
     rows: Sequence[Mapping[str, Any]], values: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, dict[str, Found]]]:
+) -> Iterator[tuple[str, dict[str, Numbers]]]:
     """The rows of each setting, by method."""
 
     def setting(pair: tuple[Mapping[str, Any], Any]) -> str:
@@ -126,22 +126,22 @@ def setting_text(row: Mapping[str, Any]) -> str:
     return ", ".join([share, *more])
 
 
-def _found(row: Mapping[str, Any], values: Mapping[str, Any], is_dense_spoiled: bool) -> Found:
+def _found(row: Mapping[str, Any], values: Mapping[str, Any], is_dense_spoiled: bool) -> Numbers:
     are_images_whole = not (row["num_spoiled"] or is_dense_spoiled)
     known = {
-        key: Estimate(**one)
+        key: Interval(**one)
         for key, one in row["metrics"].items()
         if one is not None and (are_images_whole or key == "relative_error")
     }
-    return Found(known, {key: own for key, own in values.items() if key in known})
+    return Numbers(known, {key: own for key, own in values.items() if key in known})
 
 
-def _compare(claim: Claim, setting: str, one: Found, other: Found) -> Iterator[Finding]:
+def _compare(claim: Claim, setting: str, one: Numbers, other: Numbers) -> Iterator[Finding]:
     words = f"{claim.one} {'is like' if claim.alike else 'is better than'} {claim.other}"
     for key, metric in CATALOGUE.items():
-        if key not in one.estimates or key not in other.estimates:
+        if key not in one.intervals or key not in other.intervals:
             continue
-        first, second = one.estimates[key], other.estimates[key]
+        first, second = one.intervals[key], other.intervals[key]
         if claim.alike:
             verdict = AGREES if overlap(first, second) else DISAGREES
         elif not one.is_apart(key, other):

@@ -17,9 +17,9 @@ from ditprune.calibration.sample import Sampling, identity_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError
-from ditprune.evaluation import libraries
+from ditprune.evaluation.drawing import Images
 from ditprune.evaluation.protocol import Measures
-from ditprune.evaluation.store import Images
+from ditprune.evaluation.tools import tools_stamp
 from ditprune.reproduce.rows import Row
 from ditprune.writing.output import check_no_link, ensure_folder, write_beside
 
@@ -101,7 +101,7 @@ def open_kept(model: ModelFolder, out: Path, measures: Measures, place: Placemen
     check_no_link(folder)
     guard = identity_of(model, Sampling(), place)
     own = {k: v for k, v in guard.items() if k != "sampling"}
-    return Kept(folder, own, measures, libraries.stamp(measures))
+    return Kept(folder, own, measures, tools_stamp(measures))
 
 
 def _read(file: Path) -> dict[str, Any] | None:

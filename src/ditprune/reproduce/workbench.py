@@ -20,15 +20,13 @@ from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import to_placement
 from ditprune.evaluation.accounting import take_stock
-from ditprune.evaluation.claims import claims_of, structure_of
-from ditprune.evaluation.drawing import draw_missing
-from ditprune.evaluation.held_out import exchange, predictions, sample_held_out, with_error
-from ditprune.evaluation.measure import Measured, measure
-from ditprune.evaluation.metrics.error_rows import Row as ErrorRow
-from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.resolved import resolved
-from ditprune.evaluation.results import Model, describe, results_of
-from ditprune.evaluation.store import Images
+from ditprune.evaluation.claims import claims_of, dense_claims
+from ditprune.evaluation.drawing import Images, draw_missing
+from ditprune.evaluation.held_out import exchange_denoisers, predictions, sample_held_out
+from ditprune.evaluation.measure import measure_model
+from ditprune.evaluation.metrics.error_rows import ErrorRow
+from ditprune.evaluation.protocol import Protocol, resolved
+from ditprune.evaluation.results import MeasuredModel, protocol_json, results_of
 from ditprune.evaluation.tools import Tools, prepare
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
@@ -57,7 +55,7 @@ class Workbench:
         pipeline: whose denoisers are exchanged.
         asked: the condition of each image.
         calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
-        dense, found: the dense model and its numbers.
+        dense: the dense model and its numbers.
     """
 
     run: Run
@@ -68,8 +66,7 @@ class Workbench:
     calls: Mapping[str, Sequence[Any]]
     noise: Mapping[str, Sequence[Tensor]]
     tools: Tools
-    dense: Model
-    found: Measured
+    dense: MeasuredModel
 
 
 def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workbench:
@@ -77,7 +74,7 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     protocol, names = dense.protocol, tuple(run.model.denoisers)
     pipeline = load_pipeline(run.model, run.place)
     own = denoisers_of(pipeline, names)
-    structure = structure_of(own)
+    structure = dense_claims(own)
     pool = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = of_items(pool, protocol.num_images)
     for sampling in samplings:
@@ -89,10 +86,10 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     images = run.kept.images(dense)
     draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.progress))
     tools = prepare(run.kept.measures, images.read(images.ranges[0]), asked, run.place)
-    found = measure(images, None, None, asked, tools, protocol.seed)
-    stock = take_stock(run.model, structure.names())
-    model = Model("dense", structure, stock, images, found.estimates, found.values, (), ())
-    return Workbench(run, protocol, used, pipeline, asked, calls, noise, tools, model, found)
+    measured = measure_model(images, None, (), asked, tools, protocol.seed)
+    stock = take_stock(run.model, structure.targets)
+    model = MeasuredModel("dense", structure, stock, measured, ())
+    return Workbench(run, protocol, used, pipeline, asked, calls, noise, tools, model)
 
 
 def calibrate(run: Run, pipeline: Any, own: Mapping[str, nn.Module], sampling: Sampling) -> None:
@@ -132,7 +129,7 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
     ensure_folder(folder.parent)
     prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
     pruned = locate(str(folder))
-    rows = exchange(bench.pipeline, pruned, bench.calls, bench.noise, run.place)
+    rows = exchange_denoisers(bench.pipeline, pruned, bench.calls, bench.noise, run.place)
     images = run.kept.images(row)
     draw_missing(
         bench.pipeline, bench.asked, row.protocol, images, row.method, _one_bar(run.progress)
@@ -146,32 +143,29 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
 
 def _measured(
     bench: Workbench, row: Row, pruned: ModelFolder, images: Images, rows: tuple[ErrorRow, ...]
-) -> Model:
+) -> MeasuredModel:
     """The numbers of a pruned model, from its images and its predictions."""
-    seed, tools = bench.protocol.seed, bench.tools
-    found = measure(images, bench.dense.images, bench.found.seen, bench.asked, tools, seed)
-    found = with_error(found, rows, tools, seed)
+    dense, seed = bench.dense.measured, bench.protocol.seed
+    measured = measure_model(images, dense, rows, bench.asked, bench.tools, seed)
     claims = claims_of(pruned, denoisers_of(bench.pipeline, tuple(pruned.denoisers)))
-    stock = take_stock(pruned, claims.names())
-    return Model(row.method, claims, stock, images, found.estimates, found.values, found.ssim, rows)
+    stock = take_stock(pruned, claims.targets)
+    return MeasuredModel(row.method, claims, stock, measured, rows)
 
 
-def _record(bench: Workbench, models: Sequence[Model]) -> dict[str, Any]:
-    run, images = bench.run, bench.dense.images
-    protocol = describe(
+def _record(bench: Workbench, models: Sequence[MeasuredModel]) -> dict[str, Any]:
+    run, images = bench.run, bench.dense.measured.images
+    protocol = protocol_json(
         bench.used, bench.pipeline, run.model.root, images.read(images.ranges[0]), bench.tools,
         run.place,
     )  # fmt: skip
-    results = results_of(
-        models, bench.tools, None, protocol, run.command, run.model.name, bench.found.seen.widths
-    )
+    results = results_of(models, bench.tools, None, protocol, run.command, run.model.name)
     return {
         "metrics": results["metrics"],
         "protocol": results["protocol"],
         "model": results["models"][-1],
         "values": {
             name: [value if math.isfinite(value) else None for value in own]
-            for name, own in models[-1].values.items()
+            for name, own in models[-1].measured.values.items()
         },
     }
 
