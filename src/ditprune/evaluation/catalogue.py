@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """Args:
-    title: the name to show.
-    better: `lower` or `higher`.
-    against: `dense` (the dense model's image or prediction), `real` (real images if there are
-        some), `condition` (the label or prompt) or `none`.
-    digits: number of digits to show after the point.
-    unit: shown after the number.
+    """How to show a metric, and how to read it.
+
+    Args:
+        title: the name to show.
+        better: `lower` or `higher`.
+        against: `dense` (the dense model's image or prediction), `real` (real images if there are
+            some), `condition` (the label or prompt) or `none`.
+        digits: number of digits to show after the point.
+        unit: shown after the number.
     """
 
     title: str

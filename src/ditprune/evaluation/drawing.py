@@ -28,7 +28,7 @@ from ditprune.denoiser.pipeline import check_components
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.timing import Batch, Load, Timing, timing_of
+from ditprune.evaluation.timing import Load, Timing, timing_of
 from ditprune.progress import Progress, silent
 from ditprune.writing import tensors_file
 from ditprune.writing.output import ensure_folder
@@ -102,7 +102,7 @@ class Images:
         batches = []
         for items in self.ranges:
             words = tensors_file.words(self._file(items))
-            batches.append(Batch(len(items), float(words["seconds"]), Load.of_words(words)))
+            batches.append((len(items), float(words["seconds"]), Load.of_words(words)))
         return timing_of(batches, self.batch_size)
 
     def num_spoiled(self) -> int:
@@ -132,7 +132,9 @@ def images_key(
     identity = {
         "options": options,
         "conditions": list(drawn),
-        "dense": {k: v for k, v in identity_of(dense, sampling, placement).items() if k != "sampling"},
+        "dense": {
+            k: v for k, v in identity_of(dense, sampling, placement).items() if k != "sampling"
+        },
     }
     if pruned is not None:
         whole = identity_of(pruned, sampling, placement)

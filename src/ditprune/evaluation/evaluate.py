@@ -37,7 +37,7 @@ from ditprune.evaluation.results import (
     results_of,
     write_results,
 )
-from ditprune.evaluation.tools import prepare
+from ditprune.evaluation.tools import prepare_tools
 from ditprune.progress import Progress, silent
 from ditprune.writing.output import check_no_link, results_folder
 
@@ -185,7 +185,7 @@ def _measure(
         protocol: with the pipeline's defaults filled in.
     """
     like = sampled[0].images.read(sampled[0].images.ranges[0])
-    tools = prepare(run.measures, like, asked, run.placement)
+    tools = prepare_tools(run.measures, like, asked, run.placement)
     models: list[MeasuredModel] = []
     dense: Measured | None = None
     for number, model in enumerate(sampled, start=1):

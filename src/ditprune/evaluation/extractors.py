@@ -45,10 +45,12 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Extractor:
-    """Args:
-    text: whose features.
-    see: uint8 [n, C, H, W] → their features.
-    real: moments of real images' pooled features, if the extractor comes with some.
+    """A network that sees features in images.
+
+    Args:
+        text: whose features they are.
+        see: uint8 [n, C, H, W] → their features.
+        real: moments of real images' pooled features, if the extractor comes with some.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""The numbers of one model, from its images batch by batch."""
+"""Which numbers does one model have? Computed from its images batch by batch."""
 
 from __future__ import annotations
 

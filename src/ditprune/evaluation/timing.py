@@ -51,15 +51,6 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch of images: how many, how long it took, under which load."""
-
-    num_images: int
-    seconds: float
-    load: Load
-
-
-@dataclass(frozen=True)
 class Timing:
     """How long the images of one model took.
 
@@ -72,11 +63,11 @@ class Timing:
     loads: tuple[Load, ...]
 
 
-def timing_of(batches: Sequence[Batch], batch_size: int) -> Timing:
-    """The timing of a model from all its batches in order."""
-    full = [batch for batch in batches if batch.num_images == batch_size] or list(batches)
-    times = [batch.seconds / batch.num_images for batch in full]
-    return Timing(median(times[1:] or times), tuple(dict.fromkeys(b.load for b in batches)))
+def timing_of(batches: Sequence[tuple[int, float, Load]], batch_size: int) -> Timing:
+    """The timing of a model from all its batches: how many images, seconds, load of each."""
+    full = [batch for batch in batches if batch[0] == batch_size] or list(batches)
+    times = [seconds / num_images for num_images, seconds, _ in full]
+    return Timing(median(times[1:] or times), tuple(dict.fromkeys(load for *_, load in batches)))
 
 
 def why_no_seconds(timing: Timing, dense: Timing) -> str | None:

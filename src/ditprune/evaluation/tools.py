@@ -78,7 +78,9 @@ class Tools:
         return f"not available: {self.unavailable.get('fid', 'no metric of features was chosen')}"
 
 
-def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], placement: Placement) -> Tools:
+def prepare_tools(
+    measures: Measures, like: Tensor, asked: Sequence[Any], placement: Placement
+) -> Tools:
     """Load what the chosen metrics need for images [n, C, H, W] and conditions like these.
 
     Raises ModelError or RecipeError for files that were given and cannot be used.

@@ -27,7 +27,7 @@ from ditprune.evaluation.measure import measure_model
 from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.protocol import Protocol, resolved
 from ditprune.evaluation.results import MeasuredModel, protocol_json, results_of
-from ditprune.evaluation.tools import Tools, prepare
+from ditprune.evaluation.tools import Tools, prepare_tools
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.kept import Kept
@@ -85,7 +85,7 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     noise = {n: predictions(one, calls.get(n, []), run.place) for n, one in own.items()}
     images = run.kept.images(dense)
     draw_missing(pipeline, asked, protocol, images, "dense", _one_bar(run.progress))
-    tools = prepare(run.kept.measures, images.read(images.ranges[0]), asked, run.place)
+    tools = prepare_tools(run.kept.measures, images.read(images.ranges[0]), asked, run.place)
     measured = measure_model(images, None, (), asked, tools, protocol.seed)
     stock = take_stock(run.model, structure.targets)
     model = MeasuredModel("dense", structure, stock, measured, ())

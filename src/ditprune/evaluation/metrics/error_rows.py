@@ -22,11 +22,13 @@ _NUM_PARTS = 10
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """Args:
-    difference, dense: ‖ε_pruned − ε_dense‖² and ‖ε_dense‖².
-    progress_t: position from noise (0) to image (1); None if it is not known.
-    timestep: as the denoiser gets it; None if it gets none.
-    latent: rows with the same name are predictions for the same latent.
+    """The error of one latent in one denoiser call.
+
+    Args:
+        difference, dense: ‖ε_pruned − ε_dense‖² and ‖ε_dense‖².
+        progress_t: position from noise (0) to image (1); None if it is not known.
+        timestep: as the denoiser gets it; None if it gets none.
+        latent: rows with the same name are predictions for the same latent.
     """
 
     difference: float
