@@ -17,7 +17,7 @@ import ditprune
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.evaluation.evaluate import predictions, relative_error_between
+from ditprune.evaluation.held_out import predictions, relative_error_between
 
 THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 100.0)
 SPARSITIES, SEEDS = (0.3, 0.5, 0.7), (0, 1, 2)

@@ -25,21 +25,17 @@ from rich.table import Table
 from torch import Tensor
 
 import ditprune
+from ditprune import bundled
 from ditprune.calibration.draw import conditions, of_items
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.evaluation import judge
-from ditprune.evaluation.evaluate import (
-    Protocol,
-    as_unit,
-    draw_images,
-    predictions,
-    relative_error_between,
-)
-from ditprune.evaluation.held_out import sample_held_out
-from ditprune.evaluation.metrics import similarity
+from ditprune.evaluation.drawing import Images, as_unit, draw_batch
+from ditprune.evaluation.extractors import CLASSIFIER_TEXT, can_classify
+from ditprune.evaluation.held_out import predictions, relative_error_between, sample_held_out
+from ditprune.evaluation.metrics import distributions, per_image
+from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import build
 
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.85", "2:4")
@@ -96,7 +92,11 @@ class World:
         self.images = self.draw("dense")
 
     def draw(self, name: str) -> Tensor:
-        return as_unit(draw_images(self.pipeline, self.asked, self.protocol, name, self.progress))
+        batches = []
+        for items in Images(Path(), len(self.asked), self.protocol.batch_size).ranges:
+            batches.append(draw_batch(self.pipeline, self.asked, self.protocol, items)[0])
+            self.progress(f"images: {name}", items.stop, len(self.asked))
+        return as_unit(torch.cat(batches))
 
     def measure(self, words: dict[str, Any]) -> dict[str, Any]:
         """Prune a copy, and how good it is."""
@@ -111,10 +111,22 @@ class World:
         self.pipeline.transformer = self.dense
         return {
             "error": relative_error_between(predictions(denoiser, self.held_out), self.noise),
-            **judge.read(images, self.asked),
-            "ssim": similarity.ssim(images, self.images).mean().item(),
+            **judged(images, self.asked),
+            "ssim": per_image.ssim(images, self.images).mean().item(),
             "core_s": cpu_s, "wall_s": wall_s, "sparsity": outcome.sparsity,
         }  # fmt: skip
+
+
+def judged(images: Tensor, asked: list[Any]) -> dict[str, float | None]:
+    """FID against MNIST and accuracy by the bundled classifier; None for other images."""
+    if not can_classify(images, asked):
+        return {"fid": None, "accuracy": None}
+    classifier = bundled.load_classifier()
+    with torch.no_grad():
+        features = classifier.features(images)
+    fid = distributions.frechet_distance(bundled.load_reference(), features).value
+    right = bundled.predict(classifier, images) == torch.tensor(asked)
+    return {"fid": fid, "accuracy": right.float().mean().item()}
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -151,7 +163,7 @@ def main() -> None:
                 print(f"  {stage} {done}/{total}", flush=True)
 
         world = World(args.model, args.num_samples, args.num_images, progress)
-        dense = judge.read(world.images, world.asked)
+        dense = judged(world.images, world.asked)
         for method, level, words in todo:
             row = {"method": method, "level": level, **world.measure(words), "dense": dense}
             with args.out.open("a") as file:
@@ -161,7 +173,7 @@ def main() -> None:
     show(read(args.out), console)
     console.print(
         f"{args.model}, {args.num_samples} calibration samples, {args.num_images} images, "
-        f"25 steps, guidance 1.5, {torch.get_num_threads()} threads\n* {judge.FEATURES}"
+        f"25 steps, guidance 1.5, {torch.get_num_threads()} threads\n* {CLASSIFIER_TEXT}"
     )
 
 

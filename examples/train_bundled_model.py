@@ -27,14 +27,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ditprune.bundled.classifier import (
+from ditprune.bundled import (
     IMAGE_SIZE,
     NUM_CLASSES,
-    NUM_FEATURES,
     DigitClassifier,
     predict,
 )
-from ditprune.evaluation.metrics.frechet import against, moments
+from ditprune.evaluation.metrics.distributions import frechet_distance, moments
 
 NULL_CLASS = 1000  # DiTPipeline hard-codes this label for classifier-free guidance
 LABEL_DROPOUT = 0.1
@@ -319,7 +318,7 @@ def judge(
 ) -> dict[str, float]:
     """The share of samples read as the class that was asked for, and their FID."""
     pipeline.set_progress_bar_config(disable=True)
-    frechet, right = against(reference, classifier.features), 0
+    features, right = [], 0
     for start in range(0, num_images, 100):
         asked = [i % NUM_CLASSES for i in range(start, min(start + 100, num_images))]
         images = pipeline(
@@ -332,8 +331,11 @@ def judge(
         grey = torch.from_numpy(images).permute(0, 3, 1, 2)
         right += (predict(classifier, grey) == torch.tensor(asked)).sum().item()
         with torch.no_grad():
-            frechet.update(grey, real=False)
-    return {"read_as_asked": right / num_images, "fid": frechet.compute().item()}
+            features.append(classifier.features(grey))
+    return {
+        "read_as_asked": right / num_images,
+        "fid": frechet_distance(reference, torch.cat(features)).value,
+    }
 
 
 CARD = """---
@@ -394,7 +396,9 @@ def main() -> None:
 
     data = load_images(args.data)
     classifier = train_classifier(args.out, data, args.classifier_epochs)
-    reference = moments(classifier.features, NUM_FEATURES, data[2])
+    with torch.no_grad():
+        features = torch.cat([classifier.features(batch) for batch in data[2].split(500)])
+    reference = moments(features)
     save_file(reference, args.out / "reference.safetensors")
     vae = train_autoencoder(args.out, data[0], args.vae_steps)
     latents = cached_latents(args.out, vae, data[0])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ditprune import bundled
-from ditprune.bundled.classifier import NUM_FEATURES, predict
+from ditprune.bundled import NUM_FEATURES, predict
 from ditprune.targets.discover import discover
 
 MB = 1_000_000

@@ -67,7 +67,7 @@ def test_an_interrupt_says_how_to_go_on(
     ditprune, tiny_pipeline, pruned, tmp_path, monkeypatch
 ) -> None:
     command = ["evaluate", tiny_pipeline, pruned, "-o", tmp_path / "e", *SMALL]
-    whole = verb.measure
+    whole = verb.evaluate_models
 
     def stop(*args: Any, **words: Any) -> Any:
         def progress(what: str, done: int, _total: int) -> None:
@@ -76,11 +76,11 @@ def test_an_interrupt_says_how_to_go_on(
 
         return whole(*args[:4], progress, *args[5:], **words)
 
-    monkeypatch.setattr(verb, "measure", stop)
+    monkeypatch.setattr(verb, "evaluate_models", stop)
     code, _, err = ditprune(*command)
     assert (code, err.splitlines()[-1]) == (130, "stopped; run the same command again to go on")
     assert len(list((tmp_path / "e").rglob("*.safetensors"))) == 1
-    monkeypatch.setattr(verb, "measure", whole)
+    monkeypatch.setattr(verb, "evaluate_models", whole)
     assert ditprune(*command)[0] == 0
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.capture import counting_tokens
-from ditprune.evaluation.macs import count_macs
+from ditprune.evaluation.accounting import count_macs
 from ditprune.pruning.forecast import row_cost
 from ditprune.runtime.swap import sparsify_
 from ditprune.targets.discover import discover

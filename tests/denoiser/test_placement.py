@@ -15,7 +15,8 @@ from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
-from ditprune.evaluation.evaluate import Protocol, evaluate
+from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.protocol import Protocol
 from ditprune.method.statistics.collected import Statistics
 
 SAMPLING = Sampling(6, num_inference_steps=3, batch_size=3)
@@ -87,7 +88,7 @@ def evaluated(model: Any, out: Any, **words: str) -> dict[str, Any]:
     """The pipeline against itself."""
     protocol = Protocol(4, num_inference_steps=2, num_held_out=4, batch_size=2)
     other = locate(str(model))
-    evaluate(other, [("same", other)], out, protocol, place=Placement.of(**words))
+    evaluate(other, [("same", other)], out, protocol, placement=Placement.of(**words))
     return json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 

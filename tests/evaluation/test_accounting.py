@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from ditprune.checkpoints.locate import locate
-from ditprune.evaluation.accounting import Stock, account, take_stock, work_of
-from ditprune.evaluation.macs import Macs
+from ditprune.evaluation.accounting import Macs, Stock, account, take_stock, work_of
 from folders import edit_tensors, shards_of, tensors_on_disk
 
 

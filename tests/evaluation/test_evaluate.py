@@ -16,7 +16,8 @@ from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.evaluate import Protocol, evaluate
+from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_pipeline

@@ -11,8 +11,8 @@ from ditprune.cli.evaluate import evaluate
 from ditprune.cli.options import read_labels, read_measures, read_pipeline_options
 from ditprune.cli.reproduce import reproduce
 from ditprune.denoiser.placement import Placement, parse_size
-from ditprune.evaluation.commands import evaluate_command
 from ditprune.evaluation.protocol import Measures, Protocol
+from ditprune.evaluation.results import evaluate_command
 from ditprune.reporting.commands import options_of
 from ditprune.reproduce.rows import Options
 

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ditprune.evaluation.drawing import seed_of
-from ditprune.evaluation.gallery import choose, data_uri, gallery
+from ditprune.evaluation.drawing import Images, image_seed
+from ditprune.evaluation.gallery import choose_images, data_uri, gallery_entries
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.store import Images
 
 
 def opened(uri: str) -> Image.Image:
@@ -25,7 +24,7 @@ def opened(uri: str) -> Image.Image:
 def test_the_worst_of_any_model_come_first_then_a_spread() -> None:
     ssim = {"a": [1 - i / 100 for i in range(100)], "b": [1.0] * 100}
     ssim["b"][30] = -0.5
-    chosen = choose(ssim, 100)
+    chosen = choose_images(ssim, 100)
     assert chosen[:12] == [30, *range(99, 88, -1)]
     assert len(chosen) == len(set(chosen)) == 24
     others = chosen[12:]
@@ -35,9 +34,9 @@ def test_the_worst_of_any_model_come_first_then_a_spread() -> None:
 
 
 def test_few_images_are_all_shown() -> None:
-    assert choose({"a": [0.3, 0.1, 0.2]}, 3) == [1, 2, 0]
-    assert choose({}, 2) == [0, 1]
-    assert sorted(choose({"a": [0.5] * 15}, 15)) == list(range(15))
+    assert choose_images({"a": [0.3, 0.1, 0.2]}, 3) == [1, 2, 0]
+    assert choose_images({}, 2) == [0, 1]
+    assert sorted(choose_images({"a": [0.5] * 15}, 15)) == list(range(15))
 
 
 def test_small_pictures_are_kept_exactly() -> None:
@@ -62,10 +61,10 @@ def test_each_entry_tells_its_condition_its_seed_and_its_pictures(tmp_path) -> N
         for items in stored[name].ranges:
             batch = torch.tensor([shade + i for i in items], dtype=torch.uint8)
             stored[name].write(items, batch[:, None, None, None].expand(-1, 1, 8, 8).clone(), 1.0)
-    entries = gallery(stored, {"a": [0.9, 0.2, 0.5]}, ["x", "y", "z"], protocol)
+    entries = gallery_entries(stored, {"a": [0.9, 0.2, 0.5]}, ["x", "y", "z"], protocol)
     assert [entry["index"] for entry in entries] == [1, 2, 0]
     first = entries[0]
     assert (first["condition"], first["ssim"]) == ("y", {"a": 0.2})
-    assert first["seed"] == seed_of(protocol, 1)
+    assert first["seed"] == image_seed(protocol, 1)
     assert opened(first["images"]["dense"]).getpixel((0, 0)) == 1
     assert opened(first["images"]["a"]).getpixel((0, 0)) == 101

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ditprune.calls import Call
-from ditprune.evaluation.macs import count_macs
+from ditprune.evaluation.accounting import count_macs
 from ditprune.targets.discover import discover
 
 

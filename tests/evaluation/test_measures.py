@@ -77,7 +77,7 @@ def test_costs_count_guidance_and_steps(of_prompts) -> None:
     place, results = of_prompts
     from ditprune.calls import Call
     from ditprune.denoiser.pipeline import load_denoiser
-    from ditprune.evaluation.macs import count_macs
+    from ditprune.evaluation.accounting import count_macs
 
     denoiser = load_denoiser(place / "model" / "transformer")
     dense, pruned = (row["accounting"] for row in results["models"])

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from ditprune.checkpoints.locate import locate
-from ditprune.evaluation.evaluate import Protocol, evaluate
-from ditprune.evaluation.metrics.error_rows import Row
-from ditprune.evaluation.not_finite import told
+from ditprune.evaluation.cautions import not_finite_warnings
+from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.metrics.error_rows import ErrorRow
+from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load
@@ -117,12 +118,12 @@ def test_a_study_of_a_model_that_is_not_finite(
 
 def test_what_is_told() -> None:
     good, lost, dense = (
-        Row(*both, 0.5, 1, "a") for both in ((1, 2), (math.inf, 2), (math.nan,) * 2)
+        ErrorRow(*both, 0.5, 1, "a") for both in ((1, 2), (math.inf, 2), (math.nan,) * 2)
     )
-    assert told([good, good], 0, 9) == []
-    (own,) = told([good, lost, lost], 0, 9)
+    assert not_finite_warnings([good, good], 0, 9) == []
+    (own,) = not_finite_warnings([good, lost, lost], 0, 9)
     assert own.startswith("its predictions are not finite (NaN or Inf) in 2 of 3 rows")
-    theirs, own, images = told([good, lost, dense], 4, 1000)
+    theirs, own, images = not_finite_warnings([good, lost, dense], 4, 1000)
     assert theirs.startswith("the dense model's predictions are not finite (NaN or Inf) in 1 of 3")
     assert own.startswith("its predictions are not finite (NaN or Inf) in 1 of 3")
     assert images.startswith("4 of 1,000 images are not finite")

@@ -10,7 +10,7 @@ import ditprune
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.evaluation.evaluate import predictions, relative_error_between
+from ditprune.evaluation.held_out import predictions, relative_error_between
 
 
 @pytest.fixture(scope="module")

@@ -11,18 +11,22 @@ from PIL import Image
 
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
-from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
-from ditprune.evaluation.extractors import Extractor, choose
-from ditprune.evaluation.metrics import frechet
+from ditprune.evaluation.extractors import (
+    CLASSIFIER_TEXT,
+    Extractor,
+    choose_extractor,
+    read_picture,
+    reference_for,
+)
+from ditprune.evaluation.metrics.distributions import frechet_distance
 from ditprune.evaluation.protocol import Measures
-from ditprune.evaluation.references import read_picture, reference_for
 
 DIGITS = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
 
 
 def classifier() -> Extractor:
-    found = choose(Measures(), DIGITS, [0, 1, 2], Placement())
+    found = choose_extractor(Measures(), DIGITS, [0, 1, 2], Placement())
     assert isinstance(found, Extractor)
     return found
 
@@ -44,10 +48,10 @@ def test_a_folder_of_real_images_is_what_all_are_taken_against(tmp_path) -> None
     assert found.text.startswith("60 images of real")
     assert set(found.against.values()) == {"real"}
     seen = extractor.see(images)
-    assert found.seen is not None
-    torch.testing.assert_close(found.seen.all_pooled(), seen.all_pooled())
+    assert found.features is not None
+    torch.testing.assert_close(found.features.all_pooled(), seen.all_pooled())
     assert found.pooled_moments is not None
-    assert frechet.compute(found.pooled_moments, seen.all_pooled()).value < 1e-6
+    assert frechet_distance(found.pooled_moments, seen.all_pooled()).value < 1e-6
 
 
 def test_the_bundled_moments_are_for_fid_alone() -> None:
@@ -104,4 +108,4 @@ def test_the_classifier_sees_what_its_features_are() -> None:
         torch.testing.assert_close(seen.all_logits(), own(unit).double())
     maps = seen.all_spatial().reshape(60, 7, 8, 8)
     torch.testing.assert_close(maps.mean(dim=(2, 3)), seen.all_pooled()[:, :7])
-    assert extractor.text == judge.FEATURES
+    assert extractor.text == CLASSIFIER_TEXT

@@ -11,11 +11,10 @@ import torch
 import pipeline_parts as parts
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, RecipeError
-from ditprune.evaluation import extractors
+from ditprune.evaluation import extractors, tools
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.metrics import image_reward, inception, lpips
 from ditprune.evaluation.protocol import Measures
-from ditprune.evaluation.tools import prepare
+from ditprune.evaluation.tools import prepare_tools
 from folders import Payload
 
 DIGITS = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
@@ -30,34 +29,34 @@ def _nothing_cached(tmp_path, monkeypatch) -> None:
 
 
 def test_digits_have_the_classifier() -> None:
-    tools = prepare(Measures(), DIGITS, LABELS, Placement())
-    assert tools.chosen == tuple(CATALOGUE)
-    assert tools.unavailable.keys() == {"lpips", "clip_score", "image_reward"}
-    assert "class labels" in tools.unavailable["clip_score"]
-    assert all(tools.has(name) for name in (*FEATURES, "accuracy"))
-    assert tools.features.startswith("the bundled MNIST classifier's")
+    ready = prepare_tools(Measures(), DIGITS, LABELS, Placement())
+    assert ready.chosen == tuple(CATALOGUE)
+    assert ready.unavailable.keys() == {"lpips", "clip_score", "image_reward"}
+    assert "class labels" in ready.unavailable["clip_score"]
+    assert all(ready.has(name) for name in (*FEATURES, "accuracy"))
+    assert ready.features_text.startswith("the bundled MNIST classifier's")
 
 
 @pytest.mark.parametrize("named", [False, True])
 def test_colours_have_no_extractor_here_and_say_why(named, monkeypatch) -> None:
-    monkeypatch.setattr(inception, "is_installed", lambda: False)
+    monkeypatch.setattr(extractors, "has_inception", lambda: False)
     names = (*FEATURES, "accuracy") if named else None
-    tools = prepare(Measures(names), COLOUR, LABELS, Placement())
+    ready = prepare_tools(Measures(names), COLOUR, LABELS, Placement())
     for name in FEATURES:
-        assert tools.unavailable[name].startswith("InceptionV3 needs torch-fidelity: pip install")
-    assert "grey digits only" in tools.unavailable["accuracy"]
-    assert tools.features.startswith("not available: InceptionV3")
-    assert tools.has("ssim") is not named
+        assert ready.unavailable[name].startswith("InceptionV3 needs torch-fidelity: pip install")
+    assert "grey digits only" in ready.unavailable["accuracy"]
+    assert ready.features_text.startswith("not available: InceptionV3")
+    assert ready.has("ssim") is not named
 
 
 def test_a_choice_that_cannot_be_had_is_not_replaced(monkeypatch) -> None:
-    monkeypatch.setattr(inception, "is_installed", lambda: False)
-    tools = prepare(Measures(feature_extractor="inception"), DIGITS, LABELS, Placement())
-    assert tools.unavailable["fid"].startswith("InceptionV3 needs")
-    assert tools.extractor is None
+    monkeypatch.setattr(extractors, "has_inception", lambda: False)
+    ready = prepare_tools(Measures(feature_extractor="inception"), DIGITS, LABELS, Placement())
+    assert ready.unavailable["fid"].startswith("InceptionV3 needs")
+    assert ready.extractor is None
     classifier = Measures(feature_extractor="classifier")
-    tools = prepare(classifier, COLOUR, LABELS, Placement())
-    assert tools.unavailable["fid"] == "the bundled classifier reads 32×32 grey digits only"
+    ready = prepare_tools(classifier, COLOUR, LABELS, Placement())
+    assert ready.unavailable["fid"] == "the bundled classifier reads 32×32 grey digits only"
 
 
 def test_weights_are_fetched_where_they_are_asked_for_and_only_there(monkeypatch) -> None:
@@ -67,26 +66,26 @@ def test_weights_are_fetched_where_they_are_asked_for_and_only_there(monkeypatch
         asked.append(address)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(inception, "is_installed", lambda: True)
-    monkeypatch.setattr(inception, "weights_address", lambda: "https://host/w-00ff.pth")
+    monkeypatch.setattr(extractors, "has_inception", lambda: True)
+    monkeypatch.setattr(extractors, "inception_address", lambda: "https://host/w-00ff.pth")
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    tools = prepare(Measures(), COLOUR, LABELS, Placement())
-    assert (asked, "fetches them" in tools.unavailable["fid"]) == ([], True)
+    ready = prepare_tools(Measures(), COLOUR, LABELS, Placement())
+    assert (asked, "fetches them" in ready.unavailable["fid"]) == ([], True)
     for measures in (Measures(("fid",)), Measures(feature_extractor="inception")):
-        tools = prepare(measures, COLOUR, LABELS, Placement())
-        assert "could not be fetched (no route to host)" in tools.unavailable["fid"]
+        ready = prepare_tools(measures, COLOUR, LABELS, Placement())
+        assert "could not be fetched (no route to host)" in ready.unavailable["fid"]
     assert asked == ["https://host/w-00ff.pth"] * 2
 
 
 def test_prompts_are_compared_by_a_clip_of_ones_own(tmp_path) -> None:
     clip = parts.save_clip(tmp_path / "clip")
-    tools = prepare(Measures(clip=str(clip)), COLOUR, PROMPTS, Placement())
-    assert tools.has("clip_score")
-    assert tools.clip is not None
-    assert tools.clip(COLOUR, PROMPTS).shape == (2,)
-    gone = prepare(Measures(clip=str(tmp_path / "no")), COLOUR, PROMPTS, Placement())
+    ready = prepare_tools(Measures(clip=str(clip)), COLOUR, PROMPTS, Placement())
+    assert ready.has("clip_score")
+    assert ready.clip is not None
+    assert ready.clip(COLOUR, PROMPTS).shape == (2,)
+    gone = prepare_tools(Measures(clip=str(tmp_path / "no")), COLOUR, PROMPTS, Placement())
     assert gone.unavailable["clip_score"].startswith(f"{tmp_path / 'no'} is not here")
-    named = prepare(
+    named = prepare_tools(
         Measures(("clip_score",), clip=str(tmp_path / "no")), COLOUR, PROMPTS, Placement()
     )
     assert named.chosen == ("clip_score",)
@@ -94,20 +93,19 @@ def test_prompts_are_compared_by_a_clip_of_ones_own(tmp_path) -> None:
 
 
 def test_what_is_not_installed_is_told(monkeypatch) -> None:
-    monkeypatch.setattr(image_reward, "is_installed", lambda: False)
-    monkeypatch.setattr(lpips, "is_installed", lambda: False)
-    tools = prepare(Measures(("lpips", "image_reward")), COLOUR, PROMPTS, Placement())
-    assert "pip install image-reward" in tools.unavailable["image_reward"]
-    assert tools.unavailable["lpips"].startswith("LPIPS needs torchvision")
-    assert tools.features == "not available: no metric of features was chosen"
+    monkeypatch.setattr(tools, "find_spec", lambda _name: None)
+    ready = prepare_tools(Measures(("lpips", "image_reward")), COLOUR, PROMPTS, Placement())
+    assert "pip install image-reward" in ready.unavailable["image_reward"]
+    assert ready.unavailable["lpips"].startswith("LPIPS needs torchvision")
+    assert ready.features_text == "not available: no metric of features was chosen"
 
 
 def test_lpips_needs_large_images_and_its_weights(monkeypatch) -> None:
-    monkeypatch.setattr(lpips, "is_installed", lambda: True)
-    small = prepare(Measures(("lpips",)), COLOUR[..., :16], LABELS, Placement())
+    monkeypatch.setattr(tools, "find_spec", lambda _name: True)
+    small = prepare_tools(Measures(("lpips",)), COLOUR[..., :16], LABELS, Placement())
     assert "smaller than the 32 pixels" in small.unavailable["lpips"]
-    tools = prepare(Measures(), DIGITS, LABELS, Placement())
-    assert "fetches them" in tools.unavailable["lpips"]
+    ready = prepare_tools(Measures(), DIGITS, LABELS, Placement())
+    assert "fetches them" in ready.unavailable["lpips"]
 
 
 @pytest.mark.parametrize(

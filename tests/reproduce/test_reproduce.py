@@ -15,8 +15,8 @@ from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError, RecipeError
-from ditprune.evaluation.evaluate import Protocol, evaluate
-from ditprune.evaluation.protocol import Measures
+from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.method.recipe import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint

@@ -12,8 +12,8 @@ import torch
 
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
-from ditprune.evaluation.metrics import lpips
 from ditprune.evaluation.protocol import Measures
+from ditprune.evaluation.tools import LPIPS_WEIGHTS
 from ditprune.reproduce.rows import Options, rows_of
 from ditprune.reproduce.studies import STUDIES
 from ditprune.reproduce.workbench import (
@@ -53,7 +53,7 @@ def test_a_library_that_came_makes_rows_anew_but_not_images(opened, monkeypatch)
 
 def test_weights_that_came_make_rows_anew(opened, tmp_path) -> None:
     write_record(opened(Measures()).row_file(ROW), RECORD)
-    file = tmp_path / "hub" / "checkpoints" / lpips.WEIGHTS
+    file = tmp_path / "hub" / "checkpoints" / LPIPS_WEIGHTS
     file.parent.mkdir(parents=True)
     file.touch()
     assert read_record(opened(Measures()).row_file(ROW)) is None

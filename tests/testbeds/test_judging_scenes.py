@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditprune.evaluation.metrics import frechet
+from ditprune.evaluation.metrics.distributions import frechet_distance, moments
 from testbeds.judge import SCORES, features, judge, read
 from testbeds.scenes import Group, Scene, captions, render, scene
 
@@ -109,10 +109,8 @@ def test_features_tell_sharp_pictures_from_coarse_ones(held_out: list[Scene]) ->
     reference = features(first)
     assert reference.shape == (150, 96)
     assert reference.dtype == torch.float32
-    moments = frechet.moments_of(reference)
-    near, far = (
-        frechet.compute(moments, features(pictures)).value for pictures in (second, coarse)
-    )
+    sums = moments(reference)
+    near, far = (frechet_distance(sums, features(pictures)).value for pictures in (second, coarse))
     assert near < far
 
 

@@ -1,4 +1,4 @@
-"""ditprune evaluate: the dense model against pruned ones."""
+"""ditprune evaluate: measure pruned models against their dense one, and show the numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ditprune.cli.options import (
     sampling_options,
 )
 from ditprune.denoiser.placement import Placement
-from ditprune.evaluation.evaluate import evaluate as measure
+from ditprune.evaluation.evaluate import evaluate as evaluate_models
 from ditprune.evaluation.protocol import Protocol
 from ditprune.reporting import card, numbers
 
@@ -63,11 +63,11 @@ def evaluate(
                              clip=clip, images=images)  # fmt: skip
     models = [(_name(folder), locate(folder)) for folder in pruned]
     with joined() as worker:
-        place = Placement.of(own_device(device or "cpu"), dtype, max_memory)
+        placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
         try:
             with console.progress() as progress:
-                results = measure(locate(dense), models, out, protocol, progress, place, worker,
-                                  measures, own_command())  # fmt: skip
+                results = evaluate_models(locate(dense), models, out, protocol, progress,
+                                          placement, worker, measures, own_command())  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt("run the same command again to go on") from None
         if worker.is_first:
@@ -79,40 +79,42 @@ def evaluate(
 
 
 def _name(folder: str) -> str:
-    """What a model is called in the results: its folder, also where that is written `.`."""
+    """The name of a model in the results: that of its folder, also for `.` and `..`."""
     path = Path(folder)
     return path.name if path.name not in ("", "..") else path.resolve().name
 
 
 def write_cards(models: Sequence[tuple[str, ModelFolder]], results: dict[str, Any]) -> None:
-    """Put the numbers into README.md of the folders that `prune` wrote; others stay as they are."""
+    """Put the numbers into README.md of the folders that `prune` wrote; skip other folders."""
     for name, model in models:
         card.write(model.root, results, name)
 
 
 def own_command() -> str:
-    """The command line that is running: what was given, defaults left out."""
+    """The command line that is running, without options that were not given."""
     context = click.get_current_context()
     words = ["ditprune", str(context.info_name)]
     for parameter in context.command.params:
-        value, name = context.params.get(str(parameter.name)), str(parameter.name)
+        name = str(parameter.name)
         if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
             continue
-        values = value if isinstance(value, tuple) else (value,)
-        for one in values:
-            is_option = isinstance(parameter, click.Option)
-            words += [max(parameter.opts, key=len), str(one)] if is_option else [str(one)]
+        given = context.params.get(name)
+        for value in given if isinstance(given, tuple) else (given,):
+            flag = [max(parameter.opts, key=len)] if isinstance(parameter, click.Option) else []
+            words += [*flag, str(value)]
     return shlex.join(words)
 
 
 def show_results(results: dict[str, Any]) -> None:
-    """The table of results.json, what is not in it and why, and how it was made."""
-    shown = {key: one for key, one in results["metrics"].items() if one["unavailable"] is None}
+    """Print the table of numbers, which metrics are missing and why, warnings, costs, protocol."""
+    metrics = results["metrics"]
+    shown = {key: metric for key, metric in metrics.items() if metric["unavailable"] is None}
     for table in _tables(results["models"], shown):
         console.out.print(table)
-    for one in results["metrics"].values():
-        if one["unavailable"] is not None:
-            console.out.print(f"{one['title']}: not available: {one['unavailable']}", markup=False)
+    for metric in metrics.values():
+        if metric["unavailable"] is not None:
+            reason = f"{metric['title']}: not available: {metric['unavailable']}"
+            console.out.print(reason, markup=False)
     for row in results["models"]:
         for warning in row["warnings"]:
             console.out.print(f"{row['name']}: {warning}", markup=False)
@@ -121,41 +123,41 @@ def show_results(results: dict[str, Any]) -> None:
 
 
 def _tables(rows: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> Iterator[Table]:
-    """A model's numbers, and below each the ends of its 95 % interval; as wide as the screen."""
+    """Tables no wider than the screen: each number, and below it the ends of its 95 % interval."""
     columns: list[tuple[str, list[str]]] = [
         ("asked", ["–" if r["sparsity_asked"] is None else f"{r['sparsity_asked']}" for r in rows]),
         ("got", [f"{row['sparsity']:.4f}" for row in rows]),
     ]
-    for key, one in metrics.items():
-        title = f"{one['title']} {one['unit']}".strip()
-        columns.append((title, [_cell(row["metrics"][key], one["digits"]) for row in rows]))
+    for key, metric in metrics.items():
+        title = f"{metric['title']} {metric['unit']}".strip()
+        columns.append((title, [_cell(row["metrics"][key], metric["digits"]) for row in rows]))
     names = [row["name"] for row in rows]
-    room = console.out.width - max(map(len, [*names, "model"]))
+    width = console.out.width - max(map(len, [*names, "model"]))
     while columns:
-        taken = max(1, _num_fitting(columns, room))
+        count = max(1, _num_fitting(columns, width))
         table = Table("model", box=None, pad_edge=False)
-        for title, _ in columns[:taken]:
+        for title, _ in columns[:count]:
             table.add_column(title, justify="right", no_wrap=True)
         for number, name in enumerate(names):
-            table.add_row(Text(name), *(cells[number] for _, cells in columns[:taken]))
+            table.add_row(Text(name), *(cells[number] for _, cells in columns[:count]))
         yield table
-        columns = columns[taken:]
+        columns = columns[count:]
 
 
-def _num_fitting(columns: Sequence[tuple[str, list[str]]], room: int) -> int:
-    """How many columns fit side by side, with the two blanks before each."""
+def _num_fitting(columns: Sequence[tuple[str, list[str]]], width: int) -> int:
+    """How many columns fit side by side, with two blanks before each."""
     widths = (
         2 + max(len(line) for cell in (title, *cells) for line in cell.split("\n"))
         for title, cells in columns
     )
-    return sum(total <= room for total in accumulate(widths))
+    return sum(total <= width for total in accumulate(widths))
 
 
-def _cell(estimate: dict[str, Any] | None, digits: int) -> str:
-    if estimate is None:
+def _cell(interval: dict[str, Any] | None, digits: int) -> str:
+    if interval is None:
         return "–"
     value, low, high = (
-        None if estimate[key] is None else f"{estimate[key]:.{digits}f}"
+        None if interval[key] is None else f"{interval[key]:.{digits}f}"
         for key in ("value", "low", "high")
     )
     return f"{value}" if low is None or high is None else f"{value}\n{low}–{high}"
@@ -164,18 +166,18 @@ def _cell(estimate: dict[str, Any] | None, digits: int) -> str:
 def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         costs = row["accounting"]
-        said = [
+        texts = [
             f"{costs['num_nonzero']:,} of {costs['num_parameters']:,} parameters not zero",
             numbers.size(costs["size_bytes"]),
         ]
         if costs["macs_per_step"]:
-            said.append(
+            texts.append(
                 f"{numbers.count(costs['macs_per_step_effective'])} of "
                 f"{numbers.count(costs['macs_per_step'])} MACs a step without zeros"
             )
         if costs["seconds_per_image"] is not None:
-            said.append(f"{numbers.seconds(costs['seconds_per_image'])} an image, measured")
-        console.out.print(f"{row['name']}: {', '.join(said)}", markup=False)
+            texts.append(f"{numbers.seconds(costs['seconds_per_image'])} an image, measured")
+        console.out.print(f"{row['name']}: {', '.join(texts)}", markup=False)
 
 
 def _show_protocol(protocol: dict[str, Any]) -> None:

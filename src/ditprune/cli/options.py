@@ -14,8 +14,7 @@ import click
 from ditprune.checkpoints import statistics_file
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.metrics.clip_score import MODEL as CLIP
-from ditprune.evaluation.protocol import EXTRACTORS, Measures
+from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
 from ditprune.method.allocation import ALLOCATIONS
 from ditprune.method.choices import PRESETS, flag
 from ditprune.method.distill import REFINEMENTS
@@ -132,7 +131,7 @@ measuring_options = _together(
         help="real images for FID [default: the bundled digits]",
     ),
     click.option(
-        "--clip", default=CLIP, show_default=True, metavar="MODEL",
+        "--clip", default=CLIP_MODEL, show_default=True, metavar="MODEL",
         help="hub id or folder of the CLIP model",
     ),
 )  # fmt: skip

@@ -1,24 +1,28 @@
-"""What a model costs: parameters, bytes, multiply-accumulates, and seconds where measured."""
+"""What does a model cost? Parameters and bytes on disk, multiply-accumulates (MACs) of an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ditprune.calls import Call
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser.capture import counting_tokens
 from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import num_rows, take_item, to_placement
-from ditprune.evaluation.macs import Macs, count_macs
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What lies on the disk.
+    """The weights of a model on disk.
 
     Args:
         zeros: (zeros, weights) of each target, by denoiser.
@@ -32,21 +36,25 @@ class Stock:
     @property
     def sparsity(self) -> float:
         """The share of zeros in the targets."""
-        counts = [count for one in self.zeros.values() for count in one.values()]
-        return sum(zero for zero, _ in counts) / sum(all_ for _, all_ in counts)
+        counts = [count for targets in self.zeros.values() for count in targets.values()]
+        return sum(zeros for zeros, _ in counts) / sum(weights for _, weights in counts)
 
     def shares(self, denoiser: str) -> dict[str, float]:
         """The share of zeros of each target of a denoiser."""
-        return {name: zero / all_ for name, (zero, all_) in self.zeros[denoiser].items()}
+        return {name: zeros / weights for name, (zeros, weights) in self.zeros[denoiser].items()}
 
 
-def take_stock(model: ModelFolder, targets: Mapping[str, Sequence[str]]) -> Stock:
-    """Count a model's weights on disk, tensor by tensor."""
+def take_stock(model: ModelFolder, targets: Mapping[str, Iterable[str]]) -> Stock:
+    """Count a model's weights on disk, tensor by tensor.
+
+    Args:
+        targets: names by denoiser.
+    """
     num_parameters = num_nonzero = size_bytes = 0
     zeros: dict[str, dict[str, tuple[int, int]]] = {}
     for component, folder in model.denoisers.items():
         weights = open_weights(folder)
-        own = {f"{name}.weight": name for name in targets[component]}
+        target_of = {f"{name}.weight": name for name in targets[component]}
         size_bytes += weights.stored_bytes
         zeros[component] = {}
         for entry in weights.in_order():
@@ -54,25 +62,62 @@ def take_stock(model: ModelFolder, targets: Mapping[str, Sequence[str]]) -> Stoc
             nonzero = int(torch.count_nonzero(tensor))
             num_parameters += tensor.numel()
             num_nonzero += nonzero
-            if entry.name in own:
-                zeros[component][own[entry.name]] = (tensor.numel() - nonzero, tensor.numel())
+            if entry.name in target_of:
+                counts = (tensor.numel() - nonzero, tensor.numel())
+                zeros[component][target_of[entry.name]] = counts
     return Stock(num_parameters, num_nonzero, size_bytes, zeros)
 
 
 @dataclass(frozen=True)
+class Macs:
+    """The multiply-accumulates of one denoiser call.
+
+    Args:
+        total: of matrix products, convolutions and attention.
+        targets: the part of each target.
+    """
+
+    total: int
+    targets: Mapping[str, int]
+
+    def effective(self, zeros: Mapping[str, float]) -> float:
+        """Without the products by zero weights, given each target's share of zeros."""
+        return self.total - sum(self.targets[name] * zeros.get(name, 0.0) for name in self.targets)
+
+
+def count_macs(denoiser: nn.Module, call: Call, targets: Iterable[str]) -> Macs:
+    """Run one call and count; on the meta device it takes no time and no memory.
+
+    A multiplication and its addition count as one, as in the papers on DiT and PixArt, which call
+    them flops. Normalisations, activations and embeddings do not count.
+    """
+    layers = {name: denoiser.get_submodule(name) for name in targets}
+    counter = FlopCounterMode(display=False)
+    # The counter does not know the CPU's fused attention; the plain one consists of products.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with counting_tokens(layers) as num_tokens, counter, plain, torch.no_grad():
+        run_call(denoiser, call)
+    target_macs = {
+        name: sum(num_tokens[name]) * layer.get_parameter("weight").numel()
+        for name, layer in layers.items()
+    }
+    return Macs(counter.get_total_flops() // 2, target_macs)
+
+
+@dataclass(frozen=True)
 class Work:
-    """The products of one image.
+    """The multiply-accumulates of one image.
 
     Args:
         num_steps: denoising steps.
-        calls: by denoiser, how many calls of one row an image takes, and what one costs.
+        calls: by denoiser, how many calls of one row an image takes, and the MACs of one.
     """
 
     num_steps: int
     calls: Mapping[str, tuple[float, Macs]]
 
     def per_image(self, stock: Stock | None = None) -> float:
-        """All products, or those by weights that are not zero."""
+        """All products, or only those by weights that are not zero."""
         return sum(
             number * (macs.total if stock is None else macs.effective(stock.shares(name)))
             for name, (number, macs) in self.calls.items()
@@ -80,15 +125,15 @@ class Work:
 
 
 def count_work(
-    denoisers: Mapping[str, Any], held_out: Mapping[str, Sequence[Call]],
-    targets: Mapping[str, Sequence[str]], place: Placement,
+    denoisers: Mapping[str, nn.Module], held_out: Mapping[str, Sequence[Call]],
+    targets: Mapping[str, Iterable[str]], placement: Placement,
 ) -> dict[str, tuple[int, Macs]]:  # fmt: skip
-    """By denoiser: rows of its held-out calls, and the products of one of these rows."""
+    """For each denoiser, the number of rows in its held-out calls, and the MACs of one row."""
     counted = {}
     for name, calls in held_out.items():
         if calls:
-            one = take_item(calls[0], 0, num_rows(calls[0]))
-            moved = to_placement(one, place.device, place.dtype)
+            row = take_item(calls[0], 0, num_rows(calls[0]))
+            moved = to_placement(row, placement.device, placement.dtype)
             macs = count_macs(denoisers[name], moved, targets[name])
             counted[name] = (sum(num_rows(call) for call in calls), macs)
     return counted
@@ -97,19 +142,20 @@ def count_work(
 def work_of(
     counted: Sequence[Mapping[str, tuple[int, Macs]]], rows_per_step: float, num_steps: int
 ) -> Work:
-    """The work of one image from what each worker counted.
+    """The work of one image, from what each worker counted.
 
-    Held-out calls are spread evenly over the way, so their numbers tell how denoisers share it.
+    Held-out calls are spread evenly over the steps, so their numbers tell which share of the steps
+    each denoiser takes.
 
     Args:
-        rows_per_step: rows of all calls of one image at one step; 2 under guidance.
+        rows_per_step: rows of all calls of one image at one step; 2 with guidance.
     """
     rows: dict[str, int] = {}
     macs: dict[str, Macs] = {}
-    for one in counted:
-        for name, (number, own) in one.items():
+    for worker in counted:
+        for name, (number, row_macs) in worker.items():
             rows[name] = rows.get(name, 0) + number
-            macs.setdefault(name, own)
+            macs.setdefault(name, row_macs)
     total = sum(rows.values())
     return Work(
         num_steps,
@@ -118,17 +164,19 @@ def work_of(
 
 
 def account(stock: Stock, work: Work | None, seconds_per_image: float | None) -> dict[str, Any]:
-    """The `accounting` of results.json."""
-    dense = effective = None
+    """The `accounting` of results.json; None for what was not counted."""
+    macs: list[int | None] = [None] * 4
     if work is not None:
         dense, effective = work.per_image(), work.per_image(stock)
+        per_step = dense / work.num_steps, effective / work.num_steps
+        macs = [round(number) for number in (*per_step, dense, effective)]
     return {
         "num_parameters": stock.num_parameters,
         "num_nonzero": stock.num_nonzero,
         "size_bytes": stock.size_bytes,
-        "macs_per_step": dense and round(dense / work.num_steps),  # type: ignore[union-attr]
-        "macs_per_step_effective": effective and round(effective / work.num_steps),  # type: ignore[union-attr]
-        "macs_per_image": dense and round(dense),
-        "macs_per_image_effective": effective and round(effective),
+        "macs_per_step": macs[0],
+        "macs_per_step_effective": macs[1],
+        "macs_per_image": macs[2],
+        "macs_per_image_effective": macs[3],
         "seconds_per_image": seconds_per_image,
     }

@@ -1,4 +1,4 @@
-"""Every metric: its name, which way is better, and against what it is taken."""
+"""Which metrics are there, which way is better, and what is each taken against?"""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """Args:
-    title: for people.
-    better: `lower` or `higher`.
-    unit: after the number.
-    digits: after the point.
-    against: `dense` (the dense model's image or prediction), `real` (images, where there are
-        some), `condition` (what was asked for) or `none`.
+    """How to show a metric, and how to read it.
+
+    Args:
+        title: the name to show.
+        better: `lower` or `higher`.
+        against: `dense` (the dense model's image or prediction), `real` (real images if there are
+            some), `condition` (the label or prompt) or `none`.
+        digits: number of digits to show after the point.
+        unit: shown after the number.
     """
 
     title: str
@@ -38,6 +40,6 @@ CATALOGUE: dict[str, Metric] = {
     "image_reward": Metric("ImageReward", "higher", "condition"),
     "accuracy": Metric("accuracy", "higher", "condition"),
 }
-# Those that look at real images where there are some, and all that look at features.
+# Metrics that are taken against real images if there are some, and all that look at features.
 AGAINST_IMAGES = tuple(key for key, metric in CATALOGUE.items() if metric.against == "real")
 OF_FEATURES = (*AGAINST_IMAGES, "inception_score")

@@ -1,111 +1,128 @@
-"""What a reader of the numbers must be told: where the sample is too small for what they show."""
+"""What must a reader of the numbers be told: too small a sample, or a model that gives NaN?"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.metrics.interval import Estimate, differ, overlap
+from ditprune.evaluation.metrics.error_rows import ErrorRow
+from ditprune.evaluation.metrics.interval import Interval, differ, overlap
 
 _DISTANCES = ("fid", "sfid", "kid")
+_ADVICE = (
+    "evaluate with another --dtype (float16 overflows where bfloat16 and float32 do not), or look "
+    "for NaN and Inf in the weights"
+)
 
 
 @dataclass(frozen=True)
-class Found:
-    """One model's numbers.
+class Numbers:
+    """The numbers of one model.
 
     Args:
-        estimates: by metric.
-        values: of metrics that are means over items, the number of each item; items are the same
-            for all models, so these are compared item by item.
+        intervals: by metric.
+        values: for metrics that are means over items, the number of each item. Items are the same
+            for all models, so models are compared item by item.
     """
 
-    estimates: Mapping[str, Estimate]
+    intervals: Mapping[str, Interval]
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
-    def has_same(self, key: str, other: Found) -> bool:
-        """Whether both have a metric and it is the same number."""
-        return self.estimates[key].value == other.estimates[key].value
-
-    def is_apart(self, key: str, other: Found) -> bool:
+    def is_apart(self, key: str, other: Numbers) -> bool:
         """Whether the sample tells two models apart by a metric that both have."""
         if key in self.values and key in other.values:
             return differ(self.values[key], other.values[key])
-        return not overlap(self.estimates[key], other.estimates[key])
+        return not overlap(self.intervals[key], other.intervals[key])
+
+    def text(self, key: str) -> str:
+        """The value of a metric, with its digits."""
+        return f"{self.intervals[key].value:.{CATALOGUE[key].digits}f}"
 
 
-def cautions(
-    name: str, models: Mapping[str, Found], num_images: int, widths: tuple[int, int]
+def cautions_of(
+    name: str, models: Mapping[str, Numbers], num_images: int, widths: tuple[int, int]
 ) -> list[str]:
-    """The `warnings` of one model in results.json.
+    """Warnings about the sample, for one model.
 
     Args:
-        models: all models' numbers, by name; the dense one is `dense`.
-        widths: how many features FID and sFID are of.
+        models: the numbers of all models; the dense one is called `dense`.
+        widths: how many features FID and sFID use.
     """
-    said = _of_rank(models[name], num_images, widths)
-    if name != "dense":
-        said += _against_dense(models[name], models["dense"], num_images)
-        said += _against_others(name, models, num_images)
-    return said
-
-
-def _of_rank(own: Found, num_images: int, widths: tuple[int, int]) -> list[str]:
-    return [
+    model = models[name]
+    warnings = [
         f"{CATALOGUE[key].title} of {num_images:,} images in {width:,} features: fewer images "
         "than features make it larger than it is, and unsure"
         for key, width in zip(("fid", "sfid"), widths, strict=True)
-        if key in own.estimates and num_images <= width
+        if key in model.intervals and num_images <= width
     ]
+    if name != "dense":
+        warnings += _against_dense(model, models["dense"], num_images)
+    for other in list(models)[: list(models).index(name)]:  # each pair once, with the later model
+        if other != "dense":
+            alike = [
+                CATALOGUE[key].title
+                for key in _shared(model, models[other])
+                if not model.is_apart(key, models[other])
+            ]
+            warnings += _not_told_apart(other, alike, num_images)
+    return warnings
 
 
-def _against_dense(own: Found, dense: Found, num_images: int) -> list[str]:
-    said, alike = [], []
-    for key in _shared(own, dense):
+def _against_dense(model: Numbers, dense: Numbers, num_images: int) -> list[str]:
+    warnings, alike = [], []
+    for key in _shared(model, dense):
         if CATALOGUE[key].against == "dense":
             continue
-        title = CATALOGUE[key].title
-        apart = own.is_apart(key, dense)
-        if key in _DISTANCES and own.estimates[key].value < dense.estimates[key].value:
-            below = f"{title} {_show(key, own)} is below dense {_show(key, dense)}"
-            said.append(
+        title, is_apart = CATALOGUE[key].title, model.is_apart(key, dense)
+        if key in _DISTANCES and model.intervals[key].value < dense.intervals[key].value:
+            below = f"{title} {model.text(key)} is below dense {dense.text(key)}"
+            warnings.append(
                 f"{below}, and the intervals do not overlap: nearer to the reference, which is not "
                 "the same as nearer to the dense model; look at the same-seed distances"
-                if apart
+                if is_apart
                 else f"{below}, and the intervals overlap: {num_images:,} images cannot tell them "
                 "apart"
             )
-        elif not apart:
+        elif not is_apart:
             alike.append(title)
-    if alike:
-        said.append(f"{num_images:,} images cannot tell it from dense by {', '.join(alike)}")
-    return said
+    return warnings + _not_told_apart("dense", alike, num_images)
 
 
-def _against_others(name: str, models: Mapping[str, Found], num_images: int) -> list[str]:
-    """Each pair is said once, with the later model: by what nothing tells them apart."""
-    said, own = [], models[name]
-    for other, theirs in models.items():
-        if other == name:
-            break
-        alike = [
-            CATALOGUE[key].title
-            for key in _shared(own, theirs)
-            if other != "dense" and not own.is_apart(key, theirs)
-        ]
-        if alike:
-            said.append(f"{num_images:,} images cannot tell it from {other} by {', '.join(alike)}")
-    return said
+def _not_told_apart(other: str, titles: Sequence[str], num_images: int) -> list[str]:
+    if not titles:
+        return []
+    return [f"{num_images:,} images cannot tell it from {other} by {', '.join(titles)}"]
 
 
-def _shared(own: Found, other: Found) -> list[str]:
-    """The metrics that both have, in the catalogue's order, with different numbers."""
+def _shared(a: Numbers, b: Numbers) -> list[str]:
+    """The metrics that both models have, with different numbers, in the catalogue's order."""
     return [
         key for key in CATALOGUE
-        if key in own.estimates and key in other.estimates and not own.has_same(key, other)
+        if key in a.intervals and key in b.intervals
+        and a.intervals[key].value != b.intervals[key].value
     ]  # fmt: skip
 
 
-def _show(key: str, own: Found) -> str:
-    return f"{own.estimates[key].value:.{CATALOGUE[key].digits}f}"
+def not_finite_warnings(rows: Sequence[ErrorRow], num_spoiled: int, num_images: int) -> list[str]:
+    """Warnings about NaN and Inf, for one model.
+
+    Args:
+        rows: of its held-out calls; empty for the dense model.
+        num_spoiled: images with a pixel that was not finite.
+    """
+    of_dense = sum(not math.isfinite(row.dense) for row in rows)
+    of_pruned = sum(math.isfinite(row.dense) and not math.isfinite(row.difference) for row in rows)
+    warnings = [
+        f"{whose} predictions are not finite (NaN or Inf) in {count:,} of {len(rows):,} rows of "
+        f"held-out calls, so the relative error has no number there: {_ADVICE}"
+        for whose, count in (("the dense model's", of_dense), ("its", of_pruned))
+        if count
+    ]
+    if num_spoiled:
+        warnings.append(
+            f"{num_spoiled:,} of {num_images:,} images are not finite (NaN or Inf), and shown "
+            f"with black for NaN: {_ADVICE}"
+        )
+    return warnings

@@ -1,4 +1,4 @@
-"""What a pruned folder says of itself."""
+"""What does a pruned folder say of itself, and is it a copy of the dense model?"""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Claims:
 
     Args:
         asked: the sparsity or the pattern; None without a manifest.
-        recipe: as in its manifest, the first of several.
-        statistics: what its manifest says of those that it read; None where it read none.
-        has_mask: whether its zeros are where another model's mask has them.
-        targets: each denoiser's targets by name: what its manifest, or its structure, tells.
+        recipe: from the manifest, the first one if there are several.
+        statistics: what the manifest says of the statistics; None if the recipe read none.
+        targets: the targets of each denoiser by name, from its manifest or from its structure.
+        has_mask: whether the mask came from another model.
     """
 
     asked: Any
@@ -35,59 +35,51 @@ class Claims:
     targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
     has_mask: bool = False
 
-    def names(self) -> dict[str, list[str]]:
-        """The targets' names, by denoiser."""
-        return {denoiser: list(own) for denoiser, own in self.targets.items()}
-
 
 def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
-    """What the manifests of a model claim, or its structure where there are none.
+    """What the manifests of a model claim, or its structure if it has none.
 
-    Refuses a model that is not a copy of the dense one. Raises ModelError.
+    Raises ModelError for a model that is not a copy of the dense one.
     """
     if model.denoisers.keys() != dense.keys():
         raise ModelError(
             f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
             f"{', '.join(dense)}; expected a pruned copy of it"
         )
-    own = [_claims_of(model, name, model.denoisers[name], dense[name]) for name in model.denoisers]
-    first = next((one for one in own if one.recipe is not None), own[0])
-    targets = {name: found for one in own for name, found in one.targets.items()}
-    return replace(first, targets=targets, has_mask=any(one.has_mask for one in own))
+    claims = [_read(model, name, folder, dense[name]) for name, folder in model.denoisers.items()]
+    first = next((claim for claim in claims if claim.recipe is not None), claims[0])
+    targets = {name: records for claim in claims for name, records in claim.targets.items()}
+    return replace(first, targets=targets, has_mask=any(claim.has_mask for claim in claims))
 
 
-def structure_of(denoisers: Mapping[str, nn.Module]) -> Claims:
-    """The targets of a dense model."""
-    return Claims(0.0, None, None, {name: _found(one) for name, one in denoisers.items()})
+def dense_claims(denoisers: Mapping[str, nn.Module]) -> Claims:
+    """The same for the dense model: sparsity 0, targets from its structure."""
+    return Claims(0.0, None, None, {name: _targets_in(tree) for name, tree in denoisers.items()})
 
 
-def _found(tree: nn.Module) -> dict[str, dict[str, Any]]:
-    return {name: asdict(target) for name, target in discover(tree).items()}
+def _targets_in(denoiser: nn.Module) -> dict[str, dict[str, Any]]:
+    return {name: asdict(target) for name, target in discover(denoiser).items()}
 
 
-def _claims_of(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> Claims:
-    """What one denoiser's manifest claims, or its structure where it has none."""
+def _read(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> Claims:
+    """What the manifest of one denoiser claims, or its structure if it has none."""
     tree = check_denoiser(folder)
     if type(tree) is not type(dense):
         raise ModelError(
             f"{model.name}: holds a {type(tree).__name__}, expected a {type(dense).__name__} as "
             "in the dense model"
         )
-    shapes, expected = (
-        {name: tuple(parameter.shape) for name, parameter in one.named_parameters()}
-        for one in (tree, dense)
-    )
-    if shapes != expected:
+    if _shapes(tree) != _shapes(dense):
         raise ModelError(
             f"{model.name}: its parameters have other names or shapes than the dense model's; "
             "expected a pruned copy of it"
         )
     if not (folder / MANIFEST).is_file():
-        return Claims(None, None, None, {denoiser: _found(tree)})
-    claims = read_manifest(folder)
+        return Claims(None, None, None, {denoiser: _targets_in(tree)})
+    content = read_manifest(folder)
     try:
-        recipe, targets = claims["recipe"], dict(claims["targets"])
-        statistics = claims.get("statistics")
+        recipe, targets = content["recipe"], dict(content["targets"])
+        statistics = content.get("statistics")
         statistics = None if statistics is None else dict(statistics)
         asked = recipe["pattern"] or recipe["sparsity"]
         for name in targets:
@@ -100,14 +92,18 @@ def _claims_of(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
-    has_mask = claims.get("mask") is not None
+    has_mask = content.get("mask") is not None
     return Claims(asked, recipe, statistics, {denoiser: targets}, has_mask)
+
+
+def _shapes(tree: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in tree.named_parameters()}
 
 
 def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """The `targets` of results.json, given the share of zeros of each by denoiser.
 
-    `role` is the name inside its block; of two denoisers the names begin with theirs.
+    `role` is the name inside the block. With two denoisers, names begin with the denoiser's name.
     """
     rows = []
     for denoiser, targets in claims.targets.items():

@@ -1,38 +1,162 @@
-"""Draws the same (condition, seed) pairs with any model, in any batches, by any process."""
+"""Draws the same (condition, seed) pairs with any model, and keeps the images on disk.
+
+A batch is one file, written whole or not at all, so any process can draw any batch, a stopped run
+goes on, and no model's images have to be in memory.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ditprune.calibration.draw import draw, item_seed
+from ditprune.calibration.sample import identity_of
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import check_components
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.store import Images
+from ditprune.evaluation.timing import Load, Timing, timing_of
 from ditprune.progress import Progress, silent
+from ditprune.writing import tensors_file
+from ditprune.writing.files import ensure_folder
+
+IMAGES_FOLDER = ".images"
+_DIGITS = 24
+# How many samples there are does not change a sample; the conditions stand in the key themselves.
+_NOT_OF_A_SAMPLE = {"num_images", "num_held_out", "labels", "prompts"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one model on disk, uint8 [N, C, H, W]; some may not be drawn yet.
+
+    Args:
+        folder: holds a file for each batch.
+        num_images, batch_size: a batch has `batch_size` images; the last one has the rest.
+    """
+
+    folder: Path
+    num_images: int
+    batch_size: int
+
+    @property
+    def ranges(self) -> list[range]:
+        """The numbers of the images in each batch."""
+        return [
+            range(first, min(first + self.batch_size, self.num_images))
+            for first in range(0, self.num_images, self.batch_size)
+        ]
+
+    def has(self, items: range) -> bool:
+        return self._file(items).is_file()
+
+    def write(
+        self, items: range, images: Tensor, seconds: float, num_spoiled: int = 0,
+        num_processes: int = 1,
+    ) -> None:  # fmt: skip
+        """Write a batch, with the seconds it took, the load, and how many images are not finite.
+
+        Raises OutputError.
+        """
+        ensure_folder(self.folder)
+        words = {
+            "seconds": repr(seconds), "num_spoiled": str(num_spoiled),
+            **Load.now(num_processes).words(),
+        }  # fmt: skip
+        tensors_file.save({"images": images}, words, self._file(items))
+
+    def read(self, items: range) -> UInt8[Tensor, "n c h w"]:
+        """A batch. Raises ModelError if its file is damaged."""
+        return tensors_file.load(self._file(items))[0]["images"]
+
+    def batches(self) -> Iterator[tuple[range, Tensor]]:
+        """Every batch in turn, with the numbers of its images."""
+        for items in self.ranges:
+            yield items, self.read(items)
+
+    def take(self, wanted: Sequence[int]) -> UInt8[Tensor, "n c h w"]:
+        """These images, in this order."""
+        images: dict[int, Tensor] = {}
+        for items in self.ranges:
+            inside = [i for i in wanted if i in items]
+            if inside:
+                batch = self.read(items)
+                images |= {i: batch[i - items.start].clone() for i in inside}
+        return torch.stack([images[i] for i in wanted])
+
+    def timing(self) -> Timing:
+        """How long an image took, and under which load."""
+        batches = []
+        for items in self.ranges:
+            words = tensors_file.words(self._file(items))
+            batches.append((len(items), float(words["seconds"]), Load.of_words(words)))
+        return timing_of(batches, self.batch_size)
+
+    def num_spoiled(self) -> int:
+        """How many images were not finite when they were drawn."""
+        headers = (tensors_file.words(self._file(items)) for items in self.ranges)
+        return sum(int(words.get("num_spoiled", 0)) for words in headers)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, items: range) -> Path:
+        return self.folder / f"{items.start:07d}-{items.stop:07d}.safetensors"
+
+
+def images_key(
+    dense: ModelFolder, pruned: ModelFolder | None, protocol: Protocol, placement: Placement,
+    drawn: Sequence[Any],
+) -> str:  # fmt: skip
+    """The folder name for the images of a model: a hash of weights, files, options and versions.
+
+    Args:
+        drawn: the conditions that images draw in turn (`calibration.draw.in_turn`). If there are
+            fewer images than conditions, they depend on the number of images, and so does the name.
+    """
+    options = {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE}
+    sampling = protocol.held_out()
+    identity = {
+        "options": options,
+        "conditions": list(drawn),
+        "dense": {
+            k: v for k, v in identity_of(dense, sampling, placement).items() if k != "sampling"
+        },
+    }
+    if pruned is not None:
+        whole = identity_of(pruned, sampling, placement)
+        identity["pruned"] = {key: whole[key] for key in ("weights", "files", "configuration")}
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def check_draws_images(model: ModelFolder) -> None:
-    """Refuse a pipeline of videos or sound before anything of it is loaded.
+    """Refuse a pipeline of videos or sound before any of it is loaded.
 
-    A module of diffusers' holds the class of what its pipeline returns, with a field `images`
-    where it draws some. Raises RecipeError; ModelError for what is no pipeline of diffusers'.
+    The module of a diffusers pipeline also holds the class of its output, which has a field
+    `images` if the pipeline draws images.
+
+    Raises RecipeError; ModelError if the folder is no diffusers pipeline.
     """
     import diffusers
 
     name, _ = check_components(model)
-    held = vars(sys.modules[getattr(diffusers, name).__module__]).values()
-    outputs = [one for one in held if isinstance(one, type) and is_dataclass(one)
-               and one.__name__.endswith("PipelineOutput")]  # fmt: skip
+    members = vars(sys.modules[getattr(diffusers, name).__module__]).values()
+    outputs = [member for member in members if isinstance(member, type) and is_dataclass(member)
+               and member.__name__.endswith("PipelineOutput")]  # fmt: skip
     drawn = sorted({field.name for output in outputs for field in fields(output)})
     if drawn and "images" not in drawn:
         raise RecipeError(
@@ -41,22 +165,23 @@ def check_draws_images(model: ModelFolder) -> None:
         )
 
 
-def seed_of(protocol: Protocol, item: int) -> int:
-    """The seed of image i's noise."""
+def image_seed(protocol: Protocol, item: int) -> int:
+    """The seed of the noise of image i."""
     return item_seed("evaluation", protocol.seed, item)
 
 
 def draw_batch(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, items: range
-) -> tuple[Tensor, int]:
-    """uint8 [n, C, H, W], what a viewer would see of these items: black where it is NaN.
+) -> tuple[UInt8[Tensor, "n c h w"], int]:
+    """Draw these images, and count those with a pixel that is NaN or Inf; NaN becomes black.
 
-    And how many of them hold a pixel that is NaN or Inf.
+    Args:
+        asked: the condition of every image.
     """
     batch = draw(
         pipeline,
         [asked[i] for i in items],
-        [seed_of(protocol, i) for i in items],
+        [image_seed(protocol, i) for i in items],
         **protocol.held_out().run_options(),
     )
     pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
@@ -68,39 +193,19 @@ def draw_missing(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, images: Images, name: str,
     progress: Progress = silent, worker: Worker | None = None,
 ) -> None:  # fmt: skip
-    """Draw the batches that are not there yet; workers take them in turn, and wait for all."""
+    """Draw the batches that are not on disk; workers take them in turn and wait for each other."""
     worker = worker or Worker()
-    ranges = images.ranges
-    missing = [items for items in ranges if not images.has(items)]
-    worker.wait()  # everybody has looked before anybody writes
+    missing = [items for items in images.ranges if not images.has(items)]
+    worker.wait()  # every worker has looked before one of them writes
     for number, items in enumerate(missing):
         if worker.owns(number):
-            begun = time.monotonic()
+            start_s = time.monotonic()
             batch, num_spoiled = draw_batch(pipeline, asked, protocol, items)
-            images.write(items, batch, time.monotonic() - begun, num_spoiled, worker.world)
+            images.write(items, batch, time.monotonic() - start_s, num_spoiled, worker.world)
             progress(f"images: {name}", items.stop, images.num_images)
     worker.wait()
 
 
-def draw_images(
-    pipeline: Any, asked: Sequence[Any], protocol: Protocol, name: str,
-    progress: Progress = silent, worker: Worker | None = None,
-) -> Tensor:  # fmt: skip
-    """All images at once, uint8 [N, C, H, W], kept nowhere; workers draw batches in turn."""
-    worker = worker or Worker()
-    starts = range(0, len(asked), protocol.batch_size)
-    batches = {}
-    for number, first in enumerate(starts):
-        if worker.owns(number):
-            items = range(first, min(first + protocol.batch_size, len(asked)))
-            batches[number], _ = draw_batch(pipeline, asked, protocol, items)
-            progress(f"images: {name}", items.stop, len(asked))
-    everyone: dict[int, Tensor] = {}
-    for some in worker.gather(batches):
-        everyone |= some
-    return torch.cat([everyone[number] for number in range(len(starts))])
-
-
-def as_unit(images: Tensor) -> Tensor:
-    """uint8 images as values in [0, 1]."""
+def as_unit(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Images with values in [0, 1]."""
     return images.float() / 255

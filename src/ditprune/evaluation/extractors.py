@@ -1,4 +1,8 @@
-"""Whose features FID and its like are of: the bundled classifier's, or InceptionV3's."""
+"""Whose features are FID and its relatives computed from, and against which images?
+
+Features are the bundled classifier's or InceptionV3's. The reference is a folder of real images,
+the moments that come with the classifier, or the dense model's images.
+"""
 
 from __future__ import annotations
 
@@ -8,93 +12,115 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ditprune import bundled
 from ditprune.denoiser.placement import Placement
-from ditprune.errors import ModelError, is_out_of_memory, reason_of
-from ditprune.evaluation import judge
-from ditprune.evaluation.catalogue import OF_FEATURES
+from ditprune.errors import ModelError, RecipeError, is_out_of_memory, reason_of
+from ditprune.evaluation.catalogue import AGAINST_IMAGES, OF_FEATURES
 from ditprune.evaluation.drawing import as_unit
-from ditprune.evaluation.libraries import hub_folder
-from ditprune.evaluation.metrics import features, inception
-from ditprune.evaluation.metrics.features import Seen
+from ditprune.evaluation.metrics.distributions import moments
+from ditprune.evaluation.metrics.features import (
+    Features,
+    has_inception,
+    inception_address,
+    load_inception,
+)
 from ditprune.evaluation.protocol import Measures
 from ditprune.writing import tensors_file
 
-INCEPTION = "InceptionV3 of torch-fidelity (2,048 features, as in the literature)"
+CLASSIFIER_TEXT = (
+    "the bundled MNIST classifier's 64 features; not InceptionV3's, not comparable with it"
+)
+CLASSIFIER_UNAVAILABLE = "the bundled classifier reads 32×32 grey digits only"
+_INCEPTION_TEXT = "InceptionV3 of torch-fidelity (2,048 features, as in the literature)"
+_BUNDLED_REFERENCE = "FID: the 10,000 MNIST test images, by their features' moments"
 _NUM_CHANNELS = 7  # of the map before pooling, as guided-diffusion's sFID takes of InceptionV3's
 _BATCH = 50  # images seen at once
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """Args:
-    text: whose features.
-    see: uint8 [n, C, H, W] → what is seen in them.
-    real: moments of real images' pooled features, where some come with it.
+    """A network that sees features in images.
+
+    Args:
+        text: whose features they are.
+        see: uint8 [n, C, H, W] → their features.
+        real: moments of real images' pooled features, if the extractor comes with some.
     """
 
     text: str
-    see: Callable[[Tensor], Seen]
+    see: Callable[[Tensor], Features]
     real: Mapping[str, Tensor] | None = None
 
-    def see_all(self, images: Tensor, seen: Seen) -> Seen:
-        """Add what is seen in a batch of any size."""
-        for some in images.split(_BATCH):
-            seen = features.update(seen, self.see(some))
-        return seen
+    def see_all(self, images: Tensor, features: Features) -> Features:
+        """Add the features of a batch of any size, uint8 [n, C, H, W]."""
+        for part in images.split(_BATCH):
+            features += self.see(part)
+        return features
 
 
-def choose(
-    measures: Measures, images: Tensor, asked: Sequence[Any], place: Placement
+def can_classify(images: Tensor, asked: Sequence[Any]) -> bool:
+    """Whether the bundled classifier was made for images [N, C, H, W] and conditions like these."""
+    return images.shape[1:] == (1, bundled.IMAGE_SIZE, bundled.IMAGE_SIZE) and all(
+        isinstance(label, int) and 0 <= label < bundled.NUM_CLASSES for label in asked
+    )
+
+
+def hub_folder() -> Path:
+    """Where torch's hub keeps weights that were downloaded."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def choose_extractor(
+    measures: Measures, images: Tensor, asked: Sequence[Any], placement: Placement
 ) -> Extractor | str:
-    """The extractor for images like these, or why there is none.
+    """The extractor for images [n, C, H, W] like these, or why there is none.
 
-    Raises ModelError for a file of weights that cannot be read or is of another network.
+    Raises ModelError for a file of weights that cannot be read or belongs to another network.
     """
     given = measures.feature_extractor
-    readable = judge.can_read(images, asked)
-    if given == "classifier" or (given == "auto" and readable):
-        return _classifier() if readable else judge.UNAVAILABLE
-    if not inception.is_installed():
+    is_readable = can_classify(images, asked)
+    if given == "classifier" or (given == "auto" and is_readable):
+        return _classifier() if is_readable else CLASSIFIER_UNAVAILABLE
+    if not has_inception():
         return "InceptionV3 needs torch-fidelity: pip install 'ditprune[metrics]'"
     if given not in ("auto", "inception"):
-        return Extractor(f"{INCEPTION}, weights of {Path(given).name}",
-                         _inception(Path(given), place))  # fmt: skip
+        text = f"{_INCEPTION_TEXT}, weights of {Path(given).name}"
+        return Extractor(text, _inception(Path(given), placement))
     fetch = given == "inception" or any(measures.fetches(name) for name in OF_FEATURES)
-    file = hub_folder() / inception.weights_address().split("/")[-1]
+    file = hub_folder() / inception_address().split("/")[-1]
     if not file.is_file() and not fetch:
         return (
             "InceptionV3's weights (91 MB) are not here: --feature-extractor inception fetches "
             "them, or pass a file"
         )
-    if not file.is_file():
-        reason = _fetch(file)
-        if reason:
-            return reason
-    return Extractor(INCEPTION, _inception(file, place))
+    reason = None if file.is_file() else _fetch(file)
+    return reason or Extractor(_INCEPTION_TEXT, _inception(file, placement))
 
 
 def _classifier() -> Extractor:
     classifier = bundled.load_classifier()
     until_map, pooling = classifier.trunk[:-2], classifier.trunk[-2:]
 
-    def see(images: Tensor) -> Seen:
+    def see(images: Tensor) -> Features:
         with torch.inference_mode():
             spatial = until_map(as_unit(images) * 2 - 1)
             pooled = pooling(spatial)
-            return Seen(
+            return Features(
                 (pooled,), (spatial[:, :_NUM_CHANNELS].flatten(1),), (classifier.head(pooled),)
             )
 
-    return Extractor(judge.FEATURES, see, bundled.load_reference())
+    return Extractor(CLASSIFIER_TEXT, see, bundled.load_reference())
 
 
 def _fetch(file: Path) -> str | None:
-    """Bring the weights to where torch's hub keeps them; the reason where that fails."""
-    address = inception.weights_address()
+    """Download InceptionV3's weights to where torch's hub keeps them; the reason if that fails."""
+    address = inception_address()
     start_of_hash = file.stem.rsplit("-", 1)[-1]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -107,10 +133,10 @@ def _fetch(file: Path) -> str | None:
     return None
 
 
-def _inception(file: Path, place: Placement) -> Callable[[Tensor], Seen]:
+def _inception(file: Path, placement: Placement) -> Callable[[Tensor], Features]:
     weights = _read_weights(file)
     try:
-        return inception.load(weights, place.device)
+        return load_inception(weights, placement.device)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -120,16 +146,82 @@ def _inception(file: Path, place: Placement) -> Callable[[Tensor], Seen]:
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a .pth that holds nothing else: no code is run."""
+    """Tensors of a safetensors file, or of a .pth that holds nothing else; no code is run."""
     if file.suffix == ".safetensors":
         return tensors_file.load(file)[0]
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
         raise ModelError(
             f"{file}: cannot be read as weights alone ({reason_of(error)}); code in files is never "
             "run"
         ) from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: holds a {type(found).__name__}, expected named tensors")
-    return found
+    if not isinstance(weights, dict):
+        raise ModelError(f"{file}: holds a {type(weights).__name__}, expected named tensors")
+    return weights
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The images that FID and its relatives are taken against.
+
+    Args:
+        text: for `protocol.reference`; None if there are no real images.
+        against: `real` or `dense`, for each metric that is taken against images.
+        pooled_moments: of real images, for FID.
+        features: of real images.
+    """
+
+    text: str | None
+    against: Mapping[str, str]
+    pooled_moments: Mapping[str, Tensor] | None = None
+    features: Features | None = None
+
+
+def reference_for(folder: Path | None, extractor: Extractor | None, like: Tensor) -> Reference:
+    """The best reference there is for images like these [n, C, H, W].
+
+    Raises RecipeError for a folder without images, or with one that cannot be read.
+    """
+    dense = dict.fromkeys(AGAINST_IMAGES, "dense")
+    if extractor is None:
+        return Reference(None, dense)
+    if folder is not None:
+        features, count = _see_folder(folder, extractor, like)
+        text = f"{count:,} images of {folder.resolve().name}, cropped and scaled to the samples"
+        real = dict.fromkeys(AGAINST_IMAGES, "real")
+        return Reference(text, real, moments(features.all_pooled()), features)
+    if extractor.real is not None:
+        text = f"{_BUNDLED_REFERENCE}; sFID, KID, precision and recall: the dense model's images"
+        return Reference(text, dense | {"fid": "real"}, extractor.real)
+    return Reference(None, dense)
+
+
+def _see_folder(folder: Path, extractor: Extractor, like: Tensor) -> tuple[Features, int]:
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
+    if len(files) < 2:
+        raise RecipeError(
+            f"--reference {folder}: holds {len(files)} images, expected 2 or more "
+            f"({', '.join(sorted(_SUFFIXES))})"
+        )
+    features = Features()
+    for first in range(0, len(files), _BATCH):
+        batch = [read_picture(file, like) for file in files[first : first + _BATCH]]
+        features = extractor.see_all(torch.stack(batch), features)
+    return features, len(files)
+
+
+def read_picture(file: Path, like: Tensor) -> Tensor:
+    """An image file as uint8 [C, H, W], with the colours and the size of the samples [n, C, H, W].
+
+    It is scaled and cropped around its middle. Raises RecipeError.
+    """
+    num_colours, height, width = like.shape[1:]
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("L" if num_colours == 1 else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        raise RecipeError(f"--reference: {file} cannot be read as an image ({error})") from None
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(fitted))
+    return pixels[None] if num_colours == 1 else pixels.permute(2, 0, 1)

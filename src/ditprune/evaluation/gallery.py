@@ -1,28 +1,32 @@
-"""Same-seed samples for the eye: the worst first, and a spread of the others."""
+"""Which pictures does a reader see? A gallery for the page, worst first, and a grid."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ditprune.evaluation.drawing import seed_of
+from ditprune.evaluation.drawing import Images, image_seed
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.store import Images
+from ditprune.writing.files import write_beside
 
 _NUM_WORST, _NUM_OTHERS = 12, 12
 _LARGEST = 256  # pixels
-_SMALL = 64  # pixels; up to here a picture is kept exactly, as PNG
+_SMALL = 64  # pixels; up to here a picture is stored exactly, as PNG
 _QUALITY = 85
+# The grid, in pixels.
+_TILE, _GAP, _CAPTION = 96, 4, 190
+_PAPER, _INK = (255, 255, 255), (20, 20, 20)
 
 
-def choose(ssim: Mapping[str, Sequence[float]], num_images: int) -> list[int]:
-    """Which images to show: the 12 worst (lowest SSIM over models), then 12 evenly over the rest.
+def choose_images(ssim: Mapping[str, Sequence[float]], num_images: int) -> list[int]:
+    """The 12 worst images (lowest SSIM of any model), then 12 spread evenly over the rest.
 
     Ordered from worst to best.
     """
@@ -34,38 +38,56 @@ def choose(ssim: Mapping[str, Sequence[float]], num_images: int) -> list[int]:
     return order[:_NUM_WORST] + others
 
 
-def gallery(
+def gallery_entries(
     images: Mapping[str, Images], ssim: Mapping[str, Sequence[float]], asked: Sequence[Any],
     protocol: Protocol,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The `gallery` of results.json: pictures as data URIs, at most 256 pixels wide or high."""
-    chosen = choose(ssim, protocol.num_images)
-    pictures = {name: [data_uri(one) for one in own.take(chosen)] for name, own in images.items()}
+    """The `gallery` of results.json, with pictures as data URIs of at most 256 × 256 pixels."""
+    chosen = choose_images(ssim, protocol.num_images)
+    pictures = {name: map(data_uri, stored.take(chosen)) for name, stored in images.items()}
     return [
         {
             "index": index,
             "condition": asked[index],
-            "seed": seed_of(protocol, index),
-            "images": {name: uris[place] for name, uris in pictures.items()},
+            "seed": image_seed(protocol, index),
+            "images": {name: next(uris) for name, uris in pictures.items()},
             "ssim": {name: values[index] for name, values in ssim.items()},
         }
-        for place, index in enumerate(chosen)
+        for index in chosen
     ]
 
 
-def picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
     """uint8 [C, H, W] with one colour or three as a PIL image."""
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def data_uri(image: Tensor) -> str:
-    """uint8 [C, H, W] as a PNG where it is small, else as a WebP of at most 256 pixels."""
-    shown, buffer = picture(image), io.BytesIO()
-    kind = "png" if max(shown.size) <= _SMALL else "webp"
+    """uint8 [C, H, W] as a PNG if it is small, else as a WebP of at most 256 pixels."""
+    picture, buffer = to_picture(image), io.BytesIO()
+    kind = "png" if max(picture.size) <= _SMALL else "webp"
     if kind == "png":
-        shown.save(buffer, format="PNG", optimize=True)
+        picture.save(buffer, format="PNG", optimize=True)
     else:
-        shown.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
-        shown.save(buffer, format="WEBP", quality=_QUALITY)
+        picture.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+        picture.save(buffer, format="WEBP", quality=_QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def save_grid(images: Mapping[str, Tensor], file: Path) -> None:
+    """Write a PNG with a row for each model, uint8 [N, C, H, W], and a column for each seed."""
+    num_columns = min(len(batch) for batch in images.values())
+    width = _CAPTION + num_columns * (_TILE + _GAP) + _GAP
+    height = len(images) * (_TILE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
+    for row, (name, batch) in enumerate(images.items()):
+        top = _GAP + row * (_TILE + _GAP)
+        pen.text((_GAP * 2, top + _TILE // 2), name, fill=_INK, font=font, anchor="lm")
+        for column in range(num_columns):
+            picture = to_picture(batch[column]).convert("RGB")
+            tile = picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (_CAPTION + column * (_TILE + _GAP), top))
+    with write_beside(file) as part:
+        sheet.save(part, format="PNG")

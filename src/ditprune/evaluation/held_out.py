@@ -1,10 +1,10 @@
-"""The denoiser calls that no calibration has seen, and how far predictions lie apart on them."""
+"""How far apart are predictions on denoiser calls that no calibration has seen?"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,22 +19,19 @@ from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
 from ditprune.denoiser.rows import num_rows, take_item, to_placement
-from ditprune.evaluation.measure import Measured
-from ditprune.evaluation.metrics import error_rows
-from ditprune.evaluation.metrics.error_rows import Row
+from ditprune.evaluation.metrics.error_rows import ErrorRow, error_rows_of
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.tools import Tools
 from ditprune.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One worker's calls.
+    """The held-out calls of one worker.
 
     Args:
         calls: by denoiser.
-        styles: how the pipeline makes them, for each sampling run.
-        num_steps: denoising steps of a run; 0 where this worker ran none.
+        styles: how the pipeline calls its denoisers, for each sampling run.
+        num_steps: denoising steps of a run; 0 if this worker ran none.
     """
 
     calls: Mapping[str, list[Call]]
@@ -55,9 +52,9 @@ def sample_held_out(
     calls: dict[str, list[Call]] = {}
     styles = []
     for number, unit in enumerate(units, start=1):
-        found, style = sample_unit(pipeline, sampling, unit, names)
+        sampled, style = sample_unit(pipeline, sampling, unit, names)
         styles.append(style)
-        for call in found:
+        for call in sampled:
             calls.setdefault(call.denoiser, []).append(call)
         progress("held-out calls", number, len(units))
     num_steps = len(torch.unique_consecutive(pipeline.scheduler.timesteps)) if units else 0
@@ -65,11 +62,11 @@ def sample_held_out(
 
 
 def predictions(
-    denoiser: nn.Module, calls: Sequence[Call], place: Placement | None = None
+    denoiser: nn.Module, calls: Sequence[Call], placement: Placement | None = None
 ) -> list[Tensor]:
     """The predicted noise of every call, on the CPU."""
-    place = place or Placement()
-    moved = (to_placement(call, place.device, place.dtype) for call in calls)
+    placement = placement or Placement()
+    moved = (to_placement(call, placement.device, placement.dtype) for call in calls)
     return [
         predicted_noise(run_call(denoiser, call), call.sample().shape[1]).cpu() for call in moved
     ]
@@ -82,57 +79,43 @@ def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) ->
 
 def rows_between(
     denoiser: nn.Module, calls: Sequence[Call], pruned: Sequence[Tensor], dense: Sequence[Tensor]
-) -> tuple[Row, ...]:
-    """How far apart two models' predictions for the same calls lie, row by row."""
-    rows: tuple[Row, ...] = ()
-    for call, own, reference in zip(calls, pruned, dense, strict=True):
+) -> tuple[ErrorRow, ...]:
+    """How far apart two models' predictions for the same calls are, row by row."""
+    rows: tuple[ErrorRow, ...] = ()
+    for call, noise, dense_noise in zip(calls, pruned, dense, strict=True):
         count = num_rows(call)
         items = [take_item(call, row, count) for row in range(count)]
-        if len(items) != len(own):  # a denoiser whose output has no row for each latent
-            own, reference, items = own[None], reference[None], [call]
-        times = [timestep_of(denoiser, item) for item in items]
-        latents = [_name_of(item) for item in items]
-        rows = error_rows.update(rows, own, reference, call.place, times, latents)
+        if len(items) != len(noise):  # the denoiser's output has no row for each latent
+            noise, dense_noise, items = noise[None], dense_noise[None], [call]
+        moments = [moment_of(denoiser, item) for item in items]
+        timesteps = [None if moment is None else moment[1] for moment in moments]
+        latents = [_latent_name(item) for item in items]
+        rows += error_rows_of(noise, dense_noise, call.place, timesteps, latents)
     return rows
 
 
-def timestep_of(denoiser: nn.Module, call: Call) -> float | None:
-    """The largest timestep of a call; None where it has none."""
-    moment = moment_of(denoiser, call)
-    return None if moment is None else moment[1]
-
-
-def _name_of(call: Call) -> str:
-    """The same for the same latent at the same place, whichever condition it is predicted for."""
+def _latent_name(call: Call) -> str:
+    """A name for a latent and its position in denoising, the same for every condition."""
     latent = call.sample().contiguous().cpu().view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(latent + repr(call.place).encode()).hexdigest()
 
 
-def exchange(
+def exchange_denoisers(
     pipeline: Any, pruned: ModelFolder, calls: Mapping[str, Sequence[Call]],
-    noise: Mapping[str, Sequence[Tensor]], place: Placement,
-) -> tuple[Row, ...]:  # fmt: skip
-    """Put a pruned model's denoisers into the pipeline; how far their predictions are off.
+    noise: Mapping[str, Sequence[Tensor]], placement: Placement,
+) -> tuple[ErrorRow, ...]:  # fmt: skip
+    """Put a pruned model's denoisers into the pipeline, and compare their predictions.
 
     Args:
-        calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
+        calls: held-out calls by denoiser.
+        noise: what the dense denoisers predict for them.
     """
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ErrorRow, ...] = ()
     for name, folder in pruned.denoisers.items():
         setattr(pipeline, name, None)  # one model in memory at a time
-        denoiser = load_denoiser(folder, place)
+        denoiser = load_denoiser(folder, placement)
         setattr(pipeline, name, denoiser)
-        own = calls.get(name, ())
-        rows += rows_between(denoiser, own, predictions(denoiser, own, place), noise[name])
+        held_out = calls.get(name, ())
+        pruned_noise = predictions(denoiser, held_out, placement)
+        rows += rows_between(denoiser, held_out, pruned_noise, noise[name])
     return rows
-
-
-def with_error(found: Measured, rows: Sequence[Row], tools: Tools, seed: int) -> Measured:
-    """The relative error of these rows beside a model's other numbers, where it is asked for."""
-    if not rows or not tools.has("relative_error"):
-        return found
-    return replace(
-        found,
-        estimates={"relative_error": error_rows.compute(rows, seed), **found.estimates},
-        values={**found.values, "relative_error": error_rows.shares(rows)},
-    )

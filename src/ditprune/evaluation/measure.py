@@ -1,4 +1,4 @@
-"""The numbers of one model, from its images as they stream by."""
+"""Which numbers does one model have? Computed from its images batch by batch."""
 
 from __future__ import annotations
 
@@ -10,128 +10,123 @@ import torch
 from torch import Tensor
 
 from ditprune import bundled
-from ditprune.bundled.classifier import predict
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
-from ditprune.evaluation.drawing import as_unit
-from ditprune.evaluation.gallery import picture
-from ditprune.evaluation.metrics import (
-    frechet,
-    inception_score,
-    kernel_distance,
-    neighbours,
-    per_image,
-    similarity,
-)
-from ditprune.evaluation.metrics.features import Seen
-from ditprune.evaluation.metrics.interval import Estimate
-from ditprune.evaluation.metrics.per_image import PerImage
-from ditprune.evaluation.store import Images
+from ditprune.evaluation.drawing import Images, as_unit
+from ditprune.evaluation.gallery import to_picture
+from ditprune.evaluation.metrics import distributions, per_image
+from ditprune.evaluation.metrics.error_rows import ErrorRow, error_interval, latent_errors
+from ditprune.evaluation.metrics.features import Features
+from ditprune.evaluation.metrics.interval import Interval, mean_interval, share_interval
 from ditprune.evaluation.tools import Tools
 
 _FEWEST_IMAGES = 2
-_SHARES = ("accuracy",)  # each image counts or does not
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Args:
-    estimates: by metric; a metric that does not apply to this model is not there.
-    ssim: of each image against the dense one; empty for the dense model.
-    values: of metrics that are a mean over images, the number of each image.
-    seen: the features of its images, where an extractor looked.
-    """
-
-    estimates: dict[str, Estimate]
-    ssim: tuple[float, ...]
-    values: dict[str, tuple[float, ...]]
-    seen: Seen
-
-
-def measure(
-    images: Images, dense: Images | None, dense_seen: Seen | None, asked: Sequence[Any],
-    tools: Tools, seed: int,
-) -> Measured:  # fmt: skip
-    """Every metric that can be had, one batch of images in memory at a time.
+    """The numbers of one model.
 
     Args:
-        dense: the images to compare with, batch by batch; None for the dense model itself.
-        dense_seen: their features, the reference where no image is real.
+        images: where they come from.
+        intervals: by metric; a metric that does not apply to this model is not there.
+        ssim: of each image against the dense one; empty for the dense model.
+        values: for metrics that are means over items, the number of each item.
+        features: what the feature extractor saw in the images; empty without an extractor.
     """
-    states: dict[str, PerImage] = {}
-    seen = Seen()
+
+    images: Images
+    intervals: dict[str, Interval]
+    ssim: tuple[float, ...]
+    values: dict[str, tuple[float, ...]]
+    features: Features
+
+
+def measure_model(
+    images: Images, dense: Measured | None, rows: Sequence[ErrorRow], asked: Sequence[Any],
+    tools: Tools, seed: int,
+) -> Measured:  # fmt: skip
+    """Every metric that can be computed, with one batch of images in memory at a time.
+
+    Args:
+        dense: what to compare with; None for the dense model itself.
+        rows: of its held-out calls; empty for the dense model.
+        asked: the condition of each image.
+    """
+    values: dict[str, tuple[float, ...]] = {}
+    features = Features()
     for items, batch in images.batches():
-        ask = [asked[i] for i in items]
-        pairs = () if dense is None else _pairs(batch, dense.read(items), tools)
-        for name, values in (*pairs, *_alone(batch, ask, tools)):
-            states[name] = per_image.update(states.get(name, PerImage()), values)
+        pairs = () if dense is None else _pairs(batch, dense.images.read(items), tools)
+        for name, numbers in (*pairs, *_alone(batch, [asked[i] for i in items], tools)):
+            values[name] = values.get(name, ()) + tuple(numbers.double().tolist())
         if tools.extractor is not None:
-            seen = tools.extractor.see_all(batch, seen)
-    ssim = states["ssim"].values if "ssim" in states else ()
+            features = tools.extractor.see_all(batch, features)
+    ssim = values.get("ssim", ())
     if "ssim" not in tools.chosen:
-        states.pop("ssim", None)
-    estimates = {
-        name: per_image.compute_share(state)
-        if name == "accuracy"
-        else per_image.compute(state, seed)
-        for name, state in states.items()
+        values.pop("ssim", None)
+    intervals = {
+        name: share_interval(numbers) if name == "accuracy" else mean_interval(numbers, seed)
+        for name, numbers in values.items()
     }
-    if tools.extractor is not None:
-        estimates |= _of_features(seen, dense_seen, tools, seed)
-    return Measured(estimates, ssim, {n: state.values for n, state in states.items()}, seen)
+    if tools.extractor is not None and images.num_images >= _FEWEST_IMAGES:
+        intervals |= _of_features(features, dense, tools, seed)
+    if rows and tools.has("relative_error"):
+        intervals["relative_error"] = error_interval(rows, seed)
+        values["relative_error"] = latent_errors(rows)
+    return Measured(images, intervals, ssim, values, features)
 
 
 def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:
-    """What compares each image with the dense one of its seed; SSIM also orders the gallery."""
-    own, reference = as_unit(batch), as_unit(dense)
-    yield "ssim", similarity.ssim(own, reference)
+    """Metrics of each image and the dense one of its seed; SSIM also orders the gallery."""
+    pair = as_unit(batch), as_unit(dense)
+    yield "ssim", per_image.ssim(*pair)
     if tools.has("psnr"):
-        yield "psnr", similarity.psnr(own, reference)
+        yield "psnr", per_image.psnr(*pair)
     if tools.lpips is not None:
-        yield "lpips", tools.lpips(own, reference)
+        yield "lpips", tools.lpips(*pair)
 
 
 def _alone(batch: Tensor, asked: Sequence[Any], tools: Tools) -> Iterable[tuple[str, Tensor]]:
-    """What compares each image with what was asked for."""
+    """Metrics of each image and its condition."""
     if tools.has("accuracy"):
-        read = predict(bundled.load_classifier(), as_unit(batch))
-        yield "accuracy", (read == torch.tensor(list(asked))).double()
+        classes = bundled.predict(bundled.load_classifier(), as_unit(batch))
+        yield "accuracy", classes == torch.tensor(list(asked))
     if tools.clip is not None:
         yield "clip_score", tools.clip(batch, asked)
     if tools.reward is not None:
-        yield "image_reward", tools.reward([picture(one) for one in batch], asked)
+        yield "image_reward", tools.reward([to_picture(image) for image in batch], asked)
 
 
-def _of_features(seen: Seen, dense: Seen | None, tools: Tools, seed: int) -> dict[str, Estimate]:
-    """What is of features: against real images, or the dense model's, or none."""
-    found: dict[str, Estimate] = {}
-    pooled = seen.all_pooled()
-    if len(pooled) < _FEWEST_IMAGES:
-        return found
+def _of_features(
+    features: Features, dense: Measured | None, tools: Tools, seed: int
+) -> dict[str, Interval]:
+    """Metrics of features: against real images, against the dense model's, or against nothing."""
+    intervals = {}
     if tools.has("inception_score"):
-        found["inception_score"] = inception_score.compute(seen.all_logits(), seed)
+        intervals["inception_score"] = distributions.inception_score(features.all_logits(), seed)
     for name in AGAINST_IMAGES:
         if tools.has(name):
-            is_real = tools.reference.against[name] == "real"
-            if is_real or dense is not None:
-                found[name] = _against(name, seen, dense if not is_real else None, tools, seed)
-    return found
+            if tools.reference.against[name] == "real":
+                intervals[name] = _against(name, features, tools.reference.features, tools, seed)
+            elif dense is not None:
+                intervals[name] = _against(name, features, dense.features, tools, seed)
+    return intervals
 
 
-def _against(name: str, seen: Seen, dense: Seen | None, tools: Tools, seed: int) -> Estimate:
-    reference = dense or tools.reference.seen
-    if name == "fid":
-        real = tools.reference.pooled_moments if dense is None else None
-        if real is None:
-            assert reference is not None
-            real = frechet.moments_of(reference.all_pooled())
-        return frechet.compute(real, seen.all_pooled(), seed)
-    assert reference is not None
+def _against(
+    name: str, features: Features, others: Features | None, tools: Tools, seed: int
+) -> Interval:
+    """A metric of features against those of other images; None if only their moments are known."""
+    if others is None or (name == "fid" and others is tools.reference.features):
+        assert tools.reference.pooled_moments is not None
+        moments = tools.reference.pooled_moments
+        return distributions.frechet_distance(moments, features.all_pooled(), seed)
     if name == "sfid":
-        return frechet.compute(
-            frechet.moments_of(reference.all_spatial()), seen.all_spatial(), seed
-        )
-    real_pooled, own = reference.all_pooled(), seen.all_pooled()
+        moments = distributions.moments(others.all_spatial())
+        return distributions.frechet_distance(moments, features.all_spatial(), seed)
+    real, samples = others.all_pooled(), features.all_pooled()
+    if name == "fid":
+        return distributions.frechet_distance(distributions.moments(real), samples, seed)
     if name == "kid":
-        return kernel_distance.compute(real_pooled, own, seed)
-    inside = (neighbours.precision if name == "precision" else neighbours.recall)(real_pooled, own)
-    return per_image.compute_share(per_image.update(PerImage(), inside))
+        return distributions.kernel_distance(real, samples, seed)
+    is_near = distributions.precision if name == "precision" else distributions.recall
+    return share_interval(is_near(real, samples).double().tolist())

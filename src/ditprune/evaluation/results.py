@@ -1,9 +1,10 @@
-"""results.json, format 2: every number with its interval, its protocol and its warnings."""
+"""What stands in results.json (format 2)? Numbers with intervals, the protocol, and warnings."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,22 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from ditprune.denoiser.placement import Placement
-from ditprune.evaluation import libraries
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import Found, cautions
+from ditprune.evaluation.cautions import Numbers, cautions_of, not_finite_warnings
 from ditprune.evaluation.claims import Claims, target_rows
-from ditprune.evaluation.gallery import gallery
-from ditprune.evaluation.grid import save_grid
-from ditprune.evaluation.metrics import error_rows
-from ditprune.evaluation.metrics.error_rows import Row
-from ditprune.evaluation.metrics.interval import Estimate
-from ditprune.evaluation.not_finite import finite, told
-from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.store import Images
-from ditprune.evaluation.timing import Timing, why_no_seconds
-from ditprune.evaluation.tools import Tools
-from ditprune.reporting.commands import repeat_commands
+from ditprune.evaluation.gallery import gallery_entries, save_grid
+from ditprune.evaluation.measure import Measured
+from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
+from ditprune.evaluation.metrics.interval import Interval
+from ditprune.evaluation.protocol import Measures, Protocol
+from ditprune.evaluation.timing import why_no_seconds
+from ditprune.evaluation.tools import Tools, library_versions
+from ditprune.reporting.commands import options_of, repeat_commands
 from ditprune.writing.files import installed_versions, write_beside
 
 FORMAT = 2
@@ -35,83 +32,74 @@ _NUM_COLUMNS = 10  # of the grid
 
 
 @dataclass(frozen=True)
-class Model:
-    """What was found of one model.
+class MeasuredModel:
+    """All that is known of one model.
 
     Args:
-        values: of the metrics that are means over items, the number of each item.
-        ssim: of each image against the dense one; empty for the dense model.
         rows: of the held-out calls; empty for the dense model.
     """
 
     name: str
     claims: Claims
     stock: Stock
-    images: Images
-    estimates: Mapping[str, Estimate]
-    values: Mapping[str, tuple[float, ...]]
-    ssim: tuple[float, ...]
-    rows: tuple[Row, ...]
+    measured: Measured
+    rows: tuple[ErrorRow, ...]
 
 
 def results_of(
-    models: Sequence[Model], tools: Tools, work: Work | None, protocol: Mapping[str, Any],
-    command: str, dense: str, widths: tuple[int, int],
+    models: Sequence[MeasuredModel], tools: Tools, work: Work | None, protocol: Mapping[str, Any],
+    command: str, dense: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything but the gallery.
 
     Args:
-        protocol: as `describe` gives it.
+        models: the dense one first.
+        protocol: from `protocol_json`.
         dense: the dense model as the user wrote it.
-        widths: how many features FID and sFID are of.
     """
-    found = {model.name: Found(finite(model.estimates), model.values) for model in models}
-    timings = [model.images.timing() for model in models]
-    num_images = protocol["num_images"]
+    numbers = {
+        model.name: Numbers(
+            {k: i for k, i in model.measured.intervals.items() if math.isfinite(i.value)},
+            model.measured.values,
+        )
+        for model in models
+    }
+    timings = [model.measured.images.timing() for model in models]
+    widths = models[0].measured.features.widths
+    rows = []
+    for model, timing in zip(models, timings, strict=True):
+        why = why_no_seconds(timing, timings[0])
+        row = _row(model, tools, work, dense, None if why else timing.seconds_per_image)
+        row["warnings"] = [
+            *not_finite_warnings(model.rows, row["num_spoiled"], protocol["num_images"]),
+            *cautions_of(model.name, numbers, protocol["num_images"], widths),
+            *([why] if why else []),
+        ]
+        rows.append(row)
     return {
         "format": FORMAT,
         "command": command,
         "protocol": dict(protocol),
-        "metrics": {key: _described(key, tools) for key in tools.chosen},
-        "models": [
-            _row(model, tools, work, dense, seconds)
-            | {
-                "warnings": [
-                    *told(model.rows, model.images.num_spoiled(), num_images),
-                    *cautions(model.name, found, num_images, widths),
-                    *why,
-                ]
-            }
-            for model, (seconds, why) in zip(models, _seconds(timings), strict=True)
-        ],
+        "metrics": {key: _metric_json(key, tools) for key in tools.chosen},
+        "models": rows,
     }
 
 
-def _described(key: str, tools: Tools) -> dict[str, Any]:
+def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
     metric = CATALOGUE[key]
-    against = tools.reference.against.get(key, metric.against)
     return {
         "title": metric.title,
         "better": metric.better,
         "unit": metric.unit,
         "digits": metric.digits,
-        "against": against,
+        "against": tools.reference.against.get(key, metric.against),
         "unavailable": tools.unavailable.get(key),
         "note": tools.note(key),
     }
 
 
-def _seconds(timings: Sequence[Timing]) -> list[tuple[float | None, list[str]]]:
-    """What each model took for an image, the dense one first; or none, and why."""
-    found: list[tuple[float | None, list[str]]] = []
-    for own in timings:
-        why = why_no_seconds(own, timings[0] if found else None)
-        found.append((None, [why]) if why else (own.seconds_per_image, []))
-    return found
-
-
 def _row(
-    model: Model, tools: Tools, work: Work | None, dense: str, seconds: float | None
+    model: MeasuredModel, tools: Tools, work: Work | None, dense: str, seconds: float | None
 ) -> dict[str, Any]:
     shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
@@ -126,31 +114,32 @@ def _row(
         "recipe": claims.recipe,
         "calibrate_command": calibrate,
         "command": prune,
-        "metrics": {key: _estimate(model.estimates.get(key)) for key in tools.chosen},
-        "num_spoiled": model.images.num_spoiled(),
-        "error_by_timestep": error_rows.by_timestep(model.rows),
+        "metrics": {key: _interval_json(model.measured.intervals.get(key)) for key in tools.chosen},
+        "num_spoiled": model.measured.images.num_spoiled(),
+        "error_by_timestep": error_by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),
         "targets": [] if is_dense else target_rows(claims, shares),
     }
 
 
-def _estimate(one: Estimate | None) -> dict[str, float | None] | None:
-    """Numbers of JSON; one that is not finite is none."""
-    if one is None or not math.isfinite(one.value):
+def _interval_json(interval: Interval | None) -> dict[str, float | None] | None:
+    """The numbers as JSON; None for those that are not finite."""
+    if interval is None or not math.isfinite(interval.value):
         return None
     return {
         key: value if value is not None and math.isfinite(value) else None
-        for key, value in asdict(one).items()
+        for key, value in asdict(interval).items()
     }
 
 
-def describe(
-    protocol: Protocol, pipeline: Any, dense: Path, like: Tensor, tools: Tools, place: Placement
-) -> dict[str, Any]:
-    """The `protocol` of results.json, for images like these [n, C, H, W].
+def protocol_json(
+    protocol: Protocol, pipeline: Any, dense: Path, like: Tensor, tools: Tools,
+    placement: Placement,
+) -> dict[str, Any]:  # fmt: skip
+    """The `protocol` of results.json, for images [n, C, H, W] like these.
 
     Args:
-        protocol: as `resolved` gives it.
+        protocol: with the pipeline's defaults filled in.
     """
     return {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()},
@@ -158,26 +147,37 @@ def describe(
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
         "resolution": list(like.shape[2:]),
-        "dtype": str(place.dtype).removeprefix("torch."),
-        "device": place.device,
-        "feature_extractor": tools.features,
+        "dtype": str(placement.dtype).removeprefix("torch."),
+        "device": placement.device,
+        "feature_extractor": tools.features_text,
         "reference": tools.reference.text,
         "clip_model": tools.clip_model,
-        "versions": installed_versions() | libraries.versions(),
+        "versions": installed_versions() | library_versions(),
     }
 
 
 def write_results(
-    results: dict[str, Any], models: Sequence[Model], asked: Sequence[Any], protocol: Protocol,
-    out: Path,
+    results: dict[str, Any], models: Sequence[MeasuredModel], asked: Sequence[Any],
+    protocol: Protocol, out: Path,
 ) -> None:  # fmt: skip
     """Add the gallery, and write results.json and grid.png. Raises OutputError."""
-    images = {model.name: model.images for model in models}
-    ssim = {model.name: model.ssim for model in models if model.ssim}
-    results["gallery"] = gallery(images, ssim, asked, protocol)
+    images = {model.name: model.measured.images for model in models}
+    ssim = {model.name: model.measured.ssim for model in models if model.measured.ssim}
+    results["gallery"] = gallery_entries(images, ssim, asked, protocol)
     columns = range(min(_NUM_COLUMNS, protocol.num_images))
-    save_grid({name: own.take(columns) for name, own in images.items()}, _NUM_COLUMNS,
-              out / "grid.png")  # fmt: skip
+    save_grid({name: stored.take(columns) for name, stored in images.items()}, out / "grid.png")
     with write_beside(out / "results.json") as part:
         text = json.dumps(results, indent=1, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
+
+
+def evaluate_command(
+    dense: str, pruned: Sequence[str], out: Path, protocol: Protocol, measures: Measures,
+    placement: Placement,
+) -> str:  # fmt: skip
+    """The command line that repeats an evaluation, without options that are defaults."""
+    return shlex.join([
+        "ditprune", "evaluate", dense, *pruned, "-o", str(out),
+        *options_of(protocol, Protocol()), *options_of(measures, Measures()),
+        *options_of(placement, Placement()),
+    ])  # fmt: skip

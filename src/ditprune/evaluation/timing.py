@@ -1,4 +1,4 @@
-"""Under what load seconds were measured, and which of them may stand side by side."""
+"""Under which load were seconds measured, and which of them can be compared?"""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Load:
     """What ran while a batch was drawn.
 
     Args:
-        num_processes: that drew at once, each on batches of its own.
-        num_threads: of each of them.
-        machine: its processor and its accelerator.
+        num_processes: processes that drew at the same time, each its own batches.
+        num_threads: threads of each process.
+        machine: the processor and the accelerator.
     """
 
     num_processes: int
@@ -27,7 +27,7 @@ class Load:
 
     @classmethod
     def now(cls, num_processes: int = 1) -> Load:
-        """The load of this process and its like."""
+        """The load of this process, if there are so many like it."""
         words = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
         words += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
         machine = f"{' '.join(words)}, CPUs: {os.cpu_count()}"
@@ -35,7 +35,7 @@ class Load:
 
     @classmethod
     def of_words(cls, words: Mapping[str, str]) -> Load:
-        """From what `words` gave."""
+        """The inverse of `words`."""
         return cls(int(words["num_processes"]), int(words["num_threads"]), words["machine"])
 
     def words(self) -> dict[str, str]:
@@ -51,50 +51,36 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch of images: how many, how long it took, under what load."""
-
-    num_images: int
-    seconds: float
-    load: Load
-
-
-@dataclass(frozen=True)
 class Timing:
-    """Of one model.
+    """How long the images of one model took.
 
     Args:
-        seconds_per_image: the median over full batches, the first left out where there are
-            others: it warms up.
-        loads: each that batches were drawn under, once.
+        seconds_per_image: the median over full batches, without the first, which warms up.
+        loads: the different loads under which batches were drawn.
     """
 
     seconds_per_image: float
     loads: tuple[Load, ...]
 
 
-def timing_of(batches: Sequence[Batch], batch_size: int) -> Timing:
-    """The seconds of an image, from all batches of a model in their order."""
-    full = [one for one in batches if one.num_images == batch_size] or list(batches)
-    times = [one.seconds / one.num_images for one in full]
-    return Timing(median(times[1:] or times), tuple(dict.fromkeys(one.load for one in batches)))
+def timing_of(batches: Sequence[tuple[int, float, Load]], batch_size: int) -> Timing:
+    """The timing of a model from all its batches: how many images, seconds, load of each."""
+    full = [batch for batch in batches if batch[0] == batch_size] or list(batches)
+    times = [seconds / num_images for num_images, seconds, _ in full]
+    return Timing(median(times[1:] or times), tuple(dict.fromkeys(load for *_, load in batches)))
 
 
-def why_no_seconds(own: Timing, dense: Timing | None) -> str | None:
-    """Why a model's seconds would mislead; None where they do not.
-
-    Args:
-        dense: what they would be compared with; None for the dense model itself.
-    """
-    if len(own.loads) > 1:
-        return f"no seconds: its images were drawn under several loads, {_told(own)}"
-    if dense is not None and dense.loads != own.loads:
+def why_no_seconds(timing: Timing, dense: Timing) -> str | None:
+    """Why the seconds of a model would mislead beside those of the dense model; None if not."""
+    if len(timing.loads) > 1:
+        return f"no seconds: its images were drawn under several loads, {_text(timing)}"
+    if timing.loads != dense.loads:
         return (
-            f"no seconds: its images were drawn under another load ({_told(own)}) than the dense "
-            f"model's ({_told(dense)}); without kept images both are drawn alike"
+            f"no seconds: its images were drawn under another load ({_text(timing)}) than the "
+            f"dense model's ({_text(dense)}); without kept images both are drawn alike"
         )
     return None
 
 
-def _told(timing: Timing) -> str:
+def _text(timing: Timing) -> str:
     return " and ".join(load.text for load in timing.loads)

@@ -1,9 +1,11 @@
-"""What the chosen metrics need, loaded where it can be had, and the reason where it cannot."""
+"""Which of the chosen metrics can be computed here, with which networks, and why not the others?"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,36 +14,50 @@ from torch import Tensor
 
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import reason_of
-from ditprune.evaluation import judge
 from ditprune.evaluation.catalogue import OF_FEATURES
-from ditprune.evaluation.extractors import Extractor, choose
-from ditprune.evaluation.libraries import hub_folder
-from ditprune.evaluation.metrics import clip_score, image_reward, lpips
-from ditprune.evaluation.protocol import Measures
-from ditprune.evaluation.references import Reference, reference_for
+from ditprune.evaluation.extractors import (
+    CLASSIFIER_UNAVAILABLE,
+    Extractor,
+    Reference,
+    can_classify,
+    choose_extractor,
+    hub_folder,
+    reference_for,
+)
+from ditprune.evaluation.metrics import per_image
+from ditprune.evaluation.protocol import EXTRACTORS, Measures
 
+LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
+_LPIPS_SMALLEST = 32  # pixels; AlexNet's pooling leaves nothing of smaller images
+_REWARD_WEIGHTS = Path("~/.cache/ImageReward/ImageReward.pt")
+# The file name that torch-fidelity gives the weights; to ask for it would import the library.
+_INCEPTION_WEIGHTS = "weights-inception-*.pth"
+_LIBRARIES = ("torchmetrics", "torch-fidelity", "torchvision", "transformers", "image-reward")
 _NO_PROMPTS = "the pipeline draws class labels, and this compares images with prompts"
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Args:
-    chosen: the metrics to show, in order.
-    unavailable: why a chosen one cannot be had.
-    clip_model: whose CLIP score it is, where it is measured.
+    """What the chosen metrics need.
+
+    Args:
+        chosen: the metrics to show, in order.
+        unavailable: for a chosen metric that cannot be computed, the reason.
+        clip_model: the model of the CLIP score, if it is computed.
+        lpips, clip, reward: as loaded by `metrics.per_image`.
     """
 
     chosen: tuple[str, ...]
     unavailable: dict[str, str]
     extractor: Extractor | None
     reference: Reference
-    lpips: lpips.Distance | None = None
-    clip: clip_score.Score | None = None
+    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+    clip: Callable[[Tensor, Sequence[str]], Tensor] | None = None
     clip_model: str | None = None
-    reward: image_reward.Score | None = None
+    reward: Callable[[Sequence[Any], Sequence[str]], Tensor] | None = None
 
     def has(self, name: str) -> bool:
-        """Whether a metric is asked for and can be had."""
+        """Whether a metric is chosen and can be computed."""
         return name in self.chosen and name not in self.unavailable
 
     def note(self, name: str) -> str | None:
@@ -55,84 +71,134 @@ class Tools:
         return None
 
     @property
-    def features(self) -> str:
+    def features_text(self) -> str:
         """For `protocol.feature_extractor`."""
         if self.extractor is not None:
             return self.extractor.text
         return f"not available: {self.unavailable.get('fid', 'no metric of features was chosen')}"
 
 
-def prepare(measures: Measures, like: Tensor, asked: Sequence[Any], place: Placement) -> Tools:
-    """Load what the chosen metrics need for images like these [n, C, H, W] and conditions.
+def prepare_tools(
+    measures: Measures, like: Tensor, asked: Sequence[Any], placement: Placement
+) -> Tools:
+    """Load what the chosen metrics need for images [n, C, H, W] and conditions like these.
 
     Raises ModelError or RecipeError for files that were given and cannot be used.
     """
     chosen = measures.chosen
     unavailable: dict[str, str] = {}
-    extractor: Extractor | None = None
+    extractor: Extractor | str | None = None
     if set(OF_FEATURES) & set(chosen):
-        found = choose(measures, like, asked, place)
-        if isinstance(found, str):
-            unavailable |= {name: found for name in OF_FEATURES if name in chosen}
-        else:
-            extractor = found
-    if "accuracy" in chosen and not judge.can_read(like, asked):
-        unavailable["accuracy"] = judge.UNAVAILABLE
+        extractor = choose_extractor(measures, like, asked, placement)
+    if isinstance(extractor, str):
+        unavailable |= {name: extractor for name in OF_FEATURES if name in chosen}
+        extractor = None
+    if "accuracy" in chosen and not can_classify(like, asked):
+        unavailable["accuracy"] = CLASSIFIER_UNAVAILABLE
     loaded: dict[str, Any] = {}
     for name, load in (("lpips", _lpips), ("clip_score", _clip), ("image_reward", _reward)):
         if name in chosen:
-            tool = load(measures, like, asked, place)
-            if isinstance(tool, str):
-                unavailable[name] = tool
-            else:
-                loaded[name] = tool
+            tool = load(measures, like, asked, placement)
+            (unavailable if isinstance(tool, str) else loaded)[name] = tool
+    clip_name = (
+        Path(measures.clip).resolve().name if Path(measures.clip).is_dir() else measures.clip
+    )
     return Tools(
         chosen, unavailable, extractor, reference_for(measures.reference, extractor, like),
         loaded.get("lpips"), loaded.get("clip_score"),
-        _clip_name(measures.clip) if "clip_score" in loaded else None, loaded.get("image_reward"),
+        clip_name if "clip_score" in loaded else None, loaded.get("image_reward"),
     )  # fmt: skip
 
 
-def _lpips(measures: Measures, like: Tensor, _asked: Sequence[Any], place: Placement) -> Any:
-    if not lpips.is_installed():
+def _lpips(measures: Measures, like: Tensor, _asked: Sequence[Any], placement: Placement) -> Any:
+    if find_spec("torchvision") is None:
         return "LPIPS needs torchvision: pip install 'ditprune[metrics]'"
-    if not lpips.fits(*like.shape[2:]):
+    if min(like.shape[2:]) < _LPIPS_SMALLEST:
         return "images are smaller than the 32 pixels that its network needs"
-    if not (hub_folder() / lpips.WEIGHTS).is_file() and not measures.fetches("lpips"):
+    if not (hub_folder() / LPIPS_WEIGHTS).is_file() and not measures.fetches("lpips"):
         return "AlexNet's weights (233 MB) are not here: --metrics lpips,… fetches them"
-    return _try(lambda: lpips.load(place.device))
+    return _try(lambda: per_image.load_lpips(placement.device))
 
 
-def _clip(measures: Measures, _like: Tensor, asked: Sequence[Any], place: Placement) -> Any:
-    if not all(isinstance(one, str) for one in asked):
+def _clip(measures: Measures, _like: Tensor, asked: Sequence[Any], placement: Placement) -> Any:
+    if not all(isinstance(condition, str) for condition in asked):
         return _NO_PROMPTS
     if find_spec("transformers") is None:
         return "CLIP needs transformers: pip install 'ditprune[metrics]'"
     fetch = measures.fetches("clip_score")
-    found = _try(lambda: clip_score.load(measures.clip, place.device, fetch))
-    if isinstance(found, str) and not fetch:
+    score = _try(lambda: per_image.load_clip(measures.clip, placement.device, fetch))
+    if isinstance(score, str) and not fetch:
         return f"{measures.clip} is not here: --metrics clip_score,… fetches it, or pass --clip DIR"
-    return found
+    return score
 
 
-def _clip_name(model: str) -> str:
-    """A hub id, or a folder's name."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def _reward(measures: Measures, _like: Tensor, asked: Sequence[Any], place: Placement) -> Any:
-    if not all(isinstance(one, str) for one in asked):
+def _reward(measures: Measures, _like: Tensor, asked: Sequence[Any], placement: Placement) -> Any:
+    if not all(isinstance(condition, str) for condition in asked):
         return _NO_PROMPTS
-    if not image_reward.is_installed():
+    if find_spec("ImageReward") is None:
         return "ImageReward is not installed: pip install image-reward"
-    if not image_reward.WEIGHTS.expanduser().is_file() and not measures.fetches("image_reward"):
+    if not _REWARD_WEIGHTS.expanduser().is_file() and not measures.fetches("image_reward"):
         return "its weights (1.8 GB) are not here: --metrics image_reward,… fetches them"
-    return _try(lambda: image_reward.load(place.device))
+    return _try(lambda: per_image.load_image_reward(placement.device))
 
 
 def _try(load: Callable[[], Any]) -> Any:
-    """What was loaded, or the reason why not: these libraries raise dozens of types."""
+    """What was loaded, or the reason why not; these libraries raise dozens of types."""
     try:
         return load()
     except Exception as error:
         return f"could not be loaded ({type(error).__name__}: {reason_of(error)})"
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries of metrics that are installed."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def tools_stamp(measures: Measures) -> dict[str, Any]:
+    """What decides, besides the images, which metrics can be computed and their numbers.
+
+    Given files count by names, sizes and times; weights that libraries download, only by whether
+    they are on this machine.
+    """
+    given = {"reference": measures.reference, "clip": Path(measures.clip)}
+    if measures.feature_extractor not in EXTRACTORS:
+        given["feature_extractor"] = Path(measures.feature_extractor)
+    weights = [*hub_folder().glob(_INCEPTION_WEIGHTS), *hub_folder().glob(LPIPS_WEIGHTS)]
+    weights += [_REWARD_WEIGHTS.expanduser()]
+    return {
+        "versions": library_versions(),
+        "files": {name: _files_hash(path) for name, path in given.items() if path is not None},
+        "weights": sorted(file.name for file in weights if file.is_file()),
+        "clip": _has_clip(measures.clip),
+    }
+
+
+def _files_hash(path: Path) -> str | None:
+    """A hash of the names, sizes and times of a file, or of all files in a folder."""
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file():
+            state = file.stat()
+            name = file.relative_to(path).as_posix()
+            digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _has_clip(model: str) -> bool:
+    """Whether a model is in the hub's cache; False for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return False

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import Found
-from ditprune.evaluation.metrics.interval import Estimate, overlap
+from ditprune.evaluation.cautions import Numbers
+from ditprune.evaluation.metrics.interval import Interval, overlap
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"
@@ -96,10 +96,10 @@ def _sentence(key: str, findings: Sequence[Finding], are_alike: bool) -> str:
 
 def _by_setting(
     rows: Sequence[Mapping[str, Any]], values: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, dict[str, Found]]]:
+) -> Iterator[tuple[str, dict[str, Numbers]]]:
     """The pruned rows of each setting, by method."""
     spoiled = {_drawn(row) for row in rows if row["recipe"] is None and row["num_spoiled"]}
-    groups: dict[str, dict[str, Found]] = {}
+    groups: dict[str, dict[str, Numbers]] = {}
     for row, items in zip(rows, values, strict=True):
         if row["recipe"] is not None:
             are_images_whole = not row["num_spoiled"] and _drawn(row) not in spoiled
@@ -130,21 +130,23 @@ def sampler_words(row: Mapping[str, Any]) -> list[str]:
     return words if guidance is None else [*words, f"guidance {guidance:g}"]
 
 
-def _numbers_of(row: Mapping[str, Any], items: Mapping[str, Any], are_images_whole: bool) -> Found:
+def _numbers_of(
+    row: Mapping[str, Any], items: Mapping[str, Any], are_images_whole: bool
+) -> Numbers:
     known = {
-        key: Estimate(**measured)
+        key: Interval(**measured)
         for key, measured in row["metrics"].items()
         if measured is not None and (are_images_whole or key == "relative_error")
     }
-    return Found(known, {key: values for key, values in items.items() if key in known})
+    return Numbers(known, {key: values for key, values in items.items() if key in known})
 
 
-def _compare(claim: Claim, setting: str, first: Found, second: Found) -> Iterator[Finding]:
+def _compare(claim: Claim, setting: str, first: Numbers, second: Numbers) -> Iterator[Finding]:
     words = f"{claim.first} {'is like' if claim.alike else 'is better than'} {claim.second}"
     for key, metric in CATALOGUE.items():
-        if key not in first.estimates or key not in second.estimates:
+        if key not in first.intervals or key not in second.intervals:
             continue
-        better, worse = first.estimates[key], second.estimates[key]
+        better, worse = first.intervals[key], second.intervals[key]
         if claim.alike:
             verdict = AGREES if overlap(better, worse) else DISAGREES
         elif not first.is_apart(key, second):

@@ -30,17 +30,14 @@ from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import OutputError
-from ditprune.evaluation import libraries
 from ditprune.evaluation.accounting import take_stock
-from ditprune.evaluation.claims import claims_of, structure_of
-from ditprune.evaluation.drawing import draw_missing
-from ditprune.evaluation.held_out import exchange, predictions, sample_held_out, with_error
-from ditprune.evaluation.measure import Measured, measure
-from ditprune.evaluation.protocol import Measures
-from ditprune.evaluation.resolved import resolved
-from ditprune.evaluation.results import Model, describe, results_of
-from ditprune.evaluation.store import Images
-from ditprune.evaluation.tools import Tools, prepare
+from ditprune.evaluation.claims import claims_of, dense_claims
+from ditprune.evaluation.drawing import Images, draw_missing
+from ditprune.evaluation.held_out import exchange_denoisers, predictions, sample_held_out
+from ditprune.evaluation.measure import measure_model
+from ditprune.evaluation.protocol import Measures, resolved
+from ditprune.evaluation.results import MeasuredModel, protocol_json, results_of
+from ditprune.evaluation.tools import Tools, prepare_tools, tools_stamp
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Row
@@ -102,7 +99,7 @@ def open_work_folder(
     check_no_link(folder)
     identity = identity_of(model, Sampling(), placement)
     identity = {key: value for key, value in identity.items() if key != "sampling"}
-    return WorkFolder(folder, identity, measures, libraries.stamp(measures))
+    return WorkFolder(folder, identity, measures, tools_stamp(measures))
 
 
 def read_record(file: Path) -> dict[str, Any] | None:
@@ -157,7 +154,7 @@ class Workbench:
         asked: the condition of each image.
         calls, noise: held-out calls and what the dense denoisers predict, by denoiser.
         protocol: the `protocol` of results.json.
-        dense, measured: the dense model and its numbers.
+        dense: the dense model and its numbers.
     """
 
     run: Run
@@ -167,8 +164,7 @@ class Workbench:
     noise: Mapping[str, Sequence[Tensor]]
     tools: Tools
     protocol: Mapping[str, Any]
-    dense: Model
-    measured: Measured
+    dense: MeasuredModel
 
 
 def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workbench:
@@ -176,7 +172,7 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     protocol, names = dense.protocol, tuple(run.model.denoisers)
     pipeline = load_pipeline(run.model, run.placement)
     denoisers = denoisers_of(pipeline, names)
-    structure = structure_of(denoisers)
+    structure = dense_claims(denoisers)
     pool = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = of_items(pool, protocol.num_images)
     for sampling in samplings:
@@ -189,13 +185,13 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     images = run.work.images(dense)
     draw_missing(pipeline, asked, protocol, images, "dense", run.images_progress)
     like = images.read(images.ranges[0])
-    tools = prepare(run.work.measures, like, asked, run.placement)
-    found = measure(images, None, None, asked, tools, protocol.seed)
-    stock = take_stock(run.model, structure.names())
-    model = Model("dense", structure, stock, images, found.estimates, found.values, (), ())
+    tools = prepare_tools(run.work.measures, like, asked, run.placement)
+    measured = measure_model(images, None, (), asked, tools, protocol.seed)
+    stock = take_stock(run.model, structure.targets)
+    model = MeasuredModel("dense", structure, stock, measured, ())
     used = resolved(protocol, pipeline, in_turn(pool, protocol.num_images), held_out.num_steps)
-    described = describe(used, pipeline, run.model.root, like, tools, run.placement)
-    return Workbench(run, pipeline, asked, held_out.calls, noise, tools, described, model, found)
+    described = protocol_json(used, pipeline, run.model.root, like, tools, run.placement)
+    return Workbench(run, pipeline, asked, held_out.calls, noise, tools, described, model)
 
 
 def sampled_calls(run: Run, pipeline: Any, sampling: Sampling) -> list[Call]:
@@ -237,38 +233,34 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
     """
     if row.recipe is None:
         return _record(bench, [bench.dense])
-    run, tools, seed = bench.run, bench.tools, row.protocol.seed
+    run = bench.run
     folder, images = run.work.pruned_folder(row), run.work.images(row)
     stats = statistics_file.load(run.work.statistics_file(row.sampling))
     ensure_folder(folder.parent)
     prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
     pruned = locate(str(folder))
-    errors = exchange(bench.pipeline, pruned, bench.calls, bench.noise, run.placement)
+    errors = exchange_denoisers(bench.pipeline, pruned, bench.calls, bench.noise, run.placement)
     draw_missing(bench.pipeline, bench.asked, row.protocol, images, row.method, run.images_progress)
-    found = measure(images, bench.dense.images, bench.measured.seen, bench.asked, tools, seed)
-    found = with_error(found, errors, tools, seed)
+    dense, seed = bench.dense.measured, row.protocol.seed
+    measured = measure_model(images, dense, errors, bench.asked, bench.tools, seed)
     claims = claims_of(pruned, denoisers_of(bench.pipeline, tuple(pruned.denoisers)))
-    stock = take_stock(pruned, claims.names())
-    model = Model(
-        row.method, claims, stock, images, found.estimates, found.values, found.ssim, errors
-    )
+    stock = take_stock(pruned, claims.targets)
+    model = MeasuredModel(row.method, claims, stock, measured, errors)
     record = _record(bench, [bench.dense, model])
     images.remove()
     shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
-def _record(bench: Workbench, models: Sequence[Model]) -> dict[str, Any]:
-    run, widths = bench.run, bench.measured.seen.widths
-    results = results_of(
-        models, bench.tools, None, bench.protocol, run.command, run.model.name, widths
-    )
+def _record(bench: Workbench, models: Sequence[MeasuredModel]) -> dict[str, Any]:
+    run = bench.run
+    results = results_of(models, bench.tools, None, bench.protocol, run.command, run.model.name)
     return {
         "metrics": results["metrics"],
         "protocol": results["protocol"],
         "model": results["models"][-1],
         "values": {
             name: [value if math.isfinite(value) else None for value in values]
-            for name, values in models[-1].values.items()
+            for name, values in models[-1].measured.values.items()
         },
     }

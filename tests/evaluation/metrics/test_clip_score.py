@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pipeline_parts as parts
-from ditprune.evaluation.metrics import clip_score
+from ditprune.evaluation.metrics.per_image import load_clip
 
 PROMPTS = ["a cat", "two dogs and a hat", "x"]
 
@@ -37,23 +37,23 @@ def test_it_is_the_cosine_of_the_embeddings(model) -> None:
                 **tokens([prompt], return_tensors="pt"), **pixels([image], return_tensors="pt")
             )
         cosines.append(out.logits_per_image.item() / clip.logit_scale.exp().item())
-    found = clip_score.load(str(model))(images(), PROMPTS)
+    found = load_clip(str(model))(images(), PROMPTS)
     expected = torch.tensor(cosines).clamp(min=0)
     assert (expected > 0).any()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_grey_images_are_grey_colours(model) -> None:
-    score = clip_score.load(str(model))
+    score = load_clip(str(model))
     grey = images()[:, :1]
     torch.testing.assert_close(score(grey, PROMPTS), score(grey.repeat(1, 3, 1, 1), PROMPTS))
 
 
 def test_a_prompt_longer_than_the_model_reads_is_cut(model) -> None:
-    score = clip_score.load(str(model))(images()[:1], ["long " * 100])
+    score = load_clip(str(model))(images()[:1], ["long " * 100])
     assert score.isfinite().all()
 
 
 def test_a_model_that_is_not_here_is_not_fetched(tmp_path) -> None:
     with pytest.raises(OSError, match="nowhere"):
-        clip_score.load(str(tmp_path / "nowhere"))
+        load_clip(str(tmp_path / "nowhere"))

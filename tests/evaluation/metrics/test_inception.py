@@ -12,16 +12,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ditprune.evaluation.metrics import inception
+from ditprune.evaluation.metrics.features import (
+    _inception_module,
+    has_inception,
+    inception_address,
+    load_inception,
+)
 
-if not inception.is_installed():
+if not has_inception():
     pytest.skip("needs torch-fidelity and torchvision", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     """Random weights of InceptionV3's names and shapes."""
-    module = inception._network_module()
+    module = _inception_module()
     network = module.FeatureExtractorInceptionV3.__new__(module.FeatureExtractorInceptionV3)
     kept: dict[str, Tensor] = {}
 
@@ -49,7 +54,7 @@ def images(num_colours: int) -> Tensor:
 
 
 def test_the_features_are_those_of_the_network(weights) -> None:
-    see = inception.load(weights)
+    see = load_inception(weights)
     seen = see(images(3))
     assert seen.all_pooled().shape == (2, 2048)
     assert seen.all_spatial().shape == (2, 7 * 17 * 17) == (2, 2023)
@@ -62,7 +67,7 @@ def test_the_features_are_those_of_the_network(weights) -> None:
 
 def test_the_spatial_features_are_the_first_channels_of_the_map(weights) -> None:
     """Computed again block by block, as the network's forward has them."""
-    module = inception._network_module()
+    module = _inception_module()
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     buffer.seek(0)
@@ -82,21 +87,21 @@ def test_the_spatial_features_are_the_first_channels_of_the_map(weights) -> None
             x = network.get_submodule(name)(x)
         branch = network.Mixed_6d.branch1x1
         map_ = functional.relu(branch.bn(branch.conv(x)))
-    spatial = inception.load(weights)(images(3)).spatial[0].reshape(2, 7, 17, 17)
+    spatial = load_inception(weights)(images(3)).spatial[0].reshape(2, 7, 17, 17)
     torch.testing.assert_close(spatial, map_[:, :7], rtol=1e-4, atol=1e-5)
 
 
 def test_grey_images_are_seen_as_grey_colours(weights) -> None:
-    see = inception.load(weights)
+    see = load_inception(weights)
     grey = images(1)
     torch.testing.assert_close(see(grey).pooled[0], see(grey.repeat(1, 3, 1, 1)).pooled[0])
 
 
 def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(RuntimeError, match="Missing key"):
-        inception.load({"fc.weight": torch.zeros(2, 2)})
+        load_inception({"fc.weight": torch.zeros(2, 2)})
 
 
 def test_the_address_names_the_weights() -> None:
-    assert inception.weights_address().startswith("https://")
-    assert inception.weights_address().endswith("-6726825d.pth")
+    assert inception_address().startswith("https://")
+    assert inception_address().endswith("-6726825d.pth")

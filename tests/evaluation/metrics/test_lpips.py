@@ -15,7 +15,7 @@ import torch
 import torchmetrics.functional.image.lpips as library
 from torch import Tensor, nn
 
-from ditprune.evaluation.metrics import lpips
+from ditprune.evaluation.metrics.per_image import load_lpips
 
 # What the network under it was trained with, and where its five layers end.
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -35,7 +35,7 @@ def layers() -> nn.Sequential:
 
 @pytest.fixture(params=["stand-in", "torchvision"])
 def network(request, monkeypatch) -> nn.Sequential:
-    """Random layers, which `lpips.load` finds in the place of the trained ones."""
+    """Random layers, which `load_lpips` finds in the place of the trained ones."""
     if request.param == "torchvision":
         models = pytest.importorskip("torchvision").models
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ def by_hand(network: nn.Sequential, one: Tensor, two: Tensor) -> Tensor:
 
 
 def test_the_distance_is_the_sum_over_layers(network) -> None:
-    distance = lpips.load()
+    distance = load_lpips()
     one, two = torch.rand(2, 3, 3, 64, 48, generator=torch.Generator().manual_seed(1))
     found = distance(one, two)
     assert found.shape == (3,)
@@ -83,4 +83,4 @@ def test_the_distance_is_the_sum_over_layers(network) -> None:
 def test_grey_images_are_seen_as_colour(network) -> None:
     one, two = torch.rand(2, 2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     as_colour = by_hand(network, one.repeat(1, 3, 1, 1), two.repeat(1, 3, 1, 1))
-    torch.testing.assert_close(lpips.load()(one, two), as_colour, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(load_lpips()(one, two), as_colour, rtol=1e-4, atol=1e-6)

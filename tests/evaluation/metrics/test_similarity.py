@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import correlate1d
 
-from ditprune.evaluation.metrics.similarity import PSNR_OF_IDENTICAL, psnr, ssim
+from ditprune.evaluation.metrics.per_image import PSNR_OF_IDENTICAL, psnr, ssim
 
 
 def pair(num_colours: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,8 +20,8 @@ def pair(num_colours: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 def naive_ssim(one: np.ndarray, two: np.ndarray) -> float:
     """Wang et al. 2004: Gaussian window 11×11 of σ 1.5, reflected at the border, mean over all."""
-    place = np.arange(-5, 6)
-    window = np.exp(-(place**2) / (2 * 1.5**2))
+    offset = np.arange(-5, 6)
+    window = np.exp(-(offset**2) / (2 * 1.5**2))
     window /= window.sum()
 
     def blur(image: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import nn
 import ditprune
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.evaluation.evaluate import predictions, relative_error_between
+from ditprune.evaluation.held_out import predictions, relative_error_between
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import build
 from ditprune.targets.discover import discover

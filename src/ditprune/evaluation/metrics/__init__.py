@@ -1,1 +1,1 @@
-"""BY WHICH NUMBER: pure functions over tensors, around kept libraries where there is one."""
+"""Which number says how good images are? Functions of tensors, most of them from libraries."""

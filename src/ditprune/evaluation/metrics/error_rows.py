@@ -1,7 +1,7 @@
-"""The relative error of predicted noise, row by row: with an interval, and along the way.
+"""How large is the relative error of the predicted noise, with its interval and by timestep?
 
-A row is one latent in one denoiser call. Guidance predicts a latent twice, with the condition and
-without; those rows go together, as one item of the sample.
+A row is one latent in one denoiser call. Guidance predicts each latent twice, with the condition
+and without; those rows count as one item of the sample.
 """
 
 from __future__ import annotations
@@ -15,40 +15,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ditprune.evaluation.metrics.interval import Estimate, bootstrap
+from ditprune.evaluation.metrics.interval import Interval, bootstrap
 
-NUM_PARTS = 10
+_NUM_PARTS = 10
 
 
 @dataclass(frozen=True)
-class Row:
-    """Args:
-    difference, dense: ‖ε_pruned − ε_dense‖² and ‖ε_dense‖².
-    place: how far from noise (0) to image (1); None where that is not known.
-    timestep: as the denoiser got it; None where it gets none.
-    latent: tells which rows are predictions for the same latent.
+class ErrorRow:
+    """The error of one latent in one denoiser call.
+
+    Args:
+        difference, dense: ‖ε_pruned − ε_dense‖² and ‖ε_dense‖².
+        progress_t: position from noise (0) to image (1); None if it is not known.
+        timestep: as the denoiser gets it; None if it gets none.
+        latent: rows with the same name are predictions for the same latent.
     """
 
     difference: float
     dense: float
-    place: float | None
+    progress_t: float | None
     timestep: float | None
     latent: str
 
 
-def update(
-    rows: tuple[Row, ...], pruned: Float[Tensor, "n ..."], dense: Float[Tensor, "n ..."],
-    place: float | None, timesteps: Sequence[float | None], latents: Sequence[str],
-) -> tuple[Row, ...]:  # fmt: skip
-    """Add the rows of one call."""
+def error_rows_of(
+    pruned: Float[Tensor, "n ..."], dense: Float[Tensor, "n ..."], progress_t: float | None,
+    timesteps: Sequence[float | None], latents: Sequence[str],
+) -> tuple[ErrorRow, ...]:  # fmt: skip
+    """The rows of one call, from what both models predict."""
     differences = (pruned.double() - dense.double()).square().flatten(1).sum(1).tolist()
     norms = dense.double().square().flatten(1).sum(1).tolist()
-    more = zip(differences, norms, timesteps, latents, strict=True)
-    return rows + tuple(Row(d, norm, place, step, latent) for d, norm, step, latent in more)
+    rows = zip(differences, norms, timesteps, latents, strict=True)
+    return tuple(ErrorRow(d, norm, progress_t, step, latent) for d, norm, step, latent in rows)
 
 
-def compute(rows: Sequence[Row], seed: int = 0) -> Estimate:
-    """mean‖ε_pruned − ε_dense‖² / mean‖ε_dense‖², and its interval over latents.
+def error_interval(rows: Sequence[ErrorRow], seed: int = 0) -> Interval:
+    """mean‖ε_pruned − ε_dense‖² / mean‖ε_dense‖², with an interval over latents.
 
     The order of rows does not matter.
     """
@@ -60,16 +62,17 @@ def compute(rows: Sequence[Row], seed: int = 0) -> Estimate:
     )  # fmt: skip
 
 
-def shares(rows: Sequence[Row]) -> tuple[float, ...]:
-    """What each latent adds, scaled so that the mean is the relative error; in an order that is
-    the same for all models, so that latents of two can be compared. NaN or Inf where predictions
-    are not finite.
+def latent_errors(rows: Sequence[ErrorRow]) -> tuple[float, ...]:
+    """The part of each latent, scaled so that the mean over latents is the relative error.
+
+    The order of latents is the same for all models, so that two can be compared item by item. NaN
+    or Inf if predictions are not finite.
     """
     difference, dense = _of_latents(rows)
     return tuple((difference / dense.mean()).tolist())
 
 
-def _of_latents(rows: Sequence[Row]) -> Float[Tensor, "2 n"]:
+def _of_latents(rows: Sequence[ErrorRow]) -> Float[Tensor, "2 n"]:
     """‖ε_pruned − ε_dense‖² and ‖ε_dense‖² of each latent, in the order of their names."""
     sums: dict[str, tuple[float, float]] = {}
     for row in sorted(rows, key=lambda row: (row.latent, row.dense, row.difference)):
@@ -78,25 +81,27 @@ def _of_latents(rows: Sequence[Row]) -> Float[Tensor, "2 n"]:
     return torch.tensor(list(sums.values()), dtype=torch.float64).T
 
 
-def by_timestep(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The error in each tenth of the way that has rows, from noise to image.
+def error_by_timestep(rows: Sequence[ErrorRow]) -> list[dict[str, Any]]:
+    """The error in each tenth of the way from noise to image that has rows.
 
-    The order of rows does not matter. `place` is the middle of the tenth, `timestep` the mean
-    over its rows; None where the denoiser gets none. `error` is None where it is no number, as of
-    predictions that are not finite.
+    The order of rows does not matter.
+
+    Returns:
+        For each tenth its middle (`place`), the mean `timestep` (None if the denoiser gets none),
+        the `error` (None if it is not finite) and `num_rows`.
     """
-    parts: dict[int, list[Row]] = {}
+    parts: dict[int, list[ErrorRow]] = {}
     for row in sorted(rows, key=lambda row: (row.dense, row.difference)):
-        if row.place is not None:
-            parts.setdefault(min(int(row.place * NUM_PARTS), NUM_PARTS - 1), []).append(row)
+        if row.progress_t is not None:
+            parts.setdefault(min(int(row.progress_t * _NUM_PARTS), _NUM_PARTS - 1), []).append(row)
     return [
         {
-            "timestep": _mean([row.timestep for row in own]),
-            "place": (part + 0.5) / NUM_PARTS,
-            "error": _ratio(sum(row.difference for row in own), sum(row.dense for row in own)),
-            "num_rows": len(own),
+            "timestep": _mean([row.timestep for row in part]),
+            "place": (number + 0.5) / _NUM_PARTS,
+            "error": _ratio(sum(row.difference for row in part), sum(row.dense for row in part)),
+            "num_rows": len(part),
         }
-        for part, own in sorted(parts.items())
+        for number, part in sorted(parts.items())
     ]
 
 

@@ -1,4 +1,4 @@
-"""A number with its 95 % interval: by bootstrap, and of a share by Wilson's formula."""
+"""How sure is a number? Its 95 % interval: by bootstrap, and for a share by Wilson's formula."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NUM_RESAMPLES = 200
+_NUM_RESAMPLES = 200
 _TAIL, _NUM_ERRORS = 0.025, 1.959964
-_FEW = 100  # resamples, whose tails are a matter of luck
+_FEW = 100  # resamples; with fewer, percentiles depend on luck
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value and the ends of its interval; None where there are too few items for one."""
+class Interval:
+    """A value and the ends of its interval; None if there are too few items for one."""
 
     value: float
     low: float | None = None
@@ -37,23 +37,23 @@ def bootstrap(
     statistic: Callable[[Float[Tensor, " n"]], float],
     num_items: int,
     seed: int = 0,
-    num_resamples: int = NUM_RESAMPLES,
+    num_resamples: int = _NUM_RESAMPLES,
     lowest: float | None = None,
     is_mean: bool = False,
-) -> Estimate:
-    """The 2.5 and 97.5 percentiles of a statistic over resamples, moved so that they lie about it.
+) -> Interval:
+    """The 2.5 and 97.5 percentiles of a statistic over resamples, centred on the value.
 
-    Of fewer than 100 resamples it is 1.96 standard deviations on each side. Repeated items make
-    distances of distributions larger than they are; so the spread of the resamples is kept and
-    their mean is put where the value is, but for a mean, which resamples do not overstate.
+    Distances of distributions are larger for resamples than for the sample, since items repeat. So
+    the mean of the resamples is moved to the value, except for a mean, which has no such bias. With
+    fewer than 100 resamples the interval is 1.96 standard deviations on each side.
 
     Args:
-        statistic: of the counts [n] of one resample.
-        lowest: below which the interval cannot reach.
+        statistic: a function of the counts [n] of one resample.
+        lowest: the interval does not go below it.
         is_mean: whether the statistic is a mean over items, or a ratio of means.
     """
     if num_items < 2:
-        return Estimate(value)
+        return Interval(value)
     values = torch.tensor([statistic(w) for w in resamples(num_items, num_resamples, seed)])
     values = values.double()
     if num_resamples < _FEW:
@@ -62,56 +62,56 @@ def bootstrap(
     else:
         shift = 0.0 if is_mean else value - values.mean().item()
         low, high = (torch.quantile(values, q).item() + shift for q in (_TAIL, 1 - _TAIL))
-    return Estimate(value, low if lowest is None else max(low, lowest), high)
+    return Interval(value, low if lowest is None else max(low, lowest), high)
 
 
-def mean(values: Float[Tensor, " n"], seed: int = 0) -> Estimate:
-    """The mean of one number for each item, and its interval."""
-    count = len(values)
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """The mean of one number for each item."""
+    items, count = torch.tensor(values, dtype=torch.float64), len(values)
     return bootstrap(
-        values.mean().item(), lambda weights: (weights @ values).item() / count, count, seed,
+        items.mean().item(), lambda weights: (weights @ items).item() / count, count, seed,
         is_mean=True,
     )  # fmt: skip
 
 
-def share(values: Float[Tensor, " n"]) -> Estimate:
-    """The share of ones among zeros and ones, and its interval.
+def share_interval(values: Sequence[float]) -> Interval:
+    """The share of ones among zeros and ones.
 
-    Wilson's (1927), since resamples of items that are all alike have no spread.
+    By Wilson's formula (1927), since resamples of items that are all the same have no spread.
     """
     count = len(values)
-    value = values.mean().item()
+    value = torch.tensor(values, dtype=torch.float64).mean().item()
     if count < 2:
-        return Estimate(value)
+        return Interval(value)
     per_item = _NUM_ERRORS**2 / count
     reach = _NUM_ERRORS * math.sqrt(value * (1 - value) / count + per_item / (4 * count))
     low, high = ((value + per_item / 2 + side * reach) / (1 + per_item) for side in (-1, 1))
-    return Estimate(value, max(low, 0.0), min(high, 1.0))
+    return Interval(value, max(low, 0.0), min(high, 1.0))
 
 
-def differ(one: Sequence[float], two: Sequence[float], seed: int = 0) -> bool:
-    """Whether two means over the same items differ, item by item, so that what makes items hard
-    for both does not count.
+def differ(a: Sequence[float], b: Sequence[float], seed: int = 0) -> bool:
+    """Whether two means over the same items differ, compared item by item.
 
-    Of shares, by the exact test of the items that differ (McNemar, 1947): three that all went one
-    way are no evidence. Of other means, where 0 lies outside the interval of the mean difference.
+    Items that are hard for both do not blur the comparison. Shares are compared by McNemar's exact
+    test (1947): three items that all went one way are no evidence. Other means differ if 0 lies
+    outside the interval of the mean difference.
     """
-    between = torch.tensor(one, dtype=torch.float64) - torch.tensor(two, dtype=torch.float64)
-    won, lost = int((between == 1).sum()), int((between == -1).sum())
-    if won + lost == int((between != 0).sum()):
-        return _chance(max(won, lost), won + lost) < 2 * _TAIL
-    found = mean(between, seed)
-    return found.low is not None and found.high is not None and not found.low <= 0 <= found.high
+    difference = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
+    num_won, num_lost = int((difference == 1).sum()), int((difference == -1).sum())
+    if num_won + num_lost == int((difference != 0).sum()):
+        return _sign_test(max(num_won, num_lost), num_won + num_lost) < 2 * _TAIL
+    gap = mean_interval(difference.tolist(), seed)
+    return gap.low is not None and gap.high is not None and not gap.low <= 0 <= gap.high
 
 
-def _chance(num_heads: int, num_tosses: int) -> float:
-    """That a fair coin shows one side, or the other, at least so often."""
+def _sign_test(num_heads: int, num_tosses: int) -> float:
+    """The probability that a fair coin shows one of its sides at least so often."""
     ways = sum(math.comb(num_tosses, heads) for heads in range(num_heads, num_tosses + 1))
     return min(1.0, 2 * ways / 2**num_tosses)
 
 
-def overlap(one: Estimate, two: Estimate) -> bool:
-    """Whether two intervals share a point; so do those of which one is not known."""
-    if one.low is None or one.high is None or two.low is None or two.high is None:
+def overlap(a: Interval, b: Interval) -> bool:
+    """Whether two intervals share a point; True if one of them is not known."""
+    if a.low is None or a.high is None or b.low is None or b.high is None:
         return True
-    return max(one.low, two.low) <= min(one.high, two.high)
+    return max(a.low, b.low) <= min(a.high, b.high)

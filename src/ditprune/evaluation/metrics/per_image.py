@@ -1,34 +1,108 @@
-"""Metrics that are one number for each image (SSIM, PSNR, scores): their mean."""
+"""How good is a single image: like the dense model's image of its seed, and true to its prompt?
+
+* SSIM, PSNR and LPIPS compare it with the dense image, by torchmetrics.
+* The CLIP score is the cosine of CLIP's embeddings of the image and its prompt, by transformers.
+  Source: Hessel et al., CLIPScore (2021), without its factor, as in the paper's tables.
+* ImageReward predicts how much people like an image for its prompt. Source: Xu et al.,
+  ImageReward (2023). Its package pins old versions of others, so it is no extra of ours.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ditprune.evaluation.metrics import interval as estimate
-from ditprune.evaluation.metrics.interval import Estimate
+# Identical images have no noise to measure; they count as this many decibels.
+PSNR_OF_IDENTICAL = 100.0
 
 
-@dataclass(frozen=True)
-class PerImage:
-    """The number of each image, in the order of images."""
+def ssim(pruned: Float[Tensor, "n c h w"], dense: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Structural similarity of each pair of images in [0, 1]; 1 is identical."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
-    values: tuple[float, ...] = ()
-
-
-def update(state: PerImage, values: Shaped[Tensor, " n"]) -> PerImage:
-    """Add the numbers of a batch."""
-    return PerImage(state.values + tuple(values.double().tolist()))
+    values = structural_similarity_index_measure(pruned, dense, data_range=1.0, reduction="none")
+    assert isinstance(values, Tensor)
+    return values.reshape(len(pruned))
 
 
-def compute(state: PerImage, seed: int = 0) -> Estimate:
-    """The mean, and its interval over images."""
-    return estimate.mean(torch.tensor(state.values, dtype=torch.float64), seed)
+def psnr(pruned: Float[Tensor, "n c h w"], dense: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Peak signal-to-noise ratio of each pair of images in [0, 1], in dB, at most 100."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    values = peak_signal_noise_ratio(pruned, dense, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    return values.clamp(max=PSNR_OF_IDENTICAL)
 
 
-def compute_share(state: PerImage) -> Estimate:
-    """The same of zeros and ones."""
-    return estimate.share(torch.tensor(state.values, dtype=torch.float64))
+def load_lpips(device: str = "cpu") -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS over AlexNet: [N, C, H, W] in [0, 1] twice → the distance of each pair [N].
+
+    A distance of 0 is identical. Raises what torchvision raises if it, or the weights, are missing.
+    """
+    from torchmetrics.functional.image.lpips import _LPIPS
+
+    network = _LPIPS(net="alex").eval().to(device)
+
+    def distance(
+        pruned: Float[Tensor, "n c h w"], dense: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, " n"]:
+        colours = (images.expand(-1, 3, -1, -1).to(device) for images in (pruned, dense))
+        return network(*colours, normalize=True).reshape(len(pruned)).cpu()
+
+    return distance
+
+
+def load_clip(
+    model: str, device: str = "cpu", fetch: bool = False
+) -> Callable[[Tensor, Sequence[str]], Tensor]:
+    """CLIP score: uint8 images [N, C, H, W] and N prompts → the score of each [N], at least 0.
+
+    Args:
+        model: a hub id, or a folder with CLIP's weights (safetensors) and its processors.
+        fetch: whether a model that is not on this machine may be downloaded.
+
+    Raises what transformers raises if the model cannot be loaded.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    local: dict[str, Any] = {"local_files_only": not fetch}
+    clip = CLIPModel.from_pretrained(model, use_safetensors=True, **local).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(model, **local)
+    processor = AutoImageProcessor.from_pretrained(model, **local)
+    longest = clip.config.text_config.max_position_embeddings
+
+    def score(images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
+        colours = list(images.expand(-1, 3, -1, -1).cpu())
+        text = tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        pixels = processor(colours, return_tensors="pt")
+        with torch.no_grad():
+            out = clip(
+                input_ids=text["input_ids"].to(device),
+                attention_mask=text["attention_mask"].to(device),
+                pixel_values=pixels["pixel_values"].to(device),
+            )
+        cosine = torch.cosine_similarity(out.image_embeds, out.text_embeds)
+        return cosine.clamp(min=0).float().cpu()
+
+    return score
+
+
+def load_image_reward(device: str = "cpu") -> Callable[[Sequence[Any], Sequence[str]], Tensor]:
+    """ImageReward: N PIL images and N prompts → the reward of each [N].
+
+    Raises what its package raises if it, or the weights, are missing.
+    """
+    import ImageReward
+
+    model = ImageReward.load("ImageReward-v1.0", device=device)
+
+    def score(pictures: Sequence[Any], prompts: Sequence[str]) -> Float[Tensor, " n"]:
+        with torch.no_grad():
+            return torch.tensor([model.score(p, i) for i, p in zip(pictures, prompts, strict=True)])
+
+    return score

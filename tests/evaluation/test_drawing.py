@@ -13,9 +13,9 @@ import torch
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError
+from ditprune.evaluation.drawing import Images, images_key
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.evaluation.store import Images, key_of
 from ditprune.evaluation.timing import Load, Timing
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
@@ -83,22 +83,24 @@ def test_a_batch_that_is_cut_off_is_refused(tmp_path) -> None:
 def test_the_key_tells_apart_what_changes_a_sample(own_pipeline, tiny_pipeline) -> None:
     dense, pruned = locate(str(own_pipeline)), locate(str(tiny_pipeline / "transformer"))
     place, all_ = Placement(), [0, 1, 2, 3]
-    key = key_of(dense, None, SMALL, place, all_)
-    assert key == key_of(dense, None, replace(SMALL, num_images=99, num_held_out=9), place, all_)
+    key = images_key(dense, None, SMALL, place, all_)
+    assert key == images_key(
+        dense, None, replace(SMALL, num_images=99, num_held_out=9), place, all_
+    )
     others = [
-        key_of(dense, None, replace(SMALL, seed=1), place, all_),
-        key_of(dense, None, replace(SMALL, num_inference_steps=3), place, all_),
-        key_of(dense, None, SMALL, place, [1]),
-        key_of(dense, None, SMALL, place, ["0", "1", "2", "3"]),
-        key_of(dense, None, replace(SMALL, batch_size=5), place, all_),
-        key_of(dense, None, SMALL, Placement(dtype=torch.bfloat16), all_),
-        key_of(dense, pruned, SMALL, place, all_),
+        images_key(dense, None, replace(SMALL, seed=1), place, all_),
+        images_key(dense, None, replace(SMALL, num_inference_steps=3), place, all_),
+        images_key(dense, None, SMALL, place, [1]),
+        images_key(dense, None, SMALL, place, ["0", "1", "2", "3"]),
+        images_key(dense, None, replace(SMALL, batch_size=5), place, all_),
+        images_key(dense, None, SMALL, Placement(dtype=torch.bfloat16), all_),
+        images_key(dense, pruned, SMALL, place, all_),
     ]
     file = own_pipeline / "vae" / "diffusion_pytorch_model.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(bytes(raw))  # another decoder
-    others.append(key_of(dense, None, SMALL, place, all_))
+    others.append(images_key(dense, None, SMALL, place, all_))
     assert len({key, *others}) == len(others) + 1
 
 

@@ -8,10 +8,15 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from ditprune.evaluation.metrics import interval as estimate
-from ditprune.evaluation.metrics import per_image
-from ditprune.evaluation.metrics.interval import Estimate, bootstrap, differ, overlap, resamples
-from ditprune.evaluation.metrics.per_image import PerImage
+from ditprune.evaluation.metrics.interval import (
+    Interval,
+    bootstrap,
+    differ,
+    mean_interval,
+    overlap,
+    resamples,
+    share_interval,
+)
 
 
 def normal(num: int, seed: int = 0) -> torch.Tensor:
@@ -33,7 +38,7 @@ def test_the_interval_of_a_mean_is_two_standard_errors_wide(num_resamples) -> No
     found = bootstrap(values.mean().item(), lambda weights: (weights @ values).item() / 400, 400,
                       num_resamples=num_resamples, is_mean=True)  # fmt: skip
     if num_resamples == 200:
-        assert found == per_image.compute(per_image.update(PerImage(), values))
+        assert found == mean_interval(values.tolist())
     error = values.std().item() / math.sqrt(400)
     assert found.value == pytest.approx(values.mean().item(), rel=1e-12)
     assert found.low is not None
@@ -60,31 +65,27 @@ def test_an_interval_lies_about_a_value_that_resamples_overstate() -> None:
 
 
 def test_one_item_has_no_interval() -> None:
-    assert per_image.compute(PerImage((2.5,))) == Estimate(2.5)
+    assert mean_interval([2.5]) == Interval(2.5)
 
 
-def test_batches_do_not_matter() -> None:
-    values = normal(30)
-    whole = per_image.update(PerImage(), values)
-    parts = PerImage()
-    for batch in values.split(7):
-        parts = per_image.update(parts, batch)
-    assert per_image.compute(parts, 1) == per_image.compute(whole, 1)
-    assert per_image.compute(parts, 1) != per_image.compute(whole, 2)
+def test_the_interval_depends_on_the_seed_alone() -> None:
+    values = normal(30).tolist()
+    assert mean_interval(values, 1) == mean_interval(values, 1)
+    assert mean_interval(values, 1) != mean_interval(values, 2)
 
 
 @pytest.mark.parametrize(
     ("two", "is_so"),
     [
-        (Estimate(3, 2.5, 3.5), False),
-        (Estimate(3, 2.0, 3.5), True),
-        (Estimate(1, 0.0, 0.5), True),
-        (Estimate(0, -1, -0.1), False),
-        (Estimate(9), True),
+        (Interval(3, 2.5, 3.5), False),
+        (Interval(3, 2.0, 3.5), True),
+        (Interval(1, 0.0, 0.5), True),
+        (Interval(0, -1, -0.1), False),
+        (Interval(9), True),
     ],
 )
 def test_intervals_overlap_where_they_share_a_point(two, is_so) -> None:
-    one = Estimate(1, 0.0, 2.0)
+    one = Interval(1, 0.0, 2.0)
     assert overlap(one, two) is overlap(two, one) is is_so
 
 
@@ -99,14 +100,14 @@ def test_means_over_the_same_items_differ_where_every_item_does() -> None:
 
 @pytest.mark.parametrize("num_right", [0, 1, 450, 500])
 def test_a_share_has_wilsons_interval(num_right: int) -> None:
-    found = per_image.compute_share(PerImage((1.0,) * num_right + (0.0,) * (500 - num_right)))
+    found = share_interval([1.0] * num_right + [0.0] * (500 - num_right))
     ends = binomtest(num_right, 500).proportion_ci(0.95, "wilson")
     assert found.value == num_right / 500
     assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=1e-7)
 
 
 def test_one_image_has_no_share() -> None:
-    assert per_image.compute_share(PerImage((1.0,))) == Estimate(1.0)
+    assert share_interval([1.0]) == Interval(1.0)
 
 
 @pytest.mark.parametrize(
@@ -121,5 +122,5 @@ def test_shares_over_the_same_items_differ_by_the_exact_test(num_lost: int, num_
 
 def test_the_interval_of_a_mean_reaches_0_where_few_items_are_not_0() -> None:
     """A third of the resamples have none of one item in 500; their mean is 0 and no less."""
-    found = estimate.mean(torch.tensor([0.3] + [0.0] * 499, dtype=torch.float64))
+    found = mean_interval([0.3] + [0.0] * 499)
     assert found.low == 0.0

@@ -10,14 +10,16 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
-from ditprune.evaluation.metrics import (
-    features,
-    frechet,
+from ditprune.evaluation.metrics import distributions
+from ditprune.evaluation.metrics.distributions import (
+    frechet_distance,
     inception_score,
     kernel_distance,
-    neighbours,
+    moments,
+    precision,
+    recall,
 )
-from ditprune.evaluation.metrics.features import Seen
+from ditprune.evaluation.metrics.features import Features
 from ditprune.evaluation.metrics.interval import resamples
 
 
@@ -37,17 +39,30 @@ def naive_fid(real: np.ndarray, fake: np.ndarray) -> float:
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_fid_of_features_is_the_formula(shift) -> None:
     real, fake = draw(300, 6, 0), draw(200, 6, 1, shift)
-    found = frechet.compute(frechet.moments_of(real), fake)
+    found = frechet_distance(moments(real), fake)
     assert found.value == pytest.approx(naive_fid(real.numpy(), fake.numpy()), rel=1e-9)
     assert found.low is not None
     assert found.high is not None
     assert 0 <= found.low <= found.value <= found.high
 
 
+def test_the_reference_is_not_changed_by_use() -> None:
+    sums = moments(draw(100, 6, 0))
+    before = {name: tensor.clone() for name, tensor in sums.items()}
+    frechet_distance(sums, draw(10, 6, 1))
+    for name, tensor in before.items():
+        torch.testing.assert_close(sums[name], tensor, rtol=0, atol=0)
+
+
+def test_images_are_at_no_distance_from_themselves() -> None:
+    real = draw(100, 6, 0)
+    assert frechet_distance(moments(real), real).value == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("num", [40, 5], ids=["more images than features", "fewer"])
 def test_fid_of_a_resample_is_the_formula_over_repeated_images(num) -> None:
     real, fake = draw(300, 6, 0), draw(num, 6, 1, 0.3)
-    statistic = frechet._resampled(frechet.moments_of(real), fake)
+    statistic = distributions._frechet_of_resample(moments(real), fake)
     for weights in resamples(num, 3, seed=0):
         repeated = fake.repeat_interleave(weights.long(), dim=0)
         expected = naive_fid(real.numpy(), repeated.numpy())
@@ -67,7 +82,7 @@ def naive_kid(real: np.ndarray, fake: np.ndarray) -> float:
 
 def test_kid_is_the_formula_over_all_pairs() -> None:
     real, fake = draw(30, 6, 0), draw(20, 6, 1, 0.5)
-    found = kernel_distance.compute(real, fake)
+    found = kernel_distance(real, fake)
     assert found.value == pytest.approx(naive_kid(real.numpy(), fake.numpy()), rel=1e-9)
     assert found.low is not None
     assert found.high is not None
@@ -75,14 +90,14 @@ def test_kid_is_the_formula_over_all_pairs() -> None:
 
 
 def test_kid_of_many_images_is_the_mean_of_blocks(monkeypatch) -> None:
-    monkeypatch.setattr(kernel_distance, "_BLOCK", 10)
-    monkeypatch.setattr(kernel_distance, "_mixed", lambda images, _generator: images)
+    monkeypatch.setattr(distributions, "_BLOCK", 10)
+    monkeypatch.setattr(distributions, "_shuffled", lambda images, _generator: images)
     real, fake = draw(30, 6, 0), draw(21, 6, 1, 0.5)
     blocks = [
         naive_kid(a.numpy(), b.numpy())
         for a, b in zip(real.tensor_split(3), fake.tensor_split(3), strict=True)
     ]
-    found = kernel_distance.compute(real, fake)
+    found = kernel_distance(real, fake)
     assert found.value == pytest.approx(np.mean(blocks), rel=1e-9)
 
 
@@ -100,7 +115,7 @@ def test_kid_of_many_images_does_not_depend_on_their_order(ordered) -> None:
     mixed = torch.Generator().manual_seed(2)
     shuffled = [one[torch.randperm(len(one), generator=mixed)] for one in (real, fake)]
     pair = [real, shuffled[1]] if ordered == "reference" else [shuffled[0], fake]
-    found, expected = kernel_distance.compute(*pair), kernel_distance.compute(*shuffled)
+    found, expected = kernel_distance(*pair), kernel_distance(*shuffled)
     assert found.low is not None
     assert found.high is not None
     assert found.low <= 0 <= found.high
@@ -111,7 +126,7 @@ def test_kid_of_many_images_does_not_depend_on_their_order(ordered) -> None:
 def test_kid_is_that_of_torchmetrics_for_equal_numbers() -> None:
     real, fake = draw(30, 6, 0), draw(30, 6, 1, 0.5)
     expected = poly_mmd(real, fake).item()
-    assert kernel_distance.compute(real, fake).value == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance(real, fake).value == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_inception_score_is_the_formula() -> None:
@@ -119,15 +134,15 @@ def test_the_inception_score_is_the_formula() -> None:
     p = np.exp(logits.numpy())
     p /= p.sum(1, keepdims=True)
     divergences = (p * (np.log(p) - np.log(p.mean(0)))).sum(1)
-    found = inception_score.compute(logits)
+    found = inception_score(logits)
     assert found.value == pytest.approx(np.exp(divergences.mean()), rel=1e-12)
 
 
 def test_the_inception_score_knows_its_ends() -> None:
     sure = torch.eye(10).repeat(3, 1) * 1000
-    assert inception_score.compute(sure).value == pytest.approx(10)
-    assert inception_score.compute(torch.zeros(5, 10)).value == pytest.approx(1)
-    assert inception_score.compute(sure[:1]).value == pytest.approx(1)
+    assert inception_score(sure).value == pytest.approx(10)
+    assert inception_score(torch.zeros(5, 10)).value == pytest.approx(1)
+    assert inception_score(sure[:1]).value == pytest.approx(1)
 
 
 def naive_among(points: np.ndarray, others: np.ndarray) -> list[bool]:
@@ -136,9 +151,9 @@ def naive_among(points: np.ndarray, others: np.ndarray) -> list[bool]:
 
 
 def test_precision_and_recall_are_the_definition(monkeypatch) -> None:
-    monkeypatch.setattr(neighbours, "_ROWS", 7)  # several blocks of rows
+    monkeypatch.setattr(distributions, "_ROWS", 7)  # several blocks of rows
     real, fake = draw(40, 4, 0), draw(30, 4, 1, 2.0)
-    inside, covered = neighbours.precision(real, fake), neighbours.recall(real, fake)
+    inside, covered = precision(real, fake), recall(real, fake)
     assert inside.tolist() == naive_among(fake.numpy(), real.numpy())
     assert covered.tolist() == naive_among(real.numpy(), fake.numpy())
     assert 0 < inside.double().mean() < 1
@@ -147,16 +162,16 @@ def test_precision_and_recall_are_the_definition(monkeypatch) -> None:
 
 def test_few_images_have_fewer_neighbours() -> None:
     two = torch.tensor([[0.0], [1.0]])
-    assert neighbours.radii(two).tolist() == [1.0, 1.0]
-    assert neighbours.precision(two, torch.tensor([[1.9], [2.1]])).tolist() == [True, False]
+    assert distributions._radii(two).tolist() == [1.0, 1.0]
+    assert precision(two, torch.tensor([[1.9], [2.1]])).tolist() == [True, False]
 
 
 def test_what_was_seen_adds_up_over_batches() -> None:
-    parts = [Seen((draw(3, 4, i),), (draw(3, 5, i),), (draw(3, 2, i),)) for i in range(2)]
-    both = features.update(features.update(Seen(), parts[0]), parts[1])
+    parts = [Features((draw(3, 4, i),), (draw(3, 5, i),), (draw(3, 2, i),)) for i in range(2)]
+    both = Features() + parts[0] + parts[1]
     assert both.pooled == parts[0].pooled + parts[1].pooled
     assert both.all_pooled().shape == (6, 4)
     assert both.all_spatial().shape == (6, 5)
     assert both.all_logits().shape == (6, 2)
     assert both.widths == (4, 5)
-    assert Seen().widths == (0, 0)
+    assert Features().widths == (0, 0)
