@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ditprune.calibration.workers import Worker, add_up
+from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints import calibration_set, statistics_file
 from ditprune.checkpoints.locate import locate
@@ -175,8 +175,3 @@ def test_units_are_dealt_in_turn() -> None:
     dealt = [[unit for unit in range(7) if worker.owns(unit)] for worker in workers]
     assert dealt == [[0, 3, 6], [1, 4], [2, 5]]
     assert [worker.is_first for worker in workers] == [True, False, False]
-
-
-def test_one_worker_adds_nothing(tiny_stats) -> None:
-    assert add_up(tiny_stats, Worker()) is tiny_stats
-    assert add_up(None, Worker()) is None

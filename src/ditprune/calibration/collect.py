@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import nn
 from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_never_called
 from ditprune.calibration.draw import conditions
 from ditprune.calibration.sample import Sampling, identity_of, sample_unit
-from ditprune.calibration.workers import Worker, add_up
+from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints import (
     calibration_set,
@@ -165,6 +166,10 @@ class _Run:
     worker: Worker
     progress: Progress
 
+    def part(self, name: str, rank: int) -> Path:
+        """The file of what one worker has observed of one denoiser."""
+        return self.work / f"observed-{name}-{rank}-of-{self.worker.world}.safetensors"
+
     def moved(self, call: Call) -> Call:
         return to_placement(call, self.placement.device, self.placement.dtype)
 
@@ -219,37 +224,48 @@ def _sample_missing(run: _Run, sampling: Sampling) -> dict[str, nn.Module]:
 
 
 def _observe_set(run: _Run, denoisers: dict[str, nn.Module]) -> dict[str, Statistics]:
-    """The statistics of every denoiser over the complete set, added up over all workers."""
+    """The statistics of every denoiser over the complete set; empty if not the first worker."""
     gc.collect()  # text encoders and decoders are not needed any more
-    protocol = {**run.call_set.protocol, "denoiser_calls": run.call_set.read(0)[1]}
     statistics = {}
-    for name, folder in run.model.denoisers.items():
-        loaded = denoisers.pop(name, None)
-        denoiser = load_denoiser(folder, run.placement) if loaded is None else loaded
-        total = add_up(_observe_units(run, name, denoiser), run.worker)
-        if total is None:
-            raise unreached(run.model, name)
-        if run.worker.is_first:
-            # The first call in the set, whichever worker observed it.
-            units = range(run.call_set.num_units)
-            first = next(call for unit in units for call in _calls_of(run.call_set, name, unit))
-            first = run.moved(first)
-            total = replace(total, unused=find_unused(denoiser, first, total.fingerprints))
-            warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")
-        del denoiser
-        statistics[name] = replace(total, protocol=protocol)
+    for name in run.model.denoisers:
+        total = _observe_denoiser(run, name, denoisers.pop(name, None))
+        if total is not None:
+            statistics[name] = total
     return statistics
+
+
+def _observe_denoiser(run: _Run, name: str, denoiser: nn.Module | None) -> Statistics | None:
+    """The statistics of one denoiser, added up over all workers by the first of them."""
+    if denoiser is None:
+        denoiser = load_denoiser(run.model.denoisers[name], run.placement)
+    total = _observe_units(run, name, denoiser)
+    run.worker.wait()
+    if not run.worker.is_first:
+        return None
+    others = (_restore(run.part(name, rank))[1] for rank in range(1, run.worker.world))
+    parts = [part for part in (total, *others) if part is not None]
+    if not parts:
+        raise unreached(run.model, name)
+    total = reduce(merge, parts)  # exact in any order, see `column_norm.update`
+    # The first call in the set, whichever worker observed it.
+    units = range(run.call_set.num_units)
+    first = next(call for unit in units for call in _calls_of(run.call_set, name, unit))
+    unused = find_unused(denoiser, run.moved(first), total.fingerprints)
+    warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")
+    protocol = {**run.call_set.protocol, "denoiser_calls": run.call_set.read(0)[1]}
+    return replace(total, protocol=protocol, unused=unused)
 
 
 def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | None:
     """The statistics of one denoiser over this worker's units.
 
-    They are saved from time to time, so that a run that was stopped goes on.
+    They are saved from time to time, so that a run that was stopped goes on, and at the end for
+    the first worker.
     """
     fingerprints = folder_fingerprints(run.model.denoisers[name])
     num_bins = num_bins_of(run.call_set)
     units = [unit for unit in range(run.call_set.num_units) if run.worker.owns(unit)]
-    file = run.work / f"observed-{name}-{run.worker.rank}-of-{run.worker.world}.safetensors"
+    file = run.part(name, run.worker.rank)
     num_done, total = _restore(file)
     saved_at = time.monotonic()
     for number, unit in enumerate(units[num_done:], start=num_done + 1):
@@ -259,7 +275,9 @@ def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | No
             with fitting(run.call_set.folder):
                 added = observe_calls(denoiser, moved, fingerprints, num_bins)
             total = added if total is None else merge(total, added)
-        if total is not None and time.monotonic() - saved_at > _SAVE_EVERY_S:
+        is_for_first = number == len(units) and not run.worker.is_first
+        is_due = is_for_first or time.monotonic() - saved_at > _SAVE_EVERY_S
+        if total is not None and is_due:
             marked = replace(total, protocol={"num_units": number})
             statistics_file.save({"observed": marked}, file)
             saved_at = time.monotonic()
