@@ -42,7 +42,7 @@ SALIENCIES = [saliency for saliency, _ in FORMULAS]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("saliency", "formula"), FORMULAS, ids=repr)
+@pytest.mark.parametrize(("saliency", "formula"), FORMULAS, ids=[repr(s) for s, _ in FORMULAS])
 def test_scores_are_the_formula_in_float32(saliency: Any, formula: Any, dtype: torch.dtype) -> None:
     weight, norm = draw()
     weight = weight.to(dtype)
