@@ -1,1 +1,1 @@
-"""PRUNING: what would be done, done to a module or a folder, and checked."""
+"""PRUNING: what would be done, done to a module or a folder, and checked. See README.md."""
