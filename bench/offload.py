@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import save_file
 
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.checkpoints.calibration_set import save_calibration_set
 from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.statistics_file import load_statistics
 
 LIMIT = "1GB"
 NUM_CALLS = 2
@@ -86,7 +87,7 @@ def write_calls(folder: Path) -> None:
         )
         for number in range(NUM_CALLS)
     ]
-    calibration_set.save(calls, {}, folder)
+    save_calibration_set(calls, {}, folder)
 
 
 def main(place: Path) -> None:
@@ -104,7 +105,7 @@ def main(place: Path) -> None:
     elapsed_s = time.monotonic() - begun
     peak = int(peak_file.read_text(encoding="utf-8"))
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    (statistics,) = statistics_file.load(out).values()
+    (statistics,) = load_statistics(out).values()
     assert statistics.num_calls == NUM_CALLS
     passes = max(statistics.num_inputs.values())
     print(

@@ -30,8 +30,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.skeleton import skeleton, weight_fingerprints
+from ditprune.checkpoints.statistics_file import save_statistics
 from ditprune.checkpoints.weights import Weights
 from ditprune.method.statistics.collected import Statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
@@ -124,7 +124,7 @@ def make_statistics(folder: Path, file: Path) -> None:
         for name, target in targets.items()
     }
     prints = weight_fingerprints(Weights(folder), targets.values())
-    statistics_file.save({"transformer": Statistics(norms, prints, 128)}, file)
+    save_statistics({"transformer": Statistics(norms, prints, 128)}, file)
 
 
 def copy_seconds(source: Path, out: Path) -> float:

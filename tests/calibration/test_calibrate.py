@@ -15,7 +15,7 @@ from ditprune.calibration.calibrate import calibrate
 from ditprune.calls import Call
 from ditprune.denoiser.replay import predicted_noise, run_call
 from ditprune.errors import ModelError, RecipeError, StatisticsError
-from ditprune.method.statistics.collected import Statistics, merge
+from ditprune.method.statistics.collected import Statistics, merge_statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.pruning.loop import prune_
 from ditprune.targets.discover import discover
@@ -289,7 +289,7 @@ def test_inference_mode_changes_nothing(tiny_dit, batches, tiny_stats) -> None:
 def test_one_calibration_equals_several_merged(tiny_dit, batches) -> None:
     denoiser = tiny_dit()
     calls = batches(denoiser, 5)
-    merged = merge(calibrate(denoiser, calls[:2]), calibrate(denoiser, calls[2:]))
+    merged = merge_statistics(calibrate(denoiser, calls[:2]), calibrate(denoiser, calls[2:]))
     whole = calibrate(denoiser, calls)
     assert_same(merged, whole)
     assert len({id(s) for s in merged.column_norms.values()}) == 15

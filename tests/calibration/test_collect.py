@@ -14,12 +14,12 @@ from ditprune.calibration import collect as collect_module
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError
-from ditprune.method.statistics.collected import merge
+from ditprune.method.statistics.collected import merge_statistics
 from tiny_pipelines import PIPELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -38,7 +38,7 @@ def test_padding_of_text_tokens_is_counted(pixart, tmp_path) -> None:
     """Of two prompts and twice none, as many tokens as the encoder is given (300) less theirs."""
     sampling = Sampling(2, num_inference_steps=1, prompts=PROMPTS, batch_size=1)
     calibrate_folder(locate(str(pixart)), tmp_path / "s", sampling)
-    (statistics,) = statistics_file.load(tmp_path / "s").values()
+    (statistics,) = load_statistics(tmp_path / "s").values()
     # A token for each character and one for the end; of none only the end.
     num_real = sum(len(prompt) + 1 for prompt in PROMPTS) + 2 * 1
     assert dict(statistics.padding) == {"encoder_attention_mask": (4 * 300 - num_real, 4 * 300)}
@@ -90,7 +90,7 @@ def test_layers_called_more_than_once_are_counted_and_merging_adds_up() -> None:
     two = {"x": tokens(1), "more_mask": MASK}
     first, second = ditprune.calibrate(denoiser, [one]), ditprune.calibrate(denoiser, [two, one])
     assert dict(first.num_inputs) == {"blocks.0.to_q": 2, "blocks.0.to_k": 1, "blocks.0.to_v": 1}
-    whole = merge(first, second)
+    whole = merge_statistics(first, second)
     assert whole.num_calls == 3
     assert dict(whole.num_inputs) == {"blocks.0.to_q": 6, "blocks.0.to_k": 3, "blocks.0.to_v": 3}
     assert dict(whole.padding) == {"token_mask": (6, 12), "more_mask": (3, 6)}
@@ -160,9 +160,9 @@ def test_calls_that_the_denoiser_cannot_run_are_refused_and_leave_nothing(
     tiny_pipeline, tmp_path
 ) -> None:
     from ditprune.calls import Call
-    from ditprune.checkpoints import calibration_set
+    from ditprune.checkpoints.calibration_set import save_calibration_set
 
-    calibration_set.save([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
+    save_calibration_set([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
     with pytest.raises(ModelError, match="cannot run the calibration calls"):
         calibrate_folder(
             locate(str(tiny_pipeline)), tmp_path / "out", Sampling(1), set_folder=tmp_path / "set"

@@ -14,9 +14,10 @@ from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.checkpoints.calibration_set import HEADER, load_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import module_fingerprints
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli.main import run
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -44,7 +45,7 @@ def test_steps_and_sizes_are_those_of_the_run(expected, tiny_pipeline, tmp_path)
     assert expected.calls_bytes == pytest.approx(real, rel=0.1)
     calibrate_folder(model, tmp_path / "s", SAMPLING)
     assert expected.statistics_bytes == sum(t.nbytes for t in load_file(tmp_path / "s").values())
-    assert statistics_file.load(tmp_path / "s")
+    assert load_statistics(tmp_path / "s")
 
 
 def test_times_and_memory_are_there_and_grow_with_the_samples(expected, tiny_pipeline) -> None:
@@ -118,7 +119,7 @@ def test_what_a_complete_set_saves_is_not_forecast(line, ditprune, tmp_path, mon
     assert files_of(tmp_path) == before
     bare = [line[0], tmp_path / "model" / "transformer", *line[-3:]]
     assert "nothing was written" in ditprune(*bare, tmp_path / "s", "--dry-run")[1]
-    call_set, model = calibration_set.load(tmp_path / "set"), locate(str(tmp_path / "model"))
+    call_set, model = load_calibration_set(tmp_path / "set"), locate(str(tmp_path / "model"))
     expected = forecast_calibration(model, SAMPLING, Placement(), call_set)
     assert (expected.sampling_s, expected.num_steps, expected.calls_bytes) == (0, 0, 0)
     assert expected.observing_s > 0
@@ -127,7 +128,7 @@ def test_what_a_complete_set_saves_is_not_forecast(line, ditprune, tmp_path, mon
 
 
 def test_what_is_left_of_a_set_is_forecast(line, ditprune, tmp_path) -> None:
-    calibration_set.load(tmp_path / "set").file(1).unlink()
+    load_calibration_set(tmp_path / "set").file(1).unlink()
     said = ditprune(*line, tmp_path / "s", "--dry-run")[1]
     assert "2 samples in 1 of 2 sampling runs, 2 denoiser steps: about " in said
     assert "observing all 4: about " in said
@@ -150,9 +151,9 @@ def test_a_dry_run_refuses_what_the_run_would(line, ditprune, tmp_path) -> None:
     assert "is a bare denoiser" in refused(
         "calibrate", tmp_path / "model" / "transformer", "-o", tmp_path / "s"
     )
-    calibration_set.load(tmp_path / "set").file(0).unlink()
+    load_calibration_set(tmp_path / "set").file(0).unlink()
     assert "was begun with other settings" in refused(*line, tmp_path / "s", "--seed", 1)
-    edit_json(tmp_path / "set" / calibration_set.HEADER, lambda header: header.update(format=1))
+    edit_json(tmp_path / "set" / HEADER, lambda header: header.update(format=1))
     assert "not a calibration set" in refused(*line, tmp_path / "s")
     assert "first" in ditprune(*line[:-3], "-o", tmp_path / "first", "--dry-run")[2]
     assert ditprune(*line[:-3], "-o", tmp_path / "first", "--dry-run", "--overwrite")[0] == 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set
+from ditprune.checkpoints.calibration_set import start_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.denoiser.capture import Style, recorded
@@ -110,7 +110,7 @@ def rows_of(call: Call) -> list[Tensor]:
 
 
 def test_a_set_on_disk_gives_the_same_statistics(sampled: Sampled, tmp_path) -> None:
-    kept = calibration_set.start(tmp_path / "set", 2, {}, {})
+    kept = start_calibration_set(tmp_path / "set", 2, {}, {})
     for number, (calls, _) in enumerate(sampled.units):
         kept.write(number, calls, {})
     read = [call for unit in (0, 1) for call in kept.read(unit)[0]]

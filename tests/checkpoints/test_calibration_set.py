@@ -12,7 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set
+from ditprune.checkpoints.calibration_set import (
+    HEADER,
+    load_calibration_set,
+    save_calibration_set,
+    start_calibration_set,
+)
 from ditprune.errors import ModelError, OutputError
 from folders import edit_json
 
@@ -55,8 +60,8 @@ def shape_of(tree: Any) -> Any:
 
 def test_calls_come_back_as_they_were(tmp_path) -> None:
     calls = [nested(), Call((), {"x": torch.zeros(1)}), Call((torch.ones(2),))]
-    calibration_set.save(calls, {"seed": 3, "labels": [1, 2]}, tmp_path / "set")
-    kept = calibration_set.load(tmp_path / "set")
+    save_calibration_set(calls, {"seed": 3, "labels": [1, 2]}, tmp_path / "set")
+    kept = load_calibration_set(tmp_path / "set")
     loaded, _ = kept.read(0)
     assert kept.protocol == {"seed": 3, "labels": [1, 2]}
     assert (kept.num_units, kept.missing()) == (1, [])
@@ -69,24 +74,24 @@ def test_calls_come_back_as_they_were(tmp_path) -> None:
 
 def test_the_bits_of_floats_come_back(tmp_path, same_bits) -> None:
     odd = torch.tensor([0.0, -0.0, float("nan"), float("inf"), 1e-45])
-    calibration_set.save([Call((odd, odd.bfloat16()))], {}, tmp_path / "set")
-    (call,), _ = calibration_set.load(tmp_path / "set").read(0)
+    save_calibration_set([Call((odd, odd.bfloat16()))], {}, tmp_path / "set")
+    (call,), _ = load_calibration_set(tmp_path / "set").read(0)
     same_bits(call.args[0], odd)
     same_bits(call.args[1], odd.bfloat16())
 
 
 def test_tensors_that_share_memory_are_stored_whole(tmp_path, same_bits) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
-    calibration_set.save([Call((whole[0], whole[1:], whole))], {}, tmp_path / "set")
-    (call,), _ = calibration_set.load(tmp_path / "set").read(0)
+    save_calibration_set([Call((whole[0], whole[1:], whole))], {}, tmp_path / "set")
+    (call,), _ = load_calibration_set(tmp_path / "set").read(0)
     for one, two in zip(call.args, (whole[0], whole[1:], whole), strict=True):
         same_bits(one, two)
 
 
 def test_the_same_calls_are_the_same_bytes(tmp_path) -> None:
     for name in ("a", "b"):
-        calibration_set.save([nested()], {"seed": 0}, tmp_path / name)
-    for file in (calibration_set.HEADER, UNIT):
+        save_calibration_set([nested()], {"seed": 0}, tmp_path / name)
+    for file in (HEADER, UNIT):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -99,7 +104,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(value, tmp_path) ->
     is_tensor = isinstance(value, torch.Tensor)
     kind = "a tensor of torch.complex128" if is_tensor else type(value).__name__
     with pytest.raises(OutputError, match=f"is {kind}, which cannot be stored"):
-        calibration_set.save([call], {}, tmp_path / "set")
+        save_calibration_set([call], {}, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,27 +112,27 @@ def test_a_size_is_stored_as_a_tuple_or_refused(tmp_path) -> None:
     """torch.Size is a tuple; what is written must be read again."""
     calls = [Call((torch.zeros(1),), {"size": torch.zeros(2, 3).shape})]
     try:
-        calibration_set.save(calls, {}, tmp_path / "set")
+        save_calibration_set(calls, {}, tmp_path / "set")
     except OutputError:
         return
-    (call,), _ = calibration_set.load(tmp_path / "set").read(0)
+    (call,), _ = load_calibration_set(tmp_path / "set").read(0)
     assert tuple(call.kwargs["size"]) == (2, 3)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    calibration_set.save([nested()], {"seed": 0}, tmp_path / "set")
+    save_calibration_set([nested()], {"seed": 0}, tmp_path / "set")
     return tmp_path / "set"
 
 
 def refused(folder, match: str) -> None:
     with pytest.raises(ModelError, match=match) as caught:
-        calibration_set.load(folder).read(0)
+        load_calibration_set(folder).read(0)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
 
 
-@pytest.mark.parametrize("file", [calibration_set.HEADER, UNIT])
+@pytest.mark.parametrize("file", [HEADER, UNIT])
 @pytest.mark.parametrize("spoil", ["missing", "empty", "truncated", "garbage"])
 def test_a_broken_file_is_refused(file, spoil, folder) -> None:
     path = folder / file
@@ -152,7 +157,7 @@ def test_a_folder_of_something_else_is_refused(folder, tmp_path) -> None:
     ids=str,
 )
 def test_an_edited_header_is_refused(changes, folder) -> None:
-    edit_json(folder / calibration_set.HEADER, lambda content: content.update(changes))
+    edit_json(folder / HEADER, lambda content: content.update(changes))
     refused(folder, "not a calibration set")
 
 
@@ -193,8 +198,8 @@ def test_places_denoisers_and_dtypes_come_back(tmp_path) -> None:
         Call((torch.ones(1),), {"dtype": torch.bfloat16}, 0.25, "transformer_2"),
         Call((torch.ones(1),)),
     ]
-    calibration_set.save(calls, {}, tmp_path / "set")
-    (one, two), _ = calibration_set.load(tmp_path / "set").read(0)
+    save_calibration_set(calls, {}, tmp_path / "set")
+    (one, two), _ = load_calibration_set(tmp_path / "set").read(0)
     assert one.kwargs["dtype"] is torch.bfloat16
     assert [(c.place, c.denoiser) for c in (one, two)] == [
         (0.25, "transformer_2"), (None, "transformer"),
@@ -202,10 +207,10 @@ def test_places_denoisers_and_dtypes_come_back(tmp_path) -> None:
 
 
 def test_a_set_is_filled_unit_by_unit(tmp_path) -> None:
-    kept = calibration_set.start(tmp_path / "set", 3, {"seed": 1}, {"weights": "a"})
+    kept = start_calibration_set(tmp_path / "set", 3, {"seed": 1}, {"weights": "a"})
     assert kept.missing() == [0, 1, 2]
     kept.write(1, [Call((torch.ones(1),))], {"rows_per_image": 2})
-    again = calibration_set.load(tmp_path / "set")
+    again = load_calibration_set(tmp_path / "set")
     assert again == kept
     assert again.missing() == [0, 2]
     assert again.identity == {"weights": "a"}

@@ -390,9 +390,9 @@ def test_a_calibration_set_that_is_none(refused, tiny_pipeline, tmp_path) -> Non
 
 def test_a_calibration_set_of_another_kind_of_model(refused, tiny_pipeline, tmp_path) -> None:
     from ditprune.calls import Call
-    from ditprune.checkpoints import calibration_set
+    from ditprune.checkpoints.calibration_set import save_calibration_set
 
-    calibration_set.save([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
+    save_calibration_set([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
     command = ["calibrate", tiny_pipeline, "-o", tmp_path / "s", "--calibration-set"]
     refused(*command, tmp_path / "set")
 

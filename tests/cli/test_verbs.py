@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ditprune import bundled
-from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.checkpoints.calibration_set import load_calibration_set
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.main import app
 from ditprune.method.recipe import WORDS, build
@@ -134,7 +135,7 @@ def test_two_calibrations_are_the_same_bytes(ditprune, tiny_pipeline, statistics
     assert (tmp_path / "again").read_bytes() == statistics.read_bytes()
     ok(ditprune(*command, "-o", tmp_path / "seed", "--seed", 1))
     assert (tmp_path / "seed").read_bytes() != statistics.read_bytes()
-    protocol = statistics_file.load(tmp_path / "seed")["transformer"].protocol
+    protocol = load_statistics(tmp_path / "seed")["transformer"].protocol
     assert (protocol["seed"], protocol["num_samples"], protocol["timesteps"]) == (1, 4, "uniform")
     assert (protocol["num_inference_steps"], protocol["guidance_scale"]) == (2, 1.5)
 
@@ -166,8 +167,8 @@ def test_a_calibration_set_gives_the_same_statistics_without_the_pipeline(
     ok(ditprune(*second, "-o", tmp_path / "b"))
     assert (tmp_path / "b").read_bytes() == statistics.read_bytes()
     assert files_of(kept) == before
-    (unit,) = [calibration_set.load(kept)]
-    (calls, style), stats = unit.read(0), statistics_file.load(statistics)["transformer"]
+    (unit,) = [load_calibration_set(kept)]
+    (calls, style), stats = unit.read(0), load_statistics(statistics)["transformer"]
     assert dict(stats.protocol) == {**unit.protocol, "denoiser_calls": style}
     assert stats.num_calls == len(calls)
     assert style["rows_per_image"] == 2

@@ -10,8 +10,8 @@ import torch
 
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
@@ -64,7 +64,7 @@ def test_sizes_are_decimal_or_binary() -> None:
 
 def calibrated(model: Any, out: Any, **words: str) -> Statistics:
     calibrate_folder(locate(str(model)), out, SAMPLING, placement=Placement.of(**words))
-    (statistics,) = statistics_file.load(out).values()
+    (statistics,) = load_statistics(out).values()
     return statistics
 
 

@@ -19,9 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set, statistics_file
+from ditprune.checkpoints import calibration_set
+from ditprune.checkpoints.calibration_set import HEADER, load_calibration_set, save_calibration_set
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
 from ditprune.checkpoints.weights import Weights
 from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
 from ditprune.errors import DitpruneError
@@ -216,7 +218,7 @@ def test_a_manifest(shared) -> None:
 
 
 def test_statistics(shared) -> None:
-    fuzz_bytes(shared.statistics, lambda: statistics_file.load(shared.statistics), few)
+    fuzz_bytes(shared.statistics, lambda: load_statistics(shared.statistics), few)
 
 
 def fuzz_metadata(file: Path, key: str, read: Callable[[], Any]) -> None:
@@ -237,8 +239,8 @@ def fuzz_metadata(file: Path, key: str, read: Callable[[], Any]) -> None:
 
 def test_the_record_of_statistics(tiny_stats, tmp_path) -> None:
     file = tmp_path / "s.safetensors"
-    statistics_file.save({"transformer": tiny_stats}, file)
-    fuzz_metadata(file, "ditprune.statistics", lambda: statistics_file.load(file))
+    save_statistics({"transformer": tiny_stats}, file)
+    fuzz_metadata(file, "ditprune.statistics", lambda: load_statistics(file))
 
 
 @pytest.fixture
@@ -247,13 +249,13 @@ def kept(tmp_path) -> calibration_set.CalibrationSet:
     call = Call(
         (torch.ones(2, 3), None, (1, [2.5])), {"t": torch.tensor(7), "d": torch.bfloat16}, 0.5
     )
-    calibration_set.save([call, call], {"seed": 0}, tmp_path / "set")
-    return calibration_set.load(tmp_path / "set")
+    save_calibration_set([call, call], {"seed": 0}, tmp_path / "set")
+    return load_calibration_set(tmp_path / "set")
 
 
 def test_the_header_of_a_calibration_set(kept) -> None:
-    header = kept.folder / calibration_set.HEADER
-    fuzz_json(header, lambda: calibration_set.load(kept.folder).missing(), many)
+    header = kept.folder / HEADER
+    fuzz_json(header, lambda: load_calibration_set(kept.folder).missing(), many)
 
 
 def test_the_record_of_a_unit(kept) -> None:

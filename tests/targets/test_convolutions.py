@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import ditprune
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
 from ditprune.errors import ModelError
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
@@ -70,8 +70,8 @@ def stats() -> ditprune.Statistics:
 def pruned(request, stats, tmp_path) -> tuple[dict[str, Any], Path]:
     """What was asked, and the folder."""
     model = save_denoiser(SANA.make(), tmp_path / "model")
-    statistics_file.save({"transformer": stats}, tmp_path / "stats.safetensors")
-    loaded = statistics_file.load(tmp_path / "stats.safetensors")
+    save_statistics({"transformer": stats}, tmp_path / "stats.safetensors")
+    loaded = load_statistics(tmp_path / "stats.safetensors")
     prune_checkpoint(locate(str(model)), tmp_path / "out", loaded, build(**request.param))
     return request.param, tmp_path / "out"
 

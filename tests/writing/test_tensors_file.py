@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_bytes
 
 from ditprune.errors import ModelError, OutputError
-from ditprune.writing import tensors_file
+from ditprune.writing.tensors_file import load_tensors, read_metadata, save_tensors
 
 DTYPES = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
@@ -39,9 +39,9 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def test_the_library_reads_what_was_written(tmp_path) -> None:
     tensors, file = drawn(), tmp_path / "file.safetensors"
-    tensors_file.save(tensors, METADATA, file)
-    read, loaded = load_file(file), tensors_file.load(file)
-    assert loaded[1] == tensors_file.words(file) == METADATA
+    save_tensors(tensors, METADATA, file)
+    read, loaded = load_file(file), load_tensors(file)
+    assert loaded[1] == read_metadata(file) == METADATA
     assert read.keys() == loaded[0].keys() == tensors.keys()
     for name, tensor in tensors.items():
         for other in (read[name], loaded[0][name]):
@@ -52,13 +52,13 @@ def test_the_library_reads_what_was_written(tmp_path) -> None:
 def test_the_file_is_the_one_the_library_would_write(tmp_path) -> None:
     """Layout, order and alignment: its own writer gives the same bytes where names sort alike."""
     tensors = {"b": torch.arange(3.0), "a": torch.arange(4.0), "c": torch.arange(2)}
-    tensors_file.save(tensors, {"key": "text"}, tmp_path / "file")
+    save_tensors(tensors, {"key": "text"}, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == save_bytes(tensors, {"key": "text"})
 
 
 def test_a_file_may_be_read_by_whom_the_user_lets_read(tmp_path) -> None:
     (tmp_path / "plain").touch()
-    tensors_file.save({"a": torch.ones(2)}, {}, tmp_path / "file")
+    save_tensors({"a": torch.ones(2)}, {}, tmp_path / "file")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
@@ -66,15 +66,15 @@ def test_a_file_may_be_read_by_whom_the_user_lets_read(tmp_path) -> None:
 def test_numbers_that_the_format_cannot_hold_are_refused(dtype, tmp_path) -> None:
     tensors = {"a": torch.ones(2), "b": torch.empty(4, 3, dtype=getattr(torch, dtype))}
     with pytest.raises(OutputError, match=rf"file: b is of torch\.{dtype}, which a safetensors"):
-        tensors_file.save(tensors, {}, tmp_path / "file")
+        save_tensors(tensors, {}, tmp_path / "file")
     assert not any(tmp_path.iterdir())
 
 
 def test_a_file_that_was_cut_is_refused(tmp_path) -> None:
     file = tmp_path / "file"
-    tensors_file.save({"a": torch.ones(99)}, {}, file)
+    save_tensors({"a": torch.ones(99)}, {}, file)
     file.write_bytes(file.read_bytes()[:-1])
-    for read in (tensors_file.load, tensors_file.words):
+    for read in (load_tensors, read_metadata):
         with pytest.raises(ModelError, match="not a complete safetensors file"):
             read(file)
 
@@ -92,7 +92,7 @@ def write_two(tensor):
     return raw(tensor)
 
 tensors_file._raw = write_two
-tensors_file.save({str(i): torch.ones(99_999) for i in range(4)}, {}, Path(sys.argv[1]))
+save_tensors({str(i): torch.ones(99_999) for i in range(4)}, {}, Path(sys.argv[1]))
 """
 
 
@@ -105,5 +105,5 @@ def test_a_kill_while_it_is_written_leaves_nothing_that_the_next_run_does_not_ta
     (left,) = tmp_path.iterdir()
     assert left != file
     assert left.stat().st_size > 400_000
-    tensors_file.save({"a": torch.ones(2)}, {}, file)
+    save_tensors({"a": torch.ones(2)}, {}, file)
     assert list(tmp_path.iterdir()) == [file]

@@ -19,26 +19,36 @@ from torch import nn
 
 from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_never_called
 from ditprune.calibration.draw import conditions
-from ditprune.calibration.sample import Sampling, identity_of, sample_unit
+from ditprune.calibration.sample import Sampling, calibration_identity, sample_unit
 from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
-from ditprune.checkpoints import (
-    calibration_set,
-    statistics_file,
+from ditprune.checkpoints.calibration_set import (
+    HEADER,
+    CalibrationSet,
+    load_calibration_set,
+    start_calibration_set,
 )
-from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import folder_fingerprints
+from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsError
-from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge
+from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge_statistics
 from ditprune.progress import Progress, silent
-from ditprune.writing import identity, unfinished
+from ditprune.writing import identity
 from ditprune.writing.files import check_folder
+from ditprune.writing.unfinished import (
+    check_work,
+    continues_work,
+    finish_work,
+    open_work,
+    sweep_work,
+    work_folder_of,
+)
 
 _MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
@@ -65,13 +75,20 @@ def calibrate_folder(
         StatisticsError: no call reaches a denoiser, or the inputs of a layer hold NaN or Inf.
     """
     placement, worker = placement or Placement(), worker or Worker()
-    work = unfinished.place_of(out)
+    work = work_folder_of(out)
     folder = set_folder or work / "calls"
     if worker.is_first:
-        unfinished.sweep(out)
-        _begin(model, out, sampling, set_folder, identity_of(model, sampling, placement), overwrite)
+        sweep_work(out)
+        _begin(
+            model,
+            out,
+            sampling,
+            set_folder,
+            calibration_identity(model, sampling, placement),
+            overwrite,
+        )
     worker.wait()
-    call_set = calibration_set.load(folder)
+    call_set = load_calibration_set(folder)
     run = _Run(model, call_set, work, placement, worker, progress)
     try:
         denoisers = _sample_missing(run, sampling)
@@ -86,8 +103,8 @@ def calibrate_folder(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if worker.is_first:
-        statistics_file.save(statistics, work / out.name)
-        unfinished.finish(out)
+        save_statistics(statistics, work / out.name)
+        finish_work(out)
     worker.wait()
 
 
@@ -103,12 +120,12 @@ def check_run(
         OutputError: `out` exists, or there is unfinished work with other settings.
         ModelError: the model is no pipeline, or the calibration set cannot be read.
     """
-    unfinished.check_work(out, run_identity, overwrite)
+    check_work(out, run_identity, overwrite)
     if set_folder is not None:
         return _check_set(set_folder, model, run_identity)
     check_components(model)
-    folder = unfinished.place_of(out) / "calls"
-    if folder.exists() and not unfinished.goes_on(out, run_identity):
+    folder = work_folder_of(out) / "calls"
+    if folder.exists() and not continues_work(out, run_identity):
         return None  # the run would drop it
     return _check_set(folder, model, run_identity)
 
@@ -121,9 +138,9 @@ def check_given_options(
     Args:
         given: the names of the options that the user gave.
     """
-    if set_folder is None or not (set_folder / calibration_set.HEADER).is_file():
+    if set_folder is None or not (set_folder / HEADER).is_file():
         return
-    call_set = calibration_set.load(set_folder)
+    call_set = load_calibration_set(set_folder)
     if call_set.missing():
         return
     for word in sorted(given & asdict(sampling).keys()):
@@ -181,12 +198,12 @@ def _begin(
     """Make the folder of unfinished work and the calibration set, unless they are there."""
     check_run(model, out, set_folder, run_identity, overwrite)
     if set_folder is None:  # the set lies in the folder of unfinished work
-        unfinished.open_work(out, run_identity)
-    folder = set_folder or unfinished.place_of(out) / "calls"
+        open_work(out, run_identity)
+    folder = set_folder or work_folder_of(out) / "calls"
     if _check_set(folder, model, run_identity) is None:
         protocol = sampling.protocol(*check_components(model))
-        calibration_set.start(folder, sampling.num_units, protocol, run_identity)
-    unfinished.open_work(out, run_identity)
+        start_calibration_set(folder, sampling.num_units, protocol, run_identity)
+    open_work(out, run_identity)
 
 
 def _check_set(
@@ -194,7 +211,7 @@ def _check_set(
 ) -> CalibrationSet | None:
     """The set in a folder, if any. Raises OutputError for one begun with other settings."""
     if folder.exists():
-        call_set = calibration_set.load(folder)
+        call_set = load_calibration_set(folder)
         changed = identity.differences(call_set.identity, run_identity)
         if changed and call_set.missing():
             raise OutputError(
@@ -246,7 +263,7 @@ def _observe_denoiser(run: _Run, name: str, denoiser: nn.Module | None) -> Stati
     parts = [part for part in (total, *others) if part is not None]
     if not parts:
         raise unreached(run.model, name)
-    total = reduce(merge, parts)  # exact in any order, see `column_norm.update`
+    total = reduce(merge_statistics, parts)  # exact in any order, see `update_norm`
     # The first call in the set, whichever worker observed it.
     units = range(run.call_set.num_units)
     first = next(call for unit in units for call in _calls_of(run.call_set, name, unit))
@@ -274,12 +291,12 @@ def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | No
             moved = (run.moved(call) for call in calls)  # one at a time
             with fitting(run.call_set.folder):
                 added = observe_calls(denoiser, moved, fingerprints, num_bins)
-            total = added if total is None else merge(total, added)
+            total = added if total is None else merge_statistics(total, added)
         is_for_first = number == len(units) and not run.worker.is_first
         is_due = is_for_first or time.monotonic() - saved_at > _SAVE_EVERY_S
         if total is not None and is_due:
             marked = replace(total, protocol={"num_units": number})
-            statistics_file.save({"observed": marked}, file)
+            save_statistics({"observed": marked}, file)
             saved_at = time.monotonic()
         run.progress(f"observing {name}", number, len(units))
     return total
@@ -293,6 +310,6 @@ def _restore(file: Path) -> tuple[int, Statistics | None]:
     """The number of this worker's units that were observed before a stop, and their statistics."""
     if not file.is_file():
         return 0, None
-    (statistics,) = statistics_file.load(file).values()
+    (statistics,) = load_statistics(file).values()
     num_units = int(str(statistics.protocol["num_units"]))
     return num_units, replace(statistics, protocol={})

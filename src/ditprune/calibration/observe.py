@@ -21,10 +21,9 @@ from ditprune.calls import Call
 from ditprune.denoiser.capture import hooked, input_of
 from ditprune.denoiser.replay import run_call
 from ditprune.errors import StatisticsError
-from ditprune.method.statistics import column_norm, gram
 from ditprune.method.statistics.collected import bin_of
-from ditprune.method.statistics.column_norm import ColumnNorm
-from ditprune.method.statistics.gram import Gram
+from ditprune.method.statistics.column_norm import ColumnNorm, start_norm, update_norm
+from ditprune.method.statistics.gram import Gram, start_gram, update_gram
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import channels_last
 
@@ -51,10 +50,8 @@ class Collector(Generic[State]):
 def norms(num_bins: int) -> Collector[ColumnNorm]:
     """Column norms in `num_bins` bins; one more bin is for calls without `progress_t`."""
     return Collector[ColumnNorm](
-        lambda num_channels, device: column_norm.start(num_channels, num_bins + 1, device),
-        lambda state, inputs, progress_t: column_norm.update(
-            state, inputs, bin_of(progress_t, num_bins)
-        ),
+        lambda num_channels, device: start_norm(num_channels, num_bins + 1, device),
+        lambda state, inputs, progress_t: update_norm(state, inputs, bin_of(progress_t, num_bins)),
     )
 
 
@@ -142,10 +139,10 @@ def collect_grams(
 
     def update(state: Gram, inputs: Tensor, progress_t: float | None) -> Gram:
         if timestep_weights is None:
-            return gram.update(state, inputs)
-        return gram.update(state, inputs * _weight(timestep_weights, progress_t) ** 0.5)
+            return update_gram(state, inputs)
+        return update_gram(state, inputs * _weight(timestep_weights, progress_t) ** 0.5)
 
-    with observing(denoiser, names, Collector(gram.start, update)) as observation:
+    with observing(denoiser, names, Collector(start_gram, update)) as observation:
         for call in calls:
             observation.run(call)
     observation.check_finite(lambda state: state.sum_products)

@@ -107,7 +107,9 @@ class Sampling:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}
 
 
-def identity_of(model: ModelFolder, sampling: Sampling, placement: Placement) -> dict[str, Any]:
+def calibration_identity(
+    model: ModelFolder, sampling: Sampling, placement: Placement
+) -> dict[str, Any]:
     """Everything that the calls of a calibration depend on, as plain values.
 
     Fingerprints tell one denoiser from another. Names, sizes and times of all files show that

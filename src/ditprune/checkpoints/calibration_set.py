@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ditprune.calls import Call
 from ditprune.errors import ModelError, OutputError
-from ditprune.writing import tensors_file
 from ditprune.writing.files import ensure_folder, read_json, why
+from ditprune.writing.tensors_file import format_name, save_tensors
 
 HEADER = "calibration_set.json"
 _FORMAT = 2
@@ -66,7 +66,7 @@ class CalibrationSet:
             for call in calls
         ]
         metadata = {_KEY: json.dumps({"calls": records, "notes": dict(notes)})}
-        tensors_file.save(tensors, metadata, self.file(unit))
+        save_tensors(tensors, metadata, self.file(unit))
 
     def read(self, unit: int) -> tuple[list[Call], dict[str, object]]:
         """The calls of one unit and the notes beside them. Raises ModelError."""
@@ -90,17 +90,19 @@ _MALFORMED = (
 )  # fmt: skip
 
 
-def save(calls: Sequence[Call], protocol: Mapping[str, object], folder: Path) -> None:
+def save_calibration_set(
+    calls: Sequence[Call], protocol: Mapping[str, object], folder: Path
+) -> None:
     """Write calls as a complete set of one unit. Raises OutputError."""
     if folder.exists():
         raise OutputError(f"{folder}: exists; choose another place")
     # Refuse what cannot be stored before anything is written.
     for call in calls:
         _encode([call.args, dict(call.kwargs)], {}, folder)
-    start(folder, 1, protocol, {}).write(0, calls, {})
+    start_calibration_set(folder, 1, protocol, {}).write(0, calls, {})
 
 
-def start(
+def start_calibration_set(
     folder: Path, num_units: int, protocol: Mapping[str, object], identity: Mapping[str, object]
 ) -> CalibrationSet:
     """Make an empty set: a folder with its header, or no folder at all. Raises OutputError."""
@@ -117,10 +119,10 @@ def start(
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise OutputError(why(folder, error)) from None
-    return load(folder)
+    return load_calibration_set(folder)
 
 
-def load(folder: Path) -> CalibrationSet:
+def load_calibration_set(folder: Path) -> CalibrationSet:
     """Open a set, complete or not. Raises ModelError for anything else."""
     if not (folder / HEADER).is_file():
         raise ModelError(f"{folder}: not a calibration set (no {HEADER} in it); sample one there")
@@ -137,7 +139,7 @@ def load(folder: Path) -> CalibrationSet:
 
 
 def _encode(tree: Any, tensors: dict[str, Tensor], folder: Path) -> Any:
-    if isinstance(tree, Tensor) and tensors_file.format_name(tree.dtype):
+    if isinstance(tree, Tensor) and format_name(tree.dtype):
         tensors[f"{len(tensors):06d}"] = tree.cpu().contiguous().clone()
         return {"tensor": f"{len(tensors) - 1:06d}"}
     if isinstance(tree, Mapping):

@@ -24,7 +24,21 @@ from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha
 from ditprune.progress import Progress
 from ditprune.writing.staging import Journal
 
-__all__ = ["Record", "ShardWriter", "TensorRewriter", "one_torch_thread", "read_ahead", "recorded"]
+__all__ = [
+    "Record",
+    "ShardWriter",
+    "TensorRewriter",
+    "one_torch_thread",
+    "read_ahead",
+    "written_tensors",
+]
+    "Record",
+    "ShardWriter",
+    "TensorRewriter",
+    "one_torch_thread",
+    "read_ahead",
+    "written_tensors",
+]
 
 Record = Mapping[str, Any]
 
@@ -68,7 +82,7 @@ class TensorRewriter:
             self._shards = stack.enter_context(ShardWriter(self._layout, self._folder))
             self._syncer = stack.enter_context(ThreadPoolExecutor(1))
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
-            known = recorded(self._journal, self._denoiser)
+            known = written_tensors(self._journal, self._denoiser)
             self.written = {name: known[name] for name in self._unchanged(known)}
             self._stack = stack.pop_all()
         return self
@@ -162,7 +176,7 @@ class TensorRewriter:
         return unchanged
 
 
-def recorded(journal: Journal, denoiser: str) -> dict[str, Record]:
+def written_tensors(journal: Journal, denoiser: str) -> dict[str, Record]:
     """What a journal says of each tensor that is written, by its name."""
     return {
         record["tensor"]: record
@@ -240,22 +254,3 @@ class ShardWriter:
 
 def _read(entry: Entry) -> memoryview:
     return read_range(entry.file, entry.offset, entry.size_bytes)
-
-
-Change = Callable[[Entry, memoryview], tuple[memoryview, Any]]
-
-
-def accept(_record: Record) -> None:
-    """Every record is as it should be."""
-
-
-def rewrite(
-    denoiser: str, source: Weights, layout: Layout, folder: Path, journal: Journal,
-    change: Change, progress: Progress, check: Callable[[Record], None] = accept,
-) -> dict[str, Record]:  # fmt: skip
-    """Write what is not written yet."""
-    with TensorRewriter(denoiser, source, layout, folder, journal, progress) as rewriter:
-        for entry, raw in rewriter:
-            content, note = change(entry, raw)
-            rewriter.write(entry, content, note, None if content is raw else raw, check)
-    return rewriter.written

@@ -18,18 +18,18 @@ from torch import Tensor
 from ditprune.errors import StatisticsError
 from ditprune.method.statistics.collected import Statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
-from ditprune.writing import tensors_file
+from ditprune.writing.tensors_file import save_tensors
 
 _FORMAT = 2
 _KEY = "ditprune.statistics"
 
 
-def save(statistics: Mapping[str, Statistics], file: Path) -> None:
+def save_statistics(statistics: Mapping[str, Statistics], file: Path) -> None:
     """Write the statistics of each denoiser, all or nothing. Raises OutputError."""
     tensors: dict[str, Tensor] = {}
     denoisers = {name: _record(name, stats, tensors) for name, stats in statistics.items()}
     record = {"format": _FORMAT, "denoisers": denoisers}
-    tensors_file.save(tensors, {_KEY: json.dumps(record)}, file)
+    save_tensors(tensors, {_KEY: json.dumps(record)}, file)
 
 
 def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -
     }
 
 
-def load(file: Path) -> dict[str, Statistics]:
+def load_statistics(file: Path) -> dict[str, Statistics]:
     """Read statistics. Raises StatisticsError for a missing, damaged or other file."""
     if not file.is_file():
         raise StatisticsError(

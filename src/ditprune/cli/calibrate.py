@@ -11,11 +11,11 @@ from click.core import ParameterSource
 
 from ditprune.calibration.collect import calibrate_folder, check_given_options, check_run
 from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
-from ditprune.calibration.sample import Sampling, identity_of
+from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calibration.workers import joined, own_device
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import console
 from ditprune.cli.options import (
     placement_options,
@@ -77,7 +77,7 @@ def calibrate(
         folder = locate(model)
         check_given_options(set_folder, sampling, _given_options())
         if dry_run:
-            identity = identity_of(folder, sampling, placement)
+            identity = calibration_identity(folder, sampling, placement)
             call_set = check_run(folder, out, set_folder, identity, overwrite)
             start_s = time.process_time()
             forecast = forecast_calibration(folder, sampling, placement, call_set)
@@ -91,7 +91,7 @@ def calibrate(
             if set_folder is not None:
                 console.out.print(f"calibration set: {set_folder}", markup=False)
             console.out.print(f"statistics: {out}", markup=False)
-            show_findings(statistics_file.load(out))
+            show_findings(load_statistics(out))
 
 
 def _given_options() -> set[str]:

@@ -8,8 +8,8 @@ import click
 
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import console
 from ditprune.cli.evaluate import own_command, show_results, write_cards
 from ditprune.evaluation.evaluate import evaluate
@@ -42,7 +42,7 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     )
     with console.progress() as progress:
         calibrate_folder(model, statistics, sampling, progress=progress)
-    stats = statistics_file.load(statistics)
+    stats = load_statistics(statistics)
     console.say(f"2/3 prune it at {sparsity:.0%} with {', '.join(recipes)}")
     for name, recipe in recipes.items():
         prune_checkpoint(model, out / name, stats, recipe, overwrite=True)

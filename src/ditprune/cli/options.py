@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ditprune.checkpoints import statistics_file
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
@@ -156,7 +156,7 @@ def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:
 
 def read_statistics(file: Path | None) -> dict[str, Statistics] | None:
     """The statistics of each denoiser in a file; None without a file."""
-    return None if file is None else statistics_file.load(file)
+    return None if file is None else load_statistics(file)
 
 
 def read_labels(text: str | None) -> tuple[int, ...] | None:

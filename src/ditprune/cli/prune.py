@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ditprune.checkpoints import calibration_set, hub
+from ditprune.checkpoints import hub
+from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.options import read_recipe, read_statistics, recipe_options, statistics_option
@@ -91,7 +92,7 @@ def _source(
         gram_limit(recipe, max_gram_bytes)
     if set_folder is None:
         return None
-    return Source(calibration_set.load(set_folder), Placement.of(device), max_gram_bytes)
+    return Source(load_calibration_set(set_folder), Placement.of(device), max_gram_bytes)
 
 
 def _show(outcome: Outcome, prefix: str) -> None:

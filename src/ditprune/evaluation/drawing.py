@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ditprune.calibration.draw import draw, item_seed
-from ditprune.calibration.sample import identity_of
+from ditprune.calibration.sample import calibration_identity
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import check_components
@@ -30,8 +30,8 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.timing import Load, Timing, timing_of
 from ditprune.progress import Progress, silent
-from ditprune.writing import tensors_file
 from ditprune.writing.files import ensure_folder
+from ditprune.writing.tensors_file import load_tensors, read_metadata, save_tensors
 
 IMAGES_FOLDER = ".images"
 _DIGITS = 24
@@ -76,11 +76,11 @@ class Images:
             "seconds": repr(seconds), "num_spoiled": str(num_spoiled),
             **Load.now(num_processes).words(),
         }  # fmt: skip
-        tensors_file.save({"images": images}, words, self._file(items))
+        save_tensors({"images": images}, words, self._file(items))
 
     def read(self, items: range) -> UInt8[Tensor, "n c h w"]:
         """A batch. Raises ModelError if its file is damaged."""
-        return tensors_file.load(self._file(items))[0]["images"]
+        return load_tensors(self._file(items))[0]["images"]
 
     def batches(self) -> Iterator[tuple[range, Tensor]]:
         """Every batch in turn, with the numbers of its images."""
@@ -101,13 +101,13 @@ class Images:
         """How long an image took, and under which load."""
         batches = []
         for items in self.ranges:
-            words = tensors_file.words(self._file(items))
+            words = read_metadata(self._file(items))
             batches.append((len(items), float(words["seconds"]), Load.of_words(words)))
         return timing_of(batches, self.batch_size)
 
     def num_spoiled(self) -> int:
         """How many images were not finite when they were drawn."""
-        headers = (tensors_file.words(self._file(items)) for items in self.ranges)
+        headers = (read_metadata(self._file(items)) for items in self.ranges)
         return sum(int(words.get("num_spoiled", 0)) for words in headers)
 
     def remove(self) -> None:
@@ -133,11 +133,13 @@ def images_key(
         "options": options,
         "conditions": list(drawn),
         "dense": {
-            k: v for k, v in identity_of(dense, sampling, placement).items() if k != "sampling"
+            k: v
+            for k, v in calibration_identity(dense, sampling, placement).items()
+            if k != "sampling"
         },
     }
     if pruned is not None:
-        whole = identity_of(pruned, sampling, placement)
+        whole = calibration_identity(pruned, sampling, placement)
         identity["pruned"] = {key: whole[key] for key in ("weights", "files", "configuration")}
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]

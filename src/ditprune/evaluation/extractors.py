@@ -30,7 +30,7 @@ from ditprune.evaluation.metrics.features import (
     load_inception,
 )
 from ditprune.evaluation.protocol import Measures
-from ditprune.writing import tensors_file
+from ditprune.writing.tensors_file import load_tensors
 
 CLASSIFIER_TEXT = (
     "the bundled MNIST classifier's 64 features; not InceptionV3's, not comparable with it"
@@ -148,7 +148,7 @@ def _inception(file: Path, placement: Placement) -> Callable[[Tensor], Features]
 def _read_weights(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a .pth that holds nothing else; no code is run."""
     if file.suffix == ".safetensors":
-        return tensors_file.load(file)[0]
+        return load_tensors(file)[0]
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:

@@ -68,7 +68,7 @@ def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
     return copied_bytes(model, _weights(jobs))
 
 
-def identity_of(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict[str, Any]:
+def run_identity(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict[str, Any]:
     """What must be the same for a run to go on with the work of another, as JSON gives it back."""
     values = {
         "versions": installed_versions(),

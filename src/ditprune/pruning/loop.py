@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.checkpoints.copy_folder import copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.rewrite_tensors import TensorRewriter, recorded
+from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
 from ditprune.checkpoints.weights import as_tensor, layout_of
 from ditprune.errors import RecipeError
 from ditprune.method.granularity import heterogeneity
@@ -29,10 +29,10 @@ from ditprune.pruning.job import (
     Outcome,
     TargetOutcome,
     claims,
-    identity_of,
     num_bytes,
     open_jobs,
     outcome_of,
+    run_identity,
 )
 from ditprune.pruning.plan import (
     can_score,
@@ -140,7 +140,7 @@ def prune_checkpoint(
     if source is not None or recipe.needs_calls:
         check_source(model, recipe, source)
     jobs = open_jobs(model, stats, recipe)
-    size_bytes, identity = num_bytes(model, jobs), identity_of(model, jobs, recipe)
+    size_bytes, identity = num_bytes(model, jobs), run_identity(model, jobs, recipe)
     if source is not None:
         identity["calibration_set"] = source.identity()
     with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
@@ -226,7 +226,7 @@ def check_scorable(recipe: Recipe, stats: object | None) -> None:
 
 def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
     """The outcome of a denoiser whose tensors are all in the journal."""
-    written = recorded(staging.journal, job.name)
+    written = written_tensors(staging.journal, job.name)
     targets = {
         name: TargetOutcome.from_json(written[f"{name}.weight"]["note"])
         for name in job.selection.targets

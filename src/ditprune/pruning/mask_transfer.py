@@ -20,7 +20,7 @@ from ditprune.checkpoints.copy_folder import (
 )
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
-from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, recorded
+from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import combined_fingerprint, weight_fingerprints
 from ditprune.checkpoints.weights import Weights, layout_of
 from ditprune.errors import DitpruneError, ModelError
@@ -161,7 +161,7 @@ def apply_masks(
             copy_other_files(model, weights, staging.part)
             for name in model.denoisers:
                 _write(model, name, weights[name], mask, masks_of.get(name), staging, progress)
-        records = {name: recorded(staging.journal, name) for name in masks_of}
+        records = {name: written_tensors(staging.journal, name) for name in masks_of}
         outcomes = {
             name: _outcome(mask, masks, weights[name], records[name])
             for name, masks in masks_of.items()

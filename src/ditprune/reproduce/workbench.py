@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.draw import conditions, in_turn, of_items
-from ditprune.calibration.sample import Sampling, identity_of, sample_calls
+from ditprune.calibration.sample import Sampling, calibration_identity, sample_calls
 from ditprune.calls import Call
-from ditprune.checkpoints import statistics_file
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
+from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -97,7 +97,7 @@ def open_work_folder(
     """The work folder inside a folder of results. Raises OutputError, ModelError."""
     folder = out / FOLDER
     check_no_link(folder)
-    identity = identity_of(model, Sampling(), placement)
+    identity = calibration_identity(model, Sampling(), placement)
     identity = {key: value for key, value in identity.items() if key != "sampling"}
     return WorkFolder(folder, identity, measures, tools_stamp(measures))
 
@@ -220,7 +220,7 @@ def _calibrate(
             protocol=protocol,
         )
     ensure_folder(file.parent)
-    statistics_file.save(stats, file)
+    save_statistics(stats, file)
 
 
 def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
@@ -235,7 +235,7 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
         return _record(bench, [bench.dense])
     run = bench.run
     folder, images = run.work.pruned_folder(row), run.work.images(row)
-    stats = statistics_file.load(run.work.statistics_file(row.sampling))
+    stats = load_statistics(run.work.statistics_file(row.sampling))
     ensure_folder(folder.parent)
     prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
     pruned = locate(str(folder))

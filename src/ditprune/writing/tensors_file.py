@@ -55,7 +55,7 @@ def format_name(dtype: torch.dtype) -> str | None:
     return None if holds_several else str(entry["dtype"])
 
 
-def save(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path) -> None:
     """Write them, without a copy of those that lie contiguous on the CPU. Raises OutputError.
 
     The library's own writer would do so through a file of a random name, which a kill leaves
@@ -84,13 +84,13 @@ def _raw(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def words(file: Path) -> dict[str, str]:
+def read_metadata(file: Path) -> dict[str, str]:
     """The words alone, without reading a tensor. Raises ModelError for a file that is not whole."""
     with _opened(file) as stream:
         return dict(stream.metadata() or {})
 
 
-def load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read them. Raises ModelError for a file that is not whole."""
     with _opened(file) as stream:
         names = list(stream.keys())

@@ -18,19 +18,19 @@ from ditprune.writing.identity import differences
 _GUARD = "guard.json"
 
 
-def place_of(out: Path) -> Path:
+def work_folder_of(out: Path) -> Path:
     """Where the work on a file is kept."""
     return out.with_name(f".{out.name}.work")
 
 
-def sweep(out: Path) -> None:
+def sweep_work(out: Path) -> None:
     """Remove what a run that was killed behind its last step left over."""
     shutil.rmtree(_done(out), ignore_errors=True)
 
 
 def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
     """Refuse a file that is there, and work that other settings began. Raises OutputError."""
-    check_no_link(place_of(out), _done(out))
+    check_no_link(work_folder_of(out), _done(out))
     changed = _changed(out, now)
     if changed and not overwrite:
         raise OutputError(
@@ -41,15 +41,15 @@ def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
         check_file(out, overwrite)
 
 
-def goes_on(out: Path, now: Mapping[str, Any]) -> bool:
+def continues_work(out: Path, now: Mapping[str, Any]) -> bool:
     """Whether work with the same settings lies beside `out`."""
     return _changed(out, now) == []
 
 
 def open_work(out: Path, now: Mapping[str, Any]) -> None:
     """Go on with the work on `out` if its identity is the same, else begin it anew."""
-    work = place_of(out)
-    if goes_on(out, now):
+    work = work_folder_of(out)
+    if continues_work(out, now):
         return
     shutil.rmtree(work, ignore_errors=True)
     ensure_folder(work)
@@ -59,18 +59,18 @@ def open_work(out: Path, now: Mapping[str, Any]) -> None:
 
 def _changed(out: Path, now: Mapping[str, Any]) -> list[str] | None:
     """What differs from the work that lies beside `out`; None where there is none."""
-    file = place_of(out) / _GUARD
+    file = work_folder_of(out) / _GUARD
     if not file.is_file():
         return None
     return differences(read_json(file), json.loads(json.dumps(now)))
 
 
-def finish(out: Path) -> None:
+def finish_work(out: Path) -> None:
     """Put the finished file in its place and drop the work; a kill in between loses neither.
 
     Before the first rename the work is whole; after it the work would only be redone.
     """
-    work = place_of(out)
+    work = work_folder_of(out)
     (work / out.name).replace(out)
     work.rename(_done(out))
     shutil.rmtree(_done(out))

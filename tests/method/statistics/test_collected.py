@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ditprune.errors import StatisticsError
-from ditprune.method.statistics.collected import Statistics, findings, merge
+from ditprune.method.statistics.collected import Statistics, findings, merge_statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
 
 
@@ -32,7 +32,7 @@ def test_an_unknown_layer_is_refused_with_the_nearest_name(ask) -> None:
 def test_merge_adds_sums_tokens_and_calls() -> None:
     first = Statistics({"a": state(4, 9)}, {"a": "f"}, 2, protocol={"seed": 0})
     second = Statistics({"a": state(12, 16, num_tokens=7)}, {"a": "f"}, 3)
-    both = merge(first, second)
+    both = merge_statistics(first, second)
     torch.testing.assert_close(both.column_norm("a"), torch.tensor([4.0, 5.0]), rtol=0, atol=0)
     assert both.num_tokens("a") == 12
     assert both.num_calls == 5
@@ -44,10 +44,12 @@ def test_merge_adds_sums_tokens_and_calls() -> None:
 def test_merge_keeps_what_is_shared_shared_and_the_rest_apart() -> None:
     qk, other, split_q, split_k = state(1), state(1), state(2), state(3)
     first = Statistics({"q": qk, "k": qk, "out": other}, {"a": "f"}, 1)
-    both = merge(first, Statistics({"q": qk, "k": qk, "out": other}, {"a": "f"}, 1))
+    both = merge_statistics(first, Statistics({"q": qk, "k": qk, "out": other}, {"a": "f"}, 1))
     assert both.column_norms["q"] is both.column_norms["k"]
     assert both.column_norms["q"] is not both.column_norms["out"]
-    both = merge(first, Statistics({"q": split_q, "k": split_k, "out": other}, {"a": "f"}, 1))
+    both = merge_statistics(
+        first, Statistics({"q": split_q, "k": split_k, "out": other}, {"a": "f"}, 1)
+    )
     assert both.column_norms["q"].sum_squares.item() == 3
     assert both.column_norms["k"].sum_squares.item() == 4
 
@@ -55,7 +57,7 @@ def test_merge_keeps_what_is_shared_shared_and_the_rest_apart() -> None:
 def test_merge_takes_a_layer_that_only_one_saw() -> None:
     first = Statistics({"a": state(1)}, {"a": "f"}, 1, never_called=("b", "c"))
     second = Statistics({"b": state(9)}, {"a": "f"}, 1, never_called=("a", "c"))
-    both = merge(first, second)
+    both = merge_statistics(first, second)
     assert both.column_norm("a").item() == 1
     assert both.column_norm("b").item() == 3
     assert both.never_called == ("c",)
@@ -64,7 +66,7 @@ def test_merge_takes_a_layer_that_only_one_saw() -> None:
 def test_merge_refuses_other_weights() -> None:
     first, second = (Statistics({"a": state(1)}, {"a": c}, 1) for c in "ab")
     with pytest.raises(StatisticsError, match="different weights"):
-        merge(first, second)
+        merge_statistics(first, second)
 
 
 def test_findings_say_what_was_noticed() -> None:

@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditprune.method.statistics import column_norm
-from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.column_norm import (
+    ColumnNorm,
+    finish_norm,
+    merge_norms,
+    start_norm,
+    update_norm,
+)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -20,9 +25,9 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def observe(*inputs: Tensor) -> ColumnNorm:
-    state = column_norm.start(inputs[0].shape[-1])
+    state = start_norm(inputs[0].shape[-1])
     for one in inputs:
-        state = column_norm.update(state, one)
+        state = update_norm(state, one)
     return state
 
 
@@ -32,7 +37,7 @@ def check(state: ColumnNorm, inputs: Tensor) -> None:
     assert state.sum_squares.dtype == torch.float64
     expected = tokens.square().sum(0).sqrt()
     torch.testing.assert_close(state.sum_squares.sum(0).sqrt(), expected, rtol=1e-6, atol=0)
-    norm = column_norm.finish(state)
+    norm = finish_norm(state)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm.double(), expected, rtol=1e-6, atol=0)
 
@@ -55,7 +60,7 @@ def test_squares_that_overflow_half_precision_are_summed(dtype: torch.dtype) -> 
     inputs = torch.full((300, 2), 60_000.0, dtype=dtype)
     inputs[0, 0] = 1
     check(observe(inputs), inputs)
-    assert column_norm.finish(observe(inputs)).isfinite().all()
+    assert finish_norm(observe(inputs)).isfinite().all()
 
 
 def test_a_constant_input_is_not_lost_in_a_long_sum() -> None:
@@ -85,14 +90,14 @@ def test_updates_one_after_another_equal_one_update() -> None:
 def test_merge_equals_all_at_once() -> None:
     inputs = draw(640, 9)
     first, second = observe(inputs[:256]), observe(inputs[256:])
-    merged, whole = column_norm.merge(first, second), observe(inputs)
+    merged, whole = merge_norms(first, second), observe(inputs)
     assert merged.num_tokens == whole.num_tokens == 640
     torch.testing.assert_close(merged.sum_squares, whole.sum_squares, rtol=2e-7, atol=0)
 
 
 def test_merge_with_nothing_changes_nothing(same_bits) -> None:
     state = observe(draw(77, 4))
-    merged = column_norm.merge(column_norm.start(4), state)
+    merged = merge_norms(start_norm(4), state)
     same_bits(merged.sum_squares, state.sum_squares)
     assert merged.num_tokens == state.num_tokens
 
@@ -107,9 +112,9 @@ def test_the_order_of_tokens_does_not_matter() -> None:
 def test_a_state_is_a_value(same_bits) -> None:
     state = observe(draw(10, 4))
     before = state.sum_squares.clone()
-    column_norm.update(state, draw(10, 4, seed=1))
-    column_norm.merge(state, state)
-    column_norm.finish(state)
+    update_norm(state, draw(10, 4, seed=1))
+    merge_norms(state, state)
+    finish_norm(state)
     same_bits(state.sum_squares, before)
     assert state.num_tokens == 10
 
@@ -131,15 +136,15 @@ def test_the_order_of_updates_does_not_change_a_bit(same_bits) -> None:
     parts = draw(128 * 40, 9).split(128)
     forward, backward = observe(*parts), observe(*parts[::-1])
     same_bits(forward.sum_squares, backward.sum_squares)
-    some = column_norm.merge(observe(*parts[1::2]), observe(*parts[::2]))
+    some = merge_norms(observe(*parts[1::2]), observe(*parts[::2]))
     same_bits(some.sum_squares, forward.sum_squares)
 
 
 def test_bins_are_kept_apart_and_add_up(same_bits) -> None:
     inputs = draw(30, 4)
-    state = column_norm.start(4, num_bins=3)
+    state = start_norm(4, num_bins=3)
     for index, part in ((2, inputs[:10]), (0, inputs[10:15]), (2, inputs[15:])):
-        state = column_norm.update(state, part, index)
+        state = update_norm(state, part, index)
     assert state.tokens_in_bin == (5, 0, 25)
     assert state.num_tokens == 30
     same_bits(state.sum_squares[1], torch.zeros(4, dtype=torch.float64))
@@ -147,15 +152,15 @@ def test_bins_are_kept_apart_and_add_up(same_bits) -> None:
         expected = tokens.double().square().sum(0)
         torch.testing.assert_close(state.sum_squares[index], expected, rtol=1e-6, atol=0)
     expected = inputs.double().square().sum(0).sqrt().float()
-    torch.testing.assert_close(column_norm.finish(state), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(finish_norm(state), expected, rtol=1e-6, atol=0)
 
 
 def test_weights_of_bins_weight_their_squares() -> None:
     inputs = draw(30, 4)
-    state = column_norm.update(column_norm.start(4, 2), inputs[:10], 0)
-    state = column_norm.update(state, inputs[10:], 1)
+    state = update_norm(start_norm(4, 2), inputs[:10], 0)
+    state = update_norm(state, inputs[10:], 1)
     weighted = torch.cat([inputs[:10] * 2, inputs[10:] * 0.5]).double()
     torch.testing.assert_close(
-        column_norm.finish(state, [4.0, 0.25]),
+        finish_norm(state, [4.0, 0.25]),
         weighted.square().sum(0).sqrt().float(), rtol=1e-6, atol=0,
     )  # fmt: skip

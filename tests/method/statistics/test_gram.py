@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ditprune.method.statistics import column_norm, gram
-from ditprune.method.statistics.gram import Gram
+from ditprune.method.statistics.column_norm import finish_norm, start_norm, update_norm
+from ditprune.method.statistics.gram import Gram, finish_gram, merge_grams, start_gram, update_gram
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -21,9 +21,9 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def observe(*inputs: Tensor, dtype: torch.dtype = torch.float32) -> Gram:
-    state = gram.start(inputs[0].shape[-1], dtype=dtype)
+    state = start_gram(inputs[0].shape[-1], dtype=dtype)
     for one in inputs:
-        state = gram.update(state, one)
+        state = update_gram(state, one)
     return state
 
 
@@ -34,7 +34,7 @@ def check(state: Gram, inputs: Tensor) -> None:
     size = expected.diagonal().sqrt()
     error = (state.sum_products.double() - expected).abs()
     assert (error <= 3e-6 * size[:, None] * size).all()
-    finished = gram.finish(state)
+    finished = finish_gram(state)
     assert finished.dtype == torch.float32
     torch.testing.assert_close(finished, finished.T, rtol=0, atol=0)
     assert ((finished.double() - expected).abs() <= 3e-6 * size[:, None] * size).all()
@@ -69,8 +69,8 @@ def test_a_constant_input_is_not_lost_in_a_long_float64_sum() -> None:
 
 def test_its_diagonal_is_the_column_norm() -> None:
     inputs = draw(300, 9)
-    norm = column_norm.finish(column_norm.update(column_norm.start(9), inputs))
-    torch.testing.assert_close(gram.finish(observe(inputs)).diagonal().sqrt(), norm)
+    norm = finish_norm(update_norm(start_norm(9), inputs))
+    torch.testing.assert_close(finish_gram(observe(inputs)).diagonal().sqrt(), norm)
 
 
 def test_updates_in_any_order_equal_one_update() -> None:
@@ -82,8 +82,8 @@ def test_updates_in_any_order_equal_one_update() -> None:
 def test_merge_equals_all_at_once(same_bits) -> None:
     inputs = draw(640, 9)
     first, second = observe(inputs[:256]), observe(inputs[256:])
-    check(gram.merge(first, second), inputs)
-    with_nothing = gram.merge(gram.start(9), first)
+    check(merge_grams(first, second), inputs)
+    with_nothing = merge_grams(start_gram(9), first)
     same_bits(with_nothing.sum_products, first.sum_products)
     assert with_nothing.num_tokens == 256
 
@@ -91,9 +91,9 @@ def test_merge_equals_all_at_once(same_bits) -> None:
 def test_a_state_is_a_value(same_bits) -> None:
     state = observe(draw(10, 4))
     before = state.sum_products.clone()
-    gram.update(state, draw(10, 4, seed=1))
-    gram.merge(state, state)
-    gram.finish(state).zero_()
+    update_gram(state, draw(10, 4, seed=1))
+    merge_grams(state, state)
+    finish_gram(state).zero_()
     same_bits(state.sum_products, before)
     assert state.num_tokens == 10
 

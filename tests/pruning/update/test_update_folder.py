@@ -12,7 +12,11 @@ import torch
 
 import ditprune
 from ditprune.calls import Call
-from ditprune.checkpoints import calibration_set
+from ditprune.checkpoints.calibration_set import (
+    load_calibration_set,
+    save_calibration_set,
+    start_calibration_set,
+)
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.main import run
 from ditprune.denoiser.pipeline import load_denoiser
@@ -38,8 +42,8 @@ RECIPES: list[dict[str, Any]] = [
 def source(tiny_dit, batches, tmp_path_factory) -> Source:
     folder = tmp_path_factory.mktemp("calls") / "set"
     calls = [Call.of(batch) for batch in batches(tiny_dit())]
-    calibration_set.save(calls, {"seed": 0}, folder)
-    return Source(calibration_set.load(folder), Placement())
+    save_calibration_set(calls, {"seed": 0}, folder)
+    return Source(load_calibration_set(folder), Placement())
 
 
 @pytest.mark.parametrize("words", RECIPES, ids=str)
@@ -99,13 +103,13 @@ def no_source(_calls: list[Call], _folder: Path) -> None:
 
 
 def unfinished_source(calls: list[Call], folder: Path) -> Source:
-    calibration_set.start(folder, 3, {}, {}).write(1, calls, {})
-    return Source(calibration_set.load(folder), Placement())
+    start_calibration_set(folder, 3, {}, {}).write(1, calls, {})
+    return Source(load_calibration_set(folder), Placement())
 
 
 def foreign_source(calls: list[Call], folder: Path) -> Source:
-    calibration_set.save([replace(call, denoiser="other") for call in calls], {}, folder)
-    return Source(calibration_set.load(folder), Placement())
+    save_calibration_set([replace(call, denoiser="other") for call in calls], {}, folder)
+    return Source(load_calibration_set(folder), Placement())
 
 
 @pytest.mark.parametrize(
@@ -141,8 +145,8 @@ def test_memory_for_no_grams_is_refused(source, tiny_pipeline, tiny_stats, tmp_p
 def test_calls_that_do_not_fit_are_refused_in_a_line(
     recipe, tiny_pipeline, tiny_stats, tmp_path
 ) -> None:
-    calibration_set.save([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
-    misfit = Source(calibration_set.load(tmp_path / "set"), Placement())
+    save_calibration_set([Call((torch.zeros(1, 3),))], {}, tmp_path / "set")
+    misfit = Source(load_calibration_set(tmp_path / "set"), Placement())
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
     with pytest.raises(ModelError, match="set: the denoiser cannot run the calibration calls"):
         prune_checkpoint(model, out, {"any": tiny_stats}, build(**recipe), source=misfit)

@@ -10,8 +10,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from ditprune.errors import StatisticsError, did_you_mean
-from ditprune.method.statistics import column_norm
-from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
 
 # The default number of bins between noise and image. Calls without a position have one more bin.
 NUM_BINS = 10
@@ -60,14 +59,14 @@ class Statistics:
         """
         state = self._state(name)
         if weights is None:
-            return column_norm.finish(state)
+            return finish_norm(state)
         if len(state.tokens_in_bin) != len(weights) + 1 or state.tokens_in_bin[-1]:
             raise StatisticsError(
                 "--timestep-weighting: the calibration calls did not say where between noise and "
                 "image they were; calibrate with ditprune calibrate or with "
                 "ditprune.Call(…, place=…)"
             )
-        return column_norm.finish(state, [*weights, 0.0])
+        return finish_norm(state, [*weights, 0.0])
 
     @property
     def num_bins(self) -> int:
@@ -127,7 +126,7 @@ def timestep_weights(weighting: str, num_bins: int) -> tuple[float, ...] | None:
     return tuple(_FIRST_WEIGHT - fall * math.log(1 + i) / span for i in range(num_bins))
 
 
-def merge(first: Statistics, second: Statistics) -> Statistics:
+def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
     """The statistics of both calibrations of one model, as if they had been one."""
     if first.fingerprints != second.fingerprints:
         raise StatisticsError(
@@ -141,7 +140,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
             norms[name] = a or b  # type: ignore[assignment]
             continue
         key = (id(a), id(b))
-        norms[name] = merged.setdefault(key, column_norm.merge(a, b))
+        norms[name] = merged.setdefault(key, merge_norms(a, b))
     return Statistics(
         norms,
         first.fingerprints,

@@ -31,13 +31,17 @@ class ColumnNorm:
         return sum(self.tokens_in_bin)
 
 
-def start(num_channels: int, num_bins: int = 1, device: torch.device | str = "cpu") -> ColumnNorm:
+def start_norm(
+    num_channels: int, num_bins: int = 1, device: torch.device | str = "cpu"
+) -> ColumnNorm:
     """The statistic of no tokens."""
     sums = torch.zeros(num_bins, num_channels, dtype=torch.float64, device=device)
     return ColumnNorm(sums, (0,) * num_bins)
 
 
-def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], index: int = 0) -> ColumnNorm:
+def update_norm(
+    state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], index: int = 0
+) -> ColumnNorm:
     """Add tokens to the bin `index`: a layer's input of any rank and dtype, channels last.
 
     What one update adds is rounded to float32, which makes the sums of many updates exact in
@@ -59,13 +63,15 @@ def update(state: ColumnNorm, inputs: Float[Tensor, "*tokens in"], index: int = 
     return ColumnNorm(sum_squares, tuple(counts))
 
 
-def merge(first: ColumnNorm, second: ColumnNorm) -> ColumnNorm:
+def merge_norms(first: ColumnNorm, second: ColumnNorm) -> ColumnNorm:
     """The statistic of both sets of tokens together."""
     counts = tuple(a + b for a, b in zip(first.tokens_in_bin, second.tokens_in_bin, strict=True))
     return ColumnNorm(first.sum_squares + second.sum_squares, counts)
 
 
-def finish(state: ColumnNorm, weights: Sequence[float] | None = None) -> Float32[Tensor, " in"]:
+def finish_norm(
+    state: ColumnNorm, weights: Sequence[float] | None = None
+) -> Float32[Tensor, " in"]:
     """‖X_j‖₂ for every input channel j (paper, notation of Eq. 4), float32 [C_in].
 
     Args:

@@ -25,14 +25,14 @@ class Gram:
     num_tokens: int
 
 
-def start(
+def start_gram(
     num_channels: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Gram:
     """The statistic of no tokens; float64 takes twice the memory and keeps long sums exact."""
     return Gram(torch.zeros(num_channels, num_channels, dtype=dtype, device=device), 0)
 
 
-def update(state: Gram, inputs: Float[Tensor, "*tokens in"]) -> Gram:
+def update_gram(state: Gram, inputs: Float[Tensor, "*tokens in"]) -> Gram:
     """Add tokens: a layer's input of any rank, channels last, of any floating dtype."""
     tokens = inputs.detach().reshape(-1, inputs.shape[-1])
     total = state.sum_products.clone()
@@ -42,11 +42,11 @@ def update(state: Gram, inputs: Float[Tensor, "*tokens in"]) -> Gram:
     return Gram(total, state.num_tokens + tokens.shape[0])
 
 
-def merge(first: Gram, second: Gram) -> Gram:
+def merge_grams(first: Gram, second: Gram) -> Gram:
     """The statistic of both sets of tokens together."""
     return Gram(first.sum_products + second.sum_products, first.num_tokens + second.num_tokens)
 
 
-def finish(state: Gram) -> Float32[Tensor, "in in"]:
+def finish_gram(state: Gram) -> Float32[Tensor, "in in"]:
     """XᵀX, exactly symmetric, float32 [C_in, C_in]."""
     return ((state.sum_products + state.sum_products.T) / 2).float()

@@ -31,7 +31,7 @@ from ditprune.pruning.update.update import (
     gram_limit,
     update_targets,
 )
-from ditprune.writing import tensors_file
+from ditprune.writing.tensors_file import load_tensors, save_tensors
 
 _KEY = "ditprune.updates"
 
@@ -147,11 +147,11 @@ def _stored(denoiser: str, calls: CalibrationSet) -> Iterator[Call]:
 def _save(updates: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:
     outcomes = {name: asdict(outcome) for name, (_, outcome) in updates.items()}
     tensors = {name: weight for name, (weight, _) in updates.items()}
-    tensors_file.save(tensors, {_KEY: json.dumps(outcomes)}, file)
+    save_tensors(tensors, {_KEY: json.dumps(outcomes)}, file)
 
 
 def _restore(file: Path) -> dict[str, tuple[Tensor, TargetOutcome]]:
-    tensors, metadata = tensors_file.load(file)
+    tensors, metadata = load_tensors(file)
     outcomes = json.loads(metadata[_KEY])
     return {
         name: (weight, TargetOutcome.from_json(outcomes[name])) for name, weight in tensors.items()

@@ -16,9 +16,8 @@ from ditprune.calls import Call
 from ditprune.denoiser.rows import merge_calls, num_rows, take_item
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.method.recipe import Recipe
-from ditprune.method.statistics import gram
 from ditprune.method.statistics.collected import NUM_BINS, Statistics, timestep_weights
-from ditprune.method.statistics.gram import Gram
+from ditprune.method.statistics.gram import Gram, finish_gram
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import Refinement, rate_for
@@ -191,7 +190,7 @@ class _Grams:
                 f"{name}: no calibration call reaches it, so it cannot be reconstructed; exclude "
                 "it, or calibrate with the same calls"
             )
-        return gram.finish(self._states[name])
+        return finish_gram(self._states[name])
 
     def _collect(self, names: Sequence[str]) -> None:
         total = len(self._calls)
