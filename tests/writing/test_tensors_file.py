@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_is_refused(tmp_path) -> None:
 WRITE = """
 import os, sys, torch
 from pathlib import Path
-from ditprune.checkpoints import tensors_file
+from ditprune.writing import tensors_file
 raw, written = tensors_file._raw, []
 
 def write_two(tensor):

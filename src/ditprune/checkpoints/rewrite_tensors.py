@@ -32,13 +32,6 @@ __all__ = [
     "read_ahead",
     "written_tensors",
 ]
-    "Record",
-    "ShardWriter",
-    "TensorRewriter",
-    "one_torch_thread",
-    "read_ahead",
-    "written_tensors",
-]
 
 Record = Mapping[str, Any]
 
