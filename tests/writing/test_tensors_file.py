@@ -92,7 +92,7 @@ def write_two(tensor):
     return raw(tensor)
 
 tensors_file._raw = write_two
-save_tensors({str(i): torch.ones(99_999) for i in range(4)}, {}, Path(sys.argv[1]))
+tensors_file.save_tensors({str(i): torch.ones(99_999) for i in range(4)}, {}, Path(sys.argv[1]))
 """
 
 
