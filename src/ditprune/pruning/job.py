@@ -166,29 +166,15 @@ class TargetOutcome(Target):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What happened to a denoiser: every target by name, and what stayed dense and why.
+class Outcome(Plan):
+    """A plan that was carried out: what happened to every target, and what stayed dense and why.
 
     Args:
         skipped: targets that could not be scored.
         left_out: other matrices inside its blocks.
     """
 
-    targets: Mapping[str, TargetOutcome]
-    skipped: Mapping[str, str]
-    left_out: Mapping[str, LeftOut]
-    num_parameters: int
-    recipe: Recipe
-
-    @property
-    def cag_threshold(self) -> float | None:
-        """The G_out from which CAG prunes per channel; None for another granularity."""
-        return self.recipe.cag_threshold
-
-    @property
-    def num_weights(self) -> int:
-        """Weights of all pruned targets together."""
-        return sum(target.num_weights for target in self.targets.values())
+    targets: Mapping[str, TargetOutcome]  # type: ignore[assignment]
 
     @property
     def num_pruned(self) -> int:
@@ -204,19 +190,6 @@ class Outcome:
     def model_sparsity(self) -> float:
         """The removed share of all parameters of the denoiser."""
         return self.num_pruned / self.num_parameters
-
-
-def outcome_of(
-    selection: Selection, targets: Mapping[str, TargetOutcome], recipe: Recipe
-) -> Outcome:
-    """The outcome of all that was selected."""
-    return Outcome(
-        targets,
-        selection.skipped,
-        selection.left_out,
-        selection.num_parameters,
-        recipe,
-    )
 
 
 def claims(

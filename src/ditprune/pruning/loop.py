@@ -31,7 +31,6 @@ from ditprune.pruning.job import (
     claims,
     num_bytes,
     open_jobs,
-    outcome_of,
     run_identity,
 )
 from ditprune.pruning.plan import (
@@ -110,7 +109,7 @@ def prune_(
             name: prune_weight_(target, read(target), stats, recipe)
             for name, target in selection.targets.items()
         }
-    return outcome_of(selection, outcomes, recipe)
+    return Outcome.of(selection, outcomes, recipe)
 
 
 def prune_checkpoint(
@@ -231,7 +230,7 @@ def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
         name: TargetOutcome.from_json(written[f"{name}.weight"]["note"])
         for name in job.selection.targets
     }
-    return outcome_of(job.selection, targets, recipe)
+    return Outcome.of(job.selection, targets, recipe)
 
 
 def _updates_file(staging: Staging, job: Job) -> Path:

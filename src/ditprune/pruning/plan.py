@@ -70,6 +70,12 @@ class Plan:
     num_parameters: int
     recipe: Recipe
 
+    @classmethod
+    def of(cls, selection: Selection, targets: Mapping[str, Any], recipe: Recipe) -> Any:
+        """These targets, with all else as it was selected."""
+        rest = (selection.skipped, selection.left_out, selection.num_parameters)
+        return cls(targets, *rest, recipe)
+
     @property
     def cag_threshold(self) -> float | None:
         """The G_out from which CAG prunes per channel; None where no target is grouped by it."""
@@ -222,31 +228,15 @@ def _check_groups(target: Target, recipe: Recipe) -> None:
         raise RecipeError(f"{target.name}: {error}; exclude it with --exclude '*.{leaf}'") from None
 
 
-def measure_heterogeneity(
-    selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe
-) -> dict[str, float]:
-    """G_out of every target; one pass over the weights."""
-    return {
-        name: heterogeneity(scores_of(target, read(target), stats, recipe))
-        for name, target in selection.targets.items()
-    }
-
-
 def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe) -> Plan:
-    """Measure what can be measured with these statistics, and choose every group."""
-    measurable = can_score(recipe, stats)
-    g_out = measure_heterogeneity(selection, read, stats, recipe) if measurable else {}
-    planned = {
-        name: _plan_target(target, g_out.get(name), recipe)
-        for name, target in selection.targets.items()
-    }
-    return Plan(
-        planned,
-        selection.skipped,
-        selection.left_out,
-        selection.num_parameters,
-        recipe,
-    )
+    """Measure G_out of every target, if its weights can be scored, and choose every group."""
+    planned = {}
+    for name, target in selection.targets.items():
+        g_out = None
+        if can_score(recipe, stats):
+            g_out = heterogeneity(scores_of(target, read(target), stats, recipe))
+        planned[name] = _plan_target(target, g_out, recipe)
+    return Plan.of(selection, planned, recipe)
 
 
 def _plan_target(target: Target, g_out: float | None, recipe: Recipe) -> PlannedTarget:
