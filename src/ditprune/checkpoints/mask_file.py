@@ -54,7 +54,6 @@ class MaskFile:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: _Records = dict(content["denoisers"])
             self._hashes: Mapping[str, str] = dict(content["sha256"])
-            _check_records(self.denoisers)
             self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
         except (SafetensorError, OSError, *MALFORMED) as error:
             raise ModelError(
@@ -143,30 +142,25 @@ def _header(
     return header({_KEY: json.dumps(content)}, stored, room_bytes)
 
 
-def _check_records(denoisers: _Records) -> None:
-    """Raises ValueError if a record that is read later is missing or malformed."""
-    for denoiser, records in denoisers.items():
-        missing = [key for key in RECORDS if key not in records]
-        if missing:
-            raise ValueError(f"{denoiser} has no {missing[0]!r}")
-        if not isinstance(records["base"], dict):
-            raise ValueError(f"the base of {denoiser} is {records['base']!r}")
-
-
 def _checked_shapes(
     denoisers: _Records, entries: Mapping[str, Entry], hashes: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
     """The shape of each target.
 
-    Raises ValueError for impossible shapes or counts, or where records and tensors differ.
+    Raises ValueError if a record is missing or impossible, or if records and tensors differ.
     """
     shapes = {}
     for denoiser, records in denoisers.items():
+        for key in RECORDS:
+            if key not in records:
+                raise ValueError(f"{denoiser} has no {key!r}")
+        if not isinstance(records["base"], dict):
+            raise ValueError(f"the base of {denoiser} is {records['base']!r}")
         for name, record in records["targets"].items():
             num_out, num_in = record["shape"]
+            num_zero = record["num_zero"]
             if not all(isinstance(size, int) and size > 0 for size in (num_out, num_in)):
                 raise ValueError(f"{name} has the shape {record['shape']}")
-            num_zero = record["num_zero"]
             if not isinstance(num_zero, int) or not 0 <= num_zero <= num_out * num_in:
                 raise ValueError(f"{name} has {num_zero!r} zeros among {num_out * num_in} weights")
             shapes[f"{denoiser}/{name}"] = (num_out, num_in)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +12,12 @@ import numpy as np
 from ditprune.checkpoints import mask_file
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
-from ditprune.checkpoints.copy_folder import (
-    copied_bytes,
-    copy_identity,
-    copy_other_files,
-)
+from ditprune.checkpoints.copy_folder import copied_bytes, copy_identity, copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
 from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import combined_fingerprint, weight_fingerprints
-from ditprune.checkpoints.weights import Weights, layout_of
+from ditprune.checkpoints.weights import Weights, layout_of, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
 from ditprune.progress import Progress, silent
@@ -149,11 +144,10 @@ def apply_masks(
     """
     masks_of = _matched(model, mask)
     check_early(out, model.root, overwrite)
-    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    weights = _checked_weights(model, mask, masks_of)
     for name, masks in masks_of.items():
-        check_targets(weights[name], mask.shapes(masks))
         _outcome(mask, masks, weights[name], {})
-    digest = _digest(mask.file)
+    digest = sha256(np.memmap(mask.file, mode="r").data)
     identity = copy_identity(model, weights, {"mask": digest})
     size_bytes = copied_bytes(model, weights)
     with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
@@ -186,9 +180,7 @@ def filled_in(
     Raises ModelError as `apply_masks` does.
     """
     masks_of = _matched(model, mask)
-    weights = {name: Weights(model.denoisers[name]) for name in masks_of}
-    for name, masks in masks_of.items():
-        check_targets(weights[name], mask.shapes(masks))
+    weights = _checked_weights(model, mask, masks_of)
     targets: dict[str, dict[str, FilledIn]] = {}
     for name, masks in masks_of.items():
         targets[name] = {}
@@ -222,6 +214,16 @@ def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
             f"{', '.join(model.denoisers)}; expected a pipeline with the same denoisers"
         )
     return {name: name for name in model.denoisers if name in mask.denoisers}
+
+
+def _checked_weights(
+    model: ModelFolder, mask: MaskFile, masks_of: Mapping[str, str]
+) -> dict[str, Weights]:
+    """The weights of every denoiser. Raises ModelError if the masks do not fit them."""
+    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    for name, masks in masks_of.items():
+        check_targets(weights[name], mask.shapes(masks))
+    return weights
 
 
 def _write(
@@ -272,11 +274,3 @@ def _outcome(
         raise ModelError(
             f"{mask.file}: its records cannot be read ({error!r}); extract it again"
         ) from None
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

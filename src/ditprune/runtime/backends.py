@@ -63,7 +63,7 @@ class OwnKernel(Backend):
         weight = linear.weight
         if weight.device.type != "cpu" or weight.dtype not in DTYPES:
             return f"its weight is {weight.dtype} on {weight.device}"
-        if packed_bytes(weight) >= weight.numel() * weight.element_size():
+        if packed_bytes(weight) >= weight.nbytes:
             return "too few zeros to be smaller"
         return ""
 
@@ -102,7 +102,7 @@ def _gains_in_pairs(weight: Tensor, counts: Sequence[int]) -> bool:
     """
     if max(counts) <= _FEW_TOKENS or not build.machine_takes_pairs() or not takes_pairs(weight):
         return False
-    return packed_bytes(weight, in_pairs=True) < weight.numel() * weight.element_size()
+    return packed_bytes(weight, in_pairs=True) < weight.nbytes
 
 
 BACKENDS = {backend.name: backend for backend in (OwnKernel, SemiStructured)}

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditprune.errors import KernelError
 from ditprune.runtime.stand_in import StandIn
@@ -26,15 +26,6 @@ from ditprune.runtime.stand_in import StandIn
 DTYPES = (torch.float16, torch.bfloat16)
 ROWS, COLUMNS = 32, 64
 _CAPABILITY = (8, 0)
-
-_Compress = Callable[[Tensor], Tensor]
-
-
-def compress(weight: Tensor) -> Tensor:
-    """torch's 2:4 tensor of a weight [C_out, C_in], without torch's prototype warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse.to_sparse_semi_structured(weight.contiguous())
 
 
 def is_two_of_four(weight: Tensor) -> bool:
@@ -79,12 +70,14 @@ class SemiStructuredLinear(StandIn):
 
     Args:
         linear: its weight has no `weight_obstacle`.
-        compress: turns a dense weight into torch's tensor.
     """
 
-    def __init__(self, linear: nn.Linear, compress: _Compress = compress) -> None:
-        self._compress = compress
-        super().__init__(linear)
+    @staticmethod
+    def compress(weight: Tensor) -> Tensor:
+        """torch's 2:4 tensor of a weight [C_out, C_in], without torch's prototype warning."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.sparse.to_sparse_semi_structured(weight.contiguous())
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """[..., in_features] → [..., out_features]. Raises KernelError."""
@@ -112,7 +105,7 @@ class SemiStructuredLinear(StandIn):
     @property
     def size_bytes(self) -> int:
         parts = (getattr(self.compressed, name, None) for name in ("packed", "meta"))
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def _like(self) -> Tensor:
@@ -120,7 +113,7 @@ class SemiStructuredLinear(StandIn):
 
     def _hold(self, weight: Tensor) -> None:
         # Neither parameter nor buffer: code that moves those cannot handle torch's 2:4 tensors.
-        self.compressed = self._compress(weight)
+        self.compressed = self.compress(weight)
 
     def _obstacle(self, weight: Tensor) -> str:
         return weight_obstacle(weight)
@@ -143,7 +136,7 @@ class SemiStructuredLinear(StandIn):
     def __deepcopy__(self, memo: dict[int, Any]) -> SemiStructuredLinear:
         linear = self.to_linear()
         linear.register_parameter("bias", copy.deepcopy(self.bias, memo))
-        memo[id(self)] = other = SemiStructuredLinear(linear, self._compress)
+        memo[id(self)] = other = type(self)(linear)
         return other
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -179,14 +179,17 @@ def packed_layout(weights: Weights, heads: Mapping[str, Head]) -> Layout:
 
 
 def write_compact_manifest(
-    folder: Path, dense: Weights, heads: Mapping[str, Head], hashes: Mapping[str, tuple[str, str]]
+    folder: Path,
+    dense: Weights,
+    heads: Mapping[str, Head],
+    written: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the compact manifest and config.json of a folder whose shards are written.
 
     Args:
         dense: the weights that were packed.
         heads: of the packed tensors.
-        hashes: for each tensor, those of the packed and of the dense bytes.
+        written: the record of each tensor, with the hashes of the packed and of the dense bytes.
     """
     config = (dense.shards[0].parent / "config.json").read_bytes().decode()
     content = {
@@ -199,8 +202,8 @@ def write_compact_manifest(
                 "form": heads[name].form if name in heads else "dense",
                 "size_bytes": heads[name].size_bytes if name in heads else entry.size_bytes,
                 "dense_bytes": entry.size_bytes,
-                "sha256": hashes[name][0],
-                "dense_sha256": hashes[name][1],
+                "sha256": written[name]["sha256"],
+                "dense_sha256": written[name]["source_sha256"],
             }
             for name, entry in dense.entries.items()
         },

@@ -73,6 +73,11 @@ class Head:
         """Bytes of the whole packed weight, a multiple of 8."""
         return self.positions_start + padded(self.position_bytes)
 
+    @property
+    def is_smaller(self) -> bool:
+        """Whether the packed weight is smaller than the dense one."""
+        return self.size_bytes < self.dense_bytes
+
     def to_bytes(self) -> bytes:
         fixed = _FIXED.pack(
             _MAGIC, self.dtype.encode(), *(self.group or (0, 0)), len(self.shape), self.num_values

@@ -65,6 +65,9 @@ def expanded(raw: memoryview, num_weights: int, name: str) -> np.ndarray:
             "`ditprune mask extract`"
         )
 
+    if raw.nbytes > num_bytes:
+        raise spoiled(f"{raw.nbytes} bytes, expected at most {num_bytes}")
+    content: bytes | memoryview = raw
     if raw.nbytes < num_bytes:
         reader = zlib.decompressobj()
         try:
@@ -73,11 +76,7 @@ def expanded(raw: memoryview, num_weights: int, name: str) -> np.ndarray:
             raise spoiled(str(error)) from None
         if len(content) != num_bytes or not reader.eof or reader.unused_data:
             raise spoiled(f"does not hold {num_bytes} bytes")
-        bits = np.frombuffer(content, np.uint8)
-    elif raw.nbytes == num_bytes:
-        bits = np.frombuffer(raw, np.uint8)
-    else:
-        raise spoiled(f"{raw.nbytes} bytes, expected at most {num_bytes}")
+    bits = np.frombuffer(content, np.uint8)
     if num_weights % 8 and bits[-1] >> num_weights % 8:
         raise spoiled("bits beyond the last weight")
     return bits

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
 from ditprune.runtime.bench.free_memory import free_bytes
 from ditprune.runtime.bench.layer_times import DENSE, SPARSE, LayerKind, bench_layers, verdict_of
-from ditprune.runtime.bench.step_times import bench_step, step_bytes
+from ditprune.runtime.bench.step_times import BYTES_PER_PARAMETER, bench_step
 from ditprune.runtime.bench.timed_layers import (
     NumTokens,
     TimedLayers,
@@ -103,9 +102,17 @@ def bench_model(
         num_uncalled = len(layers.targets) - len(tokens[name])
         if num_uncalled:
             notes.append(f"{prefix}{num_uncalled} layers were not called, and are not timed")
-        call = calls.get(name)
-        reason = _why_no_step(layers.folder, call, memory)
-        if call is None or reason:
+        call, step_bytes = calls.get(name), layers.weights.num_parameters * BYTES_PER_PARAMETER
+        if call is None:
+            reason = (
+                "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
+            )
+            steps[name] = {"reason": reason}
+        elif step_bytes > memory:
+            reason = (
+                f"four copies of the denoiser take {step_bytes / 1e9:.1f} GB, and "
+                f"{memory / 1e9:.1f} GB may be taken; its layers were timed one at a time"
+            )
             steps[name] = {"reason": reason}
         else:
             folder = layers.folder
@@ -185,11 +192,10 @@ def _calls(
         )
     pipeline = load_pipeline(model, Placement(device, max_memory=memory))
     sampling = replace(options.sampling, num_samples=1, batch_size=1)
-    names = {name: list(layers.targets) for name, layers in denoisers.items()}
-    calls, tokens = real_calls(pipeline, sampling, names)
+    calls = real_calls(pipeline, sampling, {n: layers.targets for n, layers in denoisers.items()})
     del pipeline
     gc.collect()
-    return calls, tokens
+    return calls
 
 
 def _kinds(
@@ -201,16 +207,3 @@ def _kinds(
         kind = LayerKind(layers.targets[name].shape, num_tokens, sparsities[name])
         kinds.setdefault(kind, []).append(name)
     return kinds
-
-
-def _why_no_step(folder: Path, call: Call | None, memory: int) -> str:
-    """Why a whole step is not timed; empty if it is."""
-    if call is None:
-        return "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
-    needed = step_bytes(folder)
-    if needed > memory:
-        return (
-            f"four copies of the denoiser take {needed / 1e9:.1f} GB, and "
-            f"{memory / 1e9:.1f} GB may be taken; its layers were timed one at a time"
-        )
-    return ""

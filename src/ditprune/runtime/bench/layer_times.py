@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,7 @@ _MODEL_BYTES = 1 << 30  # of the other layers, which evict a layer's weight from
 _NUM_ROUNDS = 20
 
 
-@dataclass(frozen=True)
-class LayerKind:
+class LayerKind(NamedTuple):
     """What layers have in common that are timed as one.
 
     Args:
@@ -57,10 +55,7 @@ def bench_layers(
     rows = []
     for number, (kind, names) in enumerate(kinds.items(), start=1):
         times = _bench_kind(kind, read(names[0]), backend, device, limit_s / len(kinds))
-        rows.append({
-            "layer": names[0], "num_layers": len(names), "shape": list(kind.shape),
-            "num_tokens": kind.num_tokens, "sparsity": kind.sparsity, **times,
-        })  # fmt: skip
+        rows.append({"layer": names[0], "num_layers": len(names), **kind._asdict(), **times})
         progress("timing layers", number, len(kinds))
     return rows
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ditprune.errors import ModelError, RecipeError
 from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import keep_best
 from ditprune.progress import Progress
+from ditprune.runtime.swap import share_of_zeros
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
 
@@ -87,7 +88,7 @@ class TimedLayers:
         by_shape: dict[tuple[int, int], float] = {}
         for number, (name, target) in enumerate(self.targets.items(), start=1):
             if self.trial is None or target.shape not in by_shape:
-                by_shape[target.shape] = round(_share_of_zeros(self.read(name)), 2)
+                by_shape[target.shape] = round(share_of_zeros(self.read(name)), 2)
             sparsities[name] = by_shape[target.shape]
             progress("counting zeros", number, len(self.targets))
         return sparsities
@@ -124,7 +125,7 @@ def check_zeros(
     first = next(iter(layers.values()))
     if first.trial is None:
         return
-    stored = _share_of_zeros(first.weights.read(f"{next(iter(first.targets))}.weight"))
+    stored = share_of_zeros(first.weights.read(f"{next(iter(first.targets))}.weight"))
     if stored > _FEW_ZEROS:
         raise RecipeError(
             f"{model.name}: {stored:.0%} of its first target are zeros already; leave "
@@ -133,7 +134,7 @@ def check_zeros(
 
 
 def real_calls(
-    pipeline: Any, sampling: Sampling, names: Mapping[str, list[str]]
+    pipeline: Any, sampling: Sampling, names: Mapping[str, Iterable[str]]
 ) -> tuple[dict[str, Call], dict[str, NumTokens]]:
     """The first call of each denoiser in a sampling run, and the most tokens of each layer in it.
 
@@ -161,20 +162,14 @@ def real_calls(
     }
     with counting_tokens(layers) as counts:
         run_unit(pipeline, sampling, 0, recorder)
-    calls: dict[str, Call] = {}
-    for call in recorder.taken[0]:
-        calls.setdefault(call.denoiser, call)
-    tokens: dict[str, NumTokens] = {name: {} for name in names}
-    for (name, layer), num_tokens in counts.items():
-        if name not in calls:
-            raise ModelError(
-                f"{type(pipeline).__name__}: its {name} was not called in two steps; pass "
-                "--num-tokens, or the folder of this denoiser"
-            )
-        if num_tokens:
-            tokens[name][layer] = max(num_tokens)
+    calls = {call.denoiser: call for call in reversed(recorder.taken[0])}
+    for name in names.keys() - calls.keys():
+        raise ModelError(
+            f"{type(pipeline).__name__}: its {name} was not called in two steps; pass "
+            "--num-tokens, or the folder of this denoiser"
+        )
+    tokens = {
+        name: {layer: max(counts[name, layer]) for layer in layer_names if counts[name, layer]}
+        for name, layer_names in names.items()
+    }
     return calls, tokens
-
-
-def _share_of_zeros(weight: Tensor) -> float:
-    return 1 - int(weight.count_nonzero()) / weight.numel()
