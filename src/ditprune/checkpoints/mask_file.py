@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from ditprune.checkpoints.compact.mask_bits import compressed, expanded, num_set
+from ditprune.checkpoints.compact.mask_bits import compressed, expanded
+from ditprune.checkpoints.compact.packing import num_set
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import MALFORMED, write_beside
-from ditprune.writing.tensors_file import Stored, header
+from ditprune.writing.tensors_file import Stored, header, words
 
 # The parts of a manifest that a mask file holds.
 RECORDS = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")
@@ -48,14 +48,13 @@ class MaskFile:
             raise ModelError(f"{file}: no such mask file; make one with `ditprune mask extract`")
         try:
             self._entries = {entry.name: entry for entry in read_header(file)}
-            with safe_open(file, framework="pt") as opened:
-                content = json.loads((opened.metadata() or {})[_KEY])
+            content = json.loads(words(file)[_KEY])
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: _Records = dict(content["denoisers"])
             self._hashes: Mapping[str, str] = dict(content["sha256"])
             self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
-        except (SafetensorError, OSError, *MALFORMED) as error:
+        except MALFORMED as error:
             raise ModelError(
                 f"{file}: not a mask file ({error!r}); make one with `ditprune mask extract`"
             ) from None

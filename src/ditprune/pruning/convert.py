@@ -173,9 +173,15 @@ def _no_gain(heads: Mapping[str, Mapping[str, Head]]) -> str:
 
 
 def _convert(
-    model: ModelFolder, stored: Mapping[str, Weights], layouts: Mapping[str, Layout],
-    write: _Write, out: Path, to: str, overwrite: bool, progress: Progress,
-) -> None:  # fmt: skip
+    model: ModelFolder,
+    stored: Mapping[str, Weights],
+    layouts: Mapping[str, Layout],
+    write: _Write,
+    out: Path,
+    to: str,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
     """Write every denoiser's tensors from `stored` into `layouts`, and copy all other files."""
     for folder in model.denoisers.values():
         check_inside(folder / MANIFEST, model.root)

@@ -11,7 +11,8 @@ import numpy as np
 
 from ditprune.checkpoints import mask_file
 from ditprune.checkpoints.compact.compact_folder import open_weights
-from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
+from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits
+from ditprune.checkpoints.compact.packing import num_set
 from ditprune.checkpoints.copy_folder import copied_bytes, copy_identity, copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
@@ -188,7 +189,7 @@ def filled_in(
         for number, (target, shape) in enumerate(shapes.items(), start=1):
             bits = mask.bits(masks, target)
             num_zero = shape[0] * shape[1] - num_set(bits)
-            num_filled = num_filled_in(bits, _nonzero(weights[name], target))
+            num_filled = num_set(_nonzero(weights[name], target) & ~bits)
             targets[name][target] = FilledIn(num_zero, num_filled)
             progress("comparing targets", number, len(shapes))
     return targets

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -193,21 +193,15 @@ class _Unpacker:
 
 
 class _Waiting(MetaPathFinder):
-    """Lets the other finders find the module with the tables, and adds to it after its import."""
+    """Finds the module with the tables, and adds to it after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TABLES:
-            return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                _add_after_import(spec.loader)
-                return spec
-        return None
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == _TABLES else None
+        if spec is not None:
+            _add_after_import(spec.loader)
+        return spec
 
 
 def _add_after_import(loader: Any) -> None:

@@ -233,30 +233,29 @@ def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:
         in_shard = list(entries_of(json.loads(text), len(text), shard))
         if {entry.name for entry in in_shard} != {entry.name for entry in packed.in_shard(shard)}:
             raise ValueError(f"the dense header of {shard.name} lists other tensors than it holds")
-        _check_offsets(in_shard, len(raw[shard.name]))
-        for entry in in_shard:
-            _check_entry(entry, packed)
-            entries[entry.name] = entry
+        start = len(raw[shard.name])
+        for entry in sorted(in_shard, key=lambda e: (e.offset, e.size_bytes)):
+            if entry.offset != start or entry.size_bytes < 0:
+                raise ValueError(f"{entry.name} begins at {entry.offset}, expected {start}")
+            start += entry.size_bytes
+            if _is_packed(packed, entry):
+                _check_dense(entry)
+        entries |= {entry.name: entry for entry in in_shard}
     return Layout(raw, entries)
 
 
-def _check_offsets(entries: list[Entry], start: int) -> None:
-    """Raises ValueError unless the tensors follow each other without gaps."""
-    for entry in sorted(entries, key=lambda e: (e.offset, e.size_bytes)):
-        if entry.offset != start or entry.size_bytes < 0:
-            raise ValueError(f"{entry.name} begins at {entry.offset}, expected {start}")
-        start += entry.size_bytes
-
-
-def _check_entry(entry: Entry, packed: Weights) -> None:
-    if not _is_packed(packed, entry):
-        return
+def _check_dense(entry: Entry) -> None:
+    """Raises ValueError unless a tensor is floating point, and its bytes are those of its shape."""
     are_sizes = all(isinstance(size, int) and size > 0 for size in entry.shape)
-    if entry.dtype not in ITEM_BYTES or not are_sizes:
-        raise ValueError(f"{entry.name} is {entry.dtype} {list(entry.shape)} in the dense header")
-    expected = math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
-    if entry.size_bytes != expected:
-        raise ValueError(f"{entry.name} takes {entry.size_bytes} bytes, expected {expected}")
+    if (
+        entry.dtype not in ITEM_BYTES
+        or not are_sizes
+        or entry.size_bytes != math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
+    ):
+        raise ValueError(
+            f"{entry.name} is {entry.dtype} {list(entry.shape)} in {entry.size_bytes} bytes in "
+            "the dense header"
+        )
 
 
 def _is_packed(packed: Weights, entry: Entry) -> bool:

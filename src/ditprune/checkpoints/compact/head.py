@@ -111,21 +111,14 @@ def read_head(raw: memoryview, name: str) -> Head:
         known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
         raise not_packed(name, f"{num_keep}:{size}, expected a mask or one of {known}")
     head = Head(dtype, shape, num_values, group)
-    _check_counts(head, name)
+    counts = f"{num_values} values of {head.num_weights} weights"
+    if num_values > head.num_weights or not head.num_weights:
+        raise not_packed(name, counts)
+    if group and (head.num_weights % size or num_values != head.num_weights // size * num_keep):
+        raise not_packed(name, f"{counts} under {head.form}")
     if head.size_bytes != raw.nbytes:
         raise not_packed(name, f"{raw.nbytes} bytes, its head says {head.size_bytes}")
     return head
-
-
-def _check_counts(head: Head, name: str) -> None:
-    if head.num_values > head.num_weights or not head.num_weights:
-        raise not_packed(name, f"{head.num_values} values of {head.num_weights} weights")
-    if head.group is not None:
-        num_keep, size = head.group
-        if head.num_weights % size or head.num_values != head.num_weights // size * num_keep:
-            raise not_packed(
-                name, f"{head.num_values} values of {head.num_weights} weights under {head.form}"
-            )
 
 
 def not_packed(name: str, reason: str) -> ModelError:

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from ditprune.checkpoints.compact.head import ITEM_BYTES
-from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, num_set, words_of
+from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, words_of
 from ditprune.errors import ModelError
 
 
@@ -34,11 +34,6 @@ def apply_(raw: memoryview, dtype: str, bits: np.ndarray) -> None:
         chunk = words[start : start + CHUNK_WEIGHTS]
         part = bits[start // 8 : -(-(start + len(chunk)) // 8)]
         chunk *= np.unpackbits(part, bitorder="little", count=len(chunk))
-
-
-def num_filled_in(bits: np.ndarray, nonzero: np.ndarray) -> int:
-    """How many weights are not zero where the mask is 0."""
-    return num_set(nonzero & ~bits)
 
 
 def compressed(bits: np.ndarray) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from ditprune.denoiser.rows import to_placement
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
 from ditprune.runtime.bench.layer_times import DENSE, NO_BACKEND, SPARSE, verdict_of
-from ditprune.runtime.bench.timed_layers import TrialPruning
+from ditprune.runtime.bench.timed_layers import TimedLayers, pruned_on_trial
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.stopwatch import best_seconds
 from ditprune.runtime.swap import Decision, held_bytes, sparsify_
@@ -27,31 +26,42 @@ from ditprune.targets.discover import discover
 from ditprune.targets.matrix import as_matrix
 
 # Dense in float32 and bfloat16, and a sparse copy of each, which may take as much.
-BYTES_PER_PARAMETER = 12
+_BYTES_PER_PARAMETER = 12
 _NUM_ROUNDS = 10
 
 
 def bench_step(
-    folder: Path,
-    call: Call,
-    trial: TrialPruning | None,
+    layers: TimedLayers,
+    call: Call | None,
+    memory: int,
     backend: Backend | None,
     device: str,
     limit_s: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Milliseconds, bytes and verdict of one call of a folder's denoiser.
+    """Milliseconds, bytes and verdict of one call of a denoiser, or the reason why there are none.
 
     Args:
+        memory: bytes that all copies of the denoiser may take.
         limit_s: for all timings, past two runs of each. Half is used to choose the layers, half
             to time the step.
     """
+    needed = layers.weights.num_parameters * _BYTES_PER_PARAMETER
+    if call is None:
+        reason = "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
+        return {"reason": reason}
+    if needed > memory:
+        reason = (
+            f"four copies of the denoiser take {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
+            "may be taken; its layers were timed one at a time"
+        )
+        return {"reason": reason}
     denoisers: dict[str, nn.Module] = {}
     works, num_swapped = [], {}
     reasons = {} if backend else dict.fromkeys(SPARSE, NO_BACKEND)
     paths = DENSE | SPARSE if backend else DENSE
     for number, (path, dtype) in enumerate(paths.items(), start=1):
-        denoiser, path_call = _load(folder, trial, device, dtype), to_placement(call, device, dtype)
+        denoiser, path_call = _load(layers, device, dtype), to_placement(call, device, dtype)
         if backend and path in SPARSE:
             layer_limit_s = limit_s / 2 / len(SPARSE)
             decisions = sparsify_(denoiser, path_call, backend, limit_s=layer_limit_s)
@@ -63,8 +73,9 @@ def bench_step(
             works.append(partial(run_call, denoiser, path_call))
         progress("preparing the step", number, len(paths))
     seconds = best_seconds(works, device, _NUM_ROUNDS, limit_s / 2)
+    ms = {path: 1000 * best_s for path, best_s in zip(denoisers, seconds, strict=True)}
     return {
-        **verdict_of(dict(zip(denoisers, seconds, strict=True))),
+        **verdict_of(ms),
         "num_swapped": num_swapped,
         "memory_bytes": {path: _memory_bytes(denoiser) for path, denoiser in denoisers.items()},
         "reasons": reasons,
@@ -82,12 +93,12 @@ def why_dense(decisions: Iterable[Decision]) -> str:
 
 
 @torch.no_grad()
-def _load(folder: Path, trial: TrialPruning | None, device: str, dtype: torch.dtype) -> nn.Module:
-    denoiser = load_denoiser(folder, Placement(device, dtype))
-    if trial is not None:
+def _load(layers: TimedLayers, device: str, dtype: torch.dtype) -> nn.Module:
+    denoiser = load_denoiser(layers.folder, Placement(device, dtype))
+    if layers.trial is not None:
         for name in discover(denoiser):
             weight = as_matrix(denoiser.get_parameter(f"{name}.weight"))
-            weight.copy_(trial(weight))
+            weight.copy_(pruned_on_trial(weight, layers.trial))
     return denoiser
 
 
