@@ -267,7 +267,7 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "dense bytes are not those",
     ),
     "a tensor too few": (lambda f: claim(f, lambda c: c["tensors"].pop(NAME)), "other tensors"),
-    "a huge shape": (lambda f: header(f, lambda h: huge(h[NAME])), "bytes, expected"),
+    "a huge shape": (lambda f: header(f, lambda h: huge(h[NAME])), "dense header"),
     "a shape of text": (lambda f: header(f, lambda h: h[NAME].update(shape=["a"])), "dense header"),
     "a dtype": (lambda f: header(f, lambda h: h[NAME].update(dtype="I8")), "dense header"),
     "another dtype": (lambda f: header(f, lambda h: h[NAME].update(dtype="F16")), "expected F16"),

@@ -22,7 +22,7 @@ from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, 
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import MALFORMED, write_beside
-from ditprune.writing.tensors_file import Stored, header, words
+from ditprune.writing.tensors_file import Stored, header, read_metadata
 
 # The parts of a manifest that a mask file holds.
 RECORDS = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")
@@ -48,7 +48,7 @@ class MaskFile:
             raise ModelError(f"{file}: no such mask file; make one with `ditprune mask extract`")
         try:
             self._entries = {entry.name: entry for entry in read_header(file)}
-            content = json.loads(words(file)[_KEY])
+            content = json.loads(read_metadata(file)[_KEY])
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: _Records = dict(content["denoisers"])
