@@ -51,7 +51,7 @@ def linear_of(rows: int = 64, columns: int = 128, dtype: torch.dtype = torch.bfl
 
 
 class OnCpuLinear(SemiStructuredLinear):
-    compress = staticmethod(compress_on_cpu)
+    _compress = staticmethod(compress_on_cpu)
 
 
 def sparse_of(linear: nn.Linear) -> SemiStructuredLinear:
@@ -223,7 +223,7 @@ class DenseProduct(SparseSemiStructuredTensorCUTLASS):
 
 class DenseProductLinear(SemiStructuredLinear):
     @staticmethod
-    def compress(weight: Tensor) -> Tensor:
+    def _compress(weight: Tensor) -> Tensor:
         packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
         return DenseProduct(weight.shape, packed, meta, None, None, None)
 

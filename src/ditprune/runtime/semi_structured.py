@@ -73,7 +73,7 @@ class SemiStructuredLinear(StandIn):
     """
 
     @staticmethod
-    def compress(weight: Tensor) -> Tensor:
+    def _compress(weight: Tensor) -> Tensor:
         """torch's 2:4 tensor of a weight [C_out, C_in], without torch's prototype warning."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -113,7 +113,7 @@ class SemiStructuredLinear(StandIn):
 
     def _hold(self, weight: Tensor) -> None:
         # Neither parameter nor buffer: code that moves those cannot handle torch's 2:4 tensors.
-        self.compressed = self.compress(weight)
+        self.compressed = self._compress(weight)
 
     def _obstacle(self, weight: Tensor) -> str:
         return weight_obstacle(weight)

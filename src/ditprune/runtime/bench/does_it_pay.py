@@ -26,9 +26,9 @@ from ditprune.runtime.bench.free_memory import free_bytes
 from ditprune.runtime.bench.layer_times import DENSE, SPARSE, bench_layers, verdict_of
 from ditprune.runtime.bench.step_times import bench_step
 from ditprune.runtime.bench.timed_layers import (
-    calls_of,
     check_zeros,
     find_timed_layers,
+    first_calls,
     trial_of,
 )
 from ditprune.writing.files import installed_versions, is_compact
@@ -91,7 +91,7 @@ def bench_model(
     calls: Mapping[str, Call] = {}
     if options.num_tokens is None:
         placement = Placement(device, max_memory=memory)
-        calls, tokens = calls_of(model, denoisers, options.sampling, placement)
+        calls, tokens = first_calls(model, denoisers, options.sampling, placement)
         gc.collect()  # the pipeline
     else:
         tokens = {

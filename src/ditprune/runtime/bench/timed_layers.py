@@ -121,7 +121,7 @@ def check_zeros(
         )
 
 
-def calls_of(
+def first_calls(
     model: ModelFolder,
     denoisers: Mapping[str, TimedLayers],
     sampling: Sampling,
