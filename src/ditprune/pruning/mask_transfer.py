@@ -156,15 +156,13 @@ def apply_masks(
             copy_other_files(model, weights, staging.part)
             for name in model.denoisers:
                 _write(model, name, weights[name], mask, masks_of.get(name), staging, progress)
-        records = {name: written_tensors(staging.journal, name) for name in masks_of}
-        outcomes = {
-            name: _outcome(mask, masks, weights[name], records[name])
-            for name, masks in masks_of.items()
-        }
-        if not staging.is_written:
-            for name, masks in masks_of.items():
-                folder, outcome = model.denoisers[name], outcomes[name]
-                hashes = {e.name: records[name][e.name]["sha256"] for e in weights[name].in_order()}
+        outcomes = {}
+        for name, masks in masks_of.items():
+            records = written_tensors(staging.journal, name)
+            outcomes[name] = outcome = _outcome(mask, masks, weights[name], records)
+            if not staging.is_written:
+                folder = model.denoisers[name]
+                hashes = {e.name: records[e.name]["sha256"] for e in weights[name].in_order()}
                 prints = weight_fingerprints(weights[name], outcome.targets.values())
                 base = base_of(model, folder, weights[name], combined_fingerprint(prints))
                 origin = {"sha256": digest, "base": mask.denoisers[masks]["base"]}

@@ -30,9 +30,7 @@ _CAPABILITY = (8, 0)
 
 def is_two_of_four(weight: Tensor) -> bool:
     """Whether each 4 consecutive inputs hold at most 2 nonzeros; C_in a multiple of 4."""
-    if weight.shape[1] % 4:
-        return False
-    return bool((weight.reshape(-1, 4).count_nonzero(1) <= 2).all())
+    return weight.shape[1] % 4 == 0 and bool((weight.reshape(-1, 4).count_nonzero(1) <= 2).all())
 
 
 def device_obstacle(device: torch.device) -> str:

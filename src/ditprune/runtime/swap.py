@@ -126,11 +126,7 @@ def sparsify_(
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
     """Replace each sparse layer by the Linear it stands for, in place; return their names."""
-    layers = {
-        name: module
-        for name, module in denoiser.named_modules()
-        if name and isinstance(module, StandIn)
-    }
+    layers = {n: m for n, m in denoiser.named_modules() if n and isinstance(m, StandIn)}
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
     unfuse_(denoiser)

@@ -106,10 +106,10 @@ def bench_model(
     share_s = options.limit_s / (2 * len(denoisers))  # half for layers, half for steps
     for name, layers in denoisers.items():
         prefix = f"{name}: " if len(denoisers) > 1 else ""
-        for row in bench_layers(
+        timed = bench_layers(
             layers, tokens[name], sparsities[name], backend, device, share_s, progress
-        ):
-            rows.append({**row, "layer": f"{prefix}{row['layer']}"})
+        )
+        rows += ({**row, "layer": f"{prefix}{row['layer']}"} for row in timed)
         num_uncalled = len(layers.targets) - len(tokens[name])
         if num_uncalled:
             notes.append(f"{prefix}{num_uncalled} layers were not called, and are not timed")

@@ -145,12 +145,10 @@ def first_calls(
     modules = denoisers_of(pipeline, tuple(names))
     if len(names) > 1 and sampling.num_inference_steps is None:
         sampling = replace(sampling, num_inference_steps=2)
-
-    def wanted(num_steps: int) -> dict[int, range]:
-        steps = {0} if len(names) == 1 else {0, num_steps - 1}
-        return {step: range(1) for step in steps}
-
-    recorder = StepRecorder(pipeline, modules, 1, wanted)
+    is_single = len(names) == 1
+    recorder = StepRecorder(
+        pipeline, modules, 1, lambda num: dict.fromkeys({0, 0 if is_single else num - 1}, range(1))
+    )
     layers = {
         (name, layer): modules[name].get_submodule(layer)
         for name, layer_names in names.items()
