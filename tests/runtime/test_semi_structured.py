@@ -50,8 +50,12 @@ def linear_of(rows: int = 64, columns: int = 128, dtype: torch.dtype = torch.bfl
     return two_of_four_(nn.Linear(columns, rows)).to(dtype)
 
 
+class OnCpuLinear(SemiStructuredLinear):
+    _compress = staticmethod(compress_on_cpu)
+
+
 def sparse_of(linear: nn.Linear) -> SemiStructuredLinear:
-    return SemiStructuredLinear(linear, compress_on_cpu)
+    return OnCpuLinear(linear)
 
 
 class OnCpu(SemiStructured):
@@ -217,9 +221,11 @@ class DenseProduct(SparseSemiStructuredTensorCUTLASS):
         return F.linear(B, self.to_dense(), bias)
 
 
-def compress_for_dense_products(weight: Tensor) -> Tensor:
-    packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
-    return DenseProduct(weight.shape, packed, meta, None, None, None)
+class DenseProductLinear(SemiStructuredLinear):
+    @staticmethod
+    def _compress(weight: Tensor) -> Tensor:
+        packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
+        return DenseProduct(weight.shape, packed, meta, None, None, None)
 
 
 def inputs_of_any_strides(device: str) -> list[Tensor]:
@@ -239,7 +245,7 @@ def check_products(sparse: SemiStructuredLinear, linear: nn.Linear, inputs: Tens
 def test_inputs_of_any_strides_reach_torchs_product(has_bias) -> None:
     linear = linear_of(128, 256)
     linear.bias = linear.bias if has_bias else None
-    sparse = SemiStructuredLinear(linear, compress_for_dense_products)
+    sparse = DenseProductLinear(linear)
     for inputs in inputs_of_any_strides("cpu"):
         check_products(sparse, linear, inputs)
 

@@ -122,9 +122,9 @@ def test_what_cannot_be_swapped_is_left_with_its_reason(monkeypatch) -> None:
 def test_layers_in_other_numbers_are_timed_by_themselves(monkeypatch) -> None:
     timed = []
 
-    def time_both(linear: nn.Linear, *_: Any) -> swap.Times:
+    def time_both(linear: nn.Linear, *_: Any) -> Any:
         timed.append(linear.weight.dtype)
-        return swap.Times({2: 2.0}, {2: 1.0})
+        return ({2: 2.0}, {2: 1.0})
 
     monkeypatch.setattr(swap, "_time_both", time_both)
     model = nn.ModuleDict({name: nn.Linear(64, 64) for name in "abcd"})
@@ -138,12 +138,12 @@ def test_layers_in_other_numbers_are_timed_by_themselves(monkeypatch) -> None:
 
 @pytest.mark.parametrize("with_call", [True, False])
 def test_all_numbers_of_tokens_together_decide(with_call: bool, pruned, batches, monkeypatch):
-    times = swap.Times({2: 1.0, 512: 100.0}, {2: 2.0, 512: 90.0})
+    times = ({2: 1.0, 512: 100.0}, {2: 2.0, 512: 90.0})
     monkeypatch.setattr(swap, "_time_both", lambda *_: times)
     call = batches(pruned, 1)[0] if with_call else None
     assert sum(one.is_swapped for one in sparsify_(pruned, call).values()) == TARGETS
     desparsify_(pruned)
-    times = swap.Times({2: 3.0, 512: 100.0}, {2: 1.0, 512: 105.0})
+    times = ({2: 3.0, 512: 100.0}, {2: 1.0, 512: 105.0})
     reasons = [one.reason for one in sparsify_(pruned, call).values() if one.dense_s]
     more = "" if with_call else "; pass a call to time it with its own number"
     assert reasons == [f"0.97× as fast with 2 and 512 tokens{more}"] * TARGETS

@@ -19,7 +19,6 @@ from ditprune.writing.files import MANIFEST
 
 # Old weights that this push does not replace would be loaded beside the new ones.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]
-_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKEN = re.compile(r"hf_\w+")
 
 
@@ -30,17 +29,14 @@ def check_repo(repo: str) -> None:
     repository has files and none of them is a manifest of ditprune.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo)
-    except HFValidationError as error:
+        if "/" not in repo:
+            raise ValueError("expected USER/NAME, as in me/pruned")
+    except ValueError as error:
         raise OutputError(f"{repo}: is not the id of a repository ({error})") from None
-    if not _ID.fullmatch(repo):
-        raise OutputError(
-            f"{repo}: is not the id of a repository; expected USER/NAME, as in me/pruned"
-        )
     if get_token() is None:
         raise OutputError(f"{repo}: not logged in to the hub; run `hf auth login` or set HF_TOKEN")
     with _refusals(repo) as api:

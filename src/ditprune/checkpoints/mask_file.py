@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from ditprune.checkpoints.compact.mask_bits import compressed, expanded, num_set
+from ditprune.checkpoints.compact.mask_bits import compressed, expanded
+from ditprune.checkpoints.compact.packing import num_set
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import MALFORMED, write_beside
-from ditprune.writing.tensors_file import Stored, header
+from ditprune.writing.tensors_file import Stored, header, read_metadata
 
 # The parts of a manifest that a mask file holds.
 RECORDS = ("recipe", "cag_threshold", "base", "skipped", "left_out", "targets")
@@ -48,15 +48,13 @@ class MaskFile:
             raise ModelError(f"{file}: no such mask file; make one with `ditprune mask extract`")
         try:
             self._entries = {entry.name: entry for entry in read_header(file)}
-            with safe_open(file, framework="pt") as opened:
-                content = json.loads((opened.metadata() or {})[_KEY])
+            content = json.loads(read_metadata(file)[_KEY])
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: _Records = dict(content["denoisers"])
             self._hashes: Mapping[str, str] = dict(content["sha256"])
-            _check_records(self.denoisers)
             self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
-        except (SafetensorError, OSError, *MALFORMED) as error:
+        except MALFORMED as error:
             raise ModelError(
                 f"{file}: not a mask file ({error!r}); make one with `ditprune mask extract`"
             ) from None
@@ -143,30 +141,25 @@ def _header(
     return header({_KEY: json.dumps(content)}, stored, room_bytes)
 
 
-def _check_records(denoisers: _Records) -> None:
-    """Raises ValueError if a record that is read later is missing or malformed."""
-    for denoiser, records in denoisers.items():
-        missing = [key for key in RECORDS if key not in records]
-        if missing:
-            raise ValueError(f"{denoiser} has no {missing[0]!r}")
-        if not isinstance(records["base"], dict):
-            raise ValueError(f"the base of {denoiser} is {records['base']!r}")
-
-
 def _checked_shapes(
     denoisers: _Records, entries: Mapping[str, Entry], hashes: Mapping[str, str]
 ) -> dict[str, tuple[int, int]]:
     """The shape of each target.
 
-    Raises ValueError for impossible shapes or counts, or where records and tensors differ.
+    Raises ValueError if a record is missing or impossible, or if records and tensors differ.
     """
     shapes = {}
     for denoiser, records in denoisers.items():
+        for key in RECORDS:
+            if key not in records:
+                raise ValueError(f"{denoiser} has no {key!r}")
+        if not isinstance(records["base"], dict):
+            raise ValueError(f"the base of {denoiser} is {records['base']!r}")
         for name, record in records["targets"].items():
             num_out, num_in = record["shape"]
+            num_zero = record["num_zero"]
             if not all(isinstance(size, int) and size > 0 for size in (num_out, num_in)):
                 raise ValueError(f"{name} has the shape {record['shape']}")
-            num_zero = record["num_zero"]
             if not isinstance(num_zero, int) or not 0 <= num_zero <= num_out * num_in:
                 raise ValueError(f"{name} has {num_zero!r} zeros among {num_out * num_in} weights")
             shapes[f"{denoiser}/{name}"] = (num_out, num_in)

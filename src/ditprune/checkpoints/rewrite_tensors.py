@@ -103,7 +103,7 @@ class TensorRewriter:
 
         Args:
             note: plain values to remember with it.
-            source: the bytes that were read, where `content` holds others.
+            source: the bytes that were read, if `content` may hold others.
             check: refuses the record by raising, before the bytes are written.
         """
         if self._behind is not None:
@@ -124,7 +124,7 @@ class TensorRewriter:
             "tensor": entry.name,
             "sha256": digest,
             "note": note,
-            "source_sha256": digest if source is None else sha256(source),
+            "source_sha256": digest if source is None or source is content else sha256(source),
         }
         if check is not None:
             check(record)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def bench(
     if as_json:
         click.echo(json.dumps(times, indent=1, allow_nan=False))
     else:
-        _show(times)
+        console.show(_lines(times))
 
 
 def _read_results(out: Path) -> dict[str, Any]:
@@ -90,32 +90,27 @@ def _read_results(out: Path) -> dict[str, Any]:
     return content
 
 
-def _say(text: str) -> None:
-    console.out.print(text, markup=False)
-
-
-def _show(times: Mapping[str, Any]) -> None:
-    _show_table(times["layers"])
+def _lines(times: Mapping[str, Any]) -> Iterator[str]:
+    yield from _table(times["layers"])
     for row in times["layers"]:
-        _show_reasons(row["layer"], row["reasons"])
-    _say(f"all layers: {_in_words(times['layers_together'])}")
+        yield from _reasons(row["layer"], row["reasons"])
+    yield f"all layers: {_in_words(times['layers_together'])}"
     for name, step in times["steps"].items():
         title = f"a whole call{f' of {name}' if len(times['steps']) > 1 else ''}"
         if "pays" not in step:
-            _say(f"{title}: not timed: {step['reason']}")
+            yield f"{title}: not timed: {step['reason']}"
             continue
-        _say(f"{title}: {_in_words(step)}")
+        yield f"{title}: {_in_words(step)}"
         held = (f"{_PATHS[p]} {numbers.size(b)}" for p, b in step["memory_bytes"].items())
-        _say(f"{title}, memory of its weights: {', '.join(held)}")
-        _show_reasons(title, step["reasons"])
+        yield f"{title}, memory of its weights: {', '.join(held)}"
+        yield from _reasons(title, step["reasons"])
     on_disk = numbers.size(times["size_bytes_on_disk"])
     form = "compact" if times["is_compact"] else "dense"
-    _say(f"on disk: {on_disk}, {form}; running sparse changes no file")
-    for note in times["notes"]:
-        _say(note)
+    yield f"on disk: {on_disk}, {form}; running sparse changes no file"
+    yield from times["notes"]
 
 
-def _show_table(rows: Sequence[Mapping[str, Any]]) -> None:
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     lines = [["layer", "shape", "tokens", "zeros", *(f"{t} ms" for t in _PATHS.values()), "pays"]]
     for row in rows:
         more = f" and {row['num_layers'] - 1} more" if row["num_layers"] > 1 else ""
@@ -129,7 +124,7 @@ def _show_table(rows: Sequence[Mapping[str, Any]]) -> None:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:  # a table cut to the width of the screen would hide the names
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        _say("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
 def _in_words(verdict: Mapping[str, Any]) -> str:
@@ -149,6 +144,5 @@ def _in_words(verdict: Mapping[str, Any]) -> str:
     return f"{pays}; {times}{gained}; best setting: {_PATHS[verdict['best']]}"
 
 
-def _show_reasons(title: str, reasons: Mapping[str, str]) -> None:
-    for path, reason in reasons.items():
-        _say(f"{title}: no {_PATHS[path]}: {reason}")
+def _reasons(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
+    return (f"{title}: no {_PATHS[path]}: {reason}" for path, reason in reasons.items())

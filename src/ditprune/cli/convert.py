@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -29,28 +30,25 @@ def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
         work = to_compact if to == "compact" else to_dense
         converted = work(folder, out, overwrite, progress)
     for name, denoiser in converted.items():
-        _show(denoiser, to, console.prefix(name, converted))
-    console.out.print(f"{to} model: {out}", markup=False)
+        console.show(_lines(denoiser, to), console.prefix(name, converted))
+    console.show([f"{to} model: {out}"])
 
 
-def _show(converted: Converted, to: str, prefix: str) -> None:
-    def line(text: str) -> None:
-        console.out.print(f"{prefix}{text}", markup=False)
-
+def _lines(converted: Converted, to: str) -> Iterator[str]:
     dense = [name for name in converted.heads if name not in converted.packed]
     for name in dense[:_MOST_LINES]:
         head = converted.heads[name]
-        line(
+        yield (
             f"stays dense: {name} (not sparse enough; packed it would take "
             f"{head.size_bytes / head.dense_bytes:.3f} of its bytes)"
         )
     if len(dense) > _MOST_LINES:
-        line(f"… and {len(dense) - _MOST_LINES} more")
+        yield f"… and {len(dense) - _MOST_LINES} more"
     before, after = converted.unpacked_bytes, converted.packed_bytes
     if converted.packed:
-        line(
+        yield (
             f"packed {len(converted.packed)} of {len(converted.heads)} targets: "
             f"{numbers.size(before)} → {numbers.size(after)} ({after / before:.3f})"
         )
     sizes = [numbers.size(converted.dense_bytes), numbers.size(converted.size_bytes)]
-    line("weights: " + " → ".join(sizes if to == "compact" else reversed(sizes)))
+    yield "weights: " + " → ".join(sizes if to == "compact" else reversed(sizes))

@@ -28,11 +28,8 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
     folder = locate(model)
     with console.progress() as progress:
         num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
-    console.out.print(
-        f"mask of {num_weights:,} weights: {out} ({numbers.size(size_bytes)}, "
-        f"{8 * size_bytes / num_weights:.3f} bits a weight)",
-        markup=False,
-    )
+    size = f"{numbers.size(size_bytes)}, {8 * size_bytes / num_weights:.3f} bits a weight"
+    console.show([f"mask of {num_weights:,} weights: {out} ({size})"])
 
 
 @mask.command()
@@ -56,12 +53,12 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
         outcomes = apply_masks(folder, masks, out, overwrite, progress)
     for name, outcome in outcomes.items():
         num_zero = sum(target.num_zero for target in outcome.targets.values())
-        console.out.print(
-            f"{console.prefix(name, outcomes)}{num_zero:,} of {outcome.num_weights:,} weights of "
-            f"{len(outcome.targets)} targets are zeros",
-            markup=False,
+        line = (
+            f"{num_zero:,} of {outcome.num_weights:,} weights of {len(outcome.targets)} targets "
+            "are zeros"
         )
-    console.out.print(f"pruned model: {out}", markup=False)
+        console.show([line], console.prefix(name, outcomes))
+    console.show([f"pruned model: {out}"])
     return 0
 
 
@@ -71,17 +68,13 @@ def _check(folder: ModelFolder, masks: MaskFile) -> int:
         targets_of = filled_in(folder, masks, progress)
     num_filled = num_zero = 0
     for name, targets in targets_of.items():
-        prefix = console.prefix(name, targets_of)
-        for target, zeros in targets.items():
-            console.out.print(
-                f"{prefix}{target}: {zeros.num_filled:,} of {zeros.num_zero:,} zeros filled in "
-                f"({zeros.share:.2%})",
-                markup=False,
-            )
-            num_filled += zeros.num_filled
-            num_zero += zeros.num_zero
-    console.out.print(
-        f"{folder.name}: {num_filled:,} of {num_zero:,} zeros of the mask are filled in",
-        markup=False,
-    )
+        num_filled += sum(zeros.num_filled for zeros in targets.values())
+        num_zero += sum(zeros.num_zero for zeros in targets.values())
+        lines = (
+            f"{target}: {zeros.num_filled:,} of {zeros.num_zero:,} zeros filled in "
+            f"({zeros.share:.2%})"
+            for target, zeros in targets.items()
+        )
+        console.show(lines, console.prefix(name, targets_of))
+    console.show([f"{folder.name}: {num_filled:,} of {num_zero:,} zeros of the mask are filled in"])
     return 1 if num_filled else 0

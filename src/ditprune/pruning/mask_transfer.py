@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,17 +11,14 @@ import numpy as np
 
 from ditprune.checkpoints import mask_file
 from ditprune.checkpoints.compact.compact_folder import open_weights
-from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits, num_filled_in, num_set
-from ditprune.checkpoints.copy_folder import (
-    copied_bytes,
-    copy_identity,
-    copy_other_files,
-)
+from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits
+from ditprune.checkpoints.compact.packing import num_set
+from ditprune.checkpoints.copy_folder import copied_bytes, copy_identity, copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
 from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import combined_fingerprint, weight_fingerprints
-from ditprune.checkpoints.weights import Weights, layout_of
+from ditprune.checkpoints.weights import Weights, layout_of, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.recipe import from_json
 from ditprune.progress import Progress, silent
@@ -149,11 +145,10 @@ def apply_masks(
     """
     masks_of = _matched(model, mask)
     check_early(out, model.root, overwrite)
-    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    weights = _checked_weights(model, mask, masks_of)
     for name, masks in masks_of.items():
-        check_targets(weights[name], mask.shapes(masks))
         _outcome(mask, masks, weights[name], {})
-    digest = _digest(mask.file)
+    digest = sha256(np.memmap(mask.file, mode="r").data)
     identity = copy_identity(model, weights, {"mask": digest})
     size_bytes = copied_bytes(model, weights)
     with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
@@ -161,15 +156,13 @@ def apply_masks(
             copy_other_files(model, weights, staging.part)
             for name in model.denoisers:
                 _write(model, name, weights[name], mask, masks_of.get(name), staging, progress)
-        records = {name: written_tensors(staging.journal, name) for name in masks_of}
-        outcomes = {
-            name: _outcome(mask, masks, weights[name], records[name])
-            for name, masks in masks_of.items()
-        }
-        if not staging.is_written:
-            for name, masks in masks_of.items():
-                folder, outcome = model.denoisers[name], outcomes[name]
-                hashes = {e.name: records[name][e.name]["sha256"] for e in weights[name].in_order()}
+        outcomes = {}
+        for name, masks in masks_of.items():
+            records = written_tensors(staging.journal, name)
+            outcomes[name] = outcome = _outcome(mask, masks, weights[name], records)
+            if not staging.is_written:
+                folder = model.denoisers[name]
+                hashes = {e.name: records[e.name]["sha256"] for e in weights[name].in_order()}
                 prints = weight_fingerprints(weights[name], outcome.targets.values())
                 base = base_of(model, folder, weights[name], combined_fingerprint(prints))
                 origin = {"sha256": digest, "base": mask.denoisers[masks]["base"]}
@@ -186,9 +179,7 @@ def filled_in(
     Raises ModelError as `apply_masks` does.
     """
     masks_of = _matched(model, mask)
-    weights = {name: Weights(model.denoisers[name]) for name in masks_of}
-    for name, masks in masks_of.items():
-        check_targets(weights[name], mask.shapes(masks))
+    weights = _checked_weights(model, mask, masks_of)
     targets: dict[str, dict[str, FilledIn]] = {}
     for name, masks in masks_of.items():
         targets[name] = {}
@@ -196,7 +187,7 @@ def filled_in(
         for number, (target, shape) in enumerate(shapes.items(), start=1):
             bits = mask.bits(masks, target)
             num_zero = shape[0] * shape[1] - num_set(bits)
-            num_filled = num_filled_in(bits, _nonzero(weights[name], target))
+            num_filled = num_set(_nonzero(weights[name], target) & ~bits)
             targets[name][target] = FilledIn(num_zero, num_filled)
             progress("comparing targets", number, len(shapes))
     return targets
@@ -222,6 +213,16 @@ def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
             f"{', '.join(model.denoisers)}; expected a pipeline with the same denoisers"
         )
     return {name: name for name in model.denoisers if name in mask.denoisers}
+
+
+def _checked_weights(
+    model: ModelFolder, mask: MaskFile, masks_of: Mapping[str, str]
+) -> dict[str, Weights]:
+    """The weights of every denoiser. Raises ModelError if the masks do not fit them."""
+    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    for name, masks in masks_of.items():
+        check_targets(weights[name], mask.shapes(masks))
+    return weights
 
 
 def _write(
@@ -272,11 +273,3 @@ def _outcome(
         raise ModelError(
             f"{mask.file}: its records cannot be read ({error!r}); extract it again"
         ) from None
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

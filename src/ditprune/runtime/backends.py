@@ -63,7 +63,7 @@ class OwnKernel(Backend):
         weight = linear.weight
         if weight.device.type != "cpu" or weight.dtype not in DTYPES:
             return f"its weight is {weight.dtype} on {weight.device}"
-        if packed_bytes(weight) >= weight.numel() * weight.element_size():
+        if packed_bytes(weight) >= weight.nbytes:
             return "too few zeros to be smaller"
         return ""
 
@@ -100,9 +100,8 @@ def _gains_in_pairs(weight: Tensor, counts: Sequence[int]) -> bool:
     For few tokens the bytes of the weight decide, and single weights take fewer. Of several
     numbers of tokens the largest takes most of the time.
     """
-    if max(counts) <= _FEW_TOKENS or not build.machine_takes_pairs() or not takes_pairs(weight):
-        return False
-    return packed_bytes(weight, in_pairs=True) < weight.numel() * weight.element_size()
+    is_possible = max(counts) > _FEW_TOKENS and build.machine_takes_pairs() and takes_pairs(weight)
+    return is_possible and packed_bytes(weight, in_pairs=True) < weight.nbytes
 
 
 BACKENDS = {backend.name: backend for backend in (OwnKernel, SemiStructured)}

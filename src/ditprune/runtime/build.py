@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -30,20 +29,14 @@ COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-pthread")
 
 
-class _InstructionSet(NamedTuple):
-    """Floats in one vector, the compiler's flags, and whether bfloat16 weights go in pairs."""
-
-    lanes: int
-    flags: tuple[str, ...]
-    takes_pairs: bool = False
-
-
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma")
-INSTRUCTION_SETS = {  # the widest first
-    "avx512-bf16": _InstructionSet(16, (*_AVX512, "-mavx512bf16"), takes_pairs=True),
-    "avx512": _InstructionSet(16, _AVX512),
-    "avx2": _InstructionSet(8, ("-mavx2", "-mfma")),
-    "plain": _InstructionSet(4, ()),  # NEON or SSE, as the compiler assumes
+_PAIRS = "avx512-bf16"  # the only set that takes bfloat16 weights in pairs
+# The floats in one vector, and the compiler's flags; the widest first.
+INSTRUCTION_SETS: dict[str, tuple[int, tuple[str, ...]]] = {
+    _PAIRS: (16, (*_AVX512, "-mavx512bf16")),
+    "avx512": (16, _AVX512),
+    "avx2": (8, ("-mavx2", "-mfma")),
+    "plain": (4, ()),  # NEON or SSE, as the compiler assumes
 }
 
 _POINTER, _INT, _INT64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -59,7 +52,7 @@ def instruction_set() -> str:
     """The widest set that torch finds on this machine and that the compiler supports."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512" and _has_bf16():
-        return "avx512-bf16"
+        return _PAIRS
     return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "plain")
 
 
@@ -76,14 +69,13 @@ def _has_bf16() -> bool:
 def _makes_pairs(*compiler: str) -> bool:
     """Whether a compiler takes the flags (GCC from version 10 on) and its assembler the
     instruction."""
-    flags = INSTRUCTION_SETS["avx512-bf16"].flags
-    command = [*compiler, *flags, "-c", "-x", "c++", "-", "-o", os.devnull]
+    command = [*compiler, *INSTRUCTION_SETS[_PAIRS][1], "-c", "-x", "c++", "-", "-o", os.devnull]
     return _run(command, 'asm("vdpbf16ps %zmm0, %zmm1, %zmm2");').returncode == 0
 
 
-def machine_takes_pairs(name: str | None = None) -> bool:
-    """Whether the kernel of an instruction set takes bfloat16 weights in pairs."""
-    return INSTRUCTION_SETS[name or instruction_set()].takes_pairs
+def machine_takes_pairs() -> bool:
+    """Whether the kernel of this machine takes bfloat16 weights in pairs."""
+    return instruction_set() == _PAIRS
 
 
 @functools.cache
@@ -105,7 +97,7 @@ def load_kernel(name: str | None = None) -> Callable[..., int]:
 
 
 def _build(name: str) -> Path:
-    lanes, flags, _ = INSTRUCTION_SETS[name]
+    lanes, flags = INSTRUCTION_SETS[name]
     compiler = _compiler()
     extra = shlex.split(os.environ.get("DITPRUNE_CXXFLAGS", ""))
     command = [*compiler, *FLAGS, f"-DLANES={lanes}", *flags, *extra, str(SOURCES / "kernel.cpp")]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,10 +135,6 @@ class _Unpacker:
             return False
         return dict(model.named_parameters())[name].ndim > 1
 
-    def check_quantized_param_shape(self, *_: Any) -> bool:
-        """Accept every shape; `create_quantized_param` compares it."""
-        return True
-
     def create_quantized_param(
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any,
         dtype: torch.dtype | None = None, **__: Any,
@@ -171,10 +167,9 @@ class _Unpacker:
     def preprocess_model(self, model: nn.Module, **options: Any) -> nn.Module:
         """Remember the modules that stay in float32; the model is not marked as quantized."""
         self._in_float32 = frozenset(options.get("keep_in_fp32_modules") or ())
-        return self._process_model_before_weight_loading(model)
-
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         return model
+
+    _process_model_before_weight_loading = preprocess_model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> nn.Module:
         """Remove `quantization_config`, so that saving the model writes an ordinary folder."""
@@ -198,21 +193,15 @@ class _Unpacker:
 
 
 class _Waiting(MetaPathFinder):
-    """Lets the other finders find the module with the tables, and adds to it after its import."""
+    """Finds the module with the tables, and adds to it after its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TABLES:
-            return None
-        for finder in sys.meta_path:
-            if finder is self or not hasattr(finder, "find_spec"):
-                continue
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                _add_after_import(spec.loader)
-                return spec
-        return None
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == _TABLES else None
+        if spec is not None:
+            _add_after_import(spec.loader)
+        return spec
 
 
 def _add_after_import(loader: Any) -> None:

@@ -24,7 +24,11 @@ def fuse_(denoiser: nn.Module) -> None:
     """
     dense, fused = _classes()
     for module in denoiser.modules():
-        if type(module) is dense and module.approximate == "tanh" and _is_sparse(module.proj):
+        if (
+            type(module) is dense
+            and module.approximate == "tanh"
+            and type(module.proj) is SparseLinear
+        ):
             module.__class__ = fused
 
 
@@ -73,14 +77,10 @@ def __getattr__(name: str) -> type:
     return _classes()[1]
 
 
-def _is_sparse(layer: object) -> bool:
-    return type(layer) is SparseLinear
-
-
 def _is_watched(layer: nn.Module) -> bool:
     """Whether calling a layer runs more than a sparse layer's forward."""
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
         layer._backward_pre_hooks, modules._has_any_global_hook(),
     )  # fmt: skip
-    return any(hooks) or "forward" in vars(layer) or not _is_sparse(layer)
+    return any(hooks) or "forward" in vars(layer) or type(layer) is not SparseLinear

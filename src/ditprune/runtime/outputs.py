@@ -35,7 +35,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cpu")
     block = _unused(size_bytes)
     if block is None:
-        block = _new(size_bytes)
+        try:
+            block = torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
+        except RuntimeError:  # out of memory; free the kept blocks of other sizes and try again
+            release()
+            block = torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
     lease = block.numpy()  # a new object, which lives as long as the storage over it
     _blocks.append((weakref.ref(lease), block))
     view = torch.from_numpy(lease).view(dtype).view(shape)
@@ -46,14 +50,6 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def release() -> None:
     """Free the kept memory, now or when the last tensor over it is gone."""
     _blocks.clear()
-
-
-def _new(size_bytes: int) -> Tensor:
-    try:
-        return torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
-    except RuntimeError:  # out of memory; free the kept blocks of other sizes and try again
-        release()
-        return torch.empty(size_bytes, dtype=torch.uint8, device="cpu")
 
 
 def _unused(size_bytes: int) -> Tensor | None:

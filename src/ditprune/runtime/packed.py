@@ -72,12 +72,6 @@ def pack(weight: Tensor, in_pairs: bool = False) -> Packed:
 
 def unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     """The dense weight [num_rows, num_columns]."""
-    if packed.in_pairs:
-        return _unpack(packed, num_rows, num_columns // 2).view(torch.bfloat16)
-    return _unpack(packed, num_rows, num_columns)
-
-
-def _unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     values, columns, counts_GBR, _ = packed
     rows = torch.arange(counts_GBR.numel(), device=values.device)
     counts = counts_GBR.flatten().long()
@@ -86,6 +80,8 @@ def _unpack(packed: Packed, num_rows: int, num_columns: int) -> Tensor:
     parts_GBRC = values.new_zeros((*counts_GBR.shape, BLOCK))
     parts_GBRC.view(-1)[positions] = values
     dense = parts_GBRC.transpose(1, 2).flatten(2).flatten(0, 1)
+    if packed.in_pairs:
+        return dense[:num_rows, : num_columns // 2].contiguous().view(torch.bfloat16)
     return dense[:num_rows, :num_columns].contiguous()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditprune.errors import KernelError
 from ditprune.runtime.stand_in import StandIn
@@ -27,21 +27,10 @@ DTYPES = (torch.float16, torch.bfloat16)
 ROWS, COLUMNS = 32, 64
 _CAPABILITY = (8, 0)
 
-_Compress = Callable[[Tensor], Tensor]
-
-
-def compress(weight: Tensor) -> Tensor:
-    """torch's 2:4 tensor of a weight [C_out, C_in], without torch's prototype warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.sparse.to_sparse_semi_structured(weight.contiguous())
-
 
 def is_two_of_four(weight: Tensor) -> bool:
     """Whether each 4 consecutive inputs hold at most 2 nonzeros; C_in a multiple of 4."""
-    if weight.shape[1] % 4:
-        return False
-    return bool((weight.reshape(-1, 4).count_nonzero(1) <= 2).all())
+    return weight.shape[1] % 4 == 0 and bool((weight.reshape(-1, 4).count_nonzero(1) <= 2).all())
 
 
 def device_obstacle(device: torch.device) -> str:
@@ -79,12 +68,14 @@ class SemiStructuredLinear(StandIn):
 
     Args:
         linear: its weight has no `weight_obstacle`.
-        compress: turns a dense weight into torch's tensor.
     """
 
-    def __init__(self, linear: nn.Linear, compress: _Compress = compress) -> None:
-        self._compress = compress
-        super().__init__(linear)
+    @staticmethod
+    def _compress(weight: Tensor) -> Tensor:
+        """torch's 2:4 tensor of a weight [C_out, C_in], without torch's prototype warning."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.sparse.to_sparse_semi_structured(weight.contiguous())
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in nn.Linear)
         """[..., in_features] → [..., out_features]. Raises KernelError."""
@@ -112,7 +103,7 @@ class SemiStructuredLinear(StandIn):
     @property
     def size_bytes(self) -> int:
         parts = (getattr(self.compressed, name, None) for name in ("packed", "meta"))
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
+        return sum(part.nbytes for part in parts if part is not None)
 
     @property
     def _like(self) -> Tensor:
@@ -143,7 +134,7 @@ class SemiStructuredLinear(StandIn):
     def __deepcopy__(self, memo: dict[int, Any]) -> SemiStructuredLinear:
         linear = self.to_linear()
         linear.register_parameter("bias", copy.deepcopy(self.bias, memo))
-        memo[id(self)] = other = SemiStructuredLinear(linear, self._compress)
+        memo[id(self)] = other = type(self)(linear)
         return other
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -67,7 +67,7 @@ class SparseLinear(StandIn):
 
     @property
     def size_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.packed)
+        return sum(tensor.nbytes for tensor in self.packed)
 
     @property
     def _like(self) -> Tensor:

@@ -59,10 +59,7 @@ class StandIn(nn.Module):
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
-        )
+        return nn.Linear.extra_repr(self)  # type: ignore[arg-type]
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -90,11 +87,7 @@ class StandIn(nn.Module):
                 error_msgs.append(f"{key}: {reason}; call desparsify_ before loading it")
             else:
                 self._hold(weight)
-        others = {
-            name: value
-            for name, value in state_dict.items()
-            if name.startswith(prefix) and name != key
-        }
+        others = {name: value for name, value in state_dict.items() if name != key}
         super()._load_from_state_dict(
             others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

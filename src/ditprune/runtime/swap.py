@@ -11,8 +11,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,7 @@ class Decision:
         return not self.reason
 
 
-class Times(NamedTuple):
-    """Seconds of one call by number of tokens."""
-
-    dense_s: dict[int, float]
-    sparse_s: dict[int, float]
+_Times = tuple[dict[int, float], dict[int, float]]  # dense and sparse, by number of tokens
 
 
 def sparsify_(
@@ -99,10 +95,10 @@ def sparsify_(
         if not runner.is_optional:
             raise
         warnings.warn(f"{error}; every layer stays dense", stacklevel=2)
-        return {name: _stays(linear, "no kernel") for name, linear in _linears(denoiser)}
+        return {name: _decision(linear, "no kernel") for name, linear in _linears(denoiser)}
     num_tokens = {} if call is None else _count_tokens(denoiser, call)
     uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
-    timed: dict[Any, Times] = {}
+    timed: dict[Any, _Times] = {}
     decisions = {}
     deadline = time.perf_counter() + limit_s
     # A list of Linears would keep every dense weight in memory; a list of names does not.
@@ -111,18 +107,17 @@ def sparsify_(
         counts = NUM_TOKENS if call is None else num_tokens[name]
         reason = _obstacle(linear, uses[id(linear.weight)], counts) or runner.obstacle(linear)
         if reason:
-            decisions[name] = _stays(linear, reason)
+            decisions[name] = _decision(linear, reason)
             continue
-        weight, sparsity = linear.weight, round(_sparsity(linear), 2)
+        weight, sparsity = linear.weight, round(share_of_zeros(linear.weight), 2)
         key = (weight.shape, weight.dtype, sparsity, linear.bias is None, counts)
         if key not in timed:
             timed[key] = _time_both(linear, counts, runner, held_bytes(denoiser), deadline)
-        reason = _why_slower(timed[key], is_learnt=call is not None)
-        if reason:
-            decisions[name] = _stays(linear, reason, timed[key])
-        else:
+        reason = _why_slower(*timed[key], is_learnt=call is not None)
+        decisions[name] = _decision(linear, reason, timed[key])
+        if not reason:
             sparse = runner.sparse(linear, counts)
-            decisions[name] = _decision(linear, timed[key], sparse.size_bytes)
+            decisions[name] = replace(decisions[name], size_bytes=sparse.size_bytes)
             denoiser.set_submodule(name, sparse)
     release()  # the outputs of the timings
     fuse_(denoiser)
@@ -131,11 +126,7 @@ def sparsify_(
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
     """Replace each sparse layer by the Linear it stands for, in place; return their names."""
-    layers = {
-        name: module
-        for name, module in denoiser.named_modules()
-        if name and isinstance(module, StandIn)
-    }
+    layers = {n: m for n, m in denoiser.named_modules() if n and isinstance(m, StandIn)}
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
     unfuse_(denoiser)
@@ -173,50 +164,48 @@ def _count_tokens(
 
 def _time_both(
     linear: nn.Linear, counts: tuple[int, ...], runner: Backend, model_bytes: int, deadline: float
-) -> Times:
+) -> _Times:
     """Seconds by number of tokens, dense and sparse, with caches as cold as in the model."""
     sparse, weight = runner.sparse(linear, counts), linear.weight
     cold = cold_buffer(model_bytes, str(weight.device))
-    times = Times({}, {})
+    dense_s, sparse_s = {}, {}
     with torch.no_grad():
         for count in counts:
             inputs = torch.ones(count, linear.in_features, dtype=weight.dtype, device=weight.device)
             works = [lambda x=inputs: linear(x), lambda x=inputs: sparse(x)]
             left_s = max(0.0, deadline - time.perf_counter())
-            best = runner.seconds(works, str(weight.device), cold, left_s)
-            times.dense_s[count], times.sparse_s[count] = best
-    return times
+            dense_s[count], sparse_s[count] = runner.seconds(
+                works, str(weight.device), cold, left_s
+            )
+    return dense_s, sparse_s
 
 
-def _why_slower(times: Times, is_learnt: bool) -> str:
+def _why_slower(
+    dense_s: Mapping[int, float], sparse_s: Mapping[int, float], is_learnt: bool
+) -> str:
     """Why a layer does not gain over all its numbers of tokens together; empty if it does.
 
     Args:
         is_learnt: whether the numbers of tokens come from a call.
     """
-    gain = sum(times.dense_s.values()) / sum(times.sparse_s.values())
+    gain = sum(dense_s.values()) / sum(sparse_s.values())
     if gain >= MIN_GAIN:
         return ""
-    counts = " and ".join(map(str, times.dense_s))
+    counts = " and ".join(map(str, dense_s))
     advice = "" if is_learnt else "; pass a call to time it with its own number"
     return f"{gain:.2f}× as fast with {counts} tokens{advice}"
 
 
-def _stays(linear: nn.Linear, reason: str, times: Times | None = None) -> Decision:
-    return _decision(linear, times or Times({}, {}), held_bytes(linear.weight), reason)
+def _decision(linear: nn.Linear, reason: str, times: _Times = ({}, {})) -> Decision:
+    weight, shape = linear.weight, (linear.out_features, linear.in_features)
+    return Decision(shape, share_of_zeros(weight), *times, weight.nbytes, reason)
 
 
-def _decision(linear: nn.Linear, times: Times, size_bytes: int, reason: str = "") -> Decision:
-    shape = (linear.out_features, linear.in_features)
-    return Decision(shape, _sparsity(linear), times.dense_s, times.sparse_s, size_bytes, reason)
+def share_of_zeros(weight: Tensor) -> float:
+    """The share of weights that are zero."""
+    return 1 - int(weight.count_nonzero()) / weight.numel()
 
 
-def _sparsity(linear: nn.Linear) -> float:
-    return 1 - int(linear.weight.count_nonzero()) / linear.weight.numel()
-
-
-def held_bytes(holder: nn.Module | Tensor) -> int:
-    """The size of a tensor, or of all parameters and buffers of a module."""
-    if isinstance(holder, Tensor):
-        return holder.numel() * holder.element_size()
-    return sum(held_bytes(tensor) for tensor in (*holder.parameters(), *holder.buffers()))
+def held_bytes(module: nn.Module) -> int:
+    """The size of all parameters and buffers of a module."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

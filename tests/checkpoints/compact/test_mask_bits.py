@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditprune.checkpoints.compact import mask_bits
-from ditprune.checkpoints.compact.mask_bits import (
-    apply_,
-    compressed,
-    expanded,
-    nonzero_bits,
-    num_filled_in,
-    num_set,
-)
+from ditprune.checkpoints.compact.mask_bits import apply_, compressed, expanded, nonzero_bits
+from ditprune.checkpoints.compact.packing import num_set
 from ditprune.errors import ModelError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -55,11 +49,8 @@ def test_applying_puts_plus_zero_where_the_mask_has_none(dtype, monkeypatch, sam
     keep[3], keep[10:15], keep[15:20] = False, True, False
     expected = torch.where(keep, weights, torch.zeros_like(weights))
     bits = np.packbits(keep.numpy(), bitorder="little")
-    filled = num_filled_in(bits, nonzero_bits(raw_of(weights), dtype))
-    assert filled == int(((weights != 0) & ~keep).sum())
     apply_(raw_of(weights), dtype, bits)
     same_bits(weights, expected)
-    assert num_filled_in(bits, nonzero_bits(raw_of(weights), dtype)) == 0
 
 
 @given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 9))

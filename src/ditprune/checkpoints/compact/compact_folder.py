@@ -179,14 +179,17 @@ def packed_layout(weights: Weights, heads: Mapping[str, Head]) -> Layout:
 
 
 def write_compact_manifest(
-    folder: Path, dense: Weights, heads: Mapping[str, Head], hashes: Mapping[str, tuple[str, str]]
+    folder: Path,
+    dense: Weights,
+    heads: Mapping[str, Head],
+    written: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the compact manifest and config.json of a folder whose shards are written.
 
     Args:
         dense: the weights that were packed.
         heads: of the packed tensors.
-        hashes: for each tensor, those of the packed and of the dense bytes.
+        written: the record of each tensor, with the hashes of the packed and of the dense bytes.
     """
     config = (dense.shards[0].parent / "config.json").read_bytes().decode()
     content = {
@@ -199,8 +202,8 @@ def write_compact_manifest(
                 "form": heads[name].form if name in heads else "dense",
                 "size_bytes": heads[name].size_bytes if name in heads else entry.size_bytes,
                 "dense_bytes": entry.size_bytes,
-                "sha256": hashes[name][0],
-                "dense_sha256": hashes[name][1],
+                "sha256": written[name]["sha256"],
+                "dense_sha256": written[name]["source_sha256"],
             }
             for name, entry in dense.entries.items()
         },
@@ -230,30 +233,29 @@ def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:
         in_shard = list(entries_of(json.loads(text), len(text), shard))
         if {entry.name for entry in in_shard} != {entry.name for entry in packed.in_shard(shard)}:
             raise ValueError(f"the dense header of {shard.name} lists other tensors than it holds")
-        _check_offsets(in_shard, len(raw[shard.name]))
-        for entry in in_shard:
-            _check_entry(entry, packed)
-            entries[entry.name] = entry
+        start = len(raw[shard.name])
+        for entry in sorted(in_shard, key=lambda e: (e.offset, e.size_bytes)):
+            if entry.offset != start or entry.size_bytes < 0:
+                raise ValueError(f"{entry.name} begins at {entry.offset}, expected {start}")
+            start += entry.size_bytes
+            if _is_packed(packed, entry):
+                _check_dense(entry)
+        entries |= {entry.name: entry for entry in in_shard}
     return Layout(raw, entries)
 
 
-def _check_offsets(entries: list[Entry], start: int) -> None:
-    """Raises ValueError unless the tensors follow each other without gaps."""
-    for entry in sorted(entries, key=lambda e: (e.offset, e.size_bytes)):
-        if entry.offset != start or entry.size_bytes < 0:
-            raise ValueError(f"{entry.name} begins at {entry.offset}, expected {start}")
-        start += entry.size_bytes
-
-
-def _check_entry(entry: Entry, packed: Weights) -> None:
-    if not _is_packed(packed, entry):
-        return
+def _check_dense(entry: Entry) -> None:
+    """Raises ValueError unless a tensor is floating point, and its bytes are those of its shape."""
     are_sizes = all(isinstance(size, int) and size > 0 for size in entry.shape)
-    if entry.dtype not in ITEM_BYTES or not are_sizes:
-        raise ValueError(f"{entry.name} is {entry.dtype} {list(entry.shape)} in the dense header")
-    expected = math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
-    if entry.size_bytes != expected:
-        raise ValueError(f"{entry.name} takes {entry.size_bytes} bytes, expected {expected}")
+    if (
+        entry.dtype not in ITEM_BYTES
+        or not are_sizes
+        or entry.size_bytes != math.prod(entry.shape) * ITEM_BYTES[entry.dtype]
+    ):
+        raise ValueError(
+            f"{entry.name} is {entry.dtype} {list(entry.shape)} in {entry.size_bytes} bytes in "
+            "the dense header"
+        )
 
 
 def _is_packed(packed: Weights, entry: Entry) -> bool:

@@ -73,6 +73,11 @@ class Head:
         """Bytes of the whole packed weight, a multiple of 8."""
         return self.positions_start + padded(self.position_bytes)
 
+    @property
+    def is_smaller(self) -> bool:
+        """Whether the packed weight is smaller than the dense one."""
+        return self.size_bytes < self.dense_bytes
+
     def to_bytes(self) -> bytes:
         fixed = _FIXED.pack(
             _MAGIC, self.dtype.encode(), *(self.group or (0, 0)), len(self.shape), self.num_values
@@ -106,21 +111,14 @@ def read_head(raw: memoryview, name: str) -> Head:
         known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
         raise not_packed(name, f"{num_keep}:{size}, expected a mask or one of {known}")
     head = Head(dtype, shape, num_values, group)
-    _check_counts(head, name)
+    counts = f"{num_values} values of {head.num_weights} weights"
+    if num_values > head.num_weights or not head.num_weights:
+        raise not_packed(name, counts)
+    if group and (head.num_weights % size or num_values != head.num_weights // size * num_keep):
+        raise not_packed(name, f"{counts} under {head.form}")
     if head.size_bytes != raw.nbytes:
         raise not_packed(name, f"{raw.nbytes} bytes, its head says {head.size_bytes}")
     return head
-
-
-def _check_counts(head: Head, name: str) -> None:
-    if head.num_values > head.num_weights or not head.num_weights:
-        raise not_packed(name, f"{head.num_values} values of {head.num_weights} weights")
-    if head.group is not None:
-        num_keep, size = head.group
-        if head.num_weights % size or head.num_values != head.num_weights // size * num_keep:
-            raise not_packed(
-                name, f"{head.num_values} values of {head.num_weights} weights under {head.form}"
-            )
 
 
 def not_packed(name: str, reason: str) -> ModelError:

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from ditprune.checkpoints.compact.head import ITEM_BYTES
-from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, num_set, words_of
+from ditprune.checkpoints.compact.packing import CHUNK_WEIGHTS, words_of
 from ditprune.errors import ModelError
 
 
@@ -34,11 +34,6 @@ def apply_(raw: memoryview, dtype: str, bits: np.ndarray) -> None:
         chunk = words[start : start + CHUNK_WEIGHTS]
         part = bits[start // 8 : -(-(start + len(chunk)) // 8)]
         chunk *= np.unpackbits(part, bitorder="little", count=len(chunk))
-
-
-def num_filled_in(bits: np.ndarray, nonzero: np.ndarray) -> int:
-    """How many weights are not zero where the mask is 0."""
-    return num_set(nonzero & ~bits)
 
 
 def compressed(bits: np.ndarray) -> bytes:
@@ -65,6 +60,9 @@ def expanded(raw: memoryview, num_weights: int, name: str) -> np.ndarray:
             "`ditprune mask extract`"
         )
 
+    if raw.nbytes > num_bytes:
+        raise spoiled(f"{raw.nbytes} bytes, expected at most {num_bytes}")
+    content: bytes | memoryview = raw
     if raw.nbytes < num_bytes:
         reader = zlib.decompressobj()
         try:
@@ -73,11 +71,7 @@ def expanded(raw: memoryview, num_weights: int, name: str) -> np.ndarray:
             raise spoiled(str(error)) from None
         if len(content) != num_bytes or not reader.eof or reader.unused_data:
             raise spoiled(f"does not hold {num_bytes} bytes")
-        bits = np.frombuffer(content, np.uint8)
-    elif raw.nbytes == num_bytes:
-        bits = np.frombuffer(raw, np.uint8)
-    else:
-        raise spoiled(f"{raw.nbytes} bytes, expected at most {num_bytes}")
+    bits = np.frombuffer(content, np.uint8)
     if num_weights % 8 and bits[-1] >> num_weights % 8:
         raise spoiled("bits beyond the last weight")
     return bits

@@ -68,7 +68,12 @@ def unpack_weight(raw: memoryview, name: str) -> tuple[Head, memoryview]:
     """
     head = read_head(raw, name)
     values, positions = _parts(np.frombuffer(raw, np.uint8), head)
-    _check_mask(head, positions, name)
+    if head.group is None:
+        num_bits = num_set(positions)
+        if num_bits != head.num_values:
+            raise not_packed(name, f"{num_bits} bits in its mask, {head.num_values} values")
+        if head.num_weights % 8 and positions[-1] >> (head.num_weights % 8):
+            raise not_packed(name, "bits in its mask beyond the last weight")
     dense = np.zeros(head.num_weights, values.dtype)
     num_values = 0
     for start, bits in _mask_chunks(head, positions, name):
@@ -91,17 +96,6 @@ def _mask_chunks(head: Head, positions: np.ndarray, name: str) -> Iterator[tuple
         if bits is None:
             raise not_packed(name, f"positions that do not ascend within {head.form}")
         yield start, bits
-
-
-def _check_mask(head: Head, positions: np.ndarray, name: str) -> None:
-    """That a mask has as many bits as there are values, and none beyond the weights."""
-    if head.group is not None:
-        return
-    num_bits = num_set(positions)
-    if num_bits != head.num_values:
-        raise not_packed(name, f"{num_bits} bits in its mask, {head.num_values} values")
-    if head.num_weights % 8 and positions[-1] >> (head.num_weights % 8):
-        raise not_packed(name, "bits in its mask beyond the last weight")
 
 
 def _indices(bits: np.ndarray, count: int) -> np.ndarray:

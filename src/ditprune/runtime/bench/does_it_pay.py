@@ -7,9 +7,9 @@ needs several copies of the denoiser, and is timed if they fit into memory.
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,22 +17,19 @@ import torch
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import KernelError, RecipeError
 from ditprune.progress import Progress, silent
 from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
 from ditprune.runtime.bench.free_memory import free_bytes
-from ditprune.runtime.bench.layer_times import DENSE, SPARSE, LayerKind, bench_layers, verdict_of
-from ditprune.runtime.bench.step_times import bench_step, step_bytes
+from ditprune.runtime.bench.layer_times import DENSE, SPARSE, bench_layers, verdict_of
+from ditprune.runtime.bench.step_times import bench_step
 from ditprune.runtime.bench.timed_layers import (
-    NumTokens,
-    TimedLayers,
-    TrialPruning,
     check_zeros,
     find_timed_layers,
-    real_calls,
+    first_calls,
+    trial_of,
 )
 from ditprune.writing.files import installed_versions, is_compact
 
@@ -84,32 +81,40 @@ def bench_model(
     model: ModelFolder, options: BenchOptions, progress: Progress = silent
 ) -> dict[str, Any]:
     """Time a model's layers and its step. Raises DitpruneError before any timing."""
-    trial = TrialPruning.of(options.sparsity, options.pattern)
+    trial = trial_of(options.sparsity, options.pattern)
     device, backend, notes = _where(options)
     denoisers, layer_notes = find_timed_layers(model, trial)
     notes += layer_notes
     sparsities = {name: layers.sparsities(progress) for name, layers in denoisers.items()}
     check_zeros(model, denoisers, sparsities)
     memory = options.max_memory or free_bytes(device)
-    calls, tokens = _calls(model, denoisers, options, device, memory)
+    calls: Mapping[str, Call] = {}
+    if options.num_tokens is None:
+        placement = Placement(device, max_memory=memory)
+        calls, tokens = first_calls(model, denoisers, options.sampling, placement)
+        gc.collect()  # the pipeline
+    else:
+        tokens = {
+            name: {
+                layer: _NUM_MODULATION_ROWS if t.role == "modulation" else options.num_tokens
+                for layer, t in layers.targets.items()
+            }
+            for name, layers in denoisers.items()
+        }
     rows: list[dict[str, Any]] = []
     steps: dict[str, Any] = {}
     share_s = options.limit_s / (2 * len(denoisers))  # half for layers, half for steps
     for name, layers in denoisers.items():
         prefix = f"{name}: " if len(denoisers) > 1 else ""
-        kinds = _kinds(layers, tokens[name], sparsities[name])
-        for row in bench_layers(kinds, layers.read, backend, device, share_s, progress):
-            rows.append({**row, "layer": f"{prefix}{row['layer']}"})
+        timed = bench_layers(
+            layers, tokens[name], sparsities[name], backend, device, share_s, progress
+        )
+        rows += ({**row, "layer": f"{prefix}{row['layer']}"} for row in timed)
         num_uncalled = len(layers.targets) - len(tokens[name])
         if num_uncalled:
             notes.append(f"{prefix}{num_uncalled} layers were not called, and are not timed")
         call = calls.get(name)
-        reason = _why_no_step(layers.folder, call, memory)
-        if call is None or reason:
-            steps[name] = {"reason": reason}
-        else:
-            folder = layers.folder
-            steps[name] = bench_step(folder, call, trial, backend, device, share_s, progress)
+        steps[name] = bench_step(layers, call, memory, backend, device, share_s, progress)
     return {
         "model": model.name,
         "pruned_in_memory": trial is not None,
@@ -129,15 +134,16 @@ def bench_model(
 
 def together(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The verdict over all layers, each on its faster side: a step without its other parts."""
-    seconds = {}
-    for dense, path in zip((*DENSE, *DENSE), (*DENSE, *SPARSE), strict=True):
-        if all(row[f"{path}_ms"] is None for row in rows):
-            continue
-        seconds[path] = 0.0
-        for row in rows:
-            both = (row[f"{dense}_ms"], row[f"{path}_ms"])
-            seconds[path] += row["num_layers"] * min(ms for ms in both if ms is not None) / 1000
-    return verdict_of(seconds)
+    return verdict_of(
+        {
+            path: sum(
+                row["num_layers"] * min(row[f"{dense}_ms"], row[f"{path}_ms"] or math.inf)
+                for row in rows
+            )
+            for dense, path in zip((*DENSE, *DENSE), (*DENSE, *SPARSE), strict=True)
+            if any(row[f"{path}_ms"] for row in rows)
+        }
+    )
 
 
 def _where(options: BenchOptions) -> tuple[str, Backend | None, list[str]]:
@@ -160,57 +166,3 @@ def _where(options: BenchOptions) -> tuple[str, Backend | None, list[str]]:
             raise
         return device, None, [str(error)]
     return device, backend, []
-
-
-def _calls(
-    model: ModelFolder,
-    denoisers: Mapping[str, TimedLayers],
-    options: BenchOptions,
-    device: str,
-    memory: int,
-) -> tuple[dict[str, Call], dict[str, NumTokens]]:
-    """A call of each denoiser, unless tokens are given, and the tokens of each layer."""
-    if options.num_tokens is not None:
-        return {}, {
-            name: {
-                layer: _NUM_MODULATION_ROWS if t.role == "modulation" else options.num_tokens
-                for layer, t in layers.targets.items()
-            }
-            for name, layers in denoisers.items()
-        }
-    if not model.is_pipeline:
-        raise RecipeError(
-            f"{model.name}: is a bare denoiser, without a pipeline to take a call from; pass "
-            "--num-tokens, or the pipeline's folder"
-        )
-    pipeline = load_pipeline(model, Placement(device, max_memory=memory))
-    sampling = replace(options.sampling, num_samples=1, batch_size=1)
-    names = {name: list(layers.targets) for name, layers in denoisers.items()}
-    calls, tokens = real_calls(pipeline, sampling, names)
-    del pipeline
-    gc.collect()
-    return calls, tokens
-
-
-def _kinds(
-    layers: TimedLayers, tokens: NumTokens, sparsities: Mapping[str, float]
-) -> dict[LayerKind, list[str]]:
-    """The names of the called layers by what they have in common."""
-    kinds: dict[LayerKind, list[str]] = {}
-    for name, num_tokens in tokens.items():
-        kind = LayerKind(layers.targets[name].shape, num_tokens, sparsities[name])
-        kinds.setdefault(kind, []).append(name)
-    return kinds
-
-
-def _why_no_step(folder: Path, call: Call | None, memory: int) -> str:
-    """Why a whole step is not timed; empty if it is."""
-    if call is None:
-        return "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
-    needed = step_bytes(folder)
-    if needed > memory:
-        return (
-            f"four copies of the denoiser take {needed / 1e9:.1f} GB, and "
-            f"{memory / 1e9:.1f} GB may be taken; its layers were timed one at a time"
-        )
-    return ""

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import torch
 
-
-class _Control(NamedTuple):
-    """The file names of one version of control groups."""
-
-    folder: str
-    limit: str
-    used: str
-    files: tuple[str, str]  # of memory.stat: pages of files, which the system frees when needed
-
-
-_CONTROLS = {  # by the controllers on a line of /proc/self/cgroup
-    "": _Control("", "memory.max", "memory.current", ("inactive_file", "active_file")),
-    "memory": _Control(
-        "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-        ("total_inactive_file", "total_active_file"),
-    ),
-}  # fmt: skip
+# By the controllers on a line of /proc/self/cgroup, for version 2 and 1: the folder, the files with
+# the limit and the use, and how memory.stat begins the names of its sums over the whole group.
+_CONTROLS = {
+    "": ("", "memory.max", "memory.current", ""),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
 
 
 def free_bytes(device: str) -> int:
@@ -41,24 +30,20 @@ def limits_left(
     """What each limit on this process's control groups leaves, in bytes."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        control = _CONTROLS.get(controllers)
-        if control is None:
+        if controllers not in _CONTROLS:
             continue
-        root = mounted / control.folder
+        name, limit_file, used_file, prefix = _CONTROLS[controllers]
+        root = mounted / name
         # In a container the path may be the host's; then the root it sees is its own group.
         group = root / path.lstrip("/")
         for folder in (group, *(p for p in group.parents if p.is_relative_to(root))):
-            limit, used = _text(folder / control.limit), _text(folder / control.used)
+            limit, used = _text(folder / limit_file), _text(folder / used_file)
             if limit.strip().isdigit() and used.strip().isdigit():
-                stat = _numbers(folder / "memory.stat")
-                files = sum(stat.get(name, 0) for name in control.files)
+                stat = re.findall(r"^(\S+) (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                # The system frees the pages of files when needed.
+                names = (f"{prefix}inactive_file", f"{prefix}active_file")
+                files = sum(int(number) for name, number in stat if name in names)
                 yield max(0, int(limit) - max(0, int(used) - files))
-
-
-def _numbers(file: Path) -> dict[str, int]:
-    """The second word of each line by the first, where it is a number."""
-    lines = (line.split() for line in _text(file).splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
 def _text(file: Path) -> str:

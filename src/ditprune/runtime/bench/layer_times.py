@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
+from ditprune.runtime.bench.timed_layers import NumTokens, TimedLayers
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import best_seconds, cold_buffer
 from ditprune.runtime.swap import MIN_GAIN, held_bytes
@@ -23,8 +23,7 @@ _MODEL_BYTES = 1 << 30  # of the other layers, which evict a layer's weight from
 _NUM_ROUNDS = 20
 
 
-@dataclass(frozen=True)
-class LayerKind:
+class LayerKind(NamedTuple):
     """What layers have in common that are timed as one.
 
     Args:
@@ -39,51 +38,52 @@ class LayerKind:
 
 
 def bench_layers(
-    kinds: Mapping[LayerKind, list[str]],
-    read: Callable[[str], Tensor],
+    layers: TimedLayers,
+    tokens: NumTokens,
+    sparsities: Mapping[str, float],
     backend: Backend | None,
     device: str,
     limit_s: float,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """One row for each kind, in the order of the model: milliseconds, bytes and verdict.
+    """One row for each kind of layer, in the order of the model: milliseconds, bytes and verdict.
 
     Args:
-        kinds: with the names of their layers.
-        read: the weight of a layer as it is to be timed, [C_out, C_in].
+        tokens: of the layers that are called.
         backend: what runs sparse layers; None if nothing can.
         limit_s: for all kinds together; each is run twice whatever it takes.
     """
+    kinds: dict[LayerKind, list[str]] = {}
+    for name, num_tokens in tokens.items():
+        kind = LayerKind(layers.targets[name].shape, num_tokens, sparsities[name])
+        kinds.setdefault(kind, []).append(name)
     rows = []
     for number, (kind, names) in enumerate(kinds.items(), start=1):
-        times = _bench_kind(kind, read(names[0]), backend, device, limit_s / len(kinds))
-        rows.append({
-            "layer": names[0], "num_layers": len(names), "shape": list(kind.shape),
-            "num_tokens": kind.num_tokens, "sparsity": kind.sparsity, **times,
-        })  # fmt: skip
+        times = _bench_kind(kind, layers.read(names[0]), backend, device, limit_s / len(kinds))
+        rows.append({"layer": names[0], "num_layers": len(names), **kind._asdict(), **times})
         progress("timing layers", number, len(kinds))
     return rows
 
 
-def verdict_of(seconds: Mapping[str, float]) -> dict[str, Any]:
+def verdict_of(ms: Mapping[str, float]) -> dict[str, Any]:
     """What times say: sparse pays if the fastest sparse path beats the fastest dense one.
 
     Args:
-        seconds: by path (`dense_fp32`, …), without the paths that cannot run.
+        ms: milliseconds by path (`dense_fp32`, …), without the sparse paths that cannot run.
     """
-    best_dense = min(seconds[path] for path in DENSE if path in seconds)
-    best_sparse = min((seconds[path] for path in SPARSE if path in seconds), default=None)
-
-    def gain(dense: str, sparse: str) -> float | None:
-        has_both = dense in seconds and sparse in seconds
-        return seconds[dense] / seconds[sparse] if has_both else None
-
+    best_dense = min(ms[path] for path in DENSE)
+    best_sparse = min((ms[path] for path in SPARSE if path in ms), default=None)
+    gains = {
+        f"gain_{dtype}": ms[f"dense_{dtype}"] / ms[f"sparse_{dtype}"]
+        if f"sparse_{dtype}" in ms
+        else None
+        for dtype in ("fp32", "bf16")
+    }
     return {
-        **{f"{path}_ms": _ms(seconds.get(path)) for path in (*DENSE, *SPARSE)},
-        "sparse_ms": _ms(best_sparse),
-        "gain_fp32": gain("dense_fp32", "sparse_fp32"),
-        "gain_bf16": gain("dense_bf16", "sparse_bf16"),
-        "best": min(seconds, key=lambda path: seconds[path]),
+        **{f"{path}_ms": ms.get(path) for path in (*DENSE, *SPARSE)},
+        "sparse_ms": best_sparse,
+        **gains,
+        "best": min(ms, key=lambda path: ms[path]),
         "pays": best_sparse is not None and best_dense >= MIN_GAIN * best_sparse,
     }
 
@@ -103,8 +103,8 @@ def _bench_kind(
     cold = cold_buffer(_MODEL_BYTES, device)
     with torch.no_grad():
         seconds = best_seconds([*works.values()], device, _NUM_ROUNDS, limit_s, cold)
-    times = verdict_of(dict(zip(works, seconds, strict=True)))
-    return {**times, "size_bytes": sizes, "reasons": reasons}
+    ms = {path: 1000 * best_s for path, best_s in zip(works, seconds, strict=True)}
+    return {**verdict_of(ms), "size_bytes": sizes, "reasons": reasons}
 
 
 def _layer(
@@ -119,7 +119,3 @@ def _layer(
     if backend is None:
         return NO_BACKEND
     return backend.obstacle(linear) or backend.sparse(linear, [num_tokens])
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else 1000 * seconds

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import run_call
@@ -21,7 +18,7 @@ from ditprune.denoiser.rows import to_placement
 from ditprune.progress import Progress
 from ditprune.runtime.backends import Backend
 from ditprune.runtime.bench.layer_times import DENSE, NO_BACKEND, SPARSE, verdict_of
-from ditprune.runtime.bench.timed_layers import TrialPruning
+from ditprune.runtime.bench.timed_layers import TimedLayers, pruned_on_trial
 from ditprune.runtime.semi_structured import SemiStructuredLinear
 from ditprune.runtime.stopwatch import best_seconds
 from ditprune.runtime.swap import Decision, held_bytes, sparsify_
@@ -33,48 +30,52 @@ _BYTES_PER_PARAMETER = 12
 _NUM_ROUNDS = 10
 
 
-def step_bytes(folder: Path) -> int:
-    """The memory that timing a whole step takes."""
-    return open_weights(folder).num_parameters * _BYTES_PER_PARAMETER
-
-
 def bench_step(
-    folder: Path,
-    call: Call,
-    trial: TrialPruning | None,
+    layers: TimedLayers,
+    call: Call | None,
+    memory: int,
     backend: Backend | None,
     device: str,
     limit_s: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Milliseconds, bytes and verdict of one call of a folder's denoiser.
+    """Milliseconds, bytes and verdict of one call of a denoiser, or the reason why there are none.
 
     Args:
+        memory: bytes that all copies of the denoiser may take.
         limit_s: for all timings, past two runs of each. Half is used to choose the layers, half
             to time the step.
     """
-    dense = load_denoiser(folder, Placement(device))
-    if trial is not None:
-        _prune_on_trial_(dense, trial)
+    needed = layers.weights.num_parameters * _BYTES_PER_PARAMETER
+    if call is None:
+        reason = "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
+        return {"reason": reason}
+    if needed > memory:
+        reason = (
+            f"four copies of the denoiser take {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
+            "may be taken; its layers were timed one at a time"
+        )
+        return {"reason": reason}
     denoisers: dict[str, nn.Module] = {}
-    calls, reasons, num_swapped = {}, {}, {}
-    for number, (path, dtype) in enumerate((DENSE | SPARSE).items(), start=1):
-        denoiser, calls[path] = _copy_in(dense, dtype), to_placement(call, device, dtype)
-        if path in SPARSE and backend is None:
-            reasons[path] = NO_BACKEND
-        elif path in SPARSE and backend is not None:
+    works, num_swapped = [], {}
+    reasons = {} if backend else dict.fromkeys(SPARSE, NO_BACKEND)
+    paths = DENSE | SPARSE if backend else DENSE
+    for number, (path, dtype) in enumerate(paths.items(), start=1):
+        denoiser, path_call = _load(layers, device, dtype), to_placement(call, device, dtype)
+        if backend and path in SPARSE:
             layer_limit_s = limit_s / 2 / len(SPARSE)
-            decisions = sparsify_(denoiser, calls[path], backend, limit_s=layer_limit_s)
+            decisions = sparsify_(denoiser, path_call, backend, limit_s=layer_limit_s)
             num_swapped[path] = sum(decision.is_swapped for decision in decisions.values())
             if not num_swapped[path]:
                 reasons[path] = why_dense(decisions.values())
         if path not in reasons:
             denoisers[path] = denoiser
-        progress("preparing the step", number, len(DENSE | SPARSE))
-    works = [partial(run_call, denoiser, calls[path]) for path, denoiser in denoisers.items()]
+            works.append(partial(run_call, denoiser, path_call))
+        progress("preparing the step", number, len(paths))
     seconds = best_seconds(works, device, _NUM_ROUNDS, limit_s / 2)
+    ms = {path: 1000 * best_s for path, best_s in zip(denoisers, seconds, strict=True)}
     return {
-        **verdict_of(dict(zip(denoisers, seconds, strict=True))),
+        **verdict_of(ms),
         "num_swapped": num_swapped,
         "memory_bytes": {path: _memory_bytes(denoiser) for path, denoiser in denoisers.items()},
         "reasons": reasons,
@@ -92,26 +93,13 @@ def why_dense(decisions: Iterable[Decision]) -> str:
 
 
 @torch.no_grad()
-def _prune_on_trial_(denoiser: nn.Module, trial: TrialPruning) -> None:
-    for name in discover(denoiser):
-        weight = as_matrix(denoiser.get_parameter(f"{name}.weight"))
-        weight.copy_(trial(weight))
-
-
-def _copy_in(denoiser: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in another dtype that shares the tensors which need no conversion.
-
-    Modules that diffusers keeps in float32 are not converted.
-    """
-    in_float32 = set(getattr(denoiser, "_keep_in_fp32_modules", None) or [])
-    memo: dict[int, Any] = {}
-    for name, tensor in (*denoiser.named_parameters(), *denoiser.named_buffers()):
-        stays = not tensor.is_floating_point() or not in_float32.isdisjoint(name.split("."))
-        converted = tensor if stays or tensor.dtype == dtype else tensor.detach().to(dtype)
-        if isinstance(tensor, nn.Parameter) and not isinstance(converted, nn.Parameter):
-            converted = nn.Parameter(converted, requires_grad=False)
-        memo[id(tensor)] = converted
-    return copy.deepcopy(denoiser, memo)
+def _load(layers: TimedLayers, device: str, dtype: torch.dtype) -> nn.Module:
+    denoiser = load_denoiser(layers.folder, Placement(device, dtype))
+    if layers.trial is not None:
+        for name in discover(denoiser):
+            weight = as_matrix(denoiser.get_parameter(f"{name}.weight"))
+            weight.copy_(pruned_on_trial(weight, layers.trial))
+    return denoiser
 
 
 def _memory_bytes(denoiser: nn.Module) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -16,10 +16,13 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import StepRecorder, counting_tokens, denoisers_of
+from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, RecipeError
-from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import keep_best
+from ditprune.method.recipe import Recipe, build
 from ditprune.progress import Progress
+from ditprune.runtime.swap import share_of_zeros
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
 
@@ -28,39 +31,27 @@ _FEW_ZEROS = 0.005
 NumTokens = dict[str, int]  # by layer
 
 
-@dataclass(frozen=True)
-class TrialPruning:
-    """Prunes dense weights in memory by magnitude, within each output channel or N:M group.
+def trial_of(sparsity: float | None, pattern: str | None) -> Recipe | None:
+    """How to prune a dense model by magnitude in memory; None if neither option is given.
 
-    Args:
-        groups: which weights compete.
-        sparsity: share of each channel to remove; None with a pattern.
+    Raises RecipeError.
     """
-
-    groups: PerChannel | NM
-    sparsity: float | None
-
-    @classmethod
-    def of(cls, sparsity: float | None, pattern: str | None) -> TrialPruning | None:
-        """From options; None if neither is given. Raises RecipeError."""
-        if sparsity is None and pattern is None:
-            return None
-        if sparsity is not None and pattern is not None:
-            raise RecipeError("--sparsity and --pattern exclude each other; give one")
-        if sparsity is not None and not 0 < sparsity < 1:
-            raise RecipeError(f"--sparsity {sparsity}: expected 0 < sparsity < 1")
-        return cls(PerChannel() if pattern is None else NM.parse(pattern), sparsity)
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The pruned weight [C_out, C_in]."""
-        shape = self.groups.group_shape(*weight.shape)
-        num_keep = self.groups.num_keep(shape[1], self.sparsity)
-        keep = keep_best(weight.float().abs().reshape(shape), num_keep)
-        return weight * keep.reshape(weight.shape)
+    if sparsity is None and pattern is None:
+        return None
+    granularity = None if pattern else "channel"
+    return build(saliency="magnitude", granularity=granularity, sparsity=sparsity, pattern=pattern)
 
 
-@dataclass(frozen=True)
-class TimedLayers:
+def pruned_on_trial(weight: Tensor, trial: Recipe) -> Tensor:
+    """The weight [C_out, C_in] without its smallest entries in each channel or N:M group."""
+    groups = trial.groups(0)
+    shape = groups.group_shape(*weight.shape)
+    num_keep = groups.num_keep(shape[1], trial.sparsity)
+    keep = keep_best(weight.float().abs().reshape(shape), num_keep)
+    return weight * keep.reshape(weight.shape)
+
+
+class TimedLayers(NamedTuple):
     """The layers of one denoiser that can be timed.
 
     Args:
@@ -71,12 +62,12 @@ class TimedLayers:
     folder: Path
     weights: Weights
     targets: Mapping[str, Target]
-    trial: TrialPruning | None
+    trial: Recipe | None
 
     def read(self, name: str) -> Tensor:
         """The weight of a layer as it is timed, [C_out, C_in]."""
         weight = as_matrix(self.weights.read(f"{name}.weight"))
-        return weight if self.trial is None else self.trial(weight)
+        return weight if self.trial is None else pruned_on_trial(weight, self.trial)
 
     def sparsities(self, progress: Progress) -> dict[str, float]:
         """The share of zeros of each layer, to two digits.
@@ -87,14 +78,14 @@ class TimedLayers:
         by_shape: dict[tuple[int, int], float] = {}
         for number, (name, target) in enumerate(self.targets.items(), start=1):
             if self.trial is None or target.shape not in by_shape:
-                by_shape[target.shape] = round(_share_of_zeros(self.read(name)), 2)
+                by_shape[target.shape] = round(share_of_zeros(self.read(name)), 2)
             sparsities[name] = by_shape[target.shape]
             progress("counting zeros", number, len(self.targets))
         return sparsities
 
 
 def find_timed_layers(
-    model: ModelFolder, trial: TrialPruning | None
+    model: ModelFolder, trial: Recipe | None
 ) -> tuple[dict[str, TimedLayers], list[str]]:
     """The layers of each denoiser, and notes on those that cannot be timed."""
     layers, notes = {}, []
@@ -122,59 +113,57 @@ def check_zeros(
             "2:4) to prune it by magnitude in memory, or name a pruned folder"
         )
     first = next(iter(layers.values()))
-    if first.trial is None:
-        return
-    stored = _share_of_zeros(first.weights.read(f"{next(iter(first.targets))}.weight"))
-    if stored > _FEW_ZEROS:
+    stored = share_of_zeros(first.weights.read(f"{next(iter(first.targets))}.weight"))
+    if first.trial is not None and stored > _FEW_ZEROS:
         raise RecipeError(
             f"{model.name}: {stored:.0%} of its first target are zeros already; leave "
             "--sparsity and --pattern out"
         )
 
 
-def real_calls(
-    pipeline: Any, sampling: Sampling, names: Mapping[str, list[str]]
+def first_calls(
+    model: ModelFolder,
+    denoisers: Mapping[str, TimedLayers],
+    sampling: Sampling,
+    placement: Placement,
 ) -> tuple[dict[str, Call], dict[str, NumTokens]]:
     """The first call of each denoiser in a sampling run, and the most tokens of each layer in it.
 
     A single denoiser runs one step. Several run a whole schedule of two steps, so that each is
     called.
 
-    Args:
-        names: the layers to watch, by denoiser.
-
-    Raises ModelError if a denoiser is not called.
+    Raises RecipeError for a bare denoiser, and ModelError if a denoiser is not called.
     """
-    denoisers = denoisers_of(pipeline, tuple(names))
+    if not model.is_pipeline:
+        raise RecipeError(
+            f"{model.name}: is a bare denoiser, without a pipeline to take a call from; pass "
+            "--num-tokens, or the pipeline's folder"
+        )
+    pipeline = load_pipeline(model, placement)
+    names = {name: list(layers.targets) for name, layers in denoisers.items()}
+    sampling = replace(sampling, num_samples=1, batch_size=1)
+    modules = denoisers_of(pipeline, tuple(names))
     if len(names) > 1 and sampling.num_inference_steps is None:
         sampling = replace(sampling, num_inference_steps=2)
-
-    def wanted(num_steps: int) -> dict[int, range]:
-        steps = {0} if len(names) == 1 else {0, num_steps - 1}
-        return {step: range(1) for step in steps}
-
-    recorder = StepRecorder(pipeline, denoisers, 1, wanted)
+    is_single = len(names) == 1
+    recorder = StepRecorder(
+        pipeline, modules, 1, lambda num: dict.fromkeys({0, 0 if is_single else num - 1}, range(1))
+    )
     layers = {
-        (name, layer): denoisers[name].get_submodule(layer)
+        (name, layer): modules[name].get_submodule(layer)
         for name, layer_names in names.items()
         for layer in layer_names
     }
     with counting_tokens(layers) as counts:
         run_unit(pipeline, sampling, 0, recorder)
-    calls: dict[str, Call] = {}
-    for call in recorder.taken[0]:
-        calls.setdefault(call.denoiser, call)
-    tokens: dict[str, NumTokens] = {name: {} for name in names}
-    for (name, layer), num_tokens in counts.items():
-        if name not in calls:
-            raise ModelError(
-                f"{type(pipeline).__name__}: its {name} was not called in two steps; pass "
-                "--num-tokens, or the folder of this denoiser"
-            )
-        if num_tokens:
-            tokens[name][layer] = max(num_tokens)
+    calls = {call.denoiser: call for call in reversed(recorder.taken[0])}
+    for name in names.keys() - calls.keys():
+        raise ModelError(
+            f"{type(pipeline).__name__}: its {name} was not called in two steps; pass "
+            "--num-tokens, or the folder of this denoiser"
+        )
+    tokens = {
+        name: {layer: max(counts[name, layer]) for layer in layer_names if counts[name, layer]}
+        for name, layer_names in names.items()
+    }
     return calls, tokens
-
-
-def _share_of_zeros(weight: Tensor) -> float:
-    return 1 - int(weight.count_nonzero()) / weight.numel()
