@@ -17,7 +17,7 @@ from ditprune.cli.prune import prune
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe, build
 from ditprune.method.reconstruction.admm import ADMM
-from ditprune.reporting.commands import CALIBRATE_OPTIONS, repeat_commands
+from ditprune.reporting.commands import repeat_commands
 
 RECIPES: list[dict[str, Any]] = [
     {},
@@ -138,13 +138,6 @@ def test_no_word_of_a_calibration_is_forgotten() -> None:
     moved = {word for words in SAMPLINGS for word in words}
     assert moved == {one.name for one in dataclasses.fields(Sampling)} - {"purpose"}
     assert moved <= options_of(calibrate)
-
-
-def test_the_defaults_of_a_calibration_are_its_own() -> None:
-    plain = Sampling().protocol("APipeline", "AScheduler")
-    assert plain.keys() - CALIBRATE_OPTIONS.keys() == {"purpose", "pipeline", "scheduler"}
-    for name, (_, default) in CALIBRATE_OPTIONS.items():
-        assert plain[name] == default, name
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, expected: 
     "path",
     [
         "models.1.targets.0.granularity", "models.1.targets.0.g_out", "models.1.command",
-        "models.1.error_by_timestep.0.timestep", "models.1.error_by_timestep.0.error",
+        "command", "models.1.error_by_timestep.0.timestep", "models.1.error_by_timestep.0.error",
         "models.1.metrics.fid", "models.1.accounting.macs_per_step",
     ],
 )  # fmt: skip

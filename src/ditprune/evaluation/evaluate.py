@@ -32,7 +32,6 @@ from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.protocol import Measures, Protocol, resolved
 from ditprune.evaluation.results import (
     MeasuredModel,
-    evaluate_command,
     protocol_json,
     results_of,
     write_results,
@@ -53,7 +52,7 @@ class _Run:
     out: Path
     protocol: Protocol
     measures: Measures
-    command: str
+    command: str | None
     progress: Progress
     placement: Placement
     worker: Worker
@@ -104,7 +103,7 @@ def evaluate(
         placement: where the models run.
         worker: which share of images and calls is this process's; the first worker measures.
         measures: which metrics to compute, with which networks, against which images.
-        command: the command line that repeats it, for the record.
+        command: the command line that is running, for the record; None for a call from Python.
 
     Returns:
         The content of results.json, on every worker; `results.py` describes it.
@@ -119,9 +118,6 @@ def evaluate(
         )
     check_draws_images(dense)
     measures, placement = measures or Measures(), placement or Placement()
-    command = command or evaluate_command(
-        dense.name, [model.name for _, model in pruned], out, protocol, measures, placement
-    )
     run = _Run(
         dense, pruned, out, protocol, measures, command, progress, placement, worker or Worker()
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from ditprune.evaluation.gallery import gallery_entries, save_grid
 from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
 from ditprune.evaluation.metrics.interval import Interval
-from ditprune.evaluation.protocol import Measures, Protocol
+from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.timing import why_no_seconds
 from ditprune.evaluation.tools import Tools, library_versions
-from ditprune.reporting.commands import options_of, repeat_commands
+from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.files import installed_versions, write_beside
 
 FORMAT = 2
@@ -48,7 +47,7 @@ class MeasuredModel:
 
 def results_of(
     models: Sequence[MeasuredModel], tools: Tools, work: Work | None, protocol: Mapping[str, Any],
-    command: str, dense: str,
+    command: str | None, dense: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything but the gallery.
 
@@ -169,15 +168,3 @@ def write_results(
     with write_beside(out / "results.json") as part:
         text = json.dumps(results, indent=1, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
-
-
-def evaluate_command(
-    dense: str, pruned: Sequence[str], out: Path, protocol: Protocol, measures: Measures,
-    placement: Placement,
-) -> str:  # fmt: skip
-    """The command line that repeats an evaluation, without options that are defaults."""
-    return shlex.join([
-        "ditprune", "evaluate", dense, *pruned, "-o", str(out),
-        *options_of(protocol, Protocol()), *options_of(measures, Measures()),
-        *options_of(placement, Placement()),
-    ])  # fmt: skip

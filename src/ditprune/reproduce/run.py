@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +16,6 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Progress, silent
-from ditprune.reporting.commands import options_of
 from ditprune.reproduce.figures import draw_figures
 from ditprune.reproduce.findings import (
     conclusions_of_findings,
@@ -66,7 +64,7 @@ def reproduce_study(
         model: a pipeline folder with dense weights.
         out: each study writes results.json, table.md and its figures to `out/<study>`.
         measures: which metrics, and how.
-        command: the command line that repeats it, for the record.
+        command: the command line that is running, for the record; None for a call from Python.
 
     Returns:
         The content of each results.json, by study.
@@ -89,8 +87,6 @@ def reproduce_study(
         check_draws_images(model)
     for folder in model.denoisers.values():
         check_dense(folder)
-    if command is None:
-        command = _command(name, model, out, options, measures, placement)
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
         work_folder = open_work_folder(model, out, measures, placement)
@@ -103,17 +99,6 @@ def reproduce_study(
                 found = _look(run, study, study_options, is_bundled)
             results[study.name] = _write_study(run, study, found, out / study.name)
         return results
-
-
-def _command(
-    name: str, model: ModelFolder, out: Path, options: Options, measures: Measures,
-    placement: Placement,
-) -> str:  # fmt: skip
-    """The command line of a call from Python, without defaults."""
-    words = ["ditprune", "reproduce", name, model.name, "-o", str(out)]
-    for given, default in ((options, Options()), (measures, Measures()), (placement, Placement())):
-        words += options_of(given, default)
-    return shlex.join(words)
 
 
 def _records(run: Run, study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:

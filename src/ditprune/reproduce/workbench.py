@@ -137,7 +137,7 @@ class Run:
     model: ModelFolder
     work: WorkFolder
     placement: Placement
-    command: str
+    command: str | None
     progress: Progress = silent
 
     def images_progress(self, _what: str, done: int, total: int) -> None:
