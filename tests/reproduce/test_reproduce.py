@@ -120,7 +120,7 @@ def test_a_row_is_what_evaluate_says_of_the_same_model(ablation, tiny_pipeline, 
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "done"), [("ablation: rows", 2), ("images of this row", 2), ("calibrating", 1)]
+    ("stop_at", "done"), [("ablation: rows", 2), ("images of this row", 2), ("sampling", 1)]
 )
 def test_a_stopped_study_goes_on_and_ends_the_same(
     stop_at, done, ablation, tiny_pipeline, tmp_path
@@ -132,7 +132,7 @@ def test_a_stopped_study_goes_on_and_ends_the_same(
     log = Log()
     results = run("ablation", tiny_pipeline, out, log)
     assert timeless(results) == timeless(ablation[1])
-    drawn = {"ablation: rows": 4, "images of this row": 7, "calibrating": 8}[stop_at]
+    drawn = {"ablation: rows": 4, "images of this row": 7, "sampling": 8}[stop_at]
     assert log.num_drawn() == drawn  # of 8 batches
     assert not (out / ".work" / "pruned").exists() or not any((out / ".work/pruned").iterdir())
 
@@ -148,7 +148,7 @@ def test_rows_in_common_are_made_once_and_a_done_study_needs_no_model(
     log = Log()
     main = run("main", tiny_pipeline, out, log, sparsities=(0.5,))
     assert log.num_drawn() == 2  # magnitude alone; dense, Wanda and DiT-Pruning are there
-    assert all(what != "calibrating" for what, *_ in log.heard)
+    assert all(what != "sampling" for what, *_ in log.heard)
     assert main["rows"][3]["metrics"] == again["rows"][3]["metrics"]
     assert [row["name"] for row in main["rows"]][3] == "DiT-Pruning"
 

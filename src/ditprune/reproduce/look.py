@@ -10,20 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.observe import Collector, observing
-from ditprune.calibration.sample import Sampling
-from ditprune.calls import Call
-from ditprune.checkpoints.skeleton import folder_fingerprints
+from ditprune.calibration.sample import Sampling, sample_calls
+from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
-from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.errors import StatisticsError, TargetError
+from ditprune.denoiser.pipeline import check_components, load_pipeline
+from ditprune.denoiser.rows import to_placement
+from ditprune.errors import TargetError
 from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.recipe import build
-from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.plan import read_weights, scores_of
-from ditprune.reproduce.workbench import Run, sampled_calls
+from ditprune.reproduce.workbench import Run
 from ditprune.targets.discover import Target, discover, select
 from ditprune.writing.files import installed_versions
 
@@ -73,14 +71,17 @@ def look_at_statistics(run: Run, sampling: Sampling) -> dict[str, Any]:
     """|X|, |W| and their ratios for every target, and the histogram of |W| of each role."""
     pipeline, rows = load_pipeline(run.model, run.placement), []
     histograms: dict[str, Tensor] = {}
-    calls = sampled_calls(run, pipeline, sampling)
-    for name, denoiser in denoisers_of(pipeline, tuple(run.model.denoisers)).items():
+    names, placement = tuple(run.model.denoisers), run.placement
+    run.progress("sampling", 0, 1)
+    calls = sample_calls(pipeline, sampling, names)
+    run.progress("sampling", 1, 1)
+    for name, denoiser in denoisers_of(pipeline, names).items():
         targets = discover(denoiser)
         own_calls = [call for call in calls if call.denoiser == name]
         with observing(denoiser, targets, _INPUTS) as observation:
             for number, call in enumerate(own_calls, start=1):
-                observation.run(call)
-                run.progress("observing", number, len(own_calls))
+                observation.run(to_placement(call, placement.device, placement.dtype))
+                run.progress(f"observing {name}", number, len(own_calls))
         for target, weight in _weights(run, name, targets):
             counts = _histogram(weight)
             histograms[target.role] = histograms.get(target.role, torch.zeros_like(counts)) + counts
@@ -92,7 +93,7 @@ def look_at_statistics(run: Run, sampling: Sampling) -> dict[str, Any]:
             "edges": _edges().tolist(),
             "counts": {role: counts.tolist() for role, counts in histograms.items()},
         },
-        "protocol": _protocol(pipeline, sampling),
+        "protocol": _protocol(run, sampling),
     }
 
 
@@ -100,27 +101,23 @@ def look_at_importance(
     run: Run, sampling: Sampling, layers: tuple[str, ...] | None
 ) -> dict[str, Any]:
     """G_out of every target under STW, and the importance maps of some: [C_out, C_in], reduced."""
-    pipeline, rows, maps = load_pipeline(run.model, run.placement), [], []
-    denoisers = denoisers_of(pipeline, tuple(run.model.denoisers))
-    asked = _asked_for(run, denoisers, layers) if layers else None
-    calls = sampled_calls(run, pipeline, sampling)
-    recipe, cag = build(), CAG()
-    for name, denoiser in denoisers.items():
-        stats = _norms(run, denoiser, name, calls)
-        targets = {k: t for k, t in discover(denoiser).items() if k not in stats.never_called}
-        drawn = _one_of_each(targets) if asked is None else asked[name]
-        for number, (target, weight) in enumerate(_weights(run, name, targets), start=1):
+    targets = {name: discover(skeleton(folder)) for name, folder in run.model.denoisers.items()}
+    asked = _asked_for(run, targets, layers) if layers else None
+    recipe, cag, rows, maps = build(), CAG(), [], []
+    for name, stats in run.statistics(sampling).items():
+        reached = {k: t for k, t in targets[name].items() if k not in stats.never_called}
+        drawn = _one_of_each(reached) if asked is None else asked[name]
+        for number, (target, weight) in enumerate(_weights(run, name, reached), start=1):
             scores = scores_of(target, weight, stats, recipe)
             g_out = heterogeneity(scores)
-            group = cag.choose(g_out).name
-            row = _named(run, name, target) | {"g_out": g_out, "granularity": group}
-            rows.append(row)
+            row = _named(run, name, target)
+            rows.append(row | {"g_out": g_out, "granularity": cag.choose(g_out).name})
             if target.name in drawn:
                 maps.append({"name": row["name"], "map": _reduced(scores)})
-            run.progress("scoring", number, len(targets))
+            run.progress("scoring", number, len(reached))
     if not maps:
         raise TargetError(f"--include {' '.join(layers or ())}: no call reached these targets")
-    protocol = _protocol(pipeline, sampling)
+    protocol = _protocol(run, sampling)
     return {"rows": rows, "maps": maps, "recipe": recipe.to_json(), "protocol": protocol}
 
 
@@ -132,24 +129,13 @@ def _weights(
     return ((target, read(target)) for target in targets.values())
 
 
-def _norms(run: Run, denoiser: nn.Module, name: str, calls: list[Call]) -> Statistics:
-    own_calls = [call for call in calls if call.denoiser == name]
-    if not own_calls:
-        raise StatisticsError(
-            f"{run.model.name}: no calibration call reached its {name}; sample more, or with the "
-            "pipeline's own number of steps"
-        )
-    return observe_calls(denoiser, own_calls, folder_fingerprints(run.model.denoisers[name]))
-
-
 def _asked_for(
-    run: Run, denoisers: Mapping[str, nn.Module], layers: tuple[str, ...]
+    run: Run, targets: Mapping[str, Mapping[str, Target]], layers: tuple[str, ...]
 ) -> dict[str, set[str]]:
     """The targets of each denoiser that match these globs, by their own names or their rows'.
 
     Raises TargetError for a glob that matches no target of any denoiser.
     """
-    targets = {name: discover(denoiser) for name, denoiser in denoisers.items()}
     by_either_name = {
         key: target
         for name, group in targets.items()
@@ -223,6 +209,6 @@ def _reduced(scores: Tensor) -> list[list[float]]:
     return pooled[0, 0].tolist()
 
 
-def _protocol(pipeline: Any, sampling: Sampling) -> dict[str, Any]:
-    words = sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__)
+def _protocol(run: Run, sampling: Sampling) -> dict[str, Any]:
+    words = sampling.protocol(*check_components(run.model))
     return {**words, "versions": installed_versions()}

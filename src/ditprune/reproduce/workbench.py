@@ -12,23 +12,21 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ditprune.calibration.calibrate import observe_calls
+from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.draw import conditions, in_turn, of_items
-from ditprune.calibration.sample import Sampling, calibration_identity, sample_calls
+from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
+from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
-from ditprune.denoiser.rows import to_placement
 from ditprune.errors import OutputError
 from ditprune.evaluation.accounting import take_stock
 from ditprune.evaluation.claims import claims_of, dense_claims
@@ -38,6 +36,7 @@ from ditprune.evaluation.measure import measure_model
 from ditprune.evaluation.protocol import Measures, resolved
 from ditprune.evaluation.results import MeasuredModel, protocol_json, results_of
 from ditprune.evaluation.tools import Tools, prepare_tools, tools_stamp
+from ditprune.method.statistics.collected import Statistics
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Row
@@ -144,6 +143,14 @@ class Run:
         """Report drawn images on one bar, whichever row they belong to."""
         self.progress("images of this row", done, total)
 
+    def statistics(self, sampling: Sampling) -> dict[str, Statistics]:
+        """The statistics of every denoiser over one calibration, which runs if it has not yet."""
+        file = self.work.statistics_file(sampling)
+        if not file.is_file():
+            ensure_folder(file.parent)
+            calibrate_folder(self.model, file, sampling, self.placement, progress=self.progress)
+        return load_statistics(file)
+
 
 @dataclass(frozen=True)
 class Workbench:
@@ -168,15 +175,15 @@ class Workbench:
 
 
 def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workbench:
-    """Load the model, calibrate it in these ways, and draw the dense images that are missing."""
+    """Calibrate the model in these ways, load it, and draw the dense images that are missing."""
     protocol, names = dense.protocol, tuple(run.model.denoisers)
+    for sampling in samplings:
+        run.statistics(sampling)
     pipeline = load_pipeline(run.model, run.placement)
     denoisers = denoisers_of(pipeline, names)
     structure = dense_claims(denoisers)
     pool = conditions(pipeline, protocol.labels, protocol.prompts)
     asked = of_items(pool, protocol.num_images)
-    for sampling in samplings:
-        _calibrate(run, pipeline, denoisers, sampling)
     held_out = sample_held_out(pipeline, protocol, run.progress, names)
     noise = {
         name: predictions(denoiser, held_out.calls.get(name, []), run.placement)
@@ -194,35 +201,6 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     return Workbench(run, pipeline, asked, held_out.calls, noise, tools, described, model)
 
 
-def sampled_calls(run: Run, pipeline: Any, sampling: Sampling) -> list[Call]:
-    """Calibration calls from the model's own sampling runs, at the placement of the run."""
-    run.progress("calibrating", 0, 1)
-    calls = sample_calls(pipeline, sampling, tuple(run.model.denoisers))
-    run.progress("calibrating", 1, 1)
-    return [to_placement(call, run.placement.device, run.placement.dtype) for call in calls]
-
-
-def _calibrate(
-    run: Run, pipeline: Any, denoisers: Mapping[str, nn.Module], sampling: Sampling
-) -> None:
-    """Write the statistics of one way to calibrate, if they are not there yet."""
-    file = run.work.statistics_file(sampling)
-    if file.is_file():
-        return
-    calls = sampled_calls(run, pipeline, sampling)
-    protocol = sampling.protocol(type(pipeline).__name__, type(pipeline.scheduler).__name__)
-    stats = {}
-    for name, denoiser in denoisers.items():
-        of = [call for call in calls if call.denoiser == name]
-        folder = run.model.denoisers[name]
-        stats[name] = replace(
-            observe_calls(denoiser, of, folder_fingerprints(folder), sampling.num_bins),
-            protocol=protocol,
-        )
-    ensure_folder(file.parent)
-    save_statistics(stats, file)
-
-
 def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
     """Prune, draw and measure one row.
 
@@ -235,7 +213,7 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
         return _record(bench, [bench.dense])
     run = bench.run
     folder, images = run.work.pruned_folder(row), run.work.images(row)
-    stats = load_statistics(run.work.statistics_file(row.sampling))
+    stats = run.statistics(row.sampling)
     ensure_folder(folder.parent)
     prune_checkpoint(run.model, folder, stats, row.recipe, overwrite=True)
     pruned = locate(str(folder))
