@@ -10,7 +10,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import Recipe, build
-from ditprune.reproduce.studies import STUDIES, Method, Study, of_size
+from ditprune.reproduce.studies import STUDIES, Method, Study
 
 ALL = "all"
 # Options that only some studies act on.
@@ -163,6 +163,7 @@ def _rows_at(
 
 
 def _methods(study: Study, options: Options) -> tuple[Method, ...]:
-    if study.name != "calibration-size" or options.sizes is None:
+    if options.sizes is None:
         return study.methods
-    return tuple(of_size(size) for size in options.sizes)
+    words = study.methods[0].words
+    return tuple(Method(f"{n} samples", words, {"num_samples": n}) for n in options.sizes)
