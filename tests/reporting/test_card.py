@@ -20,6 +20,7 @@ from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from ditprune.reporting import card
+from ditprune.reporting.template import fenced, words
 from folders import edit_json, files_of
 from invented_results import results
 
@@ -183,10 +184,10 @@ def test_front_matter_that_is_none_is_kept_as_it_was(text: str, own: Path) -> No
 
 
 def test_words_are_words_in_markdown() -> None:
-    assert card.words("a|b\n<script>`x` *y* [z](u)\x00") == (
+    assert words("a|b\n<script>`x` *y* [z](u)\x00") == (
         "a\\|b &lt;script&gt;\\`x\\` \\*y\\* \\[z\\](u)"
     )
-    assert card.fenced("a\n```\nb", "json") == "````json\na\n```\nb\n````"
+    assert fenced("a\n```\nb", "json") == "````json\na\n```\nb\n````"
 
 
 def test_long_lists_are_cut(own: Path) -> None:

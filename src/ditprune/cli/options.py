@@ -93,10 +93,8 @@ placement_options = _together(
         help="as in 8GB; a denoiser that does not fit is streamed from disk",
     ),
 )  # fmt: skip
-# How the pipeline draws images.
-sampling_options = _together(
-    click.option("--num-inference-steps", type=int, help="[default: the pipeline's]"),
-    click.option("--guidance-scale", type=float, help="[default: the pipeline's]"),
+# What the pipeline draws, and of which size.
+condition_options = _together(
     click.option(
         "--labels", metavar="0,1,…",
         help="[default: all] class ids to draw in turn; if there are fewer items, spread over them",
@@ -114,6 +112,12 @@ sampling_options = _together(
     ),
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
+# How the pipeline draws images.
+sampling_options = _together(
+    click.option("--num-inference-steps", type=int, help="[default: the pipeline's]"),
+    click.option("--guidance-scale", type=float, help="[default: the pipeline's]"),
+    condition_options,
+)
 # What is measured of images, and with what; `read_measures` takes them.
 measuring_options = _together(
     click.option(

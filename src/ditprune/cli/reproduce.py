@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,6 +13,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.evaluate import own_command
 from ditprune.cli.options import (
+    condition_options,
     measuring_options,
     placement_options,
     read_labels,
@@ -25,8 +26,6 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
 from ditprune.reproduce.rows import Options
 from ditprune.reproduce.run import TABLE, reproduce_study
-
-Number = TypeVar("Number", int, float)
 
 
 @click.command()
@@ -54,14 +53,7 @@ Number = TypeVar("Number", int, float)
 @click.option("--include", "layers", multiple=True, metavar="GLOB",
               help="importance: draw these layers; repeatable")  # fmt: skip
 @measuring_options
-@click.option("--labels", metavar="0,1,…", help="[default: all] class ids to draw")
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE",
-              help="[default: our own 128] .txt or .tsv, as of evaluate")  # fmt: skip
-@click.option("--height", type=int, help="[default: the pipeline's]")
-@click.option("--width", type=int, help="[default: the pipeline's]")
-@click.option("--pipeline-option", "pipeline_options", multiple=True, metavar="NAME=VALUE",
-              help="a further argument of the pipeline; repeatable")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+@condition_options
 @placement_options
 def reproduce(
     study: str, model: str, out: Path, metrics: str | None, feature_extractor: str,
@@ -102,7 +94,7 @@ def reproduce(
         console.out.print(f"table: {out / name / TABLE}", markup=False)
 
 
-def _numbers(flag: str, text: str | None, kind: Callable[[str], Number]) -> Any:
+def _numbers(flag: str, text: str | None, kind: Callable[[str], float]) -> Any:
     """`"0.4,0.5"` → (0.4, 0.5). Raises RecipeError."""
     if text is None:
         return None

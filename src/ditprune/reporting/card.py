@@ -7,7 +7,6 @@ README.base.md, and its front matter about licence and use is kept. Text that so
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Mapping
@@ -17,17 +16,23 @@ from typing import Any
 from ditprune.errors import ModelError
 from ditprune.reporting import numbers
 from ditprune.reporting.commands import repeat_commands
-from ditprune.writing.files import CARD_PICTURE, MANIFEST, is_compact, read_manifest, write_beside
+from ditprune.reporting.template import fill
+from ditprune.writing.files import (
+    CARD_PICTURE,
+    MALFORMED,
+    MANIFEST,
+    is_compact,
+    read_manifest,
+    write_beside,
+)
 
 CARD, BASE_CARD = "README.md", "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
 END = "<!-- what stands below is kept when the card is written again -->"
-TEMPLATES = Path(__file__).parent / "templates"
 _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")
 # Keys of the base model's front matter that are not true of its pruned copy.
 _NOT_KEPT = {"base_model", "base_model_relation", "library_name", "model-index", "tags", "widget"}
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 # The picture of samples: pixels of a sample and of the gap between two, and how many samples.
 _TILE, _GAP, _MOST_COLUMNS = 128, 4, 8
 
@@ -66,7 +71,7 @@ def write(
         (folder / CARD_PICTURE).unlink(missing_ok=True)
     try:
         body = _body(folder, claims, base_model, has_picture, _measured(results, model))
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise ModelError(
             f"{folder}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
@@ -153,19 +158,15 @@ def _body(
     folder: Path, claims: Mapping[str, Any], base_model: str | None, has_picture: bool,
     measured: Mapping[str, Any],
 ) -> str:  # fmt: skip
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+    from jinja2 import UndefinedError
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, autoescape=False,
-    )  # fmt: skip
-    environment.filters.update(words=words, fenced=fenced)
     first = next(iter(claims.values()))
     totals = [claim["totals"] for claim in claims.values()]
     small = any(is_compact(folder / subfolder) for subfolder in claims)
     lines = repeat_commands(base_model or "DENSE", "OUT", first)
     try:
-        return environment.get_template("card.md.j2").render(
+        return fill(
+            "card.md.j2",
             BEGIN=BEGIN,
             claims=claims,
             first=first,
@@ -178,7 +179,6 @@ def _body(
             is_pipeline=(folder / "model_index.json").is_file(),
             base_cards=sorted(file.name for file in folder.glob(BASE_CARD.format("*"))),
             picture=CARD_PICTURE if has_picture else None,
-            n=numbers,
             json=lambda value: json.dumps(_cut(value), indent=1, ensure_ascii=False),
             **measured,
         )
@@ -193,19 +193,6 @@ def _cut(value: Any) -> Any:
     if isinstance(value, list) and len(value) > numbers.MOST_LISTED:
         return [*value[: numbers.MOST_LISTED], f"… ({len(value)} in all)"]
     return value
-
-
-def words(text: object) -> str:
-    """Text as one line of Markdown that shows it as it is."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(line, quote=False))
-
-
-def fenced(text: str, language: str = "") -> str:
-    """A block of code whose fence is longer than any in it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _write_picture(results: Any, name: str, file: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _schema_error(content: Any) -> tuple[str, Any, str] | None:
     error = next(validator.iter_errors(content), None)
     if error is None:
         return None
-    where = _path(error.absolute_path)
+    where = error.json_path.removeprefix("$").lstrip(".")  # `models[1].sparsity`
     if error.validator == "required":
         missing = next(key for key in error.validator_value if key not in error.instance)
         return f"{where}.{missing}".lstrip("."), None, "to be there"
@@ -82,12 +82,6 @@ def _is_number(value: Any) -> bool:
     """Whether it is a number that float can hold; NaN and Inf are none."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and abs(value) <= sys.float_info.max
-
-
-def _path(keys: Iterable[str | int]) -> str:
-    """`models[1].sparsity`."""
-    parts = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    return "".join(parts).lstrip(".")
 
 
 def _names_error(content: Mapping[str, Any]) -> tuple[str, Any, str] | None:

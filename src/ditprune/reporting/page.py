@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from ditprune.errors import ResultsError
@@ -18,9 +17,9 @@ from ditprune.reporting.sections import (
     samples_of,
     sparsity_tables,
 )
+from ditprune.reporting.template import TEMPLATES, fill
 from ditprune.reporting.verdict import headline, judge, num_images_of
 
-TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 5_000_000
 # What the file begins with, so that a later report knows that it may replace it.
 MARK = "<!doctype html>\n<!-- made by ditprune report -->\n"
@@ -50,19 +49,14 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def _filled(context: Mapping[str, Any], samples: Sequence[Sample]) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     script = (TEMPLATES / "script.js").read_text(encoding="utf-8")
-    return MARK + environment.get_template("page.html.j2").render(
+    return MARK + fill(
+        "page.html.j2",
+        is_html=True,
         **context,
         samples=samples,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        n=numbers,
         palette=plots,
         NUM_COLOURS=plots.NUM_COLOURS,
     )

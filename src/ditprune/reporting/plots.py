@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ditprune.reporting.numbers import titled
+from ditprune.reporting.template import TEMPLATES
 
 # The hues are those of Okabe and Ito (2008). On light paper they differ in lightness too, so that
 # they stand out 3 : 1 (WCAG 2.2, 1.4.11) and stay apart for eyes without one kind of cones.
@@ -36,27 +37,6 @@ _VARIABLES = {_INK: "currentColor", _FAINT: "var(--faint)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)
 }
 _INCHES = (4.2, 2.7)
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.4,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "text.parse_math": False,
-    "axes.formatter.use_mathtext": False,
-}
 # An error that spans more than this is drawn on a logarithmic axis.
 _LOGARITHMIC_FROM = 30
 
@@ -77,10 +57,10 @@ def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, A
         for number, model in enumerate(models[1:]):
             measured = model["metrics"].get(key)
             if measured is not None:
+                bar = None if measured["low"] is None else reach(measured)
                 axes.errorbar(
-                    100 * model["sparsity"], measured["value"], yerr=_beside(measured), capsize=3,
-                    **_marks(number),
-                )  # fmt: skip
+                    100 * model["sparsity"], measured["value"], bar, capsize=3, **_marks(number)
+                )
         axes.set_xlim(-3, 103)
         axes.set_xlabel("target weights removed (%)")
         axes.set_ylabel(titled(metric))
@@ -120,13 +100,12 @@ def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
     return _svg("timesteps", draw)
 
 
-def _beside(measured: Mapping[str, Any]) -> list[list[float]] | None:
-    """How far the interval reaches below and above the value, as errorbar takes it."""
-    if measured["low"] is None or measured["high"] is None:
-        return None
+def reach(*measured: Mapping[str, Any]) -> list[list[float]]:
+    """How far intervals reach below and above their values, as errorbar takes it."""
+    ends = [(m["value"], m["low"], m["high"]) for m in measured]
     return [
-        [max(0.0, measured["value"] - measured["low"])],
-        [max(0.0, measured["high"] - measured["value"])],
+        [math.nan if low is None else max(0.0, value - low) for value, low, _ in ends],
+        [math.nan if high is None else max(0.0, high - value) for value, _, high in ends],
     ]
 
 
@@ -143,7 +122,10 @@ def _svg(name: str, draw: Any) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+    with (
+        rc_context({"svg.hashsalt": name}, TEMPLATES / "plots.mplstyle"),
+        warnings.catch_warnings(),
+    ):
         # The browser draws the text, with fonts of its own.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=_INCHES, layout="constrained")

@@ -7,6 +7,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+from ditprune.reporting.plots import reach
 from ditprune.reproduce.findings import share_text
 from ditprune.writing.files import write_beside
 
@@ -80,7 +81,7 @@ def _panel(panel: Any, rows: Sequence[Mapping[str, Any]], key: str, axis: str) -
             panel.errorbar(
                 [across for across, _ in points],
                 [measured["value"] for _, measured in points],
-                yerr=_reach([measured for _, measured in points]),
+                yerr=reach(*(measured for _, measured in points)),
                 capsize=3,
                 linestyle="none" if axis == "method" else "-",
                 **_look(name, number),
@@ -120,15 +121,6 @@ def _across(row: Mapping[str, Any], axis: str) -> Any:
     if axis == "method":
         return row["name"]
     return 100 * row["sparsity"] if axis == "sparsity" else row["setting"]["guidance_scale"]
-
-
-def _reach(measured: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """How far the intervals reach below and above the values."""
-    ends = [(m["value"], m["low"], m["high"]) for m in measured]
-    return [
-        [max(0.0, value - low) if low is not None else 0.0 for value, low, _ in ends],
-        [max(0.0, high - value) if high is not None else 0.0 for value, _, high in ends],
-    ]
 
 
 def _histograms(results: Mapping[str, Any]) -> Any:

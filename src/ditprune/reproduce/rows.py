@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ditprune.calibration.sample import Sampling
@@ -76,24 +76,18 @@ class Options:
 
     def protocol(self, steps: int | None, guidance: float | None) -> Protocol:
         """How images are drawn at one setting."""
-        given = self._given("num_images", "num_held_out", "batch_size")
-        return Protocol(
-            num_inference_steps=steps, guidance_scale=guidance, **given, **self._conditions()
-        )
+        return self._filled(Protocol, num_inference_steps=steps, guidance_scale=guidance)
 
     def sampling(self, steps: int | None, guidance: float | None, **changes: Any) -> Sampling:
         """How a method is calibrated at one setting; `changes` are fields of its own."""
-        given = self._given("num_samples") | changes
-        return Sampling(
-            num_inference_steps=steps, guidance_scale=guidance, **given, **self._conditions()
-        )
+        changes |= {"num_inference_steps": steps, "guidance_scale": guidance}
+        # The option is about images.
+        return self._filled(Sampling, batch_size=Sampling.batch_size, **changes)
 
-    def _given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def _conditions(self) -> dict[str, Any]:
-        names = ("seed", "labels", "prompts", "height", "width", "pipeline_options")
-        return {name: getattr(self, name) for name in names}
+    def _filled(self, kind: Any, **values: Any) -> Any:
+        """`kind` with these values, and with the options that it has too."""
+        names = [part.name for part in fields(kind) if getattr(self, part.name, None) is not None]
+        return kind(**{name: getattr(self, name) for name in names} | values)
 
 
 def _flag(name: str) -> str:
