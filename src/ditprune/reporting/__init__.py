@@ -12,10 +12,11 @@
   `huggingface_hub.ModelCard`: that class reorders keys, drops empty ones and raises on cards that
   are not well formed, and the card of someone else's model must not end a run.
 - `commands.py` works from the plain JSON values of a manifest. The recipe is always given as
-  `--recipe ditprune.json`, so there is no second list of its options to keep up to date. If a
-  value has a type or a name that it does not know, there is no command.
+  `--recipe ditprune.json`, so there is no second list of its options to keep up to date. There is
+  no command for values that `Recipe` or `Sampling` refuse.
+- `template.py` fills in the templates of the page, the card and a study.
 - `numbers.py` is the only place that formats numbers, sizes and durations, for `cli/` too.
 
-Only `card.py`, `commands.py` and `numbers.py` run when a model is pruned; the others, and jinja2,
-matplotlib, Pillow and jsonschema, are imported when they are needed.
+Only `card.py`, `commands.py`, `template.py` and `numbers.py` run when a model is pruned; the
+others, and jinja2, matplotlib, Pillow and jsonschema, are imported when they are needed.
 """

@@ -78,7 +78,11 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline(verdicts),
         "num_images": num_images_of(results["protocol"]),
         "warnings": [(model["name"], text) for model in models for text in model["warnings"]],
-        "plots": {key: plots.quality(key, shown[key], models) for key in _drawn(shown, pruned)},
+        "plots": {
+            key: plots.quality(key, metric, models)
+            for key, metric in shown.items()
+            if any(model["metrics"].get(key) for model in pruned)
+        },
         "timesteps_plot": plots.timesteps(models),
         "has_timesteps": any(model["error_by_timestep"] for model in pruned),
         "layers": [
@@ -90,26 +94,16 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
             for model in pruned
             if model["targets"]
         ],
-        "protocol": _protocol_rows(results["protocol"]),
+        "protocol": [
+            (key.replace("_", " "), numbers.listed(value))
+            for key, value in results["protocol"].items()
+            if value not in (None, {}, [])
+        ],
         "is_small": _is_small(results["protocol"]),
         "version": metadata.version("ditprune"),
         "bench": results.get("bench"),
         "as_json": lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     }
-
-
-def _drawn(metrics: Mapping[str, Any], pruned: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics that some pruned model has a value of."""
-    return [key for key in metrics if any(model["metrics"].get(key) for model in pruned)]
-
-
-def _protocol_rows(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the numbers were measured with, a line each; nothing for what was not given."""
-    return [
-        (key.replace("_", " "), numbers.listed(value))
-        for key, value in protocol.items()
-        if value is not None and value != {} and value != []
-    ]
 
 
 def _is_small(protocol: Mapping[str, Any]) -> bool:

@@ -54,8 +54,11 @@ def samples_of(
     ranks = [_ranks(fitting, name) for name in names]
     samples = []
     for number, sample in enumerate(fitting):
+        ssim = {
+            name: "" if value is None else f"{value:.3f}" for name, value in sample["ssim"].items()
+        }
         shots = tuple(
-            Shot(index, name, sample["images"][name], _ssim_text(sample, name), rank[number])
+            Shot(index, name, sample["images"][name], ssim.get(name, ""), rank[number])
             for index, (name, rank) in enumerate(zip(names, ranks, strict=True))
             if name in sample["images"]
         )
@@ -84,11 +87,6 @@ def _ranks(gallery: Sequence[Mapping[str, Any]], name: str) -> list[int]:
     badness = [math.inf if ssim is None else ssim for ssim in numbers]
     order = sorted(range(len(gallery)), key=badness.__getitem__)
     return [order.index(number) for number in range(len(gallery))]
-
-
-def _ssim_text(sample: Mapping[str, Any], name: str) -> str:
-    ssim = sample["ssim"].get(name)
-    return "" if ssim is None else f"{ssim:.3f}"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The paper's studies, repeated with any model: arXiv 2607.00927v2, its tables and figures.
 
-A study is data (`studies.py`). `rows.py` turns it, with the user's options, into rows: a method at
-a setting, with the dense model first. `run.py` goes through the rows, `workbench.py` makes one:
-it prunes, draws and measures with evaluation's own functions, so that a row is what `ditprune
-evaluate` says of the same model. Two studies draw no images; `look.py` has them. `findings.py`
-compares what came out with the paper's claims, and `tables.py` and `figures.py` show it.
+A study is data (`studies.json`). `rows.py` turns it, with the user's options, into rows: a method
+at a setting, with the dense model first. `run.py` goes through the rows, `workbench.py` makes one:
+it calibrates, prunes, draws and measures with the functions of those rooms, so that a row is what
+`ditprune evaluate` says of the same model. Two studies draw no images; `look.py` has them.
+`findings.py` compares what came out with the paper's claims, and `tables.py` and `figures.py` show
+it.
 
 - Rows under one protocol share the pipeline, the held-out calls and the dense images, because a
   study has dozens of rows; only the denoiser is exchanged.

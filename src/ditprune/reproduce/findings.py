@@ -103,8 +103,13 @@ def _by_setting(
     for row, items in zip(rows, values, strict=True):
         if row["recipe"] is not None:
             are_images_whole = not row["num_spoiled"] and _drawn(row) not in spoiled
-            group = groups.setdefault(setting_text(row), {})
-            group[row["name"]] = _numbers_of(row, items, are_images_whole)
+            intervals = {
+                key: Interval(**measured)
+                for key, measured in row["metrics"].items()
+                if measured is not None and (are_images_whole or key == "relative_error")
+            }
+            values_of = {key: numbers for key, numbers in items.items() if key in intervals}
+            groups.setdefault(setting_text(row), {})[row["name"]] = Numbers(intervals, values_of)
     yield from sorted(groups.items())
 
 
@@ -128,17 +133,6 @@ def sampler_words(row: Mapping[str, Any]) -> list[str]:
     steps, guidance = _drawn(row)
     words = [] if steps is None else [f"{steps} steps"]
     return words if guidance is None else [*words, f"guidance {guidance:g}"]
-
-
-def _numbers_of(
-    row: Mapping[str, Any], items: Mapping[str, Any], are_images_whole: bool
-) -> Numbers:
-    known = {
-        key: Interval(**measured)
-        for key, measured in row["metrics"].items()
-        if measured is not None and (are_images_whole or key == "relative_error")
-    }
-    return Numbers(known, {key: values for key, values in items.items() if key in known})
 
 
 def _compare(claim: Claim, setting: str, first: Numbers, second: Numbers) -> Iterator[Finding]:

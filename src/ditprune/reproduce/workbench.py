@@ -27,7 +27,7 @@ from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
-from ditprune.errors import OutputError
+from ditprune.errors import ModelError, OutputError
 from ditprune.evaluation.accounting import take_stock
 from ditprune.evaluation.claims import claims_of, dense_claims
 from ditprune.evaluation.drawing import Images, draw_missing
@@ -40,7 +40,7 @@ from ditprune.method.statistics.collected import Statistics
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Row
-from ditprune.writing.files import check_no_link, ensure_folder, write_beside
+from ditprune.writing.files import check_no_link, ensure_folder, read_json, write_beside
 
 FOLDER = ".work"
 _DIGITS = 24
@@ -106,12 +106,9 @@ def read_record(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"{file}: cannot be read as JSON ({error}); remove it") from None
-    if not isinstance(record, dict):
-        raise OutputError(f"{file}: holds no finished row; remove it")
-    return record
+        return read_json(file)
+    except ModelError as error:
+        raise OutputError(f"{error}; or remove it") from None
 
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
