@@ -69,3 +69,10 @@ def test_the_commands_stand_in_their_order_with_what_they_need() -> None:
     plain = render(results())
     assert "ditprune.json" not in plain
     assert "prompts.txt" not in plain
+
+
+def test_an_evaluation_called_from_python_has_no_command() -> None:
+    assert "These numbers" in render(results())
+    made = render(results() | {"command": None})
+    assert "These numbers" not in made
+    assert "None" not in made

@@ -57,7 +57,7 @@ def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, A
         for number, model in enumerate(models[1:]):
             measured = model["metrics"].get(key)
             if measured is not None:
-                bar = None if measured["low"] is None else reach(measured)
+                bar = None if measured["low"] is None else error_bars(measured)
                 axes.errorbar(
                     100 * model["sparsity"], measured["value"], bar, capsize=3, **_marks(number)
                 )
@@ -100,7 +100,7 @@ def timesteps(models: Sequence[Mapping[str, Any]]) -> str:
     return _svg("timesteps", draw)
 
 
-def reach(*measured: Mapping[str, Any]) -> list[list[float]]:
+def error_bars(*measured: Mapping[str, Any]) -> list[list[float]]:
     """How far intervals reach below and above their values, as errorbar takes it."""
     ends = [(m["value"], m["low"], m["high"]) for m in measured]
     return [

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from ditprune.reporting.plots import reach
+from ditprune.reporting.plots import error_bars
 from ditprune.reproduce.findings import share_text
 from ditprune.writing.files import write_beside
 
@@ -81,7 +81,7 @@ def _panel(panel: Any, rows: Sequence[Mapping[str, Any]], key: str, axis: str) -
             panel.errorbar(
                 [across for across, _ in points],
                 [measured["value"] for _, measured in points],
-                yerr=reach(*(measured for _, measured in points)),
+                yerr=error_bars(*(measured for _, measured in points)),
                 capsize=3,
                 linestyle="none" if axis == "method" else "-",
                 **_look(name, number),
