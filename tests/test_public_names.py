@@ -40,7 +40,9 @@ def described(name: str, value: Any) -> Iterator[str]:
     if inspect.isclass(value) and not issubclass(value, BaseException):
         fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
         yield f"{name}({', '.join(field.name for field in fields)})"
-        for method, member in sorted(vars(value).items()):
+        ours = (base for base in reversed(value.__mro__) if base.__module__.startswith("ditprune"))
+        members = {key: member for base in ours for key, member in vars(base).items()}
+        for method, member in sorted(members.items()):
             if not method.startswith("_") and callable(getattr(value, method)):
                 yield f"{name}.{method}{signature_of(getattr(member, '__func__', member))}"
             elif isinstance(member, property) and not method.startswith("_"):
