@@ -194,9 +194,8 @@ def test_a_failure_midway_leaves_no_out_or_the_old_one(
     if overwrite:
         prune_checkpoint(model, out, {"any": tiny_stats}, build(sparsity=0.1))
     before = files_of(tmp_path)
-    name = "write" if when == "manifest" else "prune_weight_"
-    place = prune_module.manifest if when == "manifest" else prune_module
-    original = getattr(place, name)
+    name = "write_manifest" if when == "manifest" else "prune_weight_"
+    original = getattr(prune_module, name)
 
     def fail(*args: Any) -> Any:
         calls[0] += 1
@@ -204,7 +203,7 @@ def test_a_failure_midway_leaves_no_out_or_the_old_one(
             raise failure
         return original(*args)
 
-    monkeypatch.setattr(place, name, fail)
+    monkeypatch.setattr(prune_module, name, fail)
     with pytest.raises(OutputError if isinstance(failure, OSError) else type(failure)):
         prune_checkpoint(model, out, {"any": tiny_stats}, build(), overwrite)
     assert calls[0] == (1 if when == "manifest" else when)

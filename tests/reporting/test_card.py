@@ -20,7 +20,7 @@ from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from ditprune.reporting import card
-from ditprune.reporting.template import fenced, words
+from ditprune.reporting.formats import fenced, words
 from folders import edit_json, files_of
 from invented_results import results
 

@@ -15,7 +15,7 @@ from ditprune.cli import console
 from ditprune.cli.options import read_pipeline_options
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
-from ditprune.reporting import numbers
+from ditprune.reporting import formats
 from ditprune.runtime.backends import BACKENDS
 from ditprune.runtime.bench.does_it_pay import BenchOptions, bench_model
 from ditprune.writing.files import read_json, write_beside
@@ -101,10 +101,10 @@ def _lines(times: Mapping[str, Any]) -> Iterator[str]:
             yield f"{title}: not timed: {step['reason']}"
             continue
         yield f"{title}: {_in_words(step)}"
-        held = (f"{_PATHS[p]} {numbers.size(b)}" for p, b in step["memory_bytes"].items())
+        held = (f"{_PATHS[p]} {formats.size(b)}" for p, b in step["memory_bytes"].items())
         yield f"{title}, memory of its weights: {', '.join(held)}"
         yield from _reasons(title, step["reasons"])
-    on_disk = numbers.size(times["size_bytes_on_disk"])
+    on_disk = formats.size(times["size_bytes_on_disk"])
     form = "compact" if times["is_compact"] else "dense"
     yield f"on disk: {on_disk}, {form}; running sparse changes no file"
     yield from times["notes"]

@@ -27,7 +27,7 @@ from ditprune.cli.options import (
 from ditprune.cli.plans import show_findings
 from ditprune.denoiser.placement import Placement
 from ditprune.method.statistics.collected import NUM_BINS
-from ditprune.reporting import numbers
+from ditprune.reporting import formats
 
 
 @click.command()
@@ -110,23 +110,23 @@ def _show_forecast(
         work = (
             f"sampling: nothing, the calibration set {call_set.folder} is complete\n"
             "loading the denoiser and observing it: about "
-            f"{numbers.duration(forecast.observing_s)}"
+            f"{formats.duration(forecast.observing_s)}"
         )
         calls = ""
     else:
         of_all = f"of {call_set.num_units} " if call_set is not None else ""
         work = (
-            f"loading the pipeline: about {numbers.duration(loading_s)}\n"
+            f"loading the pipeline: about {formats.duration(loading_s)}\n"
             f"{forecast.num_samples} samples in {forecast.num_units} {of_all}sampling runs, "
-            f"{forecast.num_steps} denoiser steps: about {numbers.duration(forecast.sampling_s)}\n"
-            f"observing all {sampling.num_samples}: about {numbers.duration(forecast.observing_s)}"
+            f"{forecast.num_steps} denoiser steps: about {formats.duration(forecast.sampling_s)}\n"
+            f"observing all {sampling.num_samples}: about {formats.duration(forecast.observing_s)}"
         )
-        calls = f"calls {numbers.size(forecast.calls_bytes)}, "
+        calls = f"calls {formats.size(forecast.calls_bytes)}, "
     console.out.print(
         f"{work}\n"
-        f"in all: about {numbers.duration(total_s)}\n"
-        f"peak memory: about {numbers.size(forecast.peak_bytes)}\n"
-        f"writes: {calls}statistics {numbers.size(forecast.statistics_bytes)}\n"
+        f"in all: about {formats.duration(total_s)}\n"
+        f"peak memory: about {formats.size(forecast.peak_bytes)}\n"
+        f"writes: {calls}statistics {formats.size(forecast.statistics_bytes)}\n"
         "nothing was written",
         markup=False,
     )

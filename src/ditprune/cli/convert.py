@@ -10,7 +10,7 @@ import click
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.pruning.convert import Converted, to_compact, to_dense
-from ditprune.reporting import numbers
+from ditprune.reporting import formats
 
 _MOST_LINES = 8
 
@@ -48,7 +48,7 @@ def _lines(converted: Converted, to: str) -> Iterator[str]:
     if converted.packed:
         yield (
             f"packed {len(converted.packed)} of {len(converted.heads)} targets: "
-            f"{numbers.size(before)} → {numbers.size(after)} ({after / before:.3f})"
+            f"{formats.size(before)} → {formats.size(after)} ({after / before:.3f})"
         )
-    sizes = [numbers.size(converted.dense_bytes), numbers.size(converted.size_bytes)]
+    sizes = [formats.size(converted.dense_bytes), formats.size(converted.size_bytes)]
     yield "weights: " + " → ".join(sizes if to == "compact" else reversed(sizes))

@@ -28,7 +28,7 @@ from ditprune.cli.options import (
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.evaluate import evaluate as evaluate_models
 from ditprune.evaluation.protocol import Protocol
-from ditprune.reporting import card, numbers
+from ditprune.reporting import card, formats
 
 
 @click.command()
@@ -168,15 +168,15 @@ def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
         costs = row["accounting"]
         texts = [
             f"{costs['num_nonzero']:,} of {costs['num_parameters']:,} parameters not zero",
-            numbers.size(costs["size_bytes"]),
+            formats.size(costs["size_bytes"]),
         ]
         if costs["macs_per_step"]:
             texts.append(
-                f"{numbers.count(costs['macs_per_step_effective'])} of "
-                f"{numbers.count(costs['macs_per_step'])} MACs a step without zeros"
+                f"{formats.count(costs['macs_per_step_effective'])} of "
+                f"{formats.count(costs['macs_per_step'])} MACs a step without zeros"
             )
         if costs["seconds_per_image"] is not None:
-            texts.append(f"{numbers.seconds(costs['seconds_per_image'])} an image, measured")
+            texts.append(f"{formats.seconds(costs['seconds_per_image'])} an image, measured")
         console.out.print(f"{row['name']}: {', '.join(texts)}", markup=False)
 
 

@@ -11,7 +11,7 @@ from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.errors import RecipeError
 from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in
-from ditprune.reporting import numbers
+from ditprune.reporting import formats
 
 
 @click.group()
@@ -28,7 +28,7 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
     folder = locate(model)
     with console.progress() as progress:
         num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
-    size = f"{numbers.size(size_bytes)}, {8 * size_bytes / num_weights:.3f} bits a weight"
+    size = f"{formats.size(size_bytes)}, {8 * size_bytes / num_weights:.3f} bits a weight"
     console.show([f"mask of {num_weights:,} weights: {out} ({size})"])
 
 

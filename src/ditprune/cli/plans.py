@@ -25,7 +25,7 @@ from ditprune.pruning.forecast import (
 from ditprune.pruning.job import Job, dense_lines
 from ditprune.pruning.plan import Plan
 from ditprune.pruning.update.folder import Source, calls_of
-from ditprune.reporting import numbers
+from ditprune.reporting import formats
 
 # Where there is no GPU to measure: what one of the larger ones does in float32.
 _ASSUMED_RATE = 40e12
@@ -42,7 +42,7 @@ def show_forecast(expected: RunForecast) -> None:
     """The bytes, time and memory that pruning will take."""
     console.out.print(
         f"pruning it writes {expected.num_bytes:,} bytes and takes about "
-        f"{numbers.duration(expected.seconds)} here, with {numbers.size(expected.peak_bytes)} of "
+        f"{formats.duration(expected.seconds)} here, with {formats.size(expected.peak_bytes)} of "
         "memory at most"
     )
 
@@ -103,7 +103,7 @@ def show_update_forecast(
     console.out.print(
         f"{prefix}before that it updates the weights of the loaded denoiser, from {total:,} rows "
         f"of calls; Grams take {expected.num_passes} passes over them\n"
-        f"{prefix}  memory: about {numbers.size(expected.peak_bytes)} and the activations of "
+        f"{prefix}  memory: about {formats.size(expected.peak_bytes)} and the activations of "
         f"a batch\n{prefix}  {_times(expected, 'this CPU', measured_rate(), 'measured')}\n"
         f"{prefix}  {_on_gpu(expected)}",
         markup=False,
@@ -111,7 +111,7 @@ def show_update_forecast(
     for words, other in _cheaper(recipe).items():
         less = forecast_updates(targets, other, row, total, size, most)
         console.out.print(
-            f"{prefix}  with {words}: {numbers.size(less.peak_bytes)}; {_on_gpu(less)}",
+            f"{prefix}  with {words}: {formats.size(less.peak_bytes)}; {_on_gpu(less)}",
             markup=False,
         )
 
@@ -137,8 +137,8 @@ def _on_gpu(expected: UpdateForecast) -> str:
 
 def _times(expected: UpdateForecast, where: str, rate: float, how: str) -> str:
     stages = ", ".join(
-        f"{name} {numbers.duration(value / rate)}"
+        f"{name} {formats.duration(value / rate)}"
         for name, value in expected.num_operations.items()
     )
-    total = numbers.duration(sum(expected.num_operations.values()) / rate)
+    total = formats.duration(sum(expected.num_operations.values()) / rate)
     return f"on {where}, at {rate / 1e12:.3g} TFLOP/s ({how}): about {total} ({stages})"

@@ -15,8 +15,8 @@
   `--recipe ditprune.json`, so there is no second list of its options to keep up to date. There is
   no command for values that `Recipe` or `Sampling` refuse.
 - `template.py` fills in the templates of the page, the card and a study.
-- `numbers.py` is the only place that formats numbers, sizes and durations, for `cli/` too.
+- `formats.py` is the only place that formats numbers, sizes and durations, for `cli/` too.
 
-Only `card.py`, `commands.py`, `template.py` and `numbers.py` run when a model is pruned; the
+Only `card.py`, `commands.py` and `formats.py` run when a model is pruned; the
 others, and jinja2, matplotlib, Pillow and jsonschema, are imported when they are needed.
 """

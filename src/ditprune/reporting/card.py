@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.errors import ModelError
-from ditprune.reporting import numbers
+from ditprune.reporting import formats
 from ditprune.reporting.commands import repeat_commands
-from ditprune.reporting.template import fill
+from ditprune.reporting.formats import fill
 from ditprune.writing.files import (
     CARD_PICTURE,
     MALFORMED,
@@ -190,8 +190,8 @@ def _cut(value: Any) -> Any:
     """The same with long lists cut, such as prompts; the manifest has them in full."""
     if isinstance(value, Mapping):
         return {key: _cut(item) for key, item in value.items()}
-    if isinstance(value, list) and len(value) > numbers.MOST_LISTED:
-        return [*value[: numbers.MOST_LISTED], f"… ({len(value)} in all)"]
+    if isinstance(value, list) and len(value) > formats.MOST_LISTED:
+        return [*value[: formats.MOST_LISTED], f"… ({len(value)} in all)"]
     return value
 
 

@@ -58,12 +58,10 @@ def _sampling_options(protocol: Mapping[str, Any]) -> list[str]:
 
     Raises one of `MALFORMED`, or RecipeError, if the protocol is not that of a calibration.
     """
-    names = [part.name for part in fields(Sampling)]
-    given = {name: protocol[name] for name in names if protocol.get(name) is not None}
+    defaults = {part.name: part.default for part in fields(Sampling)}
+    given = {name: protocol[name] for name in defaults if protocol.get(name) is not None}
     if given.pop("purpose") != "calibration":
         raise ValueError("these calls are not for calibration")
-    Sampling(**given)  # raises for values that sampling refuses
-    defaults = vars(Sampling())
     texts = {"prompts": PROMPTS, "labels": ",".join(map(str, given.get("labels", ())))}
     options = [
         word

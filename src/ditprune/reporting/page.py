@@ -10,14 +10,14 @@ from importlib import metadata
 from typing import Any
 
 from ditprune.errors import ResultsError
-from ditprune.reporting import numbers, plots
+from ditprune.reporting import formats, plots
+from ditprune.reporting.formats import TEMPLATES, fill
 from ditprune.reporting.sections import (
     Sample,
     heterogeneity_tables,
     samples_of,
     sparsity_tables,
 )
-from ditprune.reporting.template import TEMPLATES, fill
 from ditprune.reporting.verdict import headline, judge, num_images_of
 
 MOST_BYTES = 5_000_000
@@ -42,8 +42,8 @@ def render(results: Mapping[str, Any]) -> str:
     page = _filled(context, samples)
     if len(page.encode()) > MOST_BYTES:
         raise ResultsError(
-            f"the page would take {numbers.size(len(page.encode()))}, expected at most "
-            f"{numbers.size(MOST_BYTES)}; evaluate fewer models at once"
+            f"the page would take {formats.size(len(page.encode()))}, expected at most "
+            f"{formats.size(MOST_BYTES)}; evaluate fewer models at once"
         )
     return page
 
@@ -95,7 +95,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
             if model["targets"]
         ],
         "protocol": [
-            (key.replace("_", " "), numbers.listed(value))
+            (key.replace("_", " "), formats.listed(value))
             for key, value in results["protocol"].items()
             if value not in (None, {}, [])
         ],

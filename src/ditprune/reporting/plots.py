@@ -13,8 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ditprune.reporting.numbers import titled
-from ditprune.reporting.template import TEMPLATES
+from ditprune.reporting.formats import TEMPLATES, titled
 
 # The hues are those of Okabe and Ito (2008). On light paper they differ in lightness too, so that
 # they stand out 3 : 1 (WCAG 2.2, 1.4.11) and stay apart for eyes without one kind of cones.

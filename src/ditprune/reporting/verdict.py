@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ditprune.reporting.formats import point, with_interval
 from ditprune.reporting.load import DENSE
-from ditprune.reporting.numbers import point, with_interval
 
 VISIBLE_SSIM = 0.9
 VISIBLE_LPIPS = 0.1

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.reporting.template import fill
+from ditprune.reporting.formats import fill
 from ditprune.reproduce.findings import sampler_words, setting_text
 
 

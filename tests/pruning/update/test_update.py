@@ -186,14 +186,14 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
         ({"preset": "bestt"}, "--preset 'bestt' is unknown; did you mean 'best'"),
         ({"reconstruction": "adm"}, "--reconstruction 'adm' is unknown; did you mean 'admm'"),
         ({"allocation": "even"}, "--allocation 'even' is unknown"),
-        ({"mask": "reconstruction"}, "needs a reconstruction that chooses one"),
+        ({"mask": "reconstruction"}, "needs a reconstruction that chooses the mask"),
         (
             {"reconstruction": "admm", "mask": "refinement"},
-            "--mask refinement needs one of at least 2 steps; pass --refinement distill",
+            "--mask refinement needs a refinement of at least 2 steps; pass --refinement distill",
         ),
         (
             {"preset": "best", "refinement": Distill(num_steps=1)},
-            "--mask refinement needs one of at least 2 steps",
+            "--mask refinement needs a refinement of at least 2 steps",
         ),
         (
             {"preset": "best", "pattern": "2:4", "mask": "refinement"},
@@ -207,7 +207,10 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
         ({"timestep_weighting": "log"}, "--timestep-weighting 'log'"),
         ({"refinement": "distil"}, "--refinement 'distil' is unknown; did you mean 'distill'"),
         ({"pattern": "2:4", "allocation": "owl"}, "--allocation owl and --pattern exclude"),
-        ({"reconstruction": "admm", "reconstruction_constants": {"rho": 1}}, "constants"),
+        (
+            {"reconstruction": "admm", "reconstruction_constants": {"rho": 1}},
+            "constant 'rho' does not apply",
+        ),
         ({"refinement_constants": {"num_steps": 9}}, "--refinement none takes no constants"),
         ({"reconstruction": 3}, "--reconstruction 3: expected a name"),
         ({"refinement": build().reconstruction}, "--refinement Nothing"),
