@@ -152,7 +152,7 @@ def ditprune(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
     """Runs `ditprune …` in this process, off the network; gives exit code, stdout and stderr."""
-    import huggingface_hub
+    import huggingface_hub.constants
 
     from ditprune.cli import console
     from ditprune.cli.main import run
