@@ -8,7 +8,6 @@
 3. `drawing` draws image i from condition i and seed i, with any model and in any batches. Batches
    are files in `OUT/.images/<key>`, where the key is a hash of weights, files, options and
    versions. So a stopped run draws what is missing, and the dense images serve the next evaluation.
-   `timing` tells which seconds can be compared.
 4. `tools` and `extractors` load the networks that the metrics of `catalogue` need. A metric that
    cannot be computed is in the results with the reason instead of a number.
 5. `measure` reads the images of one model batch by batch; memory holds one batch and the features

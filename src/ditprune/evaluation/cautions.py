@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.metrics.interval import Interval, differ, overlap
 
@@ -126,3 +127,16 @@ def not_finite_warnings(rows: Sequence[ErrorRow], num_spoiled: int, num_images: 
             f"with black for NaN: {_ADVICE}"
         )
     return warnings
+
+
+def why_no_seconds(timing: Timing, dense: Timing) -> str | None:
+    """Why the seconds of a model would mislead beside those of the dense model; None if not."""
+    loads, dense_loads = " and ".join(timing.loads), " and ".join(dense.loads)
+    if len(timing.loads) > 1:
+        return f"no seconds: its images were drawn under several loads, {loads}"
+    if timing.loads != dense.loads:
+        return (
+            f"no seconds: its images were drawn under another load ({loads}) than the "
+            f"dense model's ({dense_loads}); without kept images both are drawn alike"
+        )
+    return None

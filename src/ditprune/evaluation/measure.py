@@ -54,7 +54,8 @@ def measure_model(
     """
     values: dict[str, tuple[float, ...]] = {}
     features = Features()
-    for items, batch in images.batches():
+    for items in images.ranges:
+        batch = images.read(items)
         pairs = () if dense is None else _pairs(batch, dense.images.read(items), tools)
         for name, numbers in (*pairs, *_alone(batch, [asked[i] for i in items], tools)):
             values[name] = values.get(name, ()) + tuple(numbers.double().tolist())

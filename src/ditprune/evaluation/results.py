@@ -14,14 +14,13 @@ from torch import Tensor
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.accounting import Stock, Work, account
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import Numbers, cautions_of, not_finite_warnings
+from ditprune.evaluation.cautions import Numbers, cautions_of, not_finite_warnings, why_no_seconds
 from ditprune.evaluation.claims import Claims, target_rows
 from ditprune.evaluation.gallery import gallery_entries, save_grid
 from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
 from ditprune.evaluation.metrics.interval import Interval
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.timing import why_no_seconds
 from ditprune.evaluation.tools import Tools, library_versions
 from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.files import installed_versions, write_beside
