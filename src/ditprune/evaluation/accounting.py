@@ -170,13 +170,11 @@ def account(stock: Stock, work: Work | None, seconds_per_image: float | None) ->
         dense, effective = work.per_image(), work.per_image(stock)
         per_step = dense / work.num_steps, effective / work.num_steps
         macs = [round(number) for number in (*per_step, dense, effective)]
+    names = ("macs_per_step", "macs_per_step_effective", "macs_per_image")
     return {
         "num_parameters": stock.num_parameters,
         "num_nonzero": stock.num_nonzero,
         "size_bytes": stock.size_bytes,
-        "macs_per_step": macs[0],
-        "macs_per_step_effective": macs[1],
-        "macs_per_image": macs[2],
-        "macs_per_image_effective": macs[3],
+        **dict(zip((*names, "macs_per_image_effective"), macs, strict=True)),
         "seconds_per_image": seconds_per_image,
     }

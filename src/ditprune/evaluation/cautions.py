@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.catalogue import CATALOGUE, Metric
 from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.metrics.interval import Interval, differ, overlap
@@ -37,10 +37,6 @@ class Numbers:
             return differ(self.values[key], other.values[key])
         return not overlap(self.intervals[key], other.intervals[key])
 
-    def text(self, key: str) -> str:
-        """The value of a metric, with its digits."""
-        return f"{self.intervals[key].value:.{CATALOGUE[key].digits}f}"
-
 
 def cautions_of(
     name: str, models: Mapping[str, Numbers], num_images: int, widths: tuple[int, int]
@@ -58,52 +54,35 @@ def cautions_of(
         for key, width in zip(("fid", "sfid"), widths, strict=True)
         if key in model.intervals and num_images <= width
     ]
-    if name != "dense":
-        warnings += _against_dense(model, models["dense"], num_images)
     for other in list(models)[: list(models).index(name)]:  # each pair once, with the later model
-        if other != "dense":
-            alike = [
-                CATALOGUE[key].title
-                for key in _shared(model, models[other])
-                if not model.is_apart(key, models[other])
-            ]
-            warnings += _not_told_apart(other, alike, num_images)
+        alike = []
+        for key, metric in CATALOGUE.items():
+            here, there = model.intervals.get(key), models[other].intervals.get(key)
+            if here is None or there is None or here.value == there.value:
+                continue
+            is_apart = model.is_apart(key, models[other])
+            if other == "dense" and key in _DISTANCES and here.value < there.value:
+                warnings.append(_below_dense(metric, here, there, is_apart, num_images))
+            elif not is_apart and (other != "dense" or metric.against != "dense"):
+                alike.append(metric.title)
+        if alike:
+            titles = ", ".join(alike)
+            warnings.append(f"{num_images:,} images cannot tell it from {other} by {titles}")
     return warnings
 
 
-def _against_dense(model: Numbers, dense: Numbers, num_images: int) -> list[str]:
-    warnings, alike = [], []
-    for key in _shared(model, dense):
-        if CATALOGUE[key].against == "dense":
-            continue
-        title, is_apart = CATALOGUE[key].title, model.is_apart(key, dense)
-        if key in _DISTANCES and model.intervals[key].value < dense.intervals[key].value:
-            below = f"{title} {model.text(key)} is below dense {dense.text(key)}"
-            warnings.append(
-                f"{below}, and the intervals do not overlap: nearer to the reference, which is not "
-                "the same as nearer to the dense model; look at the same-seed distances"
-                if is_apart
-                else f"{below}, and the intervals overlap: {num_images:,} images cannot tell them "
-                "apart"
-            )
-        elif not is_apart:
-            alike.append(title)
-    return warnings + _not_told_apart("dense", alike, num_images)
-
-
-def _not_told_apart(other: str, titles: Sequence[str], num_images: int) -> list[str]:
-    if not titles:
-        return []
-    return [f"{num_images:,} images cannot tell it from {other} by {', '.join(titles)}"]
-
-
-def _shared(a: Numbers, b: Numbers) -> list[str]:
-    """The metrics that both models have, with different numbers, in the catalogue's order."""
-    return [
-        key for key in CATALOGUE
-        if key in a.intervals and key in b.intervals
-        and a.intervals[key].value != b.intervals[key].value
-    ]  # fmt: skip
+def _below_dense(
+    metric: Metric, pruned: Interval, dense: Interval, is_apart: bool, num_images: int
+) -> str:
+    """What to know of a distance that is smaller than the dense model's."""
+    numbers = (f"{interval.value:.{metric.digits}f}" for interval in (pruned, dense))
+    below = f"{metric.title} {' is below dense '.join(numbers)}, and the intervals"
+    if is_apart:
+        return (
+            f"{below} do not overlap: nearer to the reference, which is not the same as nearer to "
+            "the dense model; look at the same-seed distances"
+        )
+    return f"{below} overlap: {num_images:,} images cannot tell them apart"
 
 
 def not_finite_warnings(rows: Sequence[ErrorRow], num_spoiled: int, num_images: int) -> list[str]:

@@ -27,6 +27,7 @@ from ditprune.evaluation.metrics.features import (
     Features,
     has_inception,
     inception_address,
+    joined_features,
     load_inception,
 )
 from ditprune.evaluation.protocol import Measures
@@ -57,11 +58,9 @@ class Extractor:
     see: Callable[[Tensor], Features]
     real: Mapping[str, Tensor] | None = None
 
-    def see_all(self, images: Tensor, features: Features) -> Features:
-        """Add the features of a batch of any size, uint8 [n, C, H, W]."""
-        for part in images.split(_BATCH):
-            features += self.see(part)
-        return features
+    def see_all(self, images: Tensor) -> Features:
+        """The features of a batch of any size, uint8 [n, C, H, W]."""
+        return joined_features(self.see(part) for part in images.split(_BATCH))
 
 
 def can_classify(images: Tensor, asked: Sequence[Any]) -> bool:
@@ -111,9 +110,7 @@ def _classifier() -> Extractor:
         with torch.inference_mode():
             spatial = until_map(as_unit(images) * 2 - 1)
             pooled = pooling(spatial)
-            return Features(
-                (pooled,), (spatial[:, :_NUM_CHANNELS].flatten(1),), (classifier.head(pooled),)
-            )
+            return Features(pooled, spatial[:, :_NUM_CHANNELS].flatten(1), classifier.head(pooled))
 
     return Extractor(CLASSIFIER_TEXT, see, bundled.load_reference())
 
@@ -187,28 +184,28 @@ def reference_for(folder: Path | None, extractor: Extractor | None, like: Tensor
     if extractor is None:
         return Reference(None, dense)
     if folder is not None:
-        features, count = _see_folder(folder, extractor, like)
-        text = f"{count:,} images of {folder.resolve().name}, cropped and scaled to the samples"
+        features = _see_folder(folder, extractor, like)
+        source = f"{len(features.pooled):,} images of {folder.resolve().name}"
         real = dict.fromkeys(AGAINST_IMAGES, "real")
-        return Reference(text, real, moments(features.all_pooled()), features)
+        text = f"{source}, cropped and scaled to the samples"
+        return Reference(text, real, moments(features.pooled), features)
     if extractor.real is not None:
         text = f"{_BUNDLED_REFERENCE}; sFID, KID, precision and recall: the dense model's images"
         return Reference(text, dense | {"fid": "real"}, extractor.real)
     return Reference(None, dense)
 
 
-def _see_folder(folder: Path, extractor: Extractor, like: Tensor) -> tuple[Features, int]:
+def _see_folder(folder: Path, extractor: Extractor, like: Tensor) -> Features:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
     if len(files) < 2:
         raise RecipeError(
             f"--reference {folder}: holds {len(files)} images, expected 2 or more "
             f"({', '.join(sorted(_SUFFIXES))})"
         )
-    features = Features()
-    for first in range(0, len(files), _BATCH):
-        batch = [read_picture(file, like) for file in files[first : first + _BATCH]]
-        features = extractor.see_all(torch.stack(batch), features)
-    return features, len(files)
+    parts = (files[first : first + _BATCH] for first in range(0, len(files), _BATCH))
+    return joined_features(
+        extractor.see(torch.stack([read_picture(file, like) for file in part])) for part in parts
+    )
 
 
 def read_picture(file: Path, like: Tensor) -> Tensor:

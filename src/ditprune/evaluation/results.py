@@ -63,7 +63,8 @@ def results_of(
         for model in models
     }
     timings = [model.measured.images.timing() for model in models]
-    widths = models[0].measured.features.widths
+    seen = models[0].measured.features
+    widths = (seen.pooled.shape[1], seen.spatial.shape[1]) if seen else (0, 0)
     rows = []
     for model, timing in zip(models, timings, strict=True):
         why = why_no_seconds(timing, timings[0])
@@ -84,13 +85,9 @@ def results_of(
 
 
 def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
-    metric = CATALOGUE[key]
     return {
-        "title": metric.title,
-        "better": metric.better,
-        "unit": metric.unit,
-        "digits": metric.digits,
-        "against": tools.reference.against.get(key, metric.against),
+        **asdict(CATALOGUE[key]),
+        "against": tools.reference.against.get(key, CATALOGUE[key].against),
         "unavailable": tools.unavailable.get(key),
         "note": tools.note(key),
     }

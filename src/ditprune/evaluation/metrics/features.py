@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 # torch_fidelity cannot be imported without torchvision.
@@ -17,42 +16,23 @@ _PACKAGES = ("torch_fidelity", "torchvision")
 _SPATIAL, _NUM_CHANNELS = "Mixed_6d.branch1x1", 7
 
 
-@dataclass(frozen=True)
-class Features:
-    """What a network saw in batches of images, [n, …] for each batch.
+class Features(NamedTuple):
+    """What a network saw in n images.
 
     Args:
-        pooled: features for FID, KID, precision and recall.
-        spatial: features before pooling, flattened, for sFID.
-        logits: of classes, for the Inception Score.
+        pooled: features [n, f] for FID, KID, precision and recall.
+        spatial: features before pooling, flattened [n, s], for sFID.
+        logits: of classes [n, c], for the Inception Score.
     """
 
-    pooled: tuple[Tensor, ...] = ()
-    spatial: tuple[Tensor, ...] = ()
-    logits: tuple[Tensor, ...] = ()
+    pooled: Tensor
+    spatial: Tensor
+    logits: Tensor
 
-    @property
-    def widths(self) -> tuple[int, int]:
-        """How many pooled and spatial features an image has; 0 if no network looked."""
-        pooled, spatial = (
-            batches[0].shape[1] if batches else 0 for batches in (self.pooled, self.spatial)
-        )
-        return pooled, spatial
 
-    def all_pooled(self) -> Float[Tensor, "n f"]:
-        return torch.cat(self.pooled).double()
-
-    def all_spatial(self) -> Float[Tensor, "n s"]:
-        return torch.cat(self.spatial).double()
-
-    def all_logits(self) -> Float[Tensor, "n c"]:
-        return torch.cat(self.logits).double()
-
-    def __add__(self, more: Features) -> Features:
-        """These batches, then those of `more`."""
-        return Features(
-            self.pooled + more.pooled, self.spatial + more.spatial, self.logits + more.logits
-        )
+def joined_features(batches: Iterable[Features]) -> Features:
+    """What was seen in all batches, in their order."""
+    return Features(*map(torch.cat, zip(*batches, strict=True)))
 
 
 def has_inception() -> bool:
@@ -62,7 +42,9 @@ def has_inception() -> bool:
 
 def inception_address() -> str:
     """Where torch-fidelity has the weights, 91 MB; the name ends with the start of a sha256."""
-    return _inception_module().URL_INCEPTION_V3
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return URL_INCEPTION_V3
 
 
 def load_inception(
@@ -76,11 +58,13 @@ def load_inception(
 
     Raises RuntimeError for weights of another network.
     """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     # The library unpickles whatever file it is given, so it gets weights that were read safely.
     buffer = io.BytesIO()
     torch.save(dict(weights), buffer)
     buffer.seek(0)
-    network = _inception_module().FeatureExtractorInceptionV3(
+    network = FeatureExtractorInceptionV3(
         "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
     )
     network.to(device)
@@ -92,12 +76,6 @@ def load_inception(
         spatial.clear()
         with torch.no_grad():
             pooled, logits = network(images.expand(-1, 3, -1, -1).to(device))
-        return Features((pooled.cpu(),), (spatial.pop().flatten(1).float().cpu(),), (logits.cpu(),))
+        return Features(pooled.cpu(), spatial.pop().flatten(1).float().cpu(), logits.cpu())
 
     return see
-
-
-def _inception_module() -> Any:
-    from torch_fidelity import feature_extractor_inceptionv3
-
-    return feature_extractor_inceptionv3
