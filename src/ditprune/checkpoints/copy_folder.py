@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.weights import PICKLES, Weights
 from ditprune.errors import ModelError
 from ditprune.writing.files import CARD_PICTURE, installed_versions
-from ditprune.writing.identity import config_hash
+from ditprune.writing.identity import config_hash, stamp_of
 
 _WEIGHTS = (".safetensors", *PICKLES)
 
@@ -66,14 +65,9 @@ def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
 
     Its cards are none of them: an evaluation writes them anew.
     """
-    digest = hashlib.sha256()
     shards = [shard for denoiser_weights in weights.values() for shard in denoiser_weights.shards]
     others = (file for file in other_files(model, weights) if not _describes(file))
-    for file in (*others, *shards):
-        state = file.stat()
-        path = file.relative_to(model.root).as_posix()
-        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return stamp_of((*others, *shards), model.root)
 
 
 def copy_identity(

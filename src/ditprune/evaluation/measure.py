@@ -12,10 +12,10 @@ from torch import Tensor
 from ditprune import bundled
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.drawing import Images, as_unit
+from ditprune.evaluation.extractors import Features, joined_features
 from ditprune.evaluation.gallery import to_picture
 from ditprune.evaluation.metrics import distributions, per_image
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_interval, latent_errors
-from ditprune.evaluation.metrics.features import Features, joined_features
 from ditprune.evaluation.metrics.interval import Interval, mean_interval, share_interval
 from ditprune.evaluation.tools import Tools
 
@@ -83,8 +83,8 @@ def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Te
     yield "ssim", per_image.ssim(*pair)
     if tools.has("psnr"):
         yield "psnr", per_image.psnr(*pair)
-    if tools.lpips is not None:
-        yield "lpips", tools.lpips(*pair)
+    if "lpips" in tools.networks:
+        yield "lpips", tools.networks["lpips"](*pair)
 
 
 def _alone(batch: Tensor, asked: Sequence[Any], tools: Tools) -> Iterable[tuple[str, Tensor]]:
@@ -92,10 +92,11 @@ def _alone(batch: Tensor, asked: Sequence[Any], tools: Tools) -> Iterable[tuple[
     if tools.has("accuracy"):
         classes = bundled.predict(bundled.load_classifier(), as_unit(batch))
         yield "accuracy", classes == torch.tensor(list(asked))
-    if tools.clip is not None:
-        yield "clip_score", tools.clip(batch, asked)
-    if tools.reward is not None:
-        yield "image_reward", tools.reward([to_picture(image) for image in batch], asked)
+    if "clip_score" in tools.networks:
+        yield "clip_score", tools.networks["clip_score"](batch, asked)
+    if "image_reward" in tools.networks:
+        pictures = [to_picture(image) for image in batch]
+        yield "image_reward", tools.networks["image_reward"](pictures, asked)
 
 
 def _of_features(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,16 @@ def config_hash(root: Path) -> str:
     for file in sorted(file for file in root.rglob("*.json") if file.is_file()):
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def stamp_of(files: Iterable[Path], root: Path) -> str:
+    """One hash of the names below `root`, the sizes and the times of files."""
+    digest = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        path = file.relative_to(root).as_posix()
+        digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
+from ditprune.evaluation.extractors import Features, joined_features
 from ditprune.evaluation.metrics import distributions
 from ditprune.evaluation.metrics.distributions import (
     frechet_distance,
@@ -19,7 +20,6 @@ from ditprune.evaluation.metrics.distributions import (
     precision,
     recall,
 )
-from ditprune.evaluation.metrics.features import Features, joined_features
 from ditprune.evaluation.metrics.interval import resamples
 
 

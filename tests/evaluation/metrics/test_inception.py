@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ditprune.evaluation.metrics.features import (
+from ditprune.evaluation.extractors import (
     has_inception,
     inception_address,
     load_inception,
