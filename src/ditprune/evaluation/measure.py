@@ -29,14 +29,13 @@ class Measured:
     Args:
         images: where they come from.
         intervals: by metric; a metric that does not apply to this model is not there.
-        ssim: of each image against the dense one; empty for the dense model.
-        values: for metrics that are means over items, the number of each item.
+        values: for metrics that are means over items, the number of each item. SSIM to the dense
+            images is always among them, except for the dense model.
         features: what the feature extractor saw in the images; None without an extractor.
     """
 
     images: Images
     intervals: dict[str, Interval]
-    ssim: tuple[float, ...]
     values: dict[str, tuple[float, ...]]
     features: Features | None
 
@@ -61,12 +60,10 @@ def measure_model(
             values[name] = values.get(name, ()) + tuple(numbers.double().tolist())
         if tools.extractor is not None:
             seen.append(tools.extractor.see_all(batch))
-    ssim = values.get("ssim", ())
-    if "ssim" not in tools.chosen:
-        values.pop("ssim", None)
     intervals = {
         name: share_interval(numbers) if name == "accuracy" else mean_interval(numbers, seed)
         for name, numbers in values.items()
+        if name in tools.chosen
     }
     features = joined_features(seen) if seen else None
     if features is not None and images.num_images >= _FEWEST_IMAGES:
@@ -74,7 +71,7 @@ def measure_model(
     if rows and tools.has("relative_error"):
         intervals["relative_error"] = error_interval(rows, seed)
         values["relative_error"] = latent_errors(rows)
-    return Measured(images, intervals, ssim, values, features)
+    return Measured(images, intervals, values, features)
 
 
 def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:

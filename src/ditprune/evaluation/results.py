@@ -96,7 +96,6 @@ def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
 def _row(
     model: MeasuredModel, tools: Tools, work: Work | None, dense: str, seconds: float | None
 ) -> dict[str, Any]:
-    shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
     manifest_says = {
         "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
@@ -113,7 +112,7 @@ def _row(
         "num_spoiled": model.measured.images.num_spoiled(),
         "error_by_timestep": error_by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),
-        "targets": [] if is_dense else target_rows(claims, shares),
+        "targets": [] if is_dense else target_rows(claims, model.stock),
     }
 
 
@@ -157,7 +156,7 @@ def write_results(
 ) -> None:  # fmt: skip
     """Add the gallery, and write results.json and grid.png. Raises OutputError."""
     images = {model.name: model.measured.images for model in models}
-    ssim = {model.name: model.measured.ssim for model in models if model.measured.ssim}
+    ssim = {model.name: model.measured.values["ssim"] for model in models[1:]}
     results["gallery"] = gallery_entries(images, ssim, asked, protocol)
     columns = range(min(_NUM_COLUMNS, protocol.num_images))
     save_grid({name: stored.take(columns) for name, stored in images.items()}, out / "grid.png")
