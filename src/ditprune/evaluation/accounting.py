@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +132,10 @@ def count_work(
     """For each denoiser, the number of rows in its held-out calls, and the MACs of one row."""
     counted = {}
     for name, calls in held_out.items():
-        if calls:
-            row = take_item(calls[0], 0, num_rows(calls[0]))
-            moved = to_placement(row, placement.device, placement.dtype)
-            macs = count_macs(denoisers[name], moved, targets[name])
-            counted[name] = (sum(num_rows(call) for call in calls), macs)
+        row = take_item(calls[0], 0, num_rows(calls[0]))
+        moved = to_placement(row, placement.device, placement.dtype)
+        macs = count_macs(denoisers[name], moved, targets[name])
+        counted[name] = (sum(map(num_rows, calls)), macs)
     return counted
 
 
@@ -150,17 +150,14 @@ def work_of(
     Args:
         rows_per_step: rows of all calls of one image at one step; 2 with guidance.
     """
-    rows: dict[str, int] = {}
-    macs: dict[str, Macs] = {}
+    rows, macs = Counter[str](), dict[str, Macs]()
     for worker in counted:
         for name, (number, row_macs) in worker.items():
-            rows[name] = rows.get(name, 0) + number
+            rows[name] += number
             macs.setdefault(name, row_macs)
-    total = sum(rows.values())
-    return Work(
-        num_steps,
-        {name: (num_steps * rows_per_step * rows[name] / total, macs[name]) for name in rows},
-    )
+    rows_per_image = num_steps * rows_per_step
+    calls = {name: (rows_per_image * rows[name] / rows.total(), macs[name]) for name in rows}
+    return Work(num_steps, calls)
 
 
 def account(stock: Stock, work: Work | None, seconds_per_image: float | None) -> dict[str, Any]:

@@ -154,10 +154,9 @@ def images_key(
         drawn: the conditions that images draw in turn (`calibration.draw.in_turn`). If there are
             fewer images than conditions, they depend on the number of images, and so does the name.
     """
-    options = {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE}
     sampling = protocol.held_out()
     identity = {
-        "options": options,
+        "options": {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE},
         "conditions": list(drawn),
         "dense": {
             k: v

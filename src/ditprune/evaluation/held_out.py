@@ -23,6 +23,8 @@ from ditprune.evaluation.metrics.error_rows import ErrorRow, error_rows_of
 from ditprune.evaluation.protocol import Protocol
 from ditprune.progress import Progress, silent
 
+_CPU = Placement()
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -62,10 +64,9 @@ def sample_held_out(
 
 
 def predictions(
-    denoiser: nn.Module, calls: Sequence[Call], placement: Placement | None = None
+    denoiser: nn.Module, calls: Sequence[Call], placement: Placement = _CPU
 ) -> list[Tensor]:
     """The predicted noise of every call, on the CPU."""
-    placement = placement or Placement()
     moved = (to_placement(call, placement.device, placement.dtype) for call in calls)
     return [
         predicted_noise(run_call(denoiser, call), call.sample().shape[1]).cpu() for call in moved
