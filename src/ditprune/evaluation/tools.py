@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ditprune.checkpoints.copy_folder import stamp_of
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import reason_of
 from ditprune.evaluation.catalogue import CATALOGUE, OF_FEATURES
@@ -26,7 +27,6 @@ from ditprune.evaluation.extractors import (
 )
 from ditprune.evaluation.metrics import per_image
 from ditprune.evaluation.protocol import EXTRACTORS, Measures
-from ditprune.writing.identity import stamp_of
 
 LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
 _LPIPS_SMALLEST = 32  # pixels; AlexNet's pooling leaves nothing of smaller images
