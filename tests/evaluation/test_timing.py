@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ditprune.checkpoints.locate import locate
-from ditprune.evaluation.cautions import why_no_seconds
 from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
+from ditprune.evaluation.results import why_no_seconds
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 
