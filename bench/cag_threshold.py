@@ -17,7 +17,8 @@ import ditprune
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.evaluation.held_out import predictions, relative_error_between
+from ditprune.denoiser.replay import relative_error
+from ditprune.evaluation.held_out import predictions
 
 THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 100.0)
 SPARSITIES, SEEDS = (0.3, 0.5, 0.7), (0, 1, 2)
@@ -39,7 +40,7 @@ def main() -> None:
             for sparsity in SPARSITIES:
                 pruned = copy.deepcopy(dense)
                 outcome = ditprune.prune_(pruned, stats, sparsity, cag_threshold=threshold)
-                error = relative_error_between(predictions(pruned, held_out), noise)
+                error = relative_error(zip(predictions(pruned, held_out), noise, strict=True))
                 errors.setdefault((threshold, sparsity), []).append(error)
                 targets = outcome.targets.values()
                 counts[threshold] = sum(t.granularity == "channel" for t in targets)

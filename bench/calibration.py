@@ -22,11 +22,10 @@ from torch import nn
 
 from ditprune.calibration.observe import norms, observing
 from ditprune.calibration.sample import Sampling, sample_calls
-from ditprune.calls import Call
+from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.replay import run_call
-from ditprune.method.statistics.collected import NUM_BINS
 from ditprune.targets.discover import discover
 
 ROUNDS = 15

@@ -31,9 +31,10 @@ from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.denoiser.replay import relative_error
 from ditprune.evaluation.drawing import Images, as_unit, draw_batch
 from ditprune.evaluation.extractors import CLASSIFIER_TEXT, can_classify
-from ditprune.evaluation.held_out import predictions, relative_error_between, sample_held_out
+from ditprune.evaluation.held_out import predictions, sample_held_out
 from ditprune.evaluation.metrics import distributions, per_image
 from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import build
@@ -109,8 +110,9 @@ class World:
         self.pipeline.transformer = denoiser
         images = self.draw("pruned")
         self.pipeline.transformer = self.dense
+        noise = predictions(denoiser, self.held_out)
         return {
-            "error": relative_error_between(predictions(denoiser, self.held_out), self.noise),
+            "error": relative_error(zip(noise, self.noise, strict=True)),
             **judged(images, self.asked),
             "ssim": per_image.ssim(images, self.images).mean().item(),
             "core_s": cpu_s, "wall_s": wall_s, "sparsity": outcome.sparsity,

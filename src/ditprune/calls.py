@@ -11,6 +11,8 @@ from torch import Tensor
 from ditprune.errors import ModelError
 
 DENOISER = "transformer"
+# The default number of bins between noise and image. Calls without a position have one more bin.
+NUM_BINS = 10
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,8 @@ def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
     if type(tree) in (list, tuple):
         return type(tree)(map_leaves(change, value) for value in tree)
     return change(tree)
+
+
+def bin_of(progress_t: float | None, num_bins: int = NUM_BINS) -> int:
+    """The bin of a position between noise (0) and image (1); one more bin for no position."""
+    return num_bins if progress_t is None else min(int(progress_t * num_bins), num_bins - 1)

@@ -13,10 +13,9 @@ import torch
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError
-from ditprune.evaluation.drawing import Images, images_key
+from ditprune.evaluation.drawing import Images, images_key, load_now
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.evaluation.timing import Load, Timing
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 
@@ -39,7 +38,7 @@ def test_what_is_written_is_read(tmp_path) -> None:
     assert not images.has(range(4))
     drawn = fill(images)
     assert all(images.has(items) for items in images.ranges)
-    whole = torch.cat([batch for _, batch in images.batches()])
+    whole = torch.cat([images.read(items) for items in images.ranges])
     assert torch.equal(whole, drawn)
     assert torch.equal(images.take([9, 0, 5]), drawn[[9, 0, 5]])
     assert len(list((tmp_path / "key").iterdir())) == 3
@@ -65,10 +64,14 @@ def test_seconds_and_the_load_they_were_measured_under_are_kept(tmp_path) -> Non
     batch = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     for items, seconds in zip(images.ranges, (40.0, 4.0, 8.0, 1.0), strict=True):
         images.write(items, batch[: len(items)], seconds, num_processes=3)
-    assert images.timing() == Timing(1.5, (Load.now(3),))
+    timing = images.timing()
+    assert timing.seconds_per_image == 1.5
+    (load,) = timing.loads
+    assert load.startswith("processes: 3, threads: ")
+    assert load_now(3)["machine"] in load
     assert replace(images, num_images=4).timing().seconds_per_image == 10.0
     images.write(images.ranges[1], batch, 4.0)
-    assert images.timing().loads == (Load.now(3), Load.now(1))
+    assert images.timing().loads == (load, load.replace("processes: 3", "processes: 1"))
 
 
 def test_a_batch_that_is_cut_off_is_refused(tmp_path) -> None:

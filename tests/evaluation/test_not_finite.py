@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from ditprune.checkpoints.locate import locate
-from ditprune.evaluation.cautions import not_finite_warnings
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.results import not_finite_warnings
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load

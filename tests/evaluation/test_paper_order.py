@@ -10,7 +10,8 @@ import ditprune
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.evaluation.held_out import predictions, relative_error_between
+from ditprune.denoiser.replay import relative_error
+from ditprune.evaluation.held_out import predictions
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def trained():
     def error(**recipe: object) -> float:
         pruned = copy.deepcopy(dense)
         ditprune.prune_(pruned, stats, **recipe)
-        return relative_error_between(predictions(pruned, held_out), noise)
+        return relative_error(zip(predictions(pruned, held_out), noise, strict=True))
 
     return dense, stats, error
 

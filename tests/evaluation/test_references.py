@@ -49,9 +49,9 @@ def test_a_folder_of_real_images_is_what_all_are_taken_against(tmp_path) -> None
     assert set(found.against.values()) == {"real"}
     seen = extractor.see(images)
     assert found.features is not None
-    torch.testing.assert_close(found.features.all_pooled(), seen.all_pooled())
+    torch.testing.assert_close(found.features.pooled, seen.pooled)
     assert found.pooled_moments is not None
-    assert frechet_distance(found.pooled_moments, seen.all_pooled()).value < 1e-6
+    assert frechet_distance(found.pooled_moments, seen.pooled).value < 1e-6
 
 
 def test_the_bundled_moments_are_for_fid_alone() -> None:
@@ -101,11 +101,11 @@ def test_the_classifier_sees_what_its_features_are() -> None:
     extractor, own = classifier(), bundled.load_classifier()
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (60, 1, 32, 32), generator=generator, dtype=torch.uint8)
-    seen = extractor.see_all(images, extractor.see(images[:0]))
+    seen = extractor.see_all(images)
     unit = images.float() / 255
     with torch.no_grad():
-        torch.testing.assert_close(seen.all_pooled(), own.features(unit).double())
-        torch.testing.assert_close(seen.all_logits(), own(unit).double())
-    maps = seen.all_spatial().reshape(60, 7, 8, 8)
-    torch.testing.assert_close(maps.mean(dim=(2, 3)), seen.all_pooled()[:, :7])
+        torch.testing.assert_close(seen.pooled, own.features(unit))
+        torch.testing.assert_close(seen.logits, own(unit))
+    maps = seen.spatial.reshape(60, 7, 8, 8)
+    torch.testing.assert_close(maps.mean(dim=(2, 3)), seen.pooled[:, :7])
     assert extractor.text == CLASSIFIER_TEXT

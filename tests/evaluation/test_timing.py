@@ -9,29 +9,19 @@ import pytest
 import torch
 
 from ditprune.checkpoints.locate import locate
+from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.evaluation.timing import Load, timing_of, why_no_seconds
+from ditprune.evaluation.results import why_no_seconds
 from ditprune.method.recipe import build
 from ditprune.pruning.loop import prune_checkpoint
 
-ALONE, SHARED = Load(1, 2, "m"), Load(2, 1, "m")
+ALONE, SHARED = "processes: 1, threads: 2 (m)", "processes: 2, threads: 1 (m)"
 SMALL = Protocol(2, num_inference_steps=1, guidance_scale=1.0, num_held_out=1, batch_size=1)
 
 
-def test_the_seconds_are_the_median_of_whole_warm_batches() -> None:
-    seconds = ((4, 40.0), (4, 4.0), (4, 8.0), (2, 1.0))
-    batches = [(count, time, ALONE) for count, time in seconds]
-    assert timing_of(batches, 4).seconds_per_image == 1.5
-    assert timing_of(batches[:1], 4).seconds_per_image == 10.0
-    assert timing_of(batches, 4).loads == (ALONE,)
-
-
 def test_only_one_and_the_same_load_has_seconds() -> None:
-    alone, shared, mixed = (
-        timing_of([(1, 1.0, load) for load in loads], 1)
-        for loads in ((ALONE, ALONE), (SHARED,), (ALONE, SHARED))
-    )
+    alone, shared, mixed = (Timing(1.0, loads) for loads in ((ALONE,), (SHARED,), (ALONE, SHARED)))
     assert why_no_seconds(alone, alone) is None
     assert "under several loads" in str(why_no_seconds(mixed, mixed))
     for own, dense in ((shared, alone), (alone, mixed), (alone, shared)):

@@ -81,8 +81,7 @@ def test_prompts_are_compared_by_a_clip_of_ones_own(tmp_path) -> None:
     clip = parts.save_clip(tmp_path / "clip")
     ready = prepare_tools(Measures(clip=str(clip)), COLOUR, PROMPTS, Placement())
     assert ready.has("clip_score")
-    assert ready.clip is not None
-    assert ready.clip(COLOUR, PROMPTS).shape == (2,)
+    assert ready.networks["clip_score"](COLOUR, PROMPTS).shape == (2,)
     gone = prepare_tools(Measures(clip=str(tmp_path / "no")), COLOUR, PROMPTS, Placement())
     assert gone.unavailable["clip_score"].startswith(f"{tmp_path / 'no'} is not here")
     named = prepare_tools(

@@ -21,7 +21,7 @@ from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_n
 from ditprune.calibration.draw import conditions
 from ditprune.calibration.sample import Sampling, calibration_identity, sample_unit
 from ditprune.calibration.workers import Worker
-from ditprune.calls import Call
+from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.calibration_set import (
     HEADER,
     CalibrationSet,
@@ -37,13 +37,13 @@ from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsError
-from ditprune.method.statistics.collected import NUM_BINS, Statistics, merge_statistics
+from ditprune.method.statistics.collected import Statistics, merge_statistics
 from ditprune.progress import Progress, silent
-from ditprune.writing import identity
 from ditprune.writing.files import check_folder
 from ditprune.writing.unfinished import (
     check_work,
     continues_work,
+    differences,
     finish_work,
     open_work,
     sweep_work,
@@ -212,7 +212,7 @@ def _check_set(
     """The set in a folder, if any. Raises OutputError for one begun with other settings."""
     if folder.exists():
         call_set = load_calibration_set(folder)
-        changed = identity.differences(call_set.identity, run_identity)
+        changed = differences(call_set.identity, run_identity)
         if changed and call_set.missing():
             raise OutputError(
                 f"{folder}: this calibration set is unfinished and was begun with other settings "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import num_bins_of, unreached
 from ditprune.calibration.sample import Sampling, run_unit
-from ditprune.calls import Call
+from ditprune.calls import Call, bin_of
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import folder_fingerprints
@@ -26,7 +26,6 @@ from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import merge_calls, num_rows, to_placement
-from ditprune.method.statistics.collected import bin_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
 _NUM_PROBES = 3  # passes that look for layers run in vain

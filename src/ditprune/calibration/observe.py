@@ -17,11 +17,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ditprune.calls import Call
+from ditprune.calls import Call, bin_of
 from ditprune.denoiser.capture import hooked, input_of
 from ditprune.denoiser.replay import run_call
 from ditprune.errors import StatisticsError
-from ditprune.method.statistics.collected import bin_of
 from ditprune.method.statistics.column_norm import ColumnNorm, start_norm, update_norm
 from ditprune.method.statistics.gram import Gram, start_gram, update_gram
 from ditprune.targets.discover import Target

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ditprune.calibration.draw import conditions, item_seed, of_items, run
-from ditprune.calls import DENOISER, Call
+from ditprune.calls import DENOISER, NUM_BINS, Call, bin_of
 from ditprune.checkpoints import copy_folder
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints
@@ -24,8 +24,6 @@ from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.method.statistics.collected import NUM_BINS, bin_of
-from ditprune.writing import identity
 from ditprune.writing.files import installed_versions
 
 # Parts of the way from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
@@ -126,7 +124,7 @@ def calibration_identity(
     return {
         "weights": fingerprints,
         "files": copy_folder.stamp(model, weights),
-        "configuration": identity.config_hash(model.root),
+        "configuration": copy_folder.config_hash(model.root),
         "sampling": words,
         "placement": {"device": placement.device, "dtype": dtype},
         "versions": {name: versions[name] for name in ("ditprune", "torch", "diffusers")},

@@ -1,11 +1,11 @@
-"""Copies all files of a model folder but the weights of its denoisers."""
+"""Which other files has a model than its denoisers' weights? To copy them, and to see changes."""
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.weights import PICKLES, Weights
 from ditprune.errors import ModelError
 from ditprune.writing.files import CARD_PICTURE, installed_versions
-from ditprune.writing.identity import config_hash
 
 _WEIGHTS = (".safetensors", *PICKLES)
 
@@ -66,12 +65,26 @@ def stamp(model: ModelFolder, weights: Mapping[str, Weights]) -> str:
 
     Its cards are none of them: an evaluation writes them anew.
     """
-    digest = hashlib.sha256()
     shards = [shard for denoiser_weights in weights.values() for shard in denoiser_weights.shards]
     others = (file for file in other_files(model, weights) if not _describes(file))
-    for file in (*others, *shards):
+    return stamp_of((*others, *shards), model.root)
+
+
+def config_hash(root: Path) -> str:
+    """One hash of every JSON file of a model folder: configurations, schedules, tokenizers."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in root.rglob("*.json") if file.is_file()):
+        digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def stamp_of(files: Iterable[Path], root: Path) -> str:
+    """One hash of the names below `root`, the sizes and the times of files."""
+    digest = hashlib.sha256()
+    for file in files:
         state = file.stat()
-        path = file.relative_to(model.root).as_posix()
+        path = file.relative_to(root).as_posix()
         digest.update(f"{path} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

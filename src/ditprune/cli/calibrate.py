@@ -13,6 +13,7 @@ from ditprune.calibration.collect import calibrate_folder, check_given_options, 
 from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
 from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calibration.workers import joined, own_device
+from ditprune.calls import NUM_BINS
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import load_statistics
@@ -26,7 +27,6 @@ from ditprune.cli.options import (
 )
 from ditprune.cli.plans import show_findings
 from ditprune.denoiser.placement import Placement
-from ditprune.method.statistics.collected import NUM_BINS
 from ditprune.reporting import formats
 
 

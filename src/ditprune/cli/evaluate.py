@@ -72,9 +72,7 @@ def evaluate(
             raise KeyboardInterrupt("run the same command again to go on") from None
         if worker.is_first:
             show_results(results)
-            console.out.print(
-                f"numbers:  {out / 'results.json'}\npictures: {out / 'grid.png'}", markup=False
-            )
+            console.show([f"numbers:  {out / 'results.json'}", f"pictures: {out / 'grid.png'}"])
             write_cards(models, results)
 
 
@@ -111,13 +109,13 @@ def show_results(results: dict[str, Any]) -> None:
     shown = {key: metric for key, metric in metrics.items() if metric["unavailable"] is None}
     for table in _tables(results["models"], shown):
         console.out.print(table)
-    for metric in metrics.values():
-        if metric["unavailable"] is not None:
-            reason = f"{metric['title']}: not available: {metric['unavailable']}"
-            console.out.print(reason, markup=False)
+    console.show(
+        f"{metric['title']}: not available: {metric['unavailable']}"
+        for metric in metrics.values()
+        if metric["unavailable"] is not None
+    )
     for row in results["models"]:
-        for warning in row["warnings"]:
-            console.out.print(f"{row['name']}: {warning}", markup=False)
+        console.show(row["warnings"], prefix=f"{row['name']}: ")
     _show_costs(results["models"])
     _show_protocol(results["protocol"])
 
@@ -156,11 +154,8 @@ def _num_fitting(columns: Sequence[tuple[str, list[str]]], width: int) -> int:
 def _cell(interval: dict[str, Any] | None, digits: int) -> str:
     if interval is None:
         return "–"
-    value, low, high = (
-        None if interval[key] is None else f"{interval[key]:.{digits}f}"
-        for key in ("value", "low", "high")
-    )
-    return f"{value}" if low is None or high is None else f"{value}\n{low}–{high}"
+    value, *ends = (f"{number:.{digits}f}" for number in interval.values() if number is not None)
+    return f"{value}\n{'–'.join(ends)}" if len(ends) == 2 else value
 
 
 def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
@@ -177,18 +172,19 @@ def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
             )
         if costs["seconds_per_image"] is not None:
             texts.append(f"{formats.seconds(costs['seconds_per_image'])} an image, measured")
-        console.out.print(f"{row['name']}: {', '.join(texts)}", markup=False)
+        console.show([f"{row['name']}: {', '.join(texts)}"])
 
 
 def _show_protocol(protocol: dict[str, Any]) -> None:
     guidance = "none" if protocol["guidance_scale"] is None else protocol["guidance_scale"]
-    console.out.print(
+    lines = [
         f"{protocol['num_images']} images a model in batches of {protocol['batch_size']}, seed "
         f"{protocol['seed']}, {protocol['scheduler']}, steps: {protocol['num_inference_steps']}, "
         f"guidance: {guidance}; "
         f"relative error of the predicted noise over {protocol['num_held_out']} held-out calls; "
         "SSIM, PSNR and LPIPS to the dense image of the same seed; below each number its 95 % "
-        f"bootstrap interval\nfeatures: {protocol['feature_extractor']}\n"
+        "bootstrap interval",
+        f"features: {protocol['feature_extractor']}",
         f"reference: {protocol['reference'] or 'the dense model’s images'}",
-        markup=False,
-    )
+    ]
+    console.show(lines)

@@ -208,37 +208,26 @@ def read_prompts(file: Path | None) -> tuple[str, ...] | None:
         raise RecipeError(f"--prompts {file}: cannot be read as UTF-8 text ({error})") from None
     if "\0" in text:
         raise RecipeError(f"--prompts {file}: holds NUL, as UTF-16 does; expected UTF-8 text")
-    is_table = file.suffix.lower() == ".tsv"
-    prompts = tuple(_captions(file, text) if is_table else _lines(text))
+    lines = _captions(file, text) if file.suffix.lower() == ".tsv" else text.splitlines()
+    prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise RecipeError(f"--prompts {file}: no line with text; expected one prompt a line")
     return prompts
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _captions(file: Path, text: str) -> list[str]:
+def _captions(file: Path, text: str) -> Iterator[str]:
     """The second column of a table; a first row of `id` and `caption` is the heading."""
-    captions = []
-    for number, row in enumerate(_rows(file, text), start=1):
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != 2 or not row[1].strip():
-            raise RecipeError(
-                f"--prompts {file}: line {number} has {len(row)} columns; expected an id, a tab "
-                "and a caption"
-            )
-        if number > 1 or [cell.strip().lower() for cell in row] != ["id", "caption"]:
-            captions.append(row[1].strip())
-    return captions
-
-
-def _rows(file: Path, text: str) -> Iterator[list[str]]:
     rows = csv.reader(io.StringIO(text), delimiter="\t", strict=True)
     try:
-        yield from rows
+        for number, row in enumerate(rows, start=1):
+            cells = [cell.strip() for cell in row]
+            if any(cells) and (len(cells) != 2 or not cells[1]):
+                raise RecipeError(
+                    f"--prompts {file}: line {number} has {len(row)} columns; expected an id, a "
+                    "tab and a caption"
+                )
+            if any(cells) and (number > 1 or [cell.lower() for cell in cells] != ["id", "caption"]):
+                yield cells[1]
     except csv.Error as error:
         raise RecipeError(
             f"--prompts {file}: line {rows.line_num} cannot be read ({error}); expected an id, a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,11 +132,10 @@ def count_work(
     """For each denoiser, the number of rows in its held-out calls, and the MACs of one row."""
     counted = {}
     for name, calls in held_out.items():
-        if calls:
-            row = take_item(calls[0], 0, num_rows(calls[0]))
-            moved = to_placement(row, placement.device, placement.dtype)
-            macs = count_macs(denoisers[name], moved, targets[name])
-            counted[name] = (sum(num_rows(call) for call in calls), macs)
+        row = take_item(calls[0], 0, num_rows(calls[0]))
+        moved = to_placement(row, placement.device, placement.dtype)
+        macs = count_macs(denoisers[name], moved, targets[name])
+        counted[name] = (sum(map(num_rows, calls)), macs)
     return counted
 
 
@@ -150,17 +150,14 @@ def work_of(
     Args:
         rows_per_step: rows of all calls of one image at one step; 2 with guidance.
     """
-    rows: dict[str, int] = {}
-    macs: dict[str, Macs] = {}
+    rows, macs = Counter[str](), dict[str, Macs]()
     for worker in counted:
         for name, (number, row_macs) in worker.items():
-            rows[name] = rows.get(name, 0) + number
+            rows[name] += number
             macs.setdefault(name, row_macs)
-    total = sum(rows.values())
-    return Work(
-        num_steps,
-        {name: (num_steps * rows_per_step * rows[name] / total, macs[name]) for name in rows},
-    )
+    rows_per_image = num_steps * rows_per_step
+    calls = {name: (rows_per_image * rows[name] / rows.total(), macs[name]) for name in rows}
+    return Work(num_steps, calls)
 
 
 def account(stock: Stock, work: Work | None, seconds_per_image: float | None) -> dict[str, Any]:
@@ -170,13 +167,11 @@ def account(stock: Stock, work: Work | None, seconds_per_image: float | None) ->
         dense, effective = work.per_image(), work.per_image(stock)
         per_step = dense / work.num_steps, effective / work.num_steps
         macs = [round(number) for number in (*per_step, dense, effective)]
+    names = ("macs_per_step", "macs_per_step_effective", "macs_per_image")
     return {
         "num_parameters": stock.num_parameters,
         "num_nonzero": stock.num_nonzero,
         "size_bytes": stock.size_bytes,
-        "macs_per_step": macs[0],
-        "macs_per_step_effective": macs[1],
-        "macs_per_image": macs[2],
-        "macs_per_image_effective": macs[3],
+        **dict(zip((*names, "macs_per_image_effective"), macs, strict=True)),
         "seconds_per_image": seconds_per_image,
     }

@@ -12,33 +12,33 @@ class Metric:
     Args:
         title: the name to show.
         better: `lower` or `higher`.
-        against: `dense` (the dense model's image or prediction), `real` (real images if there are
-            some), `condition` (the label or prompt) or `none`.
-        digits: number of digits to show after the point.
         unit: shown after the number.
+        digits: number of digits to show after the point.
+        against: `real` (real images if there are some), `dense` (the dense model's image or
+            prediction), `condition` (the label or prompt) or `none`.
     """
 
     title: str
     better: str
-    against: str
-    digits: int = 3
     unit: str = ""
+    digits: int = 3
+    against: str = "real"
 
 
 CATALOGUE: dict[str, Metric] = {
-    "relative_error": Metric("relative error", "lower", "dense", 5),
-    "ssim": Metric("SSIM", "higher", "dense", 4),
-    "psnr": Metric("PSNR", "higher", "dense", 2, "dB"),
-    "lpips": Metric("LPIPS", "lower", "dense", 4),
-    "fid": Metric("FID", "lower", "real"),
-    "sfid": Metric("sFID", "lower", "real"),
-    "kid": Metric("KID", "lower", "real", 5),
-    "inception_score": Metric("Inception Score", "higher", "none"),
-    "precision": Metric("precision", "higher", "real"),
-    "recall": Metric("recall", "higher", "real"),
-    "clip_score": Metric("CLIP score", "higher", "condition"),
-    "image_reward": Metric("ImageReward", "higher", "condition"),
-    "accuracy": Metric("accuracy", "higher", "condition"),
+    "relative_error": Metric("relative error", "lower", digits=5, against="dense"),
+    "ssim": Metric("SSIM", "higher", digits=4, against="dense"),
+    "psnr": Metric("PSNR", "higher", "dB", 2, "dense"),
+    "lpips": Metric("LPIPS", "lower", digits=4, against="dense"),
+    "fid": Metric("FID", "lower"),
+    "sfid": Metric("sFID", "lower"),
+    "kid": Metric("KID", "lower", digits=5),
+    "inception_score": Metric("Inception Score", "higher", against="none"),
+    "precision": Metric("precision", "higher"),
+    "recall": Metric("recall", "higher"),
+    "clip_score": Metric("CLIP score", "higher", against="condition"),
+    "image_reward": Metric("ImageReward", "higher", against="condition"),
+    "accuracy": Metric("accuracy", "higher", against="condition"),
 }
 # Metrics that are taken against real images if there are some, and all that look at features.
 AGAINST_IMAGES = tuple(key for key, metric in CATALOGUE.items() if metric.against == "real")

@@ -13,8 +13,9 @@ from torch import nn
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
+from ditprune.evaluation.accounting import Stock
 from ditprune.targets.discover import discover
-from ditprune.writing.files import MANIFEST, read_manifest
+from ditprune.writing.files import MALFORMED, MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _read(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> 
         json.dumps([recipe, targets], allow_nan=False)  # results.json will hold parts of them
         if not targets:
             raise ValueError("no targets")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise ModelError(
             f"{model.name}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
@@ -97,17 +98,18 @@ def _read(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> 
 
 
 def _shapes(tree: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(parameter.shape) for name, parameter in tree.named_parameters()}
+    return {name: parameter.shape for name, parameter in tree.named_parameters()}
 
 
-def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """The `targets` of results.json, given the share of zeros of each by denoiser.
+def target_rows(claims: Claims, stock: Stock) -> list[dict[str, Any]]:
+    """The `targets` of results.json.
 
     `role` is the name inside the block. With two denoisers, names begin with the denoiser's name.
     """
     rows = []
     for denoiser, targets in claims.targets.items():
         prefix = f"{denoiser}." if len(claims.targets) > 1 else ""
+        shares = stock.shares(denoiser)
         for name, record in targets.items():
             block, shape = str(record.get("block") or ""), record.get("shape")
             rows.append({
@@ -115,7 +117,7 @@ def target_rows(claims: Claims, shares: Mapping[str, Mapping[str, float]]) -> li
                 "role": name.removeprefix(f"{block}."),
                 "depth": record.get("depth"),
                 "shape": list(shape) if isinstance(shape, (list, tuple)) else [],
-                "sparsity": shares[denoiser][name],
+                "sparsity": shares[name],
                 "g_out": record.get("g_out"),
                 "granularity": record.get("granularity"),
             })  # fmt: skip

@@ -1,19 +1,23 @@
-"""Draws the same (condition, seed) pairs with any model, and keeps the images on disk.
+"""How are the same (condition, seed) pairs drawn with any model, and where are the images kept?
 
 A batch is one file, written whole or not at all, so any process can draw any batch, a stopped run
-goes on, and no model's images have to be in memory.
+goes on, and no model's images have to be in memory. The file also says how long the batch took,
+and under which load.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,7 +32,6 @@ from ditprune.denoiser.pipeline import check_components
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.timing import Load, Timing, timing_of
 from ditprune.progress import Progress, silent
 from ditprune.writing.files import ensure_folder
 from ditprune.writing.tensors_file import load_tensors, read_metadata, save_tensors
@@ -37,6 +40,34 @@ IMAGES_FOLDER = ".images"
 _DIGITS = 24
 # How many samples there are does not change a sample; the conditions stand in the key themselves.
 _NOT_OF_A_SAMPLE = {"num_images", "num_held_out", "labels", "prompts"}
+
+
+def load_now(num_processes: int = 1) -> dict[str, str]:
+    """What runs while a batch is drawn, for the metadata of its file.
+
+    Args:
+        num_processes: processes that draw at the same time, each its own batches.
+    """
+    machine = [platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    machine += [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return {
+        "num_processes": str(num_processes),
+        "num_threads": str(torch.get_num_threads()),
+        "machine": f"{' '.join(machine)}, CPUs: {os.cpu_count()}",
+    }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long the images of one model took.
+
+    Args:
+        seconds_per_image: the median over full batches, without the first, which warms up.
+        loads: the different loads under which batches were drawn, as text.
+    """
+
+    seconds_per_image: float
+    loads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,20 +103,12 @@ class Images:
         Raises OutputError.
         """
         ensure_folder(self.folder)
-        words = {
-            "seconds": repr(seconds), "num_spoiled": str(num_spoiled),
-            **Load.now(num_processes).words(),
-        }  # fmt: skip
-        save_tensors({"images": images}, words, self._file(items))
+        words = {"seconds": repr(seconds), "num_spoiled": str(num_spoiled)}
+        save_tensors({"images": images}, words | load_now(num_processes), self._file(items))
 
     def read(self, items: range) -> UInt8[Tensor, "n c h w"]:
         """A batch. Raises ModelError if its file is damaged."""
         return load_tensors(self._file(items))[0]["images"]
-
-    def batches(self) -> Iterator[tuple[range, Tensor]]:
-        """Every batch in turn, with the numbers of its images."""
-        for items in self.ranges:
-            yield items, self.read(items)
 
     def take(self, wanted: Sequence[int]) -> UInt8[Tensor, "n c h w"]:
         """These images, in this order."""
@@ -99,16 +122,20 @@ class Images:
 
     def timing(self) -> Timing:
         """How long an image took, and under which load."""
-        batches = []
-        for items in self.ranges:
-            words = read_metadata(self._file(items))
-            batches.append((len(items), float(words["seconds"]), Load.of_words(words)))
-        return timing_of(batches, self.batch_size)
+        words = self._words()
+        num_images = min(self.batch_size, self.num_images)  # in a full batch
+        full = [items for items in self.ranges if len(items) == num_images]
+        times = [float(words[items]["seconds"]) / num_images for items in full]
+        load = "processes: {num_processes}, threads: {num_threads} ({machine})"
+        loads = dict.fromkeys(load.format_map(each) for each in words.values())
+        return Timing(median(times[1:] or times), tuple(loads))
 
     def num_spoiled(self) -> int:
         """How many images were not finite when they were drawn."""
-        headers = (read_metadata(self._file(items)) for items in self.ranges)
-        return sum(int(words.get("num_spoiled", 0)) for words in headers)
+        return sum(int(words.get("num_spoiled", 0)) for words in self._words().values())
+
+    def _words(self) -> dict[range, dict[str, str]]:
+        return {items: read_metadata(self._file(items)) for items in self.ranges}
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -127,10 +154,9 @@ def images_key(
         drawn: the conditions that images draw in turn (`calibration.draw.in_turn`). If there are
             fewer images than conditions, they depend on the number of images, and so does the name.
     """
-    options = {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE}
     sampling = protocol.held_out()
     identity = {
-        "options": options,
+        "options": {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE},
         "conditions": list(drawn),
         "dense": {
             k: v

@@ -162,13 +162,9 @@ def _work(
 ) -> Work | None:
     """The multiply-accumulates of an image, counted by the workers that have calls."""
     counted = count_work(denoisers, held_out.calls, structure.targets, run.placement)
-    everyone = run.worker.gather((counted, held_out.styles[:1], held_out.num_steps))
-    styles = [style for _, worker_styles, _ in everyone for style in worker_styles]
-    if not styles:
-        return None
-    rows_per_step = styles[0].rows_per_image * styles[0].calls_per_step
-    num_steps = max(number for *_, number in everyone)
-    return work_of([counts for counts, *_ in everyone], rows_per_step, num_steps)
+    everyone = run.worker.gather((counted, held_out.rows_per_step, held_out.num_steps))
+    by_worker, rows_per_step, num_steps = zip(*everyone, strict=True)
+    return work_of(by_worker, max(rows_per_step), max(num_steps)) if max(num_steps) else None
 
 
 def _measure(

@@ -6,14 +6,17 @@ the moments that come with the classifier, or the dense model's images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -23,12 +26,6 @@ from ditprune.errors import ModelError, RecipeError, is_out_of_memory, reason_of
 from ditprune.evaluation.catalogue import AGAINST_IMAGES, OF_FEATURES
 from ditprune.evaluation.drawing import as_unit
 from ditprune.evaluation.metrics.distributions import moments
-from ditprune.evaluation.metrics.features import (
-    Features,
-    has_inception,
-    inception_address,
-    load_inception,
-)
 from ditprune.evaluation.protocol import Measures
 from ditprune.writing.tensors_file import load_tensors
 
@@ -38,9 +35,30 @@ CLASSIFIER_TEXT = (
 CLASSIFIER_UNAVAILABLE = "the bundled classifier reads 32×32 grey digits only"
 _INCEPTION_TEXT = "InceptionV3 of torch-fidelity (2,048 features, as in the literature)"
 _BUNDLED_REFERENCE = "FID: the 10,000 MNIST test images, by their features' moments"
-_NUM_CHANNELS = 7  # of the map before pooling, as guided-diffusion's sFID takes of InceptionV3's
+# The map before pooling and its channels that guided-diffusion's sFID takes of InceptionV3; the
+# classifier gives as many channels.
+_SPATIAL, _NUM_CHANNELS = "Mixed_6d.branch1x1", 7
 _BATCH = 50  # images seen at once
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class Features(NamedTuple):
+    """What a network saw in n images.
+
+    Args:
+        pooled: features [n, f] for FID, KID, precision and recall.
+        spatial: features before pooling, flattened [n, s], for sFID.
+        logits: of classes [n, c], for the Inception Score.
+    """
+
+    pooled: Tensor
+    spatial: Tensor
+    logits: Tensor
+
+
+def joined_features(batches: Iterable[Features]) -> Features:
+    """What was seen in all batches, in their order."""
+    return Features(*map(torch.cat, zip(*batches, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -57,11 +75,9 @@ class Extractor:
     see: Callable[[Tensor], Features]
     real: Mapping[str, Tensor] | None = None
 
-    def see_all(self, images: Tensor, features: Features) -> Features:
-        """Add the features of a batch of any size, uint8 [n, C, H, W]."""
-        for part in images.split(_BATCH):
-            features += self.see(part)
-        return features
+    def see_all(self, images: Tensor) -> Features:
+        """The features of a batch of any size, uint8 [n, C, H, W]."""
+        return joined_features(self.see(part) for part in images.split(_BATCH))
 
 
 def can_classify(images: Tensor, asked: Sequence[Any]) -> bool:
@@ -111,11 +127,56 @@ def _classifier() -> Extractor:
         with torch.inference_mode():
             spatial = until_map(as_unit(images) * 2 - 1)
             pooled = pooling(spatial)
-            return Features(
-                (pooled,), (spatial[:, :_NUM_CHANNELS].flatten(1),), (classifier.head(pooled),)
-            )
+            return Features(pooled, spatial[:, :_NUM_CHANNELS].flatten(1), classifier.head(pooled))
 
     return Extractor(CLASSIFIER_TEXT, see, bundled.load_reference())
+
+
+def has_inception() -> bool:
+    """Whether the code of InceptionV3 is installed; its weights are another matter."""
+    # torch_fidelity cannot be imported without torchvision.
+    return all(find_spec(name) is not None for name in ("torch_fidelity", "torchvision"))
+
+
+def inception_address() -> str:
+    """Where torch-fidelity has the weights, 91 MB; the name ends with the start of a sha256."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return URL_INCEPTION_V3
+
+
+def load_inception(
+    weights: Mapping[str, Tensor], device: str = "cpu"
+) -> Callable[[UInt8[Tensor, "n c h w"]], Features]:
+    """InceptionV3 as FID means it: torch-fidelity's port of TensorFlow's network of 2015.
+
+    Pooled features are [N, 2048] and logits, without their bias, [N, 1008]. Spatial features are
+    those of sFID in guided-diffusion's evaluator: the first 7 channels of the 1×1 branch of the
+    seventh mixed block, 17×17, so [N, 2023].
+
+    Raises RuntimeError for weights of another network.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    # The library unpickles whatever file it is given, so it gets weights that were read safely.
+    buffer = io.BytesIO()
+    torch.save(dict(weights), buffer)
+    buffer.seek(0)
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
+    )
+    network.to(device)
+    spatial: list[Tensor] = []
+    branch = network.get_submodule(_SPATIAL)
+    branch.register_forward_hook(lambda _m, _i, out: spatial.append(out[:, :_NUM_CHANNELS]))
+
+    def see(images: UInt8[Tensor, "n c h w"]) -> Features:
+        spatial.clear()
+        with torch.no_grad():
+            pooled, logits = network(images.expand(-1, 3, -1, -1).to(device))
+        return Features(pooled.cpu(), spatial.pop().flatten(1).float().cpu(), logits.cpu())
+
+    return see
 
 
 def _fetch(file: Path) -> str | None:
@@ -187,28 +248,28 @@ def reference_for(folder: Path | None, extractor: Extractor | None, like: Tensor
     if extractor is None:
         return Reference(None, dense)
     if folder is not None:
-        features, count = _see_folder(folder, extractor, like)
-        text = f"{count:,} images of {folder.resolve().name}, cropped and scaled to the samples"
+        features = _see_folder(folder, extractor, like)
+        source = f"{len(features.pooled):,} images of {folder.resolve().name}"
         real = dict.fromkeys(AGAINST_IMAGES, "real")
-        return Reference(text, real, moments(features.all_pooled()), features)
+        text = f"{source}, cropped and scaled to the samples"
+        return Reference(text, real, moments(features.pooled), features)
     if extractor.real is not None:
         text = f"{_BUNDLED_REFERENCE}; sFID, KID, precision and recall: the dense model's images"
         return Reference(text, dense | {"fid": "real"}, extractor.real)
     return Reference(None, dense)
 
 
-def _see_folder(folder: Path, extractor: Extractor, like: Tensor) -> tuple[Features, int]:
+def _see_folder(folder: Path, extractor: Extractor, like: Tensor) -> Features:
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file())
     if len(files) < 2:
         raise RecipeError(
             f"--reference {folder}: holds {len(files)} images, expected 2 or more "
             f"({', '.join(sorted(_SUFFIXES))})"
         )
-    features = Features()
-    for first in range(0, len(files), _BATCH):
-        batch = [read_picture(file, like) for file in files[first : first + _BATCH]]
-        features = extractor.see_all(torch.stack(batch), features)
-    return features, len(files)
+    parts = (files[first : first + _BATCH] for first in range(0, len(files), _BATCH))
+    return joined_features(
+        extractor.see(torch.stack([read_picture(file, like) for file in part])) for part in parts
+    )
 
 
 def read_picture(file: Path, like: Tensor) -> Tensor:

@@ -14,14 +14,16 @@ from ditprune.calibration.sample import sample_unit
 from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.denoiser.capture import Style, moment_of
+from ditprune.denoiser.capture import moment_of
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
-from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
+from ditprune.denoiser.replay import predicted_noise, run_call
 from ditprune.denoiser.rows import num_rows, take_item, to_placement
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_rows_of
 from ditprune.evaluation.protocol import Protocol
 from ditprune.progress import Progress, silent
+
+_CPU = Placement()
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class HeldOut:
 
     Args:
         calls: by denoiser.
-        styles: how the pipeline calls its denoisers, for each sampling run.
-        num_steps: denoising steps of a run; 0 if this worker ran none.
+        rows_per_step: rows of all calls of one image at one step, 2 with guidance.
+        num_steps: denoising steps of a run. Both are 0 if this worker ran none.
     """
 
     calls: Mapping[str, list[Call]]
-    styles: tuple[Style, ...]
+    rows_per_step: int
     num_steps: int
 
 
@@ -50,31 +52,25 @@ def sample_held_out(
     worker, sampling = worker or Worker(), protocol.held_out()
     units = [unit for unit in range(sampling.num_units) if worker.owns(unit)]
     calls: dict[str, list[Call]] = {}
-    styles = []
+    rows_per_step = 0
     for number, unit in enumerate(units, start=1):
         sampled, style = sample_unit(pipeline, sampling, unit, names)
-        styles.append(style)
+        rows_per_step = style.rows_per_image * style.calls_per_step
         for call in sampled:
             calls.setdefault(call.denoiser, []).append(call)
         progress("held-out calls", number, len(units))
     num_steps = len(torch.unique_consecutive(pipeline.scheduler.timesteps)) if units else 0
-    return HeldOut(calls, tuple(styles), num_steps)
+    return HeldOut(calls, rows_per_step, num_steps)
 
 
 def predictions(
-    denoiser: nn.Module, calls: Sequence[Call], placement: Placement | None = None
+    denoiser: nn.Module, calls: Sequence[Call], placement: Placement = _CPU
 ) -> list[Tensor]:
     """The predicted noise of every call, on the CPU."""
-    placement = placement or Placement()
     moved = (to_placement(call, placement.device, placement.dtype) for call in calls)
     return [
         predicted_noise(run_call(denoiser, call), call.sample().shape[1]).cpu() for call in moved
     ]
-
-
-def relative_error_between(pruned: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
-    """The relative error over all calls together."""
-    return relative_error(zip(pruned, dense, strict=True))
 
 
 def rows_between(

@@ -12,10 +12,10 @@ from torch import Tensor
 from ditprune import bundled
 from ditprune.evaluation.catalogue import AGAINST_IMAGES
 from ditprune.evaluation.drawing import Images, as_unit
+from ditprune.evaluation.extractors import Features, joined_features
 from ditprune.evaluation.gallery import to_picture
 from ditprune.evaluation.metrics import distributions, per_image
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_interval, latent_errors
-from ditprune.evaluation.metrics.features import Features
 from ditprune.evaluation.metrics.interval import Interval, mean_interval, share_interval
 from ditprune.evaluation.tools import Tools
 
@@ -29,16 +29,15 @@ class Measured:
     Args:
         images: where they come from.
         intervals: by metric; a metric that does not apply to this model is not there.
-        ssim: of each image against the dense one; empty for the dense model.
-        values: for metrics that are means over items, the number of each item.
-        features: what the feature extractor saw in the images; empty without an extractor.
+        values: for metrics that are means over items, the number of each item. SSIM to the dense
+            images is always among them, except for the dense model.
+        features: what the feature extractor saw in the images; None without an extractor.
     """
 
     images: Images
     intervals: dict[str, Interval]
-    ssim: tuple[float, ...]
     values: dict[str, tuple[float, ...]]
-    features: Features
+    features: Features | None
 
 
 def measure_model(
@@ -53,26 +52,26 @@ def measure_model(
         asked: the condition of each image.
     """
     values: dict[str, tuple[float, ...]] = {}
-    features = Features()
-    for items, batch in images.batches():
+    seen = []
+    for items in images.ranges:
+        batch = images.read(items)
         pairs = () if dense is None else _pairs(batch, dense.images.read(items), tools)
         for name, numbers in (*pairs, *_alone(batch, [asked[i] for i in items], tools)):
             values[name] = values.get(name, ()) + tuple(numbers.double().tolist())
         if tools.extractor is not None:
-            features = tools.extractor.see_all(batch, features)
-    ssim = values.get("ssim", ())
-    if "ssim" not in tools.chosen:
-        values.pop("ssim", None)
+            seen.append(tools.extractor.see_all(batch))
     intervals = {
         name: share_interval(numbers) if name == "accuracy" else mean_interval(numbers, seed)
         for name, numbers in values.items()
+        if name in tools.chosen
     }
-    if tools.extractor is not None and images.num_images >= _FEWEST_IMAGES:
+    features = joined_features(seen) if seen else None
+    if features is not None and images.num_images >= _FEWEST_IMAGES:
         intervals |= _of_features(features, dense, tools, seed)
     if rows and tools.has("relative_error"):
         intervals["relative_error"] = error_interval(rows, seed)
         values["relative_error"] = latent_errors(rows)
-    return Measured(images, intervals, ssim, values, features)
+    return Measured(images, intervals, values, features)
 
 
 def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:
@@ -81,8 +80,8 @@ def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Te
     yield "ssim", per_image.ssim(*pair)
     if tools.has("psnr"):
         yield "psnr", per_image.psnr(*pair)
-    if tools.lpips is not None:
-        yield "lpips", tools.lpips(*pair)
+    if "lpips" in tools.networks:
+        yield "lpips", tools.networks["lpips"](*pair)
 
 
 def _alone(batch: Tensor, asked: Sequence[Any], tools: Tools) -> Iterable[tuple[str, Tensor]]:
@@ -90,10 +89,11 @@ def _alone(batch: Tensor, asked: Sequence[Any], tools: Tools) -> Iterable[tuple[
     if tools.has("accuracy"):
         classes = bundled.predict(bundled.load_classifier(), as_unit(batch))
         yield "accuracy", classes == torch.tensor(list(asked))
-    if tools.clip is not None:
-        yield "clip_score", tools.clip(batch, asked)
-    if tools.reward is not None:
-        yield "image_reward", tools.reward([to_picture(image) for image in batch], asked)
+    if "clip_score" in tools.networks:
+        yield "clip_score", tools.networks["clip_score"](batch, asked)
+    if "image_reward" in tools.networks:
+        pictures = [to_picture(image) for image in batch]
+        yield "image_reward", tools.networks["image_reward"](pictures, asked)
 
 
 def _of_features(
@@ -102,13 +102,12 @@ def _of_features(
     """Metrics of features: against real images, against the dense model's, or against nothing."""
     intervals = {}
     if tools.has("inception_score"):
-        intervals["inception_score"] = distributions.inception_score(features.all_logits(), seed)
+        intervals["inception_score"] = distributions.inception_score(features.logits, seed)
     for name in AGAINST_IMAGES:
-        if tools.has(name):
-            if tools.reference.against[name] == "real":
-                intervals[name] = _against(name, features, tools.reference.features, tools, seed)
-            elif dense is not None:
-                intervals[name] = _against(name, features, dense.features, tools, seed)
+        is_real = tools.reference.against[name] == "real"
+        if tools.has(name) and (is_real or dense is not None):
+            others = tools.reference.features if is_real or dense is None else dense.features
+            intervals[name] = _against(name, features, others, tools, seed)
     return intervals
 
 
@@ -119,11 +118,11 @@ def _against(
     if others is None or (name == "fid" and others is tools.reference.features):
         assert tools.reference.pooled_moments is not None
         moments = tools.reference.pooled_moments
-        return distributions.frechet_distance(moments, features.all_pooled(), seed)
+        return distributions.frechet_distance(moments, features.pooled, seed)
     if name == "sfid":
-        moments = distributions.moments(others.all_spatial())
-        return distributions.frechet_distance(moments, features.all_spatial(), seed)
-    real, samples = others.all_pooled(), features.all_pooled()
+        moments = distributions.moments(others.spatial)
+        return distributions.frechet_distance(moments, features.spatial, seed)
+    real, samples = others.pooled, features.pooled
     if name == "fid":
         return distributions.frechet_distance(distributions.moments(real), samples, seed)
     if name == "kid":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,24 @@ from torch import Tensor
 
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.accounting import Stock, Work, account
-from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import Numbers, cautions_of, not_finite_warnings
+from ditprune.evaluation.catalogue import CATALOGUE, Metric
 from ditprune.evaluation.claims import Claims, target_rows
+from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.gallery import gallery_entries, save_grid
 from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
-from ditprune.evaluation.metrics.interval import Interval
+from ditprune.evaluation.metrics.interval import Interval, differ, overlap
 from ditprune.evaluation.protocol import Protocol
-from ditprune.evaluation.timing import why_no_seconds
 from ditprune.evaluation.tools import Tools, library_versions
 from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.files import installed_versions, write_beside
 
 FORMAT = 2
+_DISTANCES = ("fid", "sfid", "kid")
+_ADVICE = (
+    "evaluate with another --dtype (float16 overflows where bfloat16 and float32 do not), or look "
+    "for NaN and Inf in the weights"
+)
 _NUM_COLUMNS = 10  # of the grid
 
 
@@ -64,7 +68,8 @@ def results_of(
         for model in models
     }
     timings = [model.measured.images.timing() for model in models]
-    widths = models[0].measured.features.widths
+    seen = models[0].measured.features
+    widths = (seen.pooled.shape[1], seen.spatial.shape[1]) if seen else (0, 0)
     rows = []
     for model, timing in zip(models, timings, strict=True):
         why = why_no_seconds(timing, timings[0])
@@ -85,13 +90,9 @@ def results_of(
 
 
 def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
-    metric = CATALOGUE[key]
     return {
-        "title": metric.title,
-        "better": metric.better,
-        "unit": metric.unit,
-        "digits": metric.digits,
-        "against": tools.reference.against.get(key, metric.against),
+        **asdict(CATALOGUE[key]),
+        "against": tools.reference.against.get(key, CATALOGUE[key].against),
         "unavailable": tools.unavailable.get(key),
         "note": tools.note(key),
     }
@@ -100,7 +101,6 @@ def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
 def _row(
     model: MeasuredModel, tools: Tools, work: Work | None, dense: str, seconds: float | None
 ) -> dict[str, Any]:
-    shares = {name: model.stock.shares(name) for name in model.stock.zeros}
     claims, is_dense = model.claims, model.name == "dense"
     manifest_says = {
         "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
@@ -117,7 +117,7 @@ def _row(
         "num_spoiled": model.measured.images.num_spoiled(),
         "error_by_timestep": error_by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),
-        "targets": [] if is_dense else target_rows(claims, shares),
+        "targets": [] if is_dense else target_rows(claims, model.stock),
     }
 
 
@@ -161,10 +161,113 @@ def write_results(
 ) -> None:  # fmt: skip
     """Add the gallery, and write results.json and grid.png. Raises OutputError."""
     images = {model.name: model.measured.images for model in models}
-    ssim = {model.name: model.measured.ssim for model in models if model.measured.ssim}
+    ssim = {model.name: model.measured.values["ssim"] for model in models[1:]}
     results["gallery"] = gallery_entries(images, ssim, asked, protocol)
     columns = range(min(_NUM_COLUMNS, protocol.num_images))
     save_grid({name: stored.take(columns) for name, stored in images.items()}, out / "grid.png")
     with write_beside(out / "results.json") as part:
         text = json.dumps(results, indent=1, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of one model.
+
+    Args:
+        intervals: by metric.
+        values: for metrics that are means over items, the number of each item. Items are the same
+            for all models, so models are compared item by item.
+    """
+
+    intervals: Mapping[str, Interval]
+    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def is_apart(self, key: str, other: Numbers) -> bool:
+        """Whether the sample tells two models apart by a metric that both have."""
+        if key in self.values and key in other.values:
+            return differ(self.values[key], other.values[key])
+        return not overlap(self.intervals[key], other.intervals[key])
+
+
+def cautions_of(
+    name: str, models: Mapping[str, Numbers], num_images: int, widths: tuple[int, int]
+) -> list[str]:
+    """Warnings about the sample, for one model.
+
+    Args:
+        models: the numbers of all models; the dense one is called `dense`.
+        widths: how many features FID and sFID use.
+    """
+    model = models[name]
+    warnings = [
+        f"{CATALOGUE[key].title} of {num_images:,} images in {width:,} features: fewer images "
+        "than features make it larger than it is, and unsure"
+        for key, width in zip(("fid", "sfid"), widths, strict=True)
+        if key in model.intervals and num_images <= width
+    ]
+    for other in list(models)[: list(models).index(name)]:  # each pair once, with the later model
+        alike = []
+        for key, metric in CATALOGUE.items():
+            here, there = model.intervals.get(key), models[other].intervals.get(key)
+            if here is None or there is None or here.value == there.value:
+                continue
+            is_apart = model.is_apart(key, models[other])
+            if other == "dense" and key in _DISTANCES and here.value < there.value:
+                warnings.append(_below_dense(metric, here, there, is_apart, num_images))
+            elif not is_apart and (other != "dense" or metric.against != "dense"):
+                alike.append(metric.title)
+        if alike:
+            titles = ", ".join(alike)
+            warnings.append(f"{num_images:,} images cannot tell it from {other} by {titles}")
+    return warnings
+
+
+def _below_dense(
+    metric: Metric, pruned: Interval, dense: Interval, is_apart: bool, num_images: int
+) -> str:
+    """What to know of a distance that is smaller than the dense model's."""
+    numbers = (f"{interval.value:.{metric.digits}f}" for interval in (pruned, dense))
+    below = f"{metric.title} {' is below dense '.join(numbers)}, and the intervals"
+    if is_apart:
+        return (
+            f"{below} do not overlap: nearer to the reference, which is not the same as nearer to "
+            "the dense model; look at the same-seed distances"
+        )
+    return f"{below} overlap: {num_images:,} images cannot tell them apart"
+
+
+def not_finite_warnings(rows: Sequence[ErrorRow], num_spoiled: int, num_images: int) -> list[str]:
+    """Warnings about NaN and Inf, for one model.
+
+    Args:
+        rows: of its held-out calls; empty for the dense model.
+        num_spoiled: images with a pixel that was not finite.
+    """
+    of_dense = sum(not math.isfinite(row.dense) for row in rows)
+    of_pruned = sum(math.isfinite(row.dense) and not math.isfinite(row.difference) for row in rows)
+    warnings = [
+        f"{whose} predictions are not finite (NaN or Inf) in {count:,} of {len(rows):,} rows of "
+        f"held-out calls, so the relative error has no number there: {_ADVICE}"
+        for whose, count in (("the dense model's", of_dense), ("its", of_pruned))
+        if count
+    ]
+    if num_spoiled:
+        warnings.append(
+            f"{num_spoiled:,} of {num_images:,} images are not finite (NaN or Inf), and shown "
+            f"with black for NaN: {_ADVICE}"
+        )
+    return warnings
+
+
+def why_no_seconds(timing: Timing, dense: Timing) -> str | None:
+    """Why the seconds of a model would mislead beside those of the dense model; None if not."""
+    loads, dense_loads = " and ".join(timing.loads), " and ".join(dense.loads)
+    if len(timing.loads) > 1:
+        return f"no seconds: its images were drawn under several loads, {loads}"
+    if timing.loads != dense.loads:
+        return (
+            f"no seconds: its images were drawn under another load ({loads}) than the "
+            f"dense model's ({dense_loads}); without kept images both are drawn alike"
+        )
+    return None

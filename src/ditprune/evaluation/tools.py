@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ditprune.checkpoints.copy_folder import stamp_of
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import reason_of
-from ditprune.evaluation.catalogue import OF_FEATURES
+from ditprune.evaluation.catalogue import CATALOGUE, OF_FEATURES
 from ditprune.evaluation.extractors import (
     CLASSIFIER_UNAVAILABLE,
     Extractor,
@@ -44,17 +45,15 @@ class Tools:
         chosen: the metrics to show, in order.
         unavailable: for a chosen metric that cannot be computed, the reason.
         clip_model: the model of the CLIP score, if it is computed.
-        lpips, clip, reward: as loaded by `metrics.per_image`.
+        networks: of `lpips`, `clip_score` and `image_reward`, as loaded by `metrics.per_image`.
     """
 
     chosen: tuple[str, ...]
     unavailable: dict[str, str]
     extractor: Extractor | None
     reference: Reference
-    lpips: Callable[[Tensor, Tensor], Tensor] | None = None
-    clip: Callable[[Tensor, Sequence[str]], Tensor] | None = None
-    clip_model: str | None = None
-    reward: Callable[[Sequence[Any], Sequence[str]], Tensor] | None = None
+    networks: Mapping[str, Callable[[Any, Any], Tensor]]
+    clip_model: str | None
 
     def has(self, name: str) -> bool:
         """Whether a metric is chosen and can be computed."""
@@ -95,51 +94,47 @@ def prepare_tools(
         extractor = None
     if "accuracy" in chosen and not can_classify(like, asked):
         unavailable["accuracy"] = CLASSIFIER_UNAVAILABLE
-    loaded: dict[str, Any] = {}
+    has_prompts = all(isinstance(condition, str) for condition in asked)
+    networks: dict[str, Any] = {}
     for name, load in (("lpips", _lpips), ("clip_score", _clip), ("image_reward", _reward)):
         if name in chosen:
-            tool = load(measures, like, asked, placement)
-            (unavailable if isinstance(tool, str) else loaded)[name] = tool
-    clip_name = (
-        Path(measures.clip).resolve().name if Path(measures.clip).is_dir() else measures.clip
-    )
+            is_fit = has_prompts or CATALOGUE[name].against != "condition"
+            network = load(measures, like, placement.device) if is_fit else _NO_PROMPTS
+            (unavailable if isinstance(network, str) else networks)[name] = network
+    reference = reference_for(measures.reference, extractor, like)
+    clip = Path(measures.clip).resolve().name if Path(measures.clip).is_dir() else measures.clip
     return Tools(
-        chosen, unavailable, extractor, reference_for(measures.reference, extractor, like),
-        loaded.get("lpips"), loaded.get("clip_score"),
-        clip_name if "clip_score" in loaded else None, loaded.get("image_reward"),
+        chosen, unavailable, extractor, reference, networks,
+        clip if "clip_score" in networks else None,
     )  # fmt: skip
 
 
-def _lpips(measures: Measures, like: Tensor, _asked: Sequence[Any], placement: Placement) -> Any:
+def _lpips(measures: Measures, like: Tensor, device: str) -> Any:
     if find_spec("torchvision") is None:
         return "LPIPS needs torchvision: pip install 'ditprune[metrics]'"
     if min(like.shape[2:]) < _LPIPS_SMALLEST:
         return "images are smaller than the 32 pixels that its network needs"
     if not (hub_folder() / LPIPS_WEIGHTS).is_file() and not measures.fetches("lpips"):
         return "AlexNet's weights (233 MB) are not here: --metrics lpips,… fetches them"
-    return _try(lambda: per_image.load_lpips(placement.device))
+    return _try(lambda: per_image.load_lpips(device))
 
 
-def _clip(measures: Measures, _like: Tensor, asked: Sequence[Any], placement: Placement) -> Any:
-    if not all(isinstance(condition, str) for condition in asked):
-        return _NO_PROMPTS
+def _clip(measures: Measures, _like: Tensor, device: str) -> Any:
     if find_spec("transformers") is None:
         return "CLIP needs transformers: pip install 'ditprune[metrics]'"
     fetch = measures.fetches("clip_score")
-    score = _try(lambda: per_image.load_clip(measures.clip, placement.device, fetch))
+    score = _try(lambda: per_image.load_clip(measures.clip, device, fetch))
     if isinstance(score, str) and not fetch:
         return f"{measures.clip} is not here: --metrics clip_score,… fetches it, or pass --clip DIR"
     return score
 
 
-def _reward(measures: Measures, _like: Tensor, asked: Sequence[Any], placement: Placement) -> Any:
-    if not all(isinstance(condition, str) for condition in asked):
-        return _NO_PROMPTS
+def _reward(measures: Measures, _like: Tensor, device: str) -> Any:
     if find_spec("ImageReward") is None:
         return "ImageReward is not installed: pip install image-reward"
     if not _REWARD_WEIGHTS.expanduser().is_file() and not measures.fetches("image_reward"):
         return "its weights (1.8 GB) are not here: --metrics image_reward,… fetches them"
-    return _try(lambda: per_image.load_image_reward(placement.device))
+    return _try(lambda: per_image.load_image_reward(device))
 
 
 def _try(load: Callable[[], Any]) -> Any:
@@ -154,10 +149,8 @@ def library_versions() -> dict[str, str]:
     """The versions of the libraries of metrics that are installed."""
     versions = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -174,23 +167,16 @@ def tools_stamp(measures: Measures) -> dict[str, Any]:
     weights += [_REWARD_WEIGHTS.expanduser()]
     return {
         "versions": library_versions(),
-        "files": {name: _files_hash(path) for name, path in given.items() if path is not None},
+        "files": {name: _stamp(path) for name, path in given.items() if path is not None},
         "weights": sorted(file.name for file in weights if file.is_file()),
         "clip": _has_clip(measures.clip),
     }
 
 
-def _files_hash(path: Path) -> str | None:
-    """A hash of the names, sizes and times of a file, or of all files in a folder."""
-    if not path.exists():
-        return None
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file():
-            state = file.stat()
-            name = file.relative_to(path).as_posix()
-            digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+def _stamp(path: Path) -> str | None:
+    """Of a file, or of all files in a folder; None if there is nothing."""
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return stamp_of(filter(Path.is_file, files), path) if path.exists() else None
 
 
 def _has_clip(model: str) -> bool:

@@ -1,7 +1,7 @@
 """Where does our order agree with the paper's? Told by rule, from the numbers.
 
 Two rows of one setting are compared by each metric: item by item if the metric is a mean over the
-same items, else by whether the 95 % intervals overlap, as in `evaluation.cautions`. Rows that
+same items, else by whether the 95 % intervals overlap, as in `evaluation.results`. Rows that
 should be alike agree if their intervals overlap: item by item a difference can be sure and yet too
 small to matter. Images with NaN or Inf tell nothing: if a row or its dense model has some, only
 the relative error is compared, because it is not measured on images.
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.cautions import Numbers
 from ditprune.evaluation.metrics.interval import Interval, overlap
+from ditprune.evaluation.results import Numbers
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"

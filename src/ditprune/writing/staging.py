@@ -28,7 +28,7 @@ from ditprune.writing.files import (
     put_back,
     why,
 )
-from ditprune.writing.identity import differences
+from ditprune.writing.unfinished import differences
 
 try:
     import fcntl

@@ -13,9 +13,9 @@ from typing import Any
 
 from ditprune.errors import OutputError
 from ditprune.writing.files import check_file, check_no_link, ensure_folder, read_json, write_beside
-from ditprune.writing.identity import differences
 
 _GUARD = "guard.json"
+_LONGEST = 60  # characters of a value to show
 
 
 def work_folder_of(out: Path) -> Path:
@@ -78,3 +78,20 @@ def finish_work(out: Path) -> None:
 
 def _done(out: Path) -> Path:
     return out.with_name(f".{out.name}.done")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: before → now` for every value that is not the same, nested keys with dots."""
+    changed = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed.append(f"{prefix}{key}: {_short(old)} → {_short(new)}")
+    return changed
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

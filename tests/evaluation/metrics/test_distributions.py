@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
+from ditprune.evaluation.extractors import Features, joined_features
 from ditprune.evaluation.metrics import distributions
 from ditprune.evaluation.metrics.distributions import (
     frechet_distance,
@@ -19,7 +20,6 @@ from ditprune.evaluation.metrics.distributions import (
     precision,
     recall,
 )
-from ditprune.evaluation.metrics.features import Features
 from ditprune.evaluation.metrics.interval import resamples
 
 
@@ -166,12 +166,8 @@ def test_few_images_have_fewer_neighbours() -> None:
     assert precision(two, torch.tensor([[1.9], [2.1]])).tolist() == [True, False]
 
 
-def test_what_was_seen_adds_up_over_batches() -> None:
-    parts = [Features((draw(3, 4, i),), (draw(3, 5, i),), (draw(3, 2, i),)) for i in range(2)]
-    both = Features() + parts[0] + parts[1]
-    assert both.pooled == parts[0].pooled + parts[1].pooled
-    assert both.all_pooled().shape == (6, 4)
-    assert both.all_spatial().shape == (6, 5)
-    assert both.all_logits().shape == (6, 2)
-    assert both.widths == (4, 5)
-    assert Features().widths == (0, 0)
+def test_what_was_seen_is_joined_over_batches() -> None:
+    parts = [Features(draw(3, 4, i), draw(3, 5, i), draw(3, 2, i)) for i in range(2)]
+    both = joined_features(parts)
+    assert torch.equal(both.pooled, torch.cat([part.pooled for part in parts]))
+    assert [tensor.shape for tensor in both] == [(6, 4), (6, 5), (6, 2)]

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ditprune.evaluation.metrics.features import (
-    _inception_module,
+from ditprune.evaluation.extractors import (
     has_inception,
     inception_address,
     load_inception,
@@ -26,7 +25,8 @@ if not has_inception():
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     """Random weights of InceptionV3's names and shapes."""
-    module = _inception_module()
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
     network = module.FeatureExtractorInceptionV3.__new__(module.FeatureExtractorInceptionV3)
     kept: dict[str, Tensor] = {}
 
@@ -56,18 +56,19 @@ def images(num_colours: int) -> Tensor:
 def test_the_features_are_those_of_the_network(weights) -> None:
     see = load_inception(weights)
     seen = see(images(3))
-    assert seen.all_pooled().shape == (2, 2048)
-    assert seen.all_spatial().shape == (2, 7 * 17 * 17) == (2, 2023)
-    assert seen.all_logits().shape == (2, 1008)
+    assert seen.pooled.shape == (2, 2048)
+    assert seen.spatial.shape == (2, 7 * 17 * 17) == (2, 2023)
+    assert seen.logits.shape == (2, 1008)
     # Without the bias, as the Inception Score of the literature.
-    expected = seen.pooled[0] @ weights["fc.weight"].T
-    torch.testing.assert_close(seen.logits[0], expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(see(images(3)).pooled[0], seen.pooled[0], rtol=0, atol=0)
+    expected = seen.pooled @ weights["fc.weight"].T
+    torch.testing.assert_close(seen.logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(see(images(3)).pooled, seen.pooled, rtol=0, atol=0)
 
 
 def test_the_spatial_features_are_the_first_channels_of_the_map(weights) -> None:
     """Computed again block by block, as the network's forward has them."""
-    module = _inception_module()
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     buffer.seek(0)
@@ -87,14 +88,14 @@ def test_the_spatial_features_are_the_first_channels_of_the_map(weights) -> None
             x = network.get_submodule(name)(x)
         branch = network.Mixed_6d.branch1x1
         map_ = functional.relu(branch.bn(branch.conv(x)))
-    spatial = load_inception(weights)(images(3)).spatial[0].reshape(2, 7, 17, 17)
+    spatial = load_inception(weights)(images(3)).spatial.reshape(2, 7, 17, 17)
     torch.testing.assert_close(spatial, map_[:, :7], rtol=1e-4, atol=1e-5)
 
 
 def test_grey_images_are_seen_as_grey_colours(weights) -> None:
     see = load_inception(weights)
     grey = images(1)
-    torch.testing.assert_close(see(grey).pooled[0], see(grey.repeat(1, 3, 1, 1)).pooled[0])
+    torch.testing.assert_close(see(grey).pooled, see(grey.repeat(1, 3, 1, 1)).pooled)
 
 
 def test_weights_of_another_network_are_refused() -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 import ditprune
 from ditprune.calls import Call
+from ditprune.denoiser.replay import relative_error
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.evaluation.held_out import predictions, relative_error_between
+from ditprune.evaluation.held_out import predictions
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import build
 from ditprune.targets.discover import discover
@@ -60,7 +61,7 @@ def held_out(tiny_dit, batches) -> list[Call]:
 
 
 def error(denoiser: nn.Module, dense: nn.Module, calls: list[Call]) -> float:
-    return relative_error_between(predictions(denoiser, calls), predictions(dense, calls))
+    return relative_error(zip(predictions(denoiser, calls), predictions(dense, calls), strict=True))
 
 
 @pytest.mark.parametrize("words", METHODS + PATTERNS, ids=str)

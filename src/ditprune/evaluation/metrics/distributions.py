@@ -58,16 +58,16 @@ def frechet_distance(
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(_Features(features.shape[1]))
+    features, num_features = features.double(), features.shape[1]
+    metric = FrechetInceptionDistance(_Features(num_features))
     metric.real_features_sum = reference["sum"].clone()
     metric.real_features_cov_sum = reference["sum_outer"].clone()
     metric.real_features_num_samples = reference["num_images"].clone()
-    metric.update(features.double(), real=False)
-    value = max(0.0, metric.compute().item())
-    is_slow = features.shape[1] > _MANY_FEATURES
+    metric.update(features, real=False)
     return bootstrap(
-        value, _frechet_of_resample(reference, features.double()), len(features), seed,
-        _FEWEST_RESAMPLES if is_slow else _MOST_RESAMPLES, lowest=0.0,
+        max(0.0, metric.compute().item()), _frechet_of_resample(reference, features),
+        len(features), seed,
+        _FEWEST_RESAMPLES if num_features > _MANY_FEATURES else _MOST_RESAMPLES, lowest=0.0,
     )  # fmt: skip
 
 
@@ -116,6 +116,7 @@ def kernel_distance(
     """
     num_blocks = max(1, -(-max(len(real), len(features)) // _BLOCK))
     num_blocks = min(num_blocks, len(real) // 2, len(features) // 2)
+    real, features = real.double(), features.double()
     if num_blocks > 1:
         generator = torch.Generator().manual_seed(seed)
         real, features = _shuffled(real, generator), _shuffled(features, generator)

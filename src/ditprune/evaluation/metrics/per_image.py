@@ -66,26 +66,19 @@ def load_clip(
 
     Raises what transformers raises if the model cannot be loaded.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    from transformers import CLIPModel, CLIPProcessor
 
     local: dict[str, Any] = {"local_files_only": not fetch}
     clip = CLIPModel.from_pretrained(model, use_safetensors=True, **local).eval().to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model, **local)
-    processor = AutoImageProcessor.from_pretrained(model, **local)
+    processor = CLIPProcessor.from_pretrained(model, **local)
     longest = clip.config.text_config.max_position_embeddings
+    words: dict[str, Any] = {"padding": True, "truncation": True, "max_length": longest}
 
     def score(images: UInt8[Tensor, "n c h w"], prompts: Sequence[str]) -> Float[Tensor, " n"]:
         colours = list(images.expand(-1, 3, -1, -1).cpu())
-        text = tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        )
-        pixels = processor(colours, return_tensors="pt")
+        inputs = processor(text=list(prompts), images=colours, return_tensors="pt", **words)
         with torch.no_grad():
-            out = clip(
-                input_ids=text["input_ids"].to(device),
-                attention_mask=text["attention_mask"].to(device),
-                pixel_values=pixels["pixel_values"].to(device),
-            )
+            out = clip(**inputs.to(device))
         cosine = torch.cosine_similarity(out.image_embeds, out.text_embeds)
         return cosine.clamp(min=0).float().cpu()
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from jaxtyping import Float32
 from torch import Tensor
 
+from ditprune.calls import NUM_BINS
 from ditprune.errors import StatisticsError, did_you_mean
 from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
 
-# The default number of bins between noise and image. Calls without a position have one more bin.
-NUM_BINS = 10
 # The first is the default. Source of the other: OBS-Diff, arXiv 2510.06751; its weights fall
 # logarithmically from noise to image.
 TIMESTEP_WEIGHTINGS = ("uniform", "log-decrease")
@@ -110,11 +109,6 @@ def findings(statistics: Statistics) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def bin_of(progress_t: float | None, num_bins: int = NUM_BINS) -> int:
-    """The bin of a position between noise (0) and image (1); one more bin for no position."""
-    return num_bins if progress_t is None else min(int(progress_t * num_bins), num_bins - 1)
 
 
 def timestep_weights(weighting: str, num_bins: int) -> tuple[float, ...] | None:
