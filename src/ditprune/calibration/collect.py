@@ -21,7 +21,7 @@ from ditprune.calibration.calibrate import find_unused, observe_calls, warn_of_n
 from ditprune.calibration.draw import conditions
 from ditprune.calibration.sample import Sampling, calibration_identity, sample_unit
 from ditprune.calibration.workers import Worker
-from ditprune.calls import NUM_BINS, Call
+from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import (
     HEADER,
     CalibrationSet,
@@ -36,7 +36,7 @@ from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pip
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
-from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsError
+from ditprune.errors import OutputError, RecipeError, StatisticsError
 from ditprune.method.statistics.collected import Statistics, merge_statistics
 from ditprune.progress import Progress, silent
 from ditprune.writing.files import check_folder
@@ -50,7 +50,6 @@ from ditprune.writing.unfinished import (
     work_folder_of,
 )
 
-_MOST_BINS = 1000
 _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
 
 
@@ -79,14 +78,8 @@ def calibrate_folder(
     folder = set_folder or work / "calls"
     if worker.is_first:
         sweep_work(out)
-        _begin(
-            model,
-            out,
-            sampling,
-            set_folder,
-            calibration_identity(model, sampling, placement),
-            overwrite,
-        )
+        run_identity = calibration_identity(model, sampling, placement)
+        _begin(model, out, sampling, set_folder, run_identity, overwrite)
     worker.wait()
     call_set = load_calibration_set(folder)
     run = _Run(model, call_set, work, placement, worker, progress)
@@ -151,17 +144,6 @@ def check_given_options(
                 f"--{word.replace('_', '-')}: the calibration set {set_folder} was sampled with "
                 f"{call_set.protocol[word]}; leave the option out, or sample another set"
             )
-
-
-def num_bins_of(call_set: CalibrationSet) -> int:
-    """The number of parts of the way that a set was sampled in. Raises ModelError."""
-    num_bins = call_set.protocol.get("num_bins", NUM_BINS)
-    if not isinstance(num_bins, int) or not 1 <= num_bins <= _MOST_BINS:
-        raise ModelError(
-            f"{call_set.folder}: its num_bins is {num_bins!r}, expected 1 to {_MOST_BINS}; "
-            "sample it again"
-        )
-    return num_bins
 
 
 def unreached(model: ModelFolder, name: str) -> StatisticsError:
@@ -280,7 +262,7 @@ def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | No
     the first worker.
     """
     fingerprints = folder_fingerprints(run.model.denoisers[name])
-    num_bins = num_bins_of(run.call_set)
+    num_bins = run.call_set.num_bins
     units = [unit for unit in range(run.call_set.num_units) if run.worker.owns(unit)]
     file = run.part(name, run.worker.rank)
     num_done, total = _restore(file)

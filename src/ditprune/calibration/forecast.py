@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import num_bins_of, unreached
+from ditprune.calibration.collect import unreached
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call, bin_of
 from ditprune.checkpoints.calibration_set import CalibrationSet
@@ -114,7 +114,7 @@ def _forecast_observing(
         total_s += time.monotonic() - begin
         with fitting(call_set.folder):
             moved = to_placement(first, placement.device, placement.dtype)
-            call_s, added_bytes = _timed(denoiser, [moved], fingerprints, num_bins_of(call_set))
+            call_s, added_bytes = _timed(denoiser, [moved], fingerprints, call_set.num_bins)
         total_s += call_s * (rows / num_rows(first) + _NUM_PROBES)
         size_bytes += added_bytes
         del denoiser

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditprune.calls import Call
+from ditprune.calls import NUM_BINS, Call
 from ditprune.errors import ModelError, OutputError
 from ditprune.writing.files import ensure_folder, read_json, why
 from ditprune.writing.tensors_file import format_name, save_tensors
@@ -27,6 +27,7 @@ HEADER = "calibration_set.json"
 _FORMAT = 2
 _KEY = "ditprune.calls"
 _MOST_UNITS = 100_000  # what five digits of a file name can number
+_MOST_BINS = 1000
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ class CalibrationSet:
     num_units: int
     protocol: Mapping[str, object]
     identity: Mapping[str, object]
+
+    @property
+    def num_bins(self) -> int:
+        """The number of parts of the way that it was sampled in. Raises ModelError."""
+        num_bins = self.protocol.get("num_bins", NUM_BINS)
+        if not isinstance(num_bins, int) or not 1 <= num_bins <= _MOST_BINS:
+            raise ModelError(
+                f"{self.folder}: its num_bins is {num_bins!r}, expected 1 to {_MOST_BINS}; "
+                "sample it again"
+            )
+        return num_bins
 
     def missing(self) -> list[int]:
         """The units that were not written yet."""
