@@ -407,7 +407,7 @@ def test_the_demo_compares_three_methods_and_says_where_everything_lies(
     for _ in range(2):
         printed = ok(ditprune("demo", "-o", out, "--num-images", 4))
         (out / "grid.png").stat()
-        monkeypatch.setattr(demo_verb, "calibrate_folder", lambda *_: None)  # once is enough
+        monkeypatch.setattr(demo_verb, "calibrate_folder", lambda *_, **__: None)  # once is enough
     names = ["dense", "magnitude", "Wanda", "DiT-Pruning"]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in results["models"]] == names
