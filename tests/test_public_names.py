@@ -82,5 +82,19 @@ def test_no_public_name_is_that_of_a_room() -> None:
     assert ROOMS & (defined().keys() | set(ditprune.__all__)) == set()
 
 
+# Words that say nothing of what they hold.
+EMPTY = {"one", "own", "found", "kept"}
+
+
+def test_locals_say_what_they_hold() -> None:
+    named = {
+        (path.relative_to(ROOT).as_posix(), node.id if isinstance(node, ast.Name) else node.arg)
+        for path in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Name, ast.arg))
+    }
+    assert {(place, name) for place, name in named if name in EMPTY} == set()
+
+
 if __name__ == "__main__":
     LISTED.write_text("\n".join(surface()) + "\n", encoding="utf-8")

@@ -81,12 +81,12 @@ def reproduce(
     where = Placement.of(device, dtype, max_memory)
     try:
         with console.progress() as progress:
-            found = reproduce_study(
+            studies = reproduce_study(
                 study, locate(model), out, options, measures, progress, where, own_command()
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None
-    for name, results in found.items():
+    for name, results in studies.items():
         console.out.print(f"\n{name} · {results['title']}", markup=False)
         console.out.print(f"paper: {results['paper']['said']}", markup=False)
         for line in results["conclusions"]:

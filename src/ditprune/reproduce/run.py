@@ -94,10 +94,10 @@ def reproduce_study(
         results = {}
         for study, study_options, rows in studies:
             if rows:
-                found = _results_of_rows(study, rows, _records(run, study, rows))
+                content = _results_of_rows(study, rows, _records(run, study, rows))
             else:
-                found = _look(run, study, study_options, is_bundled)
-            results[study.name] = _write_study(run, study, found, out / study.name)
+                content = _look(run, study, study_options, is_bundled)
+            results[study.name] = _write_study(run, study, content, out / study.name)
         return results
 
 
@@ -157,23 +157,25 @@ def _look(run: Run, study: Study, options: Options, is_bundled: bool) -> dict[st
     is_statistics = study.name == "statistics"
     sampling = options.sampling(*settings_of(study, options, is_bundled)[0])
     file = run.work.look_file([study.name, options.layers], sampling)
-    found = read_record(file)
-    if found is None:
+    content = read_record(file)
+    if content is None:
         if is_statistics:
-            found = look_at_statistics(run, sampling)
+            content = look_at_statistics(run, sampling)
         else:
-            found = look_at_importance(run, sampling, options.layers)
-        write_record(file, found)
+            content = look_at_importance(run, sampling, options.layers)
+        write_record(file, content)
     conclude = conclusions_of_statistics if is_statistics else conclusions_of_importance
-    return {**found, "conclusions": conclude(found)}
+    return {**content, "conclusions": conclude(content)}
 
 
-def _write_study(run: Run, study: Study, found: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _write_study(
+    run: Run, study: Study, content: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
     """Write results.json, the table and the figures of a study."""
     ensure_folder(folder)
     results = {
         "format": FORMAT, "study": study.name, "title": study.title, "command": run.command,
-        "model": run.model.name, **found, "paper": paper_of(study.name),
+        "model": run.model.name, **content, "paper": paper_of(study.name),
     }  # fmt: skip
     results["figures"] = draw_figures(results, study.axis, folder)
     results.pop("maps", None)  # they are large, and in the figures
