@@ -6,6 +6,7 @@ a `PixArtSigmaPipeline` and a `FluxPipeline`, on one autoencoder and one T5 enco
     python examples/train_testbeds.py autoencoder --device cuda --minutes 1.5
     python examples/train_testbeds.py pixart --device cuda --minutes 3
     python examples/train_testbeds.py flux --device cuda --minutes 3
+    python examples/train_testbeds.py decoder --minutes 15
     python examples/draw_testbed.py testbeds/pixart --out pixart.png
 
 A stage ends at `--num-steps` or after `--minutes`, whichever comes first, and its learning rate
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from testbed_training import loop  # noqa: E402
-from testbed_training.autoencoder import train_autoencoder  # noqa: E402
+from testbed_training.autoencoder import train_autoencoder, train_decoder  # noqa: E402
 from testbed_training.data import load  # noqa: E402
 from testbed_training.flux import train_flux  # noqa: E402
 from testbed_training.folders import write_card  # noqa: E402
@@ -37,6 +38,7 @@ STAGES = {
     "autoencoder": train_autoencoder,
     "pixart": train_pixart,
     "flux": train_flux,
+    "decoder": train_decoder,
 }
 
 
@@ -66,6 +68,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=2, help="between checkpoints")
     parser.add_argument("--num-scenes", type=int, default=300_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="that draw")
+    parser.add_argument("--no-autocast", dest="autocast", action="store_false", help="float32")
+    parser.add_argument("--start", type=Path, metavar="BED", help="weights to begin from")
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--figures", type=Path, help="for the stage card")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .settings import Settings
@@ -17,13 +19,14 @@ CONSTANT_SHARE = 0.4  # of the run at the full rate; then it falls linearly to 0
 
 def step_generator(device: str, stage: str, step: int) -> torch.Generator:
     """Every step draws from its own seed, so a resumed run draws what the first would have."""
-    number = ("autoencoder", "pixart", "flux").index(stage) + 1
+    number = ("autoencoder", "pixart", "flux", "decoder").index(stage) + 1
     return torch.Generator(device).manual_seed(number * 100_000_000 + step)
 
 
-def precision(device: str) -> torch.autocast:
-    """bfloat16 on a GPU, float32 on a CPU."""
-    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+def precision(settings: Settings) -> torch.autocast:
+    """bfloat16 on a GPU unless it is switched off, float32 on a CPU."""
+    is_enabled = settings.device == "cuda" and settings.autocast
+    return torch.autocast(settings.device, torch.bfloat16, enabled=is_enabled)
 
 
 def prepare_device(device: str) -> None:
@@ -41,6 +44,8 @@ class Run:
         self.stage, self.settings = stage, settings
         self.modules = dict(modules)
         self.parameters = [p for m in self.modules.values() for p in m.parameters()]
+        if settings.start is not None:
+            self._start_from(settings.start)
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.rate, weight_decay=0, betas=(0.9, 0.99), fused=True
@@ -49,6 +54,12 @@ class Run:
         self.checkpoint = settings.runs / f"{stage}.ckpt"
         if self.checkpoint.exists():
             self._load()
+
+    def _start_from(self, bed: Path) -> None:
+        """Take the weights of a finished bed; the optimizer begins anew."""
+        for name, module in self.modules.items():
+            (file,) = (bed / name).glob("*.safetensors")
+            module.load_state_dict(load_file(file))
 
     def _load(self) -> None:
         saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
@@ -104,7 +115,7 @@ class Run:
             module.train()
         while self.progress < 1:
             generator = step_generator(settings.device, self.stage, self.state["step"])
-            with precision(settings.device):
+            with precision(settings):
                 loss = loss_of(self.state["step"], generator)
             self.update(loss)
             losses.append(loss.detach())

@@ -91,4 +91,6 @@ class Settings:
     average: float = 0.999
     save_minutes: float = 2
     compile: bool = False
+    autocast: bool = True  # bfloat16 on a GPU
+    start: Path | None = None  # a bed to begin from, where there is no checkpoint
     size: Size = SIZES["small"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,6 +80,31 @@ def test_a_stage_that_is_killed_ends_as_one_that_is_not(
     )
     for kind in ("parameters", "average"):
         assert all(torch.equal(a, b) for a, b in zip(first[kind], second[kind], strict=True))
+
+
+def test_a_decoder_is_trained_on_and_the_latents_stay(settings: Settings, tmp_path: Path) -> None:
+    for name in ("runs", "out"):
+        shutil.copytree(getattr(settings, name), tmp_path / name)
+    own = replace(settings, runs=tmp_path / "runs", out=tmp_path / "out")
+    autoencoder.train_decoder(own)
+    before, after = (autoencoder.trained_autoencoder(one).state_dict() for one in (settings, own))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    for bed in DRAWING:
+        drawn = load(own, bed).vae.state_dict()
+        assert all(torch.equal(drawn[name], after[name]) for name in after), bed
+
+
+def test_a_bed_may_begin_from_a_finished_one(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "vae").symlink_to(settings.runs / "vae")
+    start = settings.out / "flux"
+    again = replace(settings, runs=tmp_path, start=start, num_steps=1, rate=0.0)
+    flux.train_flux(replace(again, out=shutil.copytree(settings.out, tmp_path / "out")))
+    first, second = (
+        load(replace(settings, out=out), "flux") for out in (start.parent, tmp_path / "out")
+    )
+    for name, tensor in first.transformer.state_dict().items():
+        assert torch.equal(tensor, second.transformer.state_dict()[name]), name
 
 
 def first_call(pipeline: DiffusionPipeline, bed: str) -> dict[str, Any]:
