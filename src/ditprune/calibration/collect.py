@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -23,7 +23,6 @@ from ditprune.calibration.sample import Sampling, calibration_identity, sample_u
 from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import (
-    HEADER,
     CalibrationSet,
     load_calibration_set,
     start_calibration_set,
@@ -36,7 +35,7 @@ from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pip
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
-from ditprune.errors import OutputError, RecipeError, StatisticsError
+from ditprune.errors import OutputError, StatisticsError
 from ditprune.method.statistics.collected import Statistics, merge_statistics
 from ditprune.progress import Progress, silent
 from ditprune.writing.files import check_folder
@@ -76,9 +75,9 @@ def calibrate_folder(
     placement, worker = placement or Placement(), worker or Worker()
     work = work_folder_of(out)
     folder = set_folder or work / "calls"
+    run_identity = calibration_identity(model, sampling, placement)
     if worker.is_first:
         sweep_work(out)
-        run_identity = calibration_identity(model, sampling, placement)
         _begin(model, out, sampling, set_folder, run_identity, overwrite)
     worker.wait()
     call_set = load_calibration_set(folder)
@@ -121,29 +120,6 @@ def check_run(
     if folder.exists() and not continues_work(out, run_identity):
         return None  # the run would drop it
     return _check_set(folder, model, run_identity)
-
-
-def check_given_options(
-    set_folder: Path | None, sampling: Sampling, given: Collection[str]
-) -> None:
-    """Raises RecipeError if a complete calibration set was sampled with other options.
-
-    Args:
-        given: the names of the options that the user gave.
-    """
-    if set_folder is None or not (set_folder / HEADER).is_file():
-        return
-    call_set = load_calibration_set(set_folder)
-    if call_set.missing():
-        return
-    for word in sorted(given & asdict(sampling).keys()):
-        value = getattr(sampling, word)
-        value = list(value) if isinstance(value, tuple) else value
-        if word in call_set.protocol and call_set.protocol[word] != value:
-            raise RecipeError(
-                f"--{word.replace('_', '-')}: the calibration set {set_folder} was sampled with "
-                f"{call_set.protocol[word]}; leave the option out, or sample another set"
-            )
 
 
 def unreached(model: ModelFolder, name: str) -> StatisticsError:
@@ -235,24 +211,40 @@ def _observe_set(run: _Run, denoisers: dict[str, nn.Module]) -> dict[str, Statis
 
 def _observe_denoiser(run: _Run, name: str, denoiser: nn.Module | None) -> Statistics | None:
     """The statistics of one denoiser, added up over all workers by the first of them."""
+    units = range(run.call_set.num_units)
+    first = next((call for unit in units for call in _calls_of(run.call_set, name, unit)), None)
+    if first is None:  # every worker sees it, so that none waits for the others
+        raise unreached(run.model, name)
     if denoiser is None:
         denoiser = load_denoiser(run.model.denoisers[name], run.placement)
     total = _observe_units(run, name, denoiser)
     run.worker.wait()
     if not run.worker.is_first:
         return None
-    others = (_restore(run.part(name, rank))[1] for rank in range(1, run.worker.world))
-    parts = [part for part in (total, *others) if part is not None]
-    if not parts:
-        raise unreached(run.model, name)
-    total = reduce(merge_statistics, parts)  # exact in any order, see `update_norm`
-    # The first call in the set, whichever worker observed it.
-    units = range(run.call_set.num_units)
-    first = next(call for unit in units for call in _calls_of(run.call_set, name, unit))
+    others = (_part_of(run, name, rank) for rank in range(1, run.worker.world))
+    # Sums are exact in any order, see `update_norm`.
+    total = reduce(merge_statistics, (part for part in (total, *others) if part is not None))
     unused = find_unused(denoiser, run.moved(first), total.fingerprints)
     warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")
     protocol = {**run.call_set.protocol, "denoiser_calls": run.call_set.read(0)[1]}
     return replace(total, protocol=protocol, unused=unused)
+
+
+def _part_of(run: _Run, name: str, rank: int) -> Statistics | None:
+    """What another worker has observed; None if none of its units holds a call of the denoiser.
+
+    Raises OutputError if its file is not there, or not the whole.
+    """
+    worker = Worker(rank, run.worker.world)
+    units = [unit for unit in range(run.call_set.num_units) if worker.owns(unit)]
+    file = run.part(name, rank)
+    num_done, part = _restore(file)
+    if num_done < len(units) and any(_calls_of(run.call_set, name, unit) for unit in units):
+        raise OutputError(
+            f"{file}: holds {num_done} of the {len(units)} units of process {rank}; put OUT where "
+            "all processes can read and write it, and run the same command again"
+        )
+    return part
 
 
 def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | None:

@@ -83,9 +83,10 @@ class TensorRewriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stack:  # waits for what is being written and synchronised
             if kind is None:
-                for pending in (self._behind, self._syncing):
-                    if pending is not None:
-                        pending.result()
+                if self._behind is not None:
+                    self._behind.result()
+                if self._syncing is not None:  # which the last write may have begun
+                    self._syncing.result()
 
     def __iter__(self) -> Iterator[tuple[Entry, memoryview]]:
         done = set(self.written)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ditprune.calibration.collect import calibrate_folder, check_given_options, check_run
+from ditprune.calibration.collect import calibrate_folder, check_run
 from ditprune.calibration.forecast import CalibrationForecast, forecast_calibration
 from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calibration.workers import joined, own_device
 from ditprune.calls import NUM_BINS
-from ditprune.checkpoints.calibration_set import CalibrationSet
+from ditprune.checkpoints.calibration_set import HEADER, CalibrationSet, load_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import console
@@ -27,6 +29,7 @@ from ditprune.cli.options import (
 )
 from ditprune.cli.plans import show_findings
 from ditprune.denoiser.placement import Placement
+from ditprune.errors import RecipeError
 from ditprune.reporting import formats
 
 
@@ -75,7 +78,7 @@ def calibrate(
     with joined() as worker:
         placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
         folder = locate(model)
-        check_given_options(set_folder, sampling, _given_options())
+        _check_given_options(set_folder, sampling, _given_options())
         if dry_run:
             identity = calibration_identity(folder, sampling, placement)
             call_set = check_run(folder, out, set_folder, identity, overwrite)
@@ -130,3 +133,26 @@ def _show_forecast(
         "nothing was written",
         markup=False,
     )
+
+
+def _check_given_options(
+    set_folder: Path | None, sampling: Sampling, given: Collection[str]
+) -> None:
+    """Raises RecipeError if a complete calibration set was sampled with other options.
+
+    Args:
+        given: the names of the options that the user gave.
+    """
+    if set_folder is None or not (set_folder / HEADER).is_file():
+        return
+    call_set = load_calibration_set(set_folder)
+    if call_set.missing():
+        return
+    for word in sorted(given & asdict(sampling).keys()):
+        value = getattr(sampling, word)
+        value = list(value) if isinstance(value, tuple) else value
+        if word in call_set.protocol and call_set.protocol[word] != value:
+            raise RecipeError(
+                f"--{word.replace('_', '-')}: the calibration set {set_folder} was sampled with "
+                f"{call_set.protocol[word]}; leave the option out, or sample another set"
+            )

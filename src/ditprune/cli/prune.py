@@ -55,11 +55,11 @@ def prune(
     check_scorable(recipe, stats)  # before a model is downloaded
     folder = locate(model)
     source = _source(recipe, set_folder, device, gram_memory)
+    if dry_run or repo is not None:  # else prune_checkpoint checks it, first of all
+        check_source(folder, recipe, source)
     if repo is not None:
         hub.check_repo(repo)
     if dry_run:
-        if source is not None or recipe.needs_calls:
-            check_source(folder, recipe, source)
         jobs = open_jobs(folder, stats, recipe)
         size_bytes = missing_bytes(out, num_bytes(folder, jobs))
         check_folder(out, folder.root, size_bytes, overwrite)

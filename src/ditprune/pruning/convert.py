@@ -135,8 +135,9 @@ def to_dense(
 
         with rewriter:
             for entry, raw in rewriter:
-                content = source.dense(entry.name, raw) if source else raw
-                rewriter.write(entry, content, source=raw, check=check)
+                dense = source.dense(entry.name, raw) if source else raw
+                rewriter.write(entry, dense, source=raw, check=check)
+                del dense, raw  # or they would stay in memory while the next are read
         if source:
             (folder / "config.json").write_bytes(source.config)
 

@@ -144,6 +144,8 @@ def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
                 behind.result()
             behind = writer.submit(write, raw)
             num_bytes += raw.nbytes
+        if behind is not None:
+            behind.result()
     file.flush()
     return num_bytes
 

@@ -185,7 +185,9 @@ def _prune_denoiser(
                     updated_weight, outcome = updates[target.name]
                     weight.copy_(as_matrix(updated_weight))
                 note = asdict(outcome)
+                del weight  # or its bytes would stay in memory until the next target
             rewriter.write(entry, raw, note)
+            del raw
     hashes = {
         entry.name: rewriter.written[entry.name]["sha256"] for entry in job.weights.in_order()
     }

@@ -64,9 +64,10 @@ def update_norm(
 
 
 def merge_norms(first: ColumnNorm, second: ColumnNorm) -> ColumnNorm:
-    """The statistic of both sets of tokens together."""
+    """The statistic of both sets of tokens together, on the device of the first."""
     counts = tuple(a + b for a, b in zip(first.tokens_in_bin, second.tokens_in_bin, strict=True))
-    return ColumnNorm(first.sum_squares + second.sum_squares, counts)
+    added = second.sum_squares.to(first.sum_squares.device)
+    return ColumnNorm(first.sum_squares + added, counts)
 
 
 def finish_norm(
