@@ -54,7 +54,7 @@ class MaskFile:
             self.denoisers: _Records = dict(content["denoisers"])
             self._hashes: Mapping[str, str] = dict(content["sha256"])
             self._shapes = _checked_shapes(self.denoisers, self._entries, self._hashes)
-        except MALFORMED as error:
+        except (*MALFORMED, ModelError) as error:
             raise ModelError(
                 f"{file}: not a mask file ({error!r}); make one with `ditprune mask extract`"
             ) from None

@@ -35,7 +35,8 @@ def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
 
 
 def _lines(converted: Converted, to: str) -> Iterator[str]:
-    dense = [name for name in converted.heads if name not in converted.packed]
+    packed = converted.packed
+    dense = [name for name in converted.heads if name not in packed]
     for name in dense[:_MOST_LINES]:
         head = converted.heads[name]
         yield (
@@ -45,9 +46,9 @@ def _lines(converted: Converted, to: str) -> Iterator[str]:
     if len(dense) > _MOST_LINES:
         yield f"… and {len(dense) - _MOST_LINES} more"
     before, after = converted.unpacked_bytes, converted.packed_bytes
-    if converted.packed:
+    if packed:
         yield (
-            f"packed {len(converted.packed)} of {len(converted.heads)} targets: "
+            f"packed {len(packed)} of {len(converted.heads)} targets: "
             f"{formats.size(before)} → {formats.size(after)} ({after / before:.3f})"
         )
     sizes = [formats.size(converted.dense_bytes), formats.size(converted.size_bytes)]

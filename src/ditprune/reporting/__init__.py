@@ -14,7 +14,6 @@
 - `commands.py` works from the plain JSON values of a manifest. The recipe is always given as
   `--recipe ditprune.json`, so there is no second list of its options to keep up to date. There is
   no command for values that `Recipe` or `Sampling` refuse.
-- `template.py` fills in the templates of the page, the card and a study.
 - `formats.py` is the only place that formats numbers, sizes and durations, for `cli/` too.
 
 Only `card.py`, `commands.py` and `formats.py` run when a model is pruned; the

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from ditprune.calibration.sample import Sampling
@@ -17,6 +18,10 @@ from ditprune.writing.files import MALFORMED, MANIFEST
 # The file names that the commands use for what one of them writes and the next one reads.
 STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"
 MASK = "mask.safetensors"
+# The types that a field of `Sampling` has in JSON, by the first word of its annotation.
+_KINDS: dict[str, Any] = {
+    "int": int, "str": str, "float": (int, float), "tuple": list, "Mapping": Mapping,
+}  # fmt: skip
 
 
 def repeat_commands(
@@ -60,8 +65,11 @@ def _sampling_options(protocol: Mapping[str, Any]) -> list[str]:
     """
     defaults = {part.name: part.default for part in fields(Sampling)}
     given = {name: protocol[name] for name in defaults if protocol.get(name) is not None}
-    if given.pop("purpose") != "calibration":
+    if not given or given.pop("purpose", "calibration") != "calibration":
         raise ValueError("these calls are not for calibration")
+    for part in fields(Sampling):
+        if not _is_plausible(part, given.get(part.name)):
+            raise ValueError(f"{part.name} is {given[part.name]!r}")
     texts = {"prompts": PROMPTS, "labels": ",".join(map(str, given.get("labels", ())))}
     options = [
         word
@@ -72,3 +80,13 @@ def _sampling_options(protocol: Mapping[str, Any]) -> list[str]:
     for name, value in given.get("pipeline_options", {}).items():
         options += ["--pipeline-option", f"{name}={json.dumps(value)}"]
     return options
+
+
+def _is_plausible(part: Field[Any], value: Any) -> bool:
+    """Whether a JSON value can be that of a field of `Sampling`; None can be any field's."""
+    kind = _KINDS[re.findall(r"\w+", str(part.type))[0]]
+    if isinstance(value, str):
+        return kind is str and value.isidentifier()
+    if isinstance(value, int) and kind is int:
+        return not isinstance(value, bool) and value >= (part.name != "seed")  # counts from 1 up
+    return value is None or isinstance(value, kind)

@@ -58,6 +58,8 @@ def _schema_error(content: Any) -> tuple[str, Any, str] | None:
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
+    if isinstance(content, dict) and "format" not in content:  # told before what it lacks besides
+        return "format", None, "2"
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     types = Draft202012Validator.TYPE_CHECKER.redefine("number", lambda _, value: _is_number(value))
     validator = extend(Draft202012Validator, type_checker=types)(schema)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.layer import Choice, LayerResult
+from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing
 from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.plan import scores_of
 from ditprune.targets.discover import Target
@@ -83,6 +83,8 @@ def update_layer(
             zeroes weights and reports their squares as the error.
     """
     weight = layer.weight()
+    if gram is None and not isinstance(recipe.reconstruction, Nothing):
+        gram = torch.eye(weight.shape[1], device=weight.device)  # of a method that looks at none
     if gram is None:
         keep = layer.mask_by_saliency(sparsity)
         return LayerResult(weight * keep, keep, 0.0, (weight * ~keep).square().sum().item())

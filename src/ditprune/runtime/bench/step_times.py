@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -56,12 +57,15 @@ def bench_step(
             "may be taken; its layers were timed one at a time"
         )
         return {"reason": reason}
+    dense = _load(layers, device)
     denoisers: dict[str, nn.Module] = {}
     works, num_swapped = [], {}
     reasons = {} if backend else dict.fromkeys(SPARSE, NO_BACKEND)
     paths = DENSE | SPARSE if backend else DENSE
     for number, (path, dtype) in enumerate(paths.items(), start=1):
-        denoiser, path_call = _load(layers, device, dtype), to_placement(call, device, dtype)
+        is_dense = path in DENSE and dtype == torch.float32
+        denoiser = dense if is_dense else copy.deepcopy(dense).to(dtype)
+        path_call = to_placement(call, device, dtype)
         if backend and path in SPARSE:
             layer_limit_s = limit_s / 2 / len(SPARSE)
             decisions = sparsify_(denoiser, path_call, backend, limit_s=layer_limit_s)
@@ -72,6 +76,7 @@ def bench_step(
             denoisers[path] = denoiser
             works.append(partial(run_call, denoiser, path_call))
         progress("preparing the step", number, len(paths))
+    del dense
     seconds = best_seconds(works, device, _NUM_ROUNDS, limit_s / 2)
     ms = {path: 1000 * best_s for path, best_s in zip(denoisers, seconds, strict=True)}
     return {
@@ -93,8 +98,9 @@ def why_dense(decisions: Iterable[Decision]) -> str:
 
 
 @torch.no_grad()
-def _load(layers: TimedLayers, device: str, dtype: torch.dtype) -> nn.Module:
-    denoiser = load_denoiser(layers.folder, Placement(device, dtype))
+def _load(layers: TimedLayers, device: str) -> nn.Module:
+    """The denoiser in float32, pruned on trial."""
+    denoiser = load_denoiser(layers.folder, Placement(device))
     if layers.trial is not None:
         for name in discover(denoiser):
             weight = as_matrix(denoiser.get_parameter(f"{name}.weight"))

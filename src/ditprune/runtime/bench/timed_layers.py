@@ -38,7 +38,9 @@ def trial_of(sparsity: float | None, pattern: str | None) -> Recipe | None:
     """
     if sparsity is None and pattern is None:
         return None
-    granularity = None if pattern else "channel"
+    if sparsity == 0:
+        raise RecipeError("--sparsity 0: expected 0 < sparsity < 1, the share to remove on trial")
+    granularity = "channel" if pattern is None else None
     return build(saliency="magnitude", granularity=granularity, sparsity=sparsity, pattern=pattern)
 
 
