@@ -14,11 +14,12 @@ from ditprune.calibration import collect as collect_module
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
+from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.denoiser.pipeline import load_pipeline
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, OutputError
 from ditprune.method.statistics.collected import merge_statistics
 from tiny_pipelines import PIPELINES
 
@@ -168,3 +169,20 @@ def test_calls_that_the_denoiser_cannot_run_are_refused_and_leave_nothing(
             locate(str(tiny_pipeline)), tmp_path / "out", Sampling(1), set_folder=tmp_path / "set"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+class Alone(Worker):
+    """A process of several that waits for no other."""
+
+    def wait(self) -> None:
+        pass
+
+
+def test_a_part_that_another_process_wrote_elsewhere_is_missed(pixart, tmp_path) -> None:
+    model = locate(str(pixart))
+    sampling = Sampling(2, num_inference_steps=1, prompts=PROMPTS, batch_size=1)
+    calls = tmp_path / "calls"
+    calibrate_folder(model, tmp_path / "first", sampling, set_folder=calls)
+    with pytest.raises(OutputError, match="all processes"):
+        calibrate_folder(model, tmp_path / "second", sampling, set_folder=calls, worker=Alone(0, 2))
+    assert not (tmp_path / "second").exists()

@@ -1,0 +1,45 @@
+"""Rewriting a checkpoint's tensors: what goes wrong in a thread is not lost."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ditprune.checkpoints import rewrite_tensors
+from ditprune.checkpoints.weights import Weights, layout_of
+from ditprune.writing.staging import Journal
+
+NUM_TENSORS, SIZE_BYTES = 4, 64 * 64 * 4
+
+
+def test_an_error_of_the_sync_that_the_last_write_began_is_raised(tmp_path, monkeypatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    tensors = {f"layer{i}.weight": torch.ones(64, 64) for i in range(NUM_TENSORS)}
+    save_file(tensors, source / "diffusion_pytorch_model.safetensors")
+    weights, journal = Weights(source), Journal(tmp_path / "journal")
+    journal.start({"run": 1})
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(rewrite_tensors, "_SYNC_BYTES", NUM_TENSORS * SIZE_BYTES)
+    monkeypatch.setattr(rewrite_tensors.ShardWriter, "sync", fail)
+    with closing(journal), pytest.raises(OSError, match="Input/output error"):
+        rewrite_all(weights, tmp_path / "out", journal)
+
+
+def rewrite_all(weights: Weights, out: Path, journal: Journal) -> None:
+    layout = layout_of(weights)
+    with rewrite_tensors.TensorRewriter(
+        "transformer", weights, layout, out, journal, lambda *_: None
+    ) as rewriter:
+        for entry, raw in rewriter:
+            rewriter.write(entry, raw)
