@@ -108,13 +108,10 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(value, tmp_path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_size_is_stored_as_a_tuple_or_refused(tmp_path) -> None:
+def test_a_size_is_stored_as_a_tuple(tmp_path) -> None:
     """torch.Size is a tuple; what is written must be read again."""
     calls = [Call((torch.zeros(1),), {"size": torch.zeros(2, 3).shape})]
-    try:
-        save_calibration_set(calls, {}, tmp_path / "set")
-    except OutputError:
-        return
+    save_calibration_set(calls, {}, tmp_path / "set")
     (call,), _ = load_calibration_set(tmp_path / "set").read(0)
     assert tuple(call.kwargs["size"]) == (2, 3)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ditprune.calls import NUM_BINS, Call
 from ditprune.errors import ModelError, OutputError
-from ditprune.writing.files import ensure_folder, read_json, why
+from ditprune.writing.files import MALFORMED, ensure_folder, read_json, why
 from ditprune.writing.tensors_file import format_name, save_tensors
 
 HEADER = "calibration_set.json"
@@ -96,10 +96,7 @@ class CalibrationSet:
 
 
 # The errors that reading a damaged file raises.
-_MALFORMED = (
-    KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError,
-    SafetensorError, OSError,
-)  # fmt: skip
+_MALFORMED = (*MALFORMED, SafetensorError, OSError)
 
 
 def save_calibration_set(

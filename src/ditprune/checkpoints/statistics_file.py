@@ -18,6 +18,7 @@ from torch import Tensor
 from ditprune.errors import StatisticsError
 from ditprune.method.statistics.collected import Statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.writing.files import MALFORMED
 from ditprune.writing.tensors_file import save_tensors
 
 _FORMAT = 2
@@ -73,9 +74,7 @@ def load_statistics(file: Path) -> dict[str, Statistics]:
         for key, sums in tensors.items():
             _check_sums(key, sums)
         return {str(name): _restore(stats, tensors) for name, stats in record["denoisers"].items()}
-    except (
-        KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError,
-    ) as error:  # fmt: skip
+    except MALFORMED as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise StatisticsError(
             f"{file}: not statistics of ditprune ({reason}); calibrate again"

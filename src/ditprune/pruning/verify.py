@@ -16,12 +16,16 @@ from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.recipe import Recipe, from_json
 from ditprune.targets.matrix import matrix_shape
-from ditprune.writing.files import MANIFEST, MANIFEST_FORMAT, is_compact, read_manifest
+from ditprune.writing.files import (
+    MALFORMED,
+    MANIFEST,
+    MANIFEST_FORMAT,
+    is_compact,
+    read_manifest,
+)
 
 # What reading a manifest raises when someone has changed its form.
-_MALFORMED = (
-    DitpruneError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError,
-)  # fmt: skip
+_MALFORMED = (DitpruneError, *MALFORMED)
 
 
 def verify(model: ModelFolder) -> Iterator[str]:

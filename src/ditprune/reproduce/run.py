@@ -74,13 +74,7 @@ def reproduce_study(
     """
     placement, measures = placement or Placement(), measures or Measures()
     is_bundled = model.root.resolve() == bundled.PIPELINE.resolve()
-    studies = []
-    for study in studies_of(name):  # every study is checked before the first one runs
-        study_options = options.for_study(study) if name == ALL else options
-        study_options.check(study)
-        if measures != Measures() and not study.methods and name != ALL:
-            raise RecipeError(f"--metrics and its like: the study '{study.name}' draws no images")
-        studies.append((study, study_options, rows_of(study, study_options, is_bundled)))
+    studies = _checked_studies(name, options, measures, is_bundled)
     if not model.is_pipeline:
         raise RecipeError(f"{model.name}: is a bare denoiser; expected a pipeline that draws")
     if any(rows for *_, rows in studies):
@@ -99,6 +93,20 @@ def reproduce_study(
                 content = _look(run, study, study_options, is_bundled)
             results[study.name] = _write_study(run, study, content, out / study.name)
         return results
+
+
+def _checked_studies(
+    name: str, options: Options, measures: Measures, is_bundled: bool
+) -> list[tuple[Study, Options, list[Row]]]:
+    """The studies of a name with their options and rows; every one is checked before the first."""
+    studies = []
+    for study in studies_of(name):
+        study_options = options.for_study(study) if name == ALL else options
+        study_options.check(study)
+        if measures != Measures() and not study.methods and name != ALL:
+            raise RecipeError(f"--metrics and its like: the study '{study.name}' draws no images")
+        studies.append((study, study_options, rows_of(study, study_options, is_bundled)))
+    return studies
 
 
 def _records(run: Run, study: Study, rows: Sequence[Row]) -> list[dict[str, Any]]:

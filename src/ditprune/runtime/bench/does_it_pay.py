@@ -26,6 +26,8 @@ from ditprune.runtime.bench.free_memory import free_bytes
 from ditprune.runtime.bench.layer_times import DENSE, SPARSE, bench_layers, verdict_of
 from ditprune.runtime.bench.step_times import bench_step
 from ditprune.runtime.bench.timed_layers import (
+    NumTokens,
+    TimedLayers,
     check_zeros,
     find_timed_layers,
     first_calls,
@@ -88,19 +90,9 @@ def bench_model(
     sparsities = {name: layers.sparsities(progress) for name, layers in denoisers.items()}
     check_zeros(model, denoisers, sparsities)
     memory = options.max_memory or free_bytes(device)
-    calls: Mapping[str, Call] = {}
-    if options.num_tokens is None:
-        placement = Placement(device, max_memory=memory)
-        calls, tokens = first_calls(model, denoisers, options.sampling, placement)
-        gc.collect()  # the pipeline
-    else:
-        tokens = {
-            name: {
-                layer: _NUM_MODULATION_ROWS if t.role == "modulation" else options.num_tokens
-                for layer, t in layers.targets.items()
-            }
-            for name, layers in denoisers.items()
-        }
+    calls, tokens = _calls_and_tokens(
+        model, denoisers, options, Placement(device, max_memory=memory)
+    )
     rows: list[dict[str, Any]] = []
     steps: dict[str, Any] = {}
     share_s = options.limit_s / (2 * len(denoisers))  # half for layers, half for steps
@@ -129,6 +121,26 @@ def bench_model(
         "layers_together": together(rows),
         "steps": steps,
         "notes": [*notes, _NO_GPU_KERNEL],
+    }
+
+
+def _calls_and_tokens(
+    model: ModelFolder,
+    denoisers: Mapping[str, TimedLayers],
+    options: BenchOptions,
+    placement: Placement,
+) -> tuple[Mapping[str, Call], Mapping[str, NumTokens]]:
+    """A call of each denoiser, none under `--num-tokens`, and the tokens of each of its layers."""
+    if options.num_tokens is None:
+        calls, tokens = first_calls(model, denoisers, options.sampling, placement)
+        gc.collect()  # the pipeline
+        return calls, tokens
+    return {}, {
+        name: {
+            layer: _NUM_MODULATION_ROWS if target.role == "modulation" else options.num_tokens
+            for layer, target in layers.targets.items()
+        }
+        for name, layers in denoisers.items()
     }
 
 

@@ -47,15 +47,8 @@ def bench_step(
         limit_s: for all timings, past two runs of each. Half is used to choose the layers, half
             to time the step.
     """
-    needed = layers.weights.num_parameters * _BYTES_PER_PARAMETER
-    if call is None:
-        reason = "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
-        return {"reason": reason}
-    if needed > memory:
-        reason = (
-            f"four copies of the denoiser take {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
-            "may be taken; its layers were timed one at a time"
-        )
+    reason = _obstacle(layers, call, memory)
+    if reason or call is None:
         return {"reason": reason}
     dense = _load(layers, device)
     denoisers: dict[str, nn.Module] = {}
@@ -85,6 +78,19 @@ def bench_step(
         "memory_bytes": {path: _memory_bytes(denoiser) for path, denoiser in denoisers.items()},
         "reasons": reasons,
     }
+
+
+def _obstacle(layers: TimedLayers, call: Call | None, memory: int) -> str:
+    """Why no call can be timed; empty if one can."""
+    if call is None:
+        return "--num-tokens gives no call; leave it out, with a pipeline, to time a whole step"
+    needed = layers.weights.num_parameters * _BYTES_PER_PARAMETER
+    if needed > memory:
+        return (
+            f"four copies of the denoiser take {needed / 1e9:.1f} GB, and {memory / 1e9:.1f} GB "
+            "may be taken; its layers were timed one at a time"
+        )
+    return ""
 
 
 def why_dense(decisions: Iterable[Decision]) -> str:
