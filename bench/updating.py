@@ -37,7 +37,7 @@ from ditprune.evaluation.extractors import CLASSIFIER_TEXT, can_classify
 from ditprune.evaluation.held_out import predictions, sample_held_out
 from ditprune.evaluation.metrics import distributions, per_image
 from ditprune.evaluation.protocol import Protocol
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 
 LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.85", "2:4")
 OWN_MASK = {"mask": "reconstruction"}

@@ -19,7 +19,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import start_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import load_statistics
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of
 from tiny_denoisers import FAMILIES, Draw

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import DitpruneError, ModelError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.plan import Plan
 from folders import STEM, Payload, edit_header, edit_json, save_denoiser, shards_of, tensors_on_disk

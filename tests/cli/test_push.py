@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ditprune.checkpoints.locate import locate
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from fake_hub import TOKEN, FakeHub, fake_hub
 from folders import edit_tensors, files_of, shards_of

@@ -21,7 +21,7 @@ from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.main import app
-from ditprune.method.recipe import WORDS, build
+from ditprune.method.words import WORDS, build
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]

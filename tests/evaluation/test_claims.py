@@ -9,7 +9,7 @@ import pytest
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.evaluation.claims import claims_of
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from folders import add_denoiser, save_pipeline
 

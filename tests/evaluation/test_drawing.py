@@ -16,7 +16,7 @@ from ditprune.errors import ModelError
 from ditprune.evaluation.drawing import Images, images_key, load_now
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 
 SMALL = Protocol(10, num_inference_steps=2, guidance_scale=1.5, num_held_out=4, batch_size=4)

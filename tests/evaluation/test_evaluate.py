@@ -18,7 +18,7 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_pipeline
 

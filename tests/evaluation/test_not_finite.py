@@ -17,7 +17,7 @@ from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.results import not_finite_warnings
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load
 from ditprune.reporting.page import render

@@ -12,7 +12,7 @@ from ditprune.cli.options import read_measures
 from ditprune.errors import RecipeError
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reporting.load import load
 from ditprune.reporting.page import render

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ditprune.checkpoints.locate import locate
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 
 OPTIONS = [

@@ -13,7 +13,7 @@ from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.evaluation.results import why_no_seconds
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 
 ALONE, SHARED = "processes: 1, threads: 2 (m)", "processes: 2, threads: 1 (m)"

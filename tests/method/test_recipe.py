@@ -10,10 +10,12 @@ import re
 import pytest
 
 from ditprune.errors import RecipeError
+from ditprune.method.distill import Distill
 from ditprune.method.granularity import CAG, NM, PerChannel, PerLayer
-from ditprune.method.recipe import Recipe, build, from_json
+from ditprune.method.recipe import Recipe
 from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
 from ditprune.method.saliency.ria import RIA
+from ditprune.method.words import build, build_each, from_json
 
 SALIENCIES = [Magnitude(), Wanda(), STW(), Power(3, 0.5), Power(0.5, 1), RIA(), RIA(0.7)]
 GRANULARITIES = [PerLayer(), PerChannel(), CAG(), CAG(0.05), CAG(7)]
@@ -64,6 +66,78 @@ def test_words_and_objects_say_the_same() -> None:
     assert build(cag_threshold=0.7) == build(granularity=CAG(0.7))
     assert build(pattern="2:4") == build(pattern=NM(2, 4))
     assert build(include="*.a") == build(include=["*.a"])
+
+
+def test_a_recipe_takes_the_words_and_is_checked_when_it_is_made() -> None:
+    best = Recipe(sparsity=0.7, preset="best", refinement=Distill(num_steps=4))
+    assert best == build(
+        sparsity=0.7, preset="best", refinement="distill", refinement_constants={"num_steps": 4}
+    )
+    assert Recipe(pattern="2:4").pattern == "2:4" == Recipe(granularity=NM(2, 4)).pattern
+    assert Recipe().pattern is None
+    assert dataclasses.replace(best, sparsity=0.3).refinement == Distill(num_steps=4)
+    pattern = Recipe(pattern="2:4")
+    assert dataclasses.replace(pattern, include=("*.ff",)).granularity == NM(2, 4)
+
+
+def test_constants_nest_under_their_axis() -> None:
+    recipe = build(saliency="power", weight_power=3, activation_power=0.5, cag_threshold=0.7)
+    assert recipe == build(
+        saliency={"name": "power", "weight_power": 3, "activation_power": 0.5},
+        granularity={"name": "cag", "cag_threshold": 0.7},
+    )
+    content = recipe.to_json()
+    assert content["saliency"] == {"name": "power", "weight_power": 3, "activation_power": 0.5}
+    assert content["granularity"] == {"name": "cag", "cag_threshold": 0.7}
+    assert not content.keys() & {"weight_power", "activation_power", "cag_threshold"}
+    with pytest.raises(RecipeError, match="'weight_power' is given twice"):
+        build(saliency={"name": "power", "weight_power": 3}, weight_power=3)
+    with pytest.raises(RecipeError, match="already has its constants"):
+        build(saliency=Power(3, 1), weight_power=3)
+
+
+def test_the_flat_form_of_older_manifests_is_read() -> None:
+    """Constants stood beside the methods in ditprune.json before they nested."""
+    older = {
+        "saliency": "stw", "weight_power": 2, "activation_power": 1, "granularity": "cag",
+        "cag_threshold": 0.2, "sparsity": 0.5, "pattern": None, "include": [], "exclude": [],
+        "auxiliary": False, "reconstruction": "admm", "reconstruction_constants": {"damping": 0.1},
+        "mask": "saliency", "allocation": "uniform", "timestep_weighting": "uniform",
+        "refinement": "none", "refinement_constants": {}, "packages": 1,
+    }  # fmt: skip
+    assert from_json(older, "old") == build(
+        cag_threshold=0.2, reconstruction={"name": "admm", "damping": 0.1}
+    )
+
+
+def test_each_denoiser_may_have_its_own_value_of_any_word() -> None:
+    names = ("transformer", "transformer_2")
+    recipes = build_each(
+        names, sparsity={"transformer": 0.5, "transformer_2": 0.7},
+        saliency={"transformer": "wanda", "transformer_2": {"name": "ria", "activation_power": 1}},
+        granularity={"name": "cag", "cag_threshold": 0.2}, include="*.ff",
+    )  # fmt: skip
+    common = {"cag_threshold": 0.2, "include": "*.ff"}
+    assert recipes == {
+        "transformer": build(sparsity=0.5, saliency="wanda", **common),
+        "transformer_2": build(sparsity=0.7, saliency=RIA(1), **common),
+    }
+    given = {"transformer": Recipe(sparsity=0.1), "transformer_2": Recipe(pattern="2:4")}
+    assert build_each(names, given) == given
+    assert build_each(names, given["transformer"])["transformer_2"].sparsity == 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"sparsity": {"transformer": 0.5}}, "--sparsity: values for transformer; expected one"),
+        ({"sparsity": {"unet": 0.5, "transformer": 0.5}}, "expected one for each denoiser"),
+        ({"include": {}}, "--include: values for nothing"),
+    ],
+)
+def test_a_mapping_of_other_denoisers_is_refused(words: dict, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        build_each(("transformer", "transformer_2"), **words)
 
 
 def test_a_recipe_is_a_value() -> None:
@@ -145,10 +219,14 @@ def test_what_cannot_be_used_is_refused(words: dict, message: str) -> None:
     ("words", "message"),
     [
         ({"sparsity": 1}, "--sparsity 1: expected"),
-        ({"sparsity": None}, "--sparsity None: expected"),
-        ({"granularity": NM(2, 4)}, "--sparsity and --pattern exclude each other"),
-        ({"saliency": "stw"}, "--saliency 'stw': expected"),
-        ({"reconstruction": None}, "--reconstruction None: expected"),
+        ({"granularity": NM(2, 4), "sparsity": 0.5}, "--sparsity and --pattern exclude each other"),
+        ({"saliency": STW}, "--saliency <class"),
+        ({"saliency": "swt"}, "--saliency 'swt' is unknown; did you mean 'stw'?"),
+        ({"preset": "bets"}, "--preset 'bets' is unknown"),
+        ({"preset": "best", "pattern": "2:4", "sparsity": 0.5}, "exclude each other"),
+        ({"max_error": 0}, "--max-error 0: expected"),
+        ({"max_error": 0.01, "sparsity": 0.5}, "--sparsity 0.5 and --max-error 0.01 exclude"),
+        ({"max_error": 0.01, "pattern": "2:4"}, "--max-error and --pattern exclude"),
         ({"refinement": 3}, "--refinement 3: expected"),
         ({"mask": "reconstruction"}, "--mask reconstruction needs a reconstruction"),
         ({"allocation": "even"}, "--allocation 'even' is unknown"),

@@ -24,8 +24,8 @@ def test_an_entry_is_a_frozen_value_that_knows_its_name_and_needs(name: str) -> 
     for field in dataclasses.fields(saliency):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(saliency, field.name, 7)
-    norm = torch.ones(3) if saliency.needs else None
-    assert saliency(torch.ones(2, 3), norm).shape == (2, 3)
+    norms = {"norm": torch.ones(3)} if ColumnNorm in saliency.needs else {}
+    assert saliency(torch.ones(2, 3), **norms).shape == (2, 3)
 
 
 def test_the_names_are_those_of_the_command_line() -> None:

@@ -17,7 +17,7 @@ from ditprune.checkpoints.compact.head import Head
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, OutputError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.convert import Converted, to_compact, to_dense
 from ditprune.pruning.loop import prune_, prune_checkpoint
 from ditprune.pruning.verify import verify

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import ditprune
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError, RecipeError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.loop import prune_checkpoint
 from folders import STEM, files_of, save_denoiser, save_pipeline, tensors_on_disk

@@ -18,7 +18,7 @@ from ditprune.checkpoints.compact.mask_bits import compressed, expanded
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.errors import ModelError, OutputError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in

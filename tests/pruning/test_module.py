@@ -14,8 +14,8 @@ import ditprune
 from ditprune import NM, RIA, STW, Magnitude, PerChannel, PerLayer, Power, Wanda
 from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import heterogeneity
-from ditprune.method.recipe import build
 from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.words import build
 from ditprune.targets.discover import discover
 
 SALIENCIES = [Magnitude(), Wanda(), STW(), Power(3, 0.5), RIA()]

@@ -18,7 +18,7 @@ import torch
 
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.writing.files import installed_versions

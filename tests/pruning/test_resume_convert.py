@@ -10,7 +10,7 @@ import pytest
 
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact, to_dense
 from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_pipeline

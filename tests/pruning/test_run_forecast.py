@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ditprune.checkpoints.locate import locate
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.forecast import forecast_run
 from ditprune.pruning.job import open_jobs
 from ditprune.pruning.loop import prune_checkpoint
@@ -24,7 +24,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.pruning.forecast import forecast_run
 from ditprune.pruning.job import open_jobs
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 model, recipe = locate(sys.argv[1]), build(saliency="magnitude", granularity=sys.argv[3])
 if sys.argv[2] == "estimate":
     print(forecast_run(model, open_jobs(model, None, recipe), recipe, Path(sys.argv[4])).peak_bytes)

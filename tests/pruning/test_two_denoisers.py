@@ -14,7 +14,7 @@ import torch
 import ditprune
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError, StatisticsError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.loop import prune_checkpoint

@@ -10,7 +10,7 @@ import ditprune
 from ditprune.calls import Call
 from ditprune.errors import ModelError
 from ditprune.method.distill import Distill
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.forecast import forecast_updates, row_cost
 from ditprune.targets.discover import discover
 

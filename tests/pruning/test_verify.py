@@ -14,7 +14,7 @@ import torch
 
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from folders import STEM, edit_header, edit_json, edit_tensors, save_pipeline, shards_of

@@ -15,7 +15,7 @@ from ditprune.checkpoints.copy_folder import stamp
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify

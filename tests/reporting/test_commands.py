@@ -15,8 +15,9 @@ from ditprune.cli.calibrate import calibrate
 from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
 from ditprune.cli.prune import prune
 from ditprune.method.distill import Distill
-from ditprune.method.recipe import Recipe, build
+from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.admm import ADMM
+from ditprune.method.words import build
 from ditprune.reporting.commands import repeat_commands
 
 RECIPES: list[dict[str, Any]] = [

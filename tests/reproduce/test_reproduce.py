@@ -17,7 +17,7 @@ from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError, RecipeError
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Options

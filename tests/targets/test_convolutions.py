@@ -14,7 +14,7 @@ import ditprune
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
 from ditprune.errors import ModelError
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import verify
 from folders import STEM, edit_json, edit_tensors, save_denoiser, tensors_on_disk

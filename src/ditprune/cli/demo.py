@@ -14,7 +14,7 @@ from ditprune.cli import console
 from ditprune.cli.evaluate import own_command, show_results, write_cards
 from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Protocol
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.studies import STUDIES
 from ditprune.writing.files import ensure_folder

@@ -19,10 +19,11 @@ from ditprune.method.allocation import ALLOCATIONS
 from ditprune.method.choices import PRESETS, flag
 from ditprune.method.distill import REFINEMENTS
 from ditprune.method.granularity import GRANULARITIES
-from ditprune.method.recipe import MASKS, Recipe, build, from_json
+from ditprune.method.recipe import MASKS, Recipe
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
 from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS, Statistics
+from ditprune.method.words import build, from_json
 from ditprune.writing.files import read_json
 
 Command = Callable[..., Any]

@@ -7,10 +7,24 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.method.granularity import check_threshold
+from ditprune.method.distill import REFINEMENTS
+from ditprune.method.granularity import GRANULARITIES, check_threshold
+from ditprune.method.reconstruction import RECONSTRUCTIONS
+from ditprune.method.saliency import SALIENCIES
 from ditprune.method.saliency.power import check_powers
+from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.gram import Gram
 
 _POWERS = ("weight_power", "activation_power")
+# The axes of choice: by word, the methods by name. The first entry is not the default.
+AXES: dict[str, Mapping[str, Any]] = {
+    "saliency": SALIENCIES,
+    "granularity": GRANULARITIES,
+    "reconstruction": RECONSTRUCTIONS,
+    "refinement": REFINEMENTS,
+}
+# The axes whose constants are also words of their own, as in `weight_power=2`.
+_FLAT = ("saliency", "granularity")
 # The words that a preset stands for; the others keep their defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -26,6 +40,12 @@ _ATTRIBUTES: dict[str, list[tuple[str, ...]]] = {
     "saliency": [("name", "needs", "__call__")],
     "granularity": [("name", "group_shape", "num_keep"), ("name", "choose")],
     "reconstruction": [("name", "needs", "__call__")],
+    "refinement": [("name", "num_steps")],
+}
+# The statistics that a method of an axis can ask for.
+_STATISTICS: dict[str, frozenset[type]] = {
+    "saliency": frozenset({ColumnNorm}),
+    "reconstruction": frozenset({ColumnNorm, Gram}),
 }
 
 
@@ -34,50 +54,99 @@ def flag(word: str) -> str:
     return "--" + word.replace("_", "-")
 
 
-def constants_of(choice: Any) -> dict[str, Any]:
-    """The constants of a method; none for None and for an object that is no dataclass."""
-    is_instance = dataclasses.is_dataclass(choice) and not isinstance(choice, type)
-    return dataclasses.asdict(choice) if is_instance else {}
+def constants_of(method: Any) -> dict[str, Any]:
+    """The constants that a method can be made with; none for an object that is no dataclass."""
+    if not dataclasses.is_dataclass(method) or isinstance(method, type):
+        return {}
+    return {part.name: getattr(method, part.name) for part in dataclasses.fields(method)
+            if part.init}  # fmt: skip
 
 
-def choose(word: str, methods: Mapping[str, Any], given: Any, constants: Mapping[str, Any]) -> Any:
-    """The method of this name, made with its constants; anything but a name is returned as it is.
+def constant_words() -> dict[str, str]:
+    """The words that are a constant of some method, each with its axis."""
+    return {
+        constant.name: axis
+        for axis in _FLAT
+        for method in AXES[axis].values()
+        for constant in dataclasses.fields(method)
+    }
+
+
+def nested(words: Mapping[str, Any]) -> dict[str, Any]:
+    """The words with every constant inside the value of its axis.
+
+    An axis is then an object, or a mapping with the method's `name`, if that was given, and its
+    constants: `{"saliency": "ria", "activation_power": 1}` gives
+    `{"saliency": {"name": "ria", "activation_power": 1}}`.
+
+    Raises RecipeError for constants beside an object, or twice.
+    """
+    axis_of = constant_words()
+    rest = {word: value for word, value in words.items() if word not in axis_of}
+    constants: dict[str, dict[str, Any]] = {axis: {} for axis in AXES}
+    for axis, given in constants.items():
+        for word, value in _mapping(axis, rest.pop(f"{axis}_constants", {})).items():
+            given[word] = value
+    for word in words.keys() & axis_of.keys():
+        constants[axis_of[word]][word] = words[word]
+    for axis, given in constants.items():
+        method = rest.get(axis)
+        method = {"name": method} if isinstance(method, str) else method
+        if isinstance(method, Mapping):
+            for word in given.keys() & method.keys():
+                raise RecipeError(f"{flag(axis)}: '{word}' is given twice; leave one out")
+            rest[axis] = {**method, **given}
+        elif method is None and given:
+            rest[axis] = given
+        elif given:
+            raise RecipeError(f"{flag(axis)}: {method!r} already has its constants; set them there")
+    return rest
+
+
+def choose(axis: str, given: Any, default: str) -> Any:
+    """The method that a value stands for: a name, a mapping as in `nested`, or an object.
 
     Raises RecipeError for an unknown name, and for a constant that is missing or does not apply.
     """
-    if not isinstance(constants, Mapping):
-        raise RecipeError(f"{flag(word)}: constants {constants!r}; expected a mapping of numbers")
-    if not isinstance(given, str):
-        if constants:
-            raise RecipeError(f"{flag(word)}: {given!r} already has its constants; set them there")
+    given = {"name": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping):
+        check_object(axis, given)
         return given
-    check_name(word, methods, given)
-    if methods[given] is None:
+    constants = {"name": default, **given}
+    name, methods = constants.pop("name"), AXES[axis]
+    check_name(axis, methods, name)
+    if methods[name] is None:
         if constants:
-            raise RecipeError(f"{flag(word)} {given} takes no constants; leave them out")
+            raise RecipeError(f"{flag(axis)} {name} takes no constants; leave them out")
         return None
-    fields = {constant.name: constant for constant in dataclasses.fields(methods[given])}
-    check_powers(**{name: value for name, value in constants.items() if name in _POWERS})
-    check_threshold(constants.get("cag_threshold", 0))
-    for name, value in constants.items():
-        shown = flag(name) if word in ("saliency", "granularity") else f"constant '{name}'"
-        if name not in fields:
-            raise RecipeError(f"{shown} does not apply to {flag(word)} {given}; leave it out")
-        if not fields[name].init and value != fields[name].default:
-            raise RecipeError(
-                f"{shown} does not apply to {flag(word)} {given}, whose exponents are fixed; pass "
-                "--saliency power with both exponents"
-            )
-    for name, constant in fields.items():
-        if constant.default is dataclasses.MISSING and name not in constants:
-            raise RecipeError(f"{flag(word)} {given} needs {flag(name)}")
+    fields = {constant.name: constant for constant in dataclasses.fields(methods[name])}
+    _check_constants(axis, name, constants, fields)
     try:
-        return methods[given](**{n: value for n, value in constants.items() if fields[n].init})
+        return methods[name](**{n: value for n, value in constants.items() if fields[n].init})
     except TypeError:
         raise RecipeError(
-            f"{flag(word)} {given}: constants {dict(constants)}; expected numbers for some of "
+            f"{flag(axis)} {name}: constants {constants}; expected numbers for some of "
             f"{', '.join(fields)}"
         ) from None
+
+
+def _check_constants(
+    axis: str, name: str, constants: Mapping[str, Any], fields: Mapping[str, Any]
+) -> None:
+    check_powers(**{word: value for word, value in constants.items() if word in _POWERS})
+    check_threshold(constants.get("cag_threshold", 0))
+    for word, value in constants.items():
+        shown = flag(word) if axis in _FLAT else f"constant '{word}'"
+        if word not in fields:
+            raise RecipeError(f"{shown} does not apply to {flag(axis)} {name}; leave it out")
+        if not fields[word].init and value != fields[word].default:
+            raise RecipeError(
+                f"{shown} does not apply to {flag(axis)} {name}, whose exponents are fixed; pass "
+                "--saliency power with both exponents"
+            )
+    for word, constant in fields.items():
+        if constant.default is dataclasses.MISSING and word not in constants:
+            raise RecipeError(f"{flag(axis)} {name} needs {flag(word)}")
 
 
 def preset_words(preset: Any, is_pattern: bool) -> dict[str, Any]:
@@ -95,16 +164,26 @@ def check_name(word: str, known: Collection[str], given: Any) -> None:
         raise RecipeError(f"{flag(word)} '{given}' is unknown; {did_you_mean(str(given), known)}")
 
 
-def check_object(word: str, methods: Mapping[str, Any], given: Any) -> None:
-    """Raises RecipeError for an object that cannot stand in for one of these methods."""
+def check_object(axis: str, given: Any) -> None:
+    """Raises RecipeError for an object that cannot stand in for a method of this axis."""
     is_usable = not isinstance(given, type) and any(
-        all(hasattr(given, attribute) for attribute in needed) for needed in _ATTRIBUTES[word]
+        all(hasattr(given, attribute) for attribute in needed) for needed in _ATTRIBUTES[axis]
     )
     if not is_usable:
+        methods = AXES[axis]
+        example = next(method for method in methods.values() if method is not None)
         raise RecipeError(
-            f"{flag(word)} {given!r}: expected a name ({', '.join(methods)}) "
-            f"or an object such as {next(iter(methods.values())).__name__}()"
+            f"{flag(axis)} {given!r}: expected a name ({', '.join(methods)}) "
+            f"or an object such as {example.__name__}()"
         )
+    known = _STATISTICS.get(axis, frozenset())
+    for statistic in getattr(given, "needs", ()):
+        if statistic not in known:
+            names = ", ".join(sorted(kind.__name__ for kind in known))
+            raise RecipeError(
+                f"{flag(axis)} {given.name}: needs {getattr(statistic, '__name__', statistic)!r}; "
+                f"the statistics that it can need are {names}"
+            )
 
 
 def as_share(sparsity: Any) -> float:
@@ -117,9 +196,26 @@ def as_share(sparsity: Any) -> float:
     return float(sparsity)
 
 
+def as_error(max_error: Any) -> float:
+    """The largest relative error as a float. Raises RecipeError unless it is above 0."""
+    is_number = isinstance(max_error, (int, float)) and not isinstance(max_error, bool)
+    if not is_number or not 0 < max_error < float("inf"):
+        raise RecipeError(
+            f"--max-error {max_error}: expected the largest relative error of the predicted noise, "
+            "a number above 0, as in 0.005"
+        )
+    return float(max_error)
+
+
 def as_globs(word: str, given: Any) -> tuple[str, ...]:
     """One glob or several as a tuple. Raises RecipeError for anything that is no text."""
     patterns = (given,) if isinstance(given, str) else given
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
         raise RecipeError(f"--{word} {given!r}: expected globs such as '*.attn1.to_q'")
     return tuple(patterns)
+
+
+def _mapping(axis: str, constants: Any) -> Mapping[str, Any]:
+    if not isinstance(constants, Mapping):
+        raise RecipeError(f"{flag(axis)}: constants {constants!r}; expected a mapping of numbers")
+    return constants

@@ -261,7 +261,7 @@ def _copies(recipe: Recipe) -> int:
 
 def _operations(target: Target, recipe: Recipe) -> float:
     """Of one reconstruction: products with the Gram, its factor and its inverse."""
-    if not recipe.reconstruction.needs:
+    if not recipe.reconstructs:
         return 0.0
     num_out, num_in = target.shape
     product = 2.0 * num_out * num_in**2

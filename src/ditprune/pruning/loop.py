@@ -21,8 +21,9 @@ from ditprune.checkpoints.weights import as_tensor, layout_of
 from ditprune.errors import RecipeError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
-from ditprune.method.recipe import Recipe, build
+from ditprune.method.recipe import Recipe
 from ditprune.method.statistics.collected import Statistics
+from ditprune.method.words import build
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import (
     Job,

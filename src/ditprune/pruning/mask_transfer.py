@@ -20,7 +20,7 @@ from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, written
 from ditprune.checkpoints.skeleton import combined_fingerprint, weight_fingerprints
 from ditprune.checkpoints.weights import Weights, layout_of, sha256
 from ditprune.errors import DitpruneError, ModelError
-from ditprune.method.recipe import from_json
+from ditprune.method.words import from_json
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import Outcome, TargetOutcome, base_of, claims
 from ditprune.targets.coverage import LeftOut

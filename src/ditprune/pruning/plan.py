@@ -20,9 +20,12 @@ from ditprune.checkpoints.skeleton import (
 from ditprune.checkpoints.weights import Weights, dtype_of
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG, heterogeneity
-from ditprune.method.recipe import Recipe, build
+from ditprune.method.recipe import Recipe
+from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.collected import Statistics, timestep_weights
+from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.words import build
 from ditprune.targets.coverage import LeftOut, left_out
 from ditprune.targets.discover import Target, discover, select
 from ditprune.targets.matrix import as_matrix
@@ -255,8 +258,9 @@ def _plan_target(target: Target, g_out: float | None, recipe: Recipe) -> Planned
 
 
 def can_score(recipe: Recipe, stats: object | None) -> bool:
-    """Whether the recipe's saliency has what it needs."""
-    return stats is not None or not recipe.saliency.needs
+    """Whether the recipe's methods have the statistics that they need."""
+    needs = recipe.saliency.needs | recipe.reconstruction.needs
+    return stats is not None or ColumnNorm not in needs
 
 
 def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
@@ -264,12 +268,9 @@ def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: 
 
     Raises TargetError where a score is NaN or Inf.
     """
-    norm = None
-    if stats is not None and recipe.saliency.needs:
-        norm = stats.column_norm(
-            target.name, timestep_weights(recipe.timestep_weighting, stats.num_bins)
-        )
-    scores = _by_rows(recipe.saliency, weight, norm)
+    scores = _by_rows(
+        recipe.saliency, weight, norms_for(recipe.saliency, target.name, stats, recipe)
+    )
     if not scores.amax().isfinite():
         if weight.isfinite().all():
             reason = f"its {recipe.saliency.name} scores exceed float32; use smaller powers"
@@ -285,13 +286,26 @@ def row_chunks(weight: Tensor) -> Iterator[slice]:
     yield from (slice(first, first + step) for first in range(0, weight.shape[0], step))
 
 
-def _by_rows(saliency: Saliency, weight: Tensor, norm: Tensor | None) -> Tensor:
+def norms_for(
+    method: Saliency | Reconstruction, name: str, stats: Statistics | None, recipe: Recipe
+) -> dict[str, Tensor]:
+    """The argument `norm` of a method that needs the norms of this target's inputs, float32 [C_in].
+
+    It is empty for a method that does not need them: `needs` decides what reaches a method.
+    """
+    if ColumnNorm not in method.needs or stats is None:
+        return {}
+    weights = timestep_weights(recipe.timestep_weighting, stats.num_bins)
+    return {"norm": stats.column_norm(name, weights)}
+
+
+def _by_rows(saliency: Saliency, weight: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
     """The scores, where the saliency allows it a few rows at a time: what it makes on the way
     stays in the cache, and only the result takes memory.
     """
     if weight.device.type != "cpu" or not getattr(saliency, "is_rowwise", False):
-        return saliency(weight, norm)
+        return saliency(weight, **norms)
     scores = torch.from_numpy(np.empty(weight.shape, np.float32))  # numpy asks for huge pages
     for rows in row_chunks(weight):
-        scores[rows] = saliency(weight[rows], norm)
+        scores[rows] = saliency(weight[rows], **norms)
     return scores

@@ -14,7 +14,8 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
-from ditprune.method.recipe import Recipe, from_json
+from ditprune.method.recipe import Recipe
+from ditprune.method.words import from_json
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import (
     MALFORMED,

@@ -12,7 +12,7 @@ from typing import Any
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError
 from ditprune.method.choices import flag
-from ditprune.method.recipe import from_json
+from ditprune.method.words import from_json
 from ditprune.writing.files import MALFORMED, MANIFEST
 
 # The file names that the commands use for what one of them writes and the next one reads.

@@ -19,7 +19,7 @@ from ditprune.denoiser.pipeline import check_components, load_pipeline
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import TargetError
 from ditprune.method.granularity import CAG, heterogeneity
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.plan import read_weights, scores_of
 from ditprune.reproduce.workbench import Run
 from ditprune.targets.discover import Target, discover, select

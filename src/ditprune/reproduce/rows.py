@@ -9,7 +9,8 @@ from typing import Any
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.protocol import Protocol
-from ditprune.method.recipe import Recipe, build
+from ditprune.method.recipe import Recipe
+from ditprune.method.words import build
 from ditprune.reproduce.studies import STUDIES, Method, Study
 
 ALL = "all"

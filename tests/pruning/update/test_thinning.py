@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ditprune.method.granularity import PerChannel, PerLayer
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.update.layers import Layer
 from ditprune.pruning.update.thinning import Thinning, thinning
 from ditprune.targets.discover import Target
@@ -22,7 +22,12 @@ SHAPES = {"a": (8, 20), "b": (6, 10), "c": (4, 30)}
 def layers(**groups: object) -> dict[str, Layer]:
     return {
         name: Layer(
-            Target(name, shape, "mlp", "block", 0), partial(torch.ones, shape), torch.abs, kind, 0.0
+            Target(name, shape, "mlp", "block", 0),
+            partial(torch.ones, shape),
+            torch.abs,
+            dict,
+            kind,
+            0.0,
         )
         for (name, shape), kind in zip(SHAPES.items(), groups.values(), strict=True)
     }

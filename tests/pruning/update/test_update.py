@@ -15,7 +15,7 @@ from ditprune.denoiser.replay import relative_error
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.evaluation.held_out import predictions
 from ditprune.method.distill import Distill
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.targets.discover import discover
 
 METHODS: list[dict[str, Any]] = [

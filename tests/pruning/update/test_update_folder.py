@@ -23,7 +23,7 @@ from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, RecipeError
 from ditprune.method.distill import Distill
-from ditprune.method.recipe import build
+from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.verify import verify
@@ -241,7 +241,7 @@ def test_the_manifest_says_how(source, tiny_pipeline, tiny_stats, tmp_path) -> N
     out: Path = tmp_path / "out"
     recipe = build(preset="best", refinement=Distill(num_steps=2, batch_size=4))
     prune_checkpoint(locate(str(tiny_pipeline)), out, {"any": tiny_stats}, recipe, source=source)
-    from ditprune.method.recipe import from_json
+    from ditprune.method.words import from_json
     from ditprune.writing.files import read_manifest
 
     claims = read_manifest(out / "transformer")

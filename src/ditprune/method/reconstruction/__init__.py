@@ -3,17 +3,17 @@
 A reconstruction is a frozen dataclass of its constants with a `name`, the statistics it `needs`,
 and `__call__(weight [C_out, C_in], mask, gram [C_in, C_in]) → LayerResult`. The mask is given; or
 it is a `Choice`, and the method chooses the mask during the update. On the inputs of the Gram, no
-method does worse than zeroing the same weights.
+method does worse than zeroing the same weights. A method that needs `ColumnNorm` is called with
+`norm` [C_in] too, and one that does not need `Gram` without `gram`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from ditprune.method.reconstruction.admm import ADMM
-from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing
+from ditprune.method.reconstruction.layer import LayerResult, Nothing
 from ditprune.method.reconstruction.obs import OBS
 
 
@@ -26,7 +26,8 @@ class Reconstruction(Protocol):
     @property
     def needs(self) -> frozenset[type]: ...
 
-    def __call__(self, weight: Tensor, mask: Tensor | Choice, gram: Tensor) -> LayerResult: ...
+    @property
+    def __call__(self) -> Callable[..., LayerResult]: ...
 
 
 RECONSTRUCTIONS: dict[str, Any] = {"none": Nothing, "obs": OBS, "admm": ADMM}

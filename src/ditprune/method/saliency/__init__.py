@@ -1,13 +1,15 @@
 """HOW MUCH IT MATTERS: a score for every weight, one formula and its source per file.
 
 A saliency is a frozen dataclass of its constants with a `name`, the statistics it `needs`, and
-`__call__(weight [C_out, C_in], norm [C_in] or None) → scores [C_out, C_in]`, higher is kept.
+`__call__(weight [C_out, C_in], norm [C_in]) → scores [C_out, C_in]`, higher is kept. One that does
+not need `ColumnNorm` is called without `norm`.
 A saliency whose scores of a row depend on that row alone may set `is_rowwise = True`; it is then
 called with a few rows at a time. A new saliency needs its own file and a line in the dict below.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -25,7 +27,8 @@ class Saliency(Protocol):
     @property
     def needs(self) -> frozenset[type]: ...
 
-    def __call__(self, weight: Tensor, norm: Tensor | None) -> Tensor: ...
+    @property
+    def __call__(self) -> Callable[..., Tensor]: ...
 
 
 SALIENCIES: dict[str, Any] = {

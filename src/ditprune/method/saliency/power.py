@@ -35,7 +35,7 @@ class Power:
         return frozenset({ColumnNorm}) if self.activation_power else frozenset()
 
     def __call__(
-        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None = None
     ) -> Float32[Tensor, "out in"]:
         return power_score(weight, norm, self.weight_power, self.activation_power)
 
@@ -90,7 +90,7 @@ class Magnitude:
     needs: ClassVar[frozenset[type]] = frozenset()
 
     def __call__(
-        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None = None
     ) -> Float32[Tensor, "out in"]:
         return power_score(weight, None, 1, 0)
 
@@ -104,7 +104,7 @@ class Wanda:
     needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
 
     def __call__(
-        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None = None
     ) -> Float32[Tensor, "out in"]:
         return power_score(weight, norm, 1, 1)
 

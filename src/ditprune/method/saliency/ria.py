@@ -30,9 +30,8 @@ class RIA:
         check_powers(activation_power=self.activation_power)
 
     def __call__(
-        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None
+        self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"]
     ) -> Float32[Tensor, "out in"]:
-        assert norm is not None
         magnitude_OI = power_score(weight, None, 1, 0)
         column_I = magnitude_OI.sum(0).clamp_min_(_SMALLEST)
         row_O1 = magnitude_OI.sum(1, keepdim=True).clamp_min_(_SMALLEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing
+from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.statistics.collected import Statistics
-from ditprune.pruning.plan import scores_of
+from ditprune.method.statistics.gram import Gram
+from ditprune.pruning.plan import norms_for, scores_of
 from ditprune.targets.discover import Target
 
 
@@ -25,6 +27,7 @@ class Layer:
     Args:
         read: gives its dense weight, [C_out, C_in].
         score: gives the recipe's saliency of that, float32 [C_out, C_in].
+        norms: gives the argument `norm` of the recipe's reconstruction, if that needs it.
         groups: the granularity it has under the recipe, `layer`, `channel` or N:M.
         g_out: heterogeneity of its output channels.
     """
@@ -32,6 +35,7 @@ class Layer:
     target: Target
     read: Callable[[], Tensor]
     score: Callable[[Tensor], Tensor]
+    norms: Callable[[], dict[str, Tensor]]
     groups: Any
     g_out: float
 
@@ -69,7 +73,8 @@ def prepare(
         return scores_of(target, weight, stats, recipe)
 
     g_out = heterogeneity(score(read()))
-    return Layer(target, read, score, recipe.groups(g_out), g_out)
+    norms = partial(norms_for, recipe.reconstruction, target.name, stats, recipe)
+    return Layer(target, read, score, norms, recipe.groups(g_out), g_out)
 
 
 @torch.no_grad()
@@ -79,16 +84,18 @@ def update_layer(
     """The layer's mask and new weight at a share, by the recipe's reconstruction.
 
     Args:
-        gram: XᵀX of the layer's inputs [C_in, C_in]; None for a recipe that needs none, which
-            zeroes weights and reports their squares as the error.
+        gram: XᵀX of the layer's inputs [C_in, C_in]; None for a recipe that needs none.
+            Without a reconstruction weights are zeroed, and their squares are the error.
     """
     weight = layer.weight()
-    if gram is None and not isinstance(recipe.reconstruction, Nothing):
-        gram = torch.eye(weight.shape[1], device=weight.device)  # of a method that looks at none
-    if gram is None:
+    method = recipe.reconstruction
+    if not recipe.reconstructs and gram is None:
         keep = layer.mask_by_saliency(sparsity)
         return LayerResult(weight * keep, keep, 0.0, (weight * ~keep).square().sum().item())
     chosen = (
         layer.mask_by_saliency(sparsity) if recipe.mask == "saliency" else layer.choice(sparsity)
     )
-    return recipe.reconstruction(weight, chosen, gram)
+    # A Gram that an allocation needed lets zeroing tell its error.
+    sees_gram = Gram in method.needs or not recipe.reconstructs
+    grams = {"gram": gram} if sees_gram else {}
+    return method(weight, chosen, **grams, **layer.norms())

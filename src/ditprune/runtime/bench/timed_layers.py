@@ -20,7 +20,8 @@ from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, RecipeError
 from ditprune.method.masks import keep_best
-from ditprune.method.recipe import Recipe, build
+from ditprune.method.recipe import Recipe
+from ditprune.method.words import build
 from ditprune.progress import Progress
 from ditprune.runtime.swap import share_of_zeros
 from ditprune.targets.discover import Target, discover
