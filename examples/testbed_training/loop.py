@@ -59,7 +59,12 @@ class Run:
         """Take the weights of a finished bed; the optimizer begins anew."""
         for name, module in self.modules.items():
             (file,) = (bed / name).glob("*.safetensors")
-            module.load_state_dict(load_file(file))
+            weights = load_file(file)
+            # A tied weight is stored once, under the name that its module gives it first.
+            stored = {module.state_dict()[key].data_ptr(): weights[key] for key in weights}
+            module.load_state_dict(
+                {key: stored[value.data_ptr()] for key, value in module.state_dict().items()}
+            )
 
     def _load(self) -> None:
         saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
