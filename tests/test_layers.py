@@ -19,7 +19,7 @@ ROWS: list[set[str]] = [
     {"denoiser"},
     {"calibration"},
     {"reporting", "runtime"},
-    {"evaluation", "pruning"},
+    {"evaluation", "pruning", "diffusers_hook"},
     {"reproduce"},
     {"cli"},
     {"__main__"},

@@ -6,44 +6,57 @@
     outcome = ditprune.prune_(denoiser, stats, sparsity=0.5)
 
 Method: "Post-Training Pruning for Diffusion Transformers", arXiv 2607.00927. Importing does no
-work; docs/architecture.md is the map.
+work, and no torch: a name is imported when it is first used. docs/architecture.md is the map.
 """
 
-from importlib.metadata import version as _version
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
-from ditprune.calibration.calibrate import calibrate
-from ditprune.calls import Call
-from ditprune.denoiser.capture import recorded
-from ditprune.errors import DitpruneError
-from ditprune.method.granularity import CAG, NM, PerChannel, PerLayer
-from ditprune.method.saliency.power import STW, Magnitude, Power, Wanda
-from ditprune.method.saliency.ria import RIA
-from ditprune.method.statistics.collected import Statistics
-from ditprune.pruning.job import Outcome
-from ditprune.pruning.loop import prune_
-from ditprune.pruning.plan import Plan, inspect
-from ditprune.runtime import diffusers_loader as _quantizer
+from ditprune.diffusers_hook import register as _register
 
-__version__ = _version("ditprune")
-_quantizer.register()
+# Where each public name is defined. A new name is a line here and a line in __init__.pyi.
+_MODULES = {
+    "CAG": "ditprune.method.granularity",
+    "NM": "ditprune.method.granularity",
+    "RIA": "ditprune.method.saliency.ria",
+    "STW": "ditprune.method.saliency.power",
+    "Call": "ditprune.calls",
+    "DitpruneError": "ditprune.errors",
+    "Magnitude": "ditprune.method.saliency.power",
+    "Outcome": "ditprune.pruning.job",
+    "PerChannel": "ditprune.method.granularity",
+    "PerLayer": "ditprune.method.granularity",
+    "Plan": "ditprune.pruning.plan",
+    "Power": "ditprune.method.saliency.power",
+    "Statistics": "ditprune.method.statistics.collected",
+    "Wanda": "ditprune.method.saliency.power",
+    "calibrate": "ditprune.calibration.calibrate",
+    "inspect": "ditprune.pruning.plan",
+    "prune_": "ditprune.pruning.loop",
+    "recorded": "ditprune.denoiser.capture",
+}
+# Modules that are attributes without an import of their own.
+_PUBLIC_MODULES = ("runtime",)
 
-__all__ = [
-    "CAG",
-    "NM",
-    "RIA",
-    "STW",
-    "Call",
-    "DitpruneError",
-    "Magnitude",
-    "Outcome",
-    "PerChannel",
-    "PerLayer",
-    "Plan",
-    "Power",
-    "Statistics",
-    "Wanda",
-    "calibrate",
-    "inspect",
-    "prune_",
-    "recorded",
-]
+__all__ = list(_MODULES)
+
+_register()
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _MODULES:
+        value = getattr(_import_module(_MODULES[name]), name)
+    elif name in _PUBLIC_MODULES:
+        value = _import_module(f"ditprune.{name}")
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("ditprune")
+    else:
+        raise AttributeError(f"module 'ditprune' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_PUBLIC_MODULES, "__version__"})

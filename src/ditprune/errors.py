@@ -15,10 +15,9 @@ Every message says where, what was given, what was expected and what to do.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-
-import torch
 
 # As torch says it on CPUs, of Linux and of Windows, and on GPUs outside its own allocator.
 _NO_MEMORY = re.compile(
@@ -65,8 +64,10 @@ def reason_of(error: Exception) -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was asked for that a machine or a GPU does not have."""
-    is_of_torch = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_of_torch
+    torch = sys.modules.get("torch")  # which raises no error before it is imported
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -157,3 +157,10 @@ def test_a_dry_run_refuses_what_the_run_would(line, ditprune, tmp_path) -> None:
     assert "not a calibration set" in refused(*line, tmp_path / "s")
     assert "first" in ditprune(*line[:-3], "-o", tmp_path / "first", "--dry-run")[2]
     assert ditprune(*line[:-3], "-o", tmp_path / "first", "--dry-run", "--overwrite")[0] == 0
+
+
+def test_on_windows_the_peak_is_what_windows_says(monkeypatch) -> None:
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=123_456))
+    monkeypatch.setattr(forecast_module.sys, "platform", "win32")
+    monkeypatch.setattr(forecast_module.psutil, "Process", lambda: process)
+    assert forecast_module._peak_bytes(Placement.of("cpu")) == 123_456

@@ -17,11 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ditprune import bundled
+from ditprune.calibration import collect
 from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import demo as demo_verb
+<<<<<<< HEAD
 from ditprune.cli.main import app
 from ditprune.method.words import WORDS, build
+=======
+from ditprune.cli.prune import prune as prune_verb
+from ditprune.method.recipe import WORDS, build
+>>>>>>> 0af6a86 (Import no torch for import ditprune and ditprune --help)
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
@@ -74,7 +80,7 @@ def test_the_help_of_prune_names_every_choice(ditprune) -> None:
 
 
 def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
-    flags = {parameter.name for parameter in app.commands["prune"].params}
+    flags = {parameter.name for parameter in prune_verb.params}
     run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite", "set_folder", "device",
            "repo", "gram_memory"}  # fmt: skip
     # Constants of methods that have many come from recipe files and from Python.
@@ -83,7 +89,7 @@ def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
     power = build(saliency="power", weight_power=1, activation_power=1)
     keys = set(build().to_json()) | set(power.to_json())
     assert flags - run - {"preset"} == fields == keys - constants
-    for parameter in app.commands["prune"].params:
+    for parameter in prune_verb.params:
         if parameter.name in fields:
             assert parameter.opts == ["--" + parameter.name.replace("_", "-")]
 
@@ -407,7 +413,7 @@ def test_the_demo_compares_three_methods_and_says_where_everything_lies(
     for _ in range(2):
         printed = ok(ditprune("demo", "-o", out, "--num-images", 4))
         (out / "grid.png").stat()
-        monkeypatch.setattr(demo_verb, "calibrate_folder", lambda *_, **__: None)
+        monkeypatch.setattr(collect, "calibrate_folder", lambda *_, **__: None)
     names = ["dense", "magnitude", "Wanda", "DiT-Pruning"]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in results["models"]] == names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import closing
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ditprune.errors import OutputError
+from ditprune.writing import lock, staging
 from ditprune.writing.staging import Journal
 
 GUARD = {"recipe": {"sparsity": 0.1}, "text": "ä"}
@@ -90,6 +92,7 @@ def test_it_can_be_removed(file) -> None:
 HOLD = """
 import sys
 from pathlib import Path
+from ditprune.writing import lock, staging
 from ditprune.writing.staging import Journal
 journal = Journal(Path(sys.argv[1]))
 print("held", flush=True)
@@ -108,3 +111,72 @@ def test_one_process_holds_it(file) -> None:
             Journal(file)
         other.kill()
     assert lines_of(file) == (GUARD, RECORDS)
+
+
+class Windows:
+    """The locks of Windows' `msvcrt`, by those of POSIX: a byte of the file, of one process."""
+
+    LK_NBLCK = 2
+
+    @staticmethod
+    def locking(number: int, mode: int, num_bytes: int) -> None:
+        import fcntl
+
+        assert mode == Windows.LK_NBLCK
+        place = os.lseek(number, 0, os.SEEK_CUR)
+        assert place > 10**9  # far from what is read and written
+        try:
+            fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, num_bytes, place)
+        except OSError:
+            raise PermissionError(13, "Permission denied") from None
+
+
+def test_one_process_holds_it_on_windows(file, monkeypatch) -> None:
+    pytest.importorskip("fcntl")
+    systems = {"fcntl": None, "msvcrt": Windows}
+    monkeypatch.setattr(lock, "_module", systems.get)
+    first = Journal(file)
+    assert (first.identity, first.records) == (GUARD, RECORDS)
+    first.append({"more": 1})
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import test_journal
+from ditprune.writing import lock
+lock._module = {{"fcntl": None, "msvcrt": test_journal.Windows}}.get
+try:
+    test_journal.Journal(test_journal.Path(sys.argv[1]))
+except test_journal.OutputError as error:
+    print(error)
+"""
+    there = Path(__file__).parent
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(file)], cwd=there, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert "another run is writing here; wait" in ran.stdout
+    first.close()
+    assert lines_of(file) == (GUARD, [*RECORDS, {"more": 1}])
+
+
+def test_a_system_without_locks_is_refused(file, monkeypatch) -> None:
+    monkeypatch.setattr(lock, "_module", {}.get)
+    with pytest.raises(OutputError, match=r"journal: this system cannot lock files"):
+        Journal(file)
+    assert file.read_bytes()
+
+
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_a_journal_that_is_removed_is_gone(file, system, monkeypatch) -> None:
+    """On Windows an open file cannot be removed."""
+    journal, unlink = Journal(file), Path.unlink
+
+    def unlink_closed(path: Path, missing_ok: bool = False) -> None:
+        assert journal._stream.closed == (system == "nt")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    monkeypatch.setattr(staging, "ON_WINDOWS", system == "nt")
+    journal.remove()
+    assert not file.exists()
+    assert journal._stream.closed

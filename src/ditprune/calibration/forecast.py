@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -162,10 +162,14 @@ def _peak_bytes(placement: Placement) -> int:
     """The most memory taken so far on the GPU, or by this process."""
     if placement.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(placement.device)
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss begins with what the parent had when it forked
         match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
         if match:
             return int(match[1]) * 1024
+    import resource  # which Windows does not have
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -11,16 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
 
 from ditprune.progress import Progress
 from ditprune.writing.staging import part_of
@@ -59,6 +49,15 @@ def progress() -> Iterator[Progress]:
     if not err.is_terminal:
         yield _line_now_and_then()
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
     bars: dict[str, Any] = {}
     live = Bars(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ditprune.calibration.collect import calibrate_folder
-from ditprune.calibration.sample import Sampling
-from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import console
-from ditprune.cli.evaluate import own_command, show_results, write_cards
-from ditprune.evaluation.evaluate import evaluate
-from ditprune.evaluation.protocol import Protocol
-from ditprune.method.words import build
-from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.studies import STUDIES
-from ditprune.writing.files import ensure_folder
 
+if TYPE_CHECKING:
+    from ditprune.method.recipe import Recipe
+
+STATISTICS = "statistics.safetensors"
 METHODS = {method.name: method.words for method in STUDIES["main"].methods}
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
 
@@ -27,15 +23,49 @@ NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
 )
-@click.option("--num-images", type=int, default=1000, show_default=True)
+@click.option("--num-images", type=int, default=250, show_default=True)
 @click.option("--sparsity", type=float, default=0.5, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     """Prune the bundled DiT with magnitude, Wanda and DiT-Pruning, and compare."""
+    from ditprune.checkpoints.locate import locate
+    from ditprune.cli.evaluate import own_command, show_results, write_cards
+    from ditprune.evaluation.evaluate import evaluate
+    from ditprune.evaluation.protocol import Protocol
+    from ditprune.method.words import build
+    from ditprune.writing.files import ensure_folder
+
     recipes = {name: build(sparsity=sparsity, **words) for name, words in METHODS.items()}
     protocol = Protocol(num_images, seed, NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
-    model, statistics = locate("bundled"), out / "statistics.safetensors"
     ensure_folder(out)
+    _calibrate_and_prune(out, recipes, sparsity, seed)
+    console.say("3/3 draw the same seeds with every model, and measure")
+    with console.progress() as progress:
+        folders = [(name, locate(str(out / name))) for name in recipes]
+        results = evaluate(
+            locate("bundled"), folders, out, protocol, progress, command=own_command()
+        )
+    show_results(results)
+    write_cards(folders, results)
+    console.out.print(
+        f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"
+        f"pruned models: {', '.join(str(out / name) for name in recipes)}\n"
+        f"statistics:    {out / STATISTICS}",
+        markup=False,
+    )
+
+
+def _calibrate_and_prune(
+    out: Path, recipes: Mapping[str, Recipe], sparsity: float, seed: int
+) -> None:
+    """Write the statistics and a pruned folder for each recipe."""
+    from ditprune.calibration.collect import calibrate_folder
+    from ditprune.calibration.sample import Sampling
+    from ditprune.checkpoints.locate import locate
+    from ditprune.checkpoints.statistics_file import load_statistics
+    from ditprune.pruning.loop import prune_checkpoint
+
+    model, statistics = locate("bundled"), out / STATISTICS
     console.say(f"1/3 calibrate the bundled DiT → {statistics}")
     sampling = Sampling(
         num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE, seed=seed
@@ -46,15 +76,3 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     console.say(f"2/3 prune it at {sparsity:.0%} with {', '.join(recipes)}")
     for name, recipe in recipes.items():
         prune_checkpoint(model, out / name, stats, recipe, overwrite=True)
-    console.say("3/3 draw the same seeds with every model, and measure")
-    with console.progress() as progress:
-        folders = [(name, locate(str(out / name))) for name in recipes]
-        results = evaluate(model, folders, out, protocol, progress, command=own_command())
-    show_results(results)
-    write_cards(folders, results)
-    console.out.print(
-        f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"
-        f"pruned models: {', '.join(str(out / name) for name in recipes)}\n"
-        f"statistics:    {statistics}",
-        markup=False,
-    )

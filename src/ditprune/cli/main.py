@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib import import_module
 
 import click
 
 from ditprune.cli import console
-from ditprune.cli.bench import bench
-from ditprune.cli.calibrate import calibrate
-from ditprune.cli.convert import convert
-from ditprune.cli.demo import demo
-from ditprune.cli.evaluate import evaluate
-from ditprune.cli.inspect import inspect
-from ditprune.cli.mask import mask
-from ditprune.cli.prune import prune
-from ditprune.cli.push import push
-from ditprune.cli.report import report
-from ditprune.cli.reproduce import reproduce
-from ditprune.cli.verify import verify
 from ditprune.errors import DitpruneError, did_you_mean, is_out_of_memory, reason_of
+
+# The verbs in the order of use, each with the first sentence of its help. The module of a verb is
+# imported when the verb runs, because it imports torch.
+VERBS = {
+    "inspect": "Show what would be pruned, and in which groups; changes nothing.",
+    "calibrate": "Observe the inputs of every target over samples of MODEL.",
+    "prune": "Prune MODEL into the folder OUT.",
+    "verify": "Read the folder OUT back from disk; exit 1 when any claim of its manifest is false.",
+    "evaluate": "Draw the same seeds with DENSE and each PRUNED model, and measure the difference.",
+    "report": "Make one self-contained HTML page of the results that `ditprune evaluate -o DIR` "
+    "wrote.",
+    "reproduce": "Repeat a STUDY of the paper with MODEL: the bundled one, or any pipeline.",
+    "bench": "Time MODEL's own layers and step, dense and sparse, on this machine.",
+    "push": "Upload the pruned folder OUT to the hub as REPO (USER/NAME), after verifying its "
+    "claims.",
+    "convert": "Pack the sparse weights of MODEL into the folder OUT, or unpack them; no bit is "
+    "lost.",
+    "mask": "Take the mask of a pruned folder, and apply it to a fine-tune or a fused LoRA.",
+    "demo": "Prune the bundled DiT with magnitude, Wanda and DiT-Pruning, and compare.",
+}
+
+_HOW_TO_WAIT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # the second overrides the first
 
 
 class _Verbs(click.Group):
-    """The verbs in the order of use, with a suggestion for an unknown one."""
+    """The verbs by name, with a suggestion for an unknown one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = import_module(f"ditprune.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands:
-            raise click.UsageError(
-                f"unknown command '{args[0]}'; {did_you_mean(args[0], self.commands)}"
-            )
+        if args and args[0] not in VERBS:
+            raise click.UsageError(f"unknown command '{args[0]}'; {did_you_mean(args[0], VERBS)}")
         return super().resolve_command(ctx, args)
 
 
@@ -49,18 +70,21 @@ def app() -> None:
     """
 
 
-_VERBS = (
-    inspect, calibrate, prune, verify, evaluate, report, reproduce, bench, push, convert, mask,
-    demo,
-)  # fmt: skip
-for verb in _VERBS:
-    app.add_command(verb)
-
-
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 for success, 1 for a false claim, 2 for bad input."""
+    share_processors()
     with console.plain_warnings():
         sys.exit(run(args))
+
+
+def share_processors() -> None:
+    """Let OpenMP's threads wait briefly before they sleep, unless the user says how they wait.
+
+    libgomp's own threads spin for so long that beside other work everything takes 15 times as long
+    (log/2026-11-27-threads.md). It reads the environment once, when torch is imported.
+    """
+    if _HOW_TO_WAIT.isdisjoint(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def run(args: list[str] | None = None) -> int:

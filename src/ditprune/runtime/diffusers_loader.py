@@ -1,19 +1,14 @@
 """How does diffusers load a compact folder? Through a quantizer that unpacks its weights.
 
-config.json names ditprune as quantization method. diffusers keeps its quantizers in two tables of a
-module and offers no way to register another. Importing that module here would make `import
-ditprune` slow. So the quantizer is added at once if the module is imported already, else by an
-import hook that waits for the module and is removed after its import.
+config.json names ditprune as quantization method, and `ditprune.diffusers_hook` adds it to the
+methods that diffusers knows.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from enum import Enum
+from collections.abc import Mapping
+from enum import StrEnum
 from functools import cache
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,25 +21,17 @@ from ditprune.checkpoints.compact.packing import unpack_weight
 from ditprune.checkpoints.weights import DTYPES, Entry, read_header, read_range
 from ditprune.errors import ModelError
 
-_TABLES = "diffusers.quantizers.auto"
 _NAMES = ("DitpruneConfig", "DitpruneQuantizer")
 
 
-class _Method(str, Enum):
+class _Method(StrEnum):
     """The method's name as an enum, because diffusers reads its `value`."""
 
     DITPRUNE = METHOD
 
 
-def register() -> None:
-    """Make diffusers load compact folders, now or as soon as it is imported. Imports nothing."""
-    if _TABLES in sys.modules:
-        _add_to(sys.modules[_TABLES])
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
-
-
-def _add_to(tables: ModuleType) -> None:
+def add_to(tables: ModuleType) -> None:
+    """Add the method to the two tables of `diffusers.quantizers.auto`."""
     config, quantizer = _classes()
     for name in (METHOD, QUANT_METHOD):
         tables.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = config
@@ -190,31 +177,3 @@ class _Unpacker:
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         return model
-
-
-class _Waiting(MetaPathFinder):
-    """Finds the module with the tables, and adds to it after its import."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != _TABLES:
-            return None
-        others = (f for f in sys.meta_path if not isinstance(f, _Waiting))
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None:
-            _add_after_import(spec.loader)
-        return spec
-
-
-def _add_after_import(loader: Any) -> None:
-    """Let a loader add to the tables once, when it has run their module."""
-
-    def exec_module(module: ModuleType) -> None:
-        del loader.exec_module
-        loader.exec_module(module)
-        sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _Waiting)]
-        _add_to(module)
-
-    loader.exec_module = exec_module

@@ -28,12 +28,10 @@ from ditprune.writing.files import (
     put_back,
     why,
 )
+from ditprune.writing.lock import lock
 from ditprune.writing.unfinished import differences
 
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None  # type: ignore[assignment]
+ON_WINDOWS = os.name == "nt"
 
 
 class Journal:
@@ -46,13 +44,15 @@ class Journal:
         self.file = file
         self._stream = file.open("a+b", buffering=0)
         try:
-            if fcntl is not None:
-                fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._stream)
             is_current = file.exists() and os.path.samestat(
                 os.fstat(self._stream.fileno()), file.stat()
             )
         except BlockingIOError:
             is_current = False
+        except Exception:  # no locks here
+            self._stream.close()
+            raise
         if not is_current:
             self._stream.close()
             raise OutputError(
@@ -81,6 +81,8 @@ class Journal:
         os.fsync(self._stream.fileno())
 
     def remove(self) -> None:
+        if ON_WINDOWS:  # where a file that is open cannot be removed
+            self.close()
         self.file.unlink(missing_ok=True)
         self.close()
 
@@ -270,7 +272,7 @@ def _sync(folder: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    if os.name == "nt":  # neither folders nor files that are open to read can be synchronised
+    if ON_WINDOWS:  # neither folders nor files that are open to read can be synchronised
         return
     number = os.open(path, os.O_RDONLY)
     try:
