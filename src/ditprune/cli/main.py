@@ -80,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
 def share_processors() -> None:
     """Let OpenMP's threads wait briefly before they sleep, unless the user says how they wait.
 
-    libgomp's own threads spin for so long that beside other work everything takes 15 times as long
+    libgomp's own threads spin for so long that beside other work everything takes 14 times as long
     (log/2026-11-27-threads.md). It reads the environment once, when torch is imported.
     """
     if _HOW_TO_WAIT.isdisjoint(os.environ):
