@@ -21,13 +21,8 @@ from ditprune.calibration import collect
 from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.cli import demo as demo_verb
-<<<<<<< HEAD
-from ditprune.cli.main import app
-from ditprune.method.words import WORDS, build
-=======
 from ditprune.cli.prune import prune as prune_verb
-from ditprune.method.recipe import WORDS, build
->>>>>>> 0af6a86 (Import no torch for import ditprune and ditprune --help)
+from ditprune.method.words import WORDS, build
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
