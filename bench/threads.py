@@ -48,7 +48,10 @@ OWN = "libgomp's own"
 SETTINGS: dict[str, dict[str, str]] = {
     OWN: {},
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
-    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (1000, 3000, 5000, 10000, 30000)},
+    **{
+        f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)}
+        for n in (1000, 3000, 5000, 8000, 10000, 30000)
+    },
 }
 SLOW = {OWN, "GOMP_SPINCOUNT=30000"}  # beside a neighbour; measured once there
 # What limits the libraries beneath torch to AVX2.
