@@ -74,7 +74,7 @@ def test_an_interrupt_says_how_to_go_on(
             if (what, done) == ("images: dense", 2):
                 raise KeyboardInterrupt
 
-        return whole(*args[:4], progress, *args[5:], **words)
+        return whole(*args, **words | {"progress": progress})
 
     monkeypatch.setattr(verb, "evaluate_models", stop)
     code, _, err = ditprune(*command)

@@ -15,7 +15,7 @@ from ditprune.checkpoints.statistics_file import load_statistics
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
-from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.protocol import Protocol
 from ditprune.method.statistics.collected import Statistics
 

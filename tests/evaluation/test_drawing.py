@@ -13,8 +13,8 @@ import torch
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.drawing import Images, images_key, load_now
-from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint

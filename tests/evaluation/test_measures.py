@@ -16,7 +16,7 @@ from ditprune.bundled import PIPELINE
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
 from ditprune.evaluation.catalogue import CATALOGUE
-from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ditprune.checkpoints.locate import locate
-from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.metrics.error_rows import ErrorRow
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.results import not_finite_warnings

@@ -10,7 +10,7 @@ import pytest
 from ditprune.checkpoints.locate import locate
 from ditprune.cli.options import read_measures
 from ditprune.errors import RecipeError
-from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint

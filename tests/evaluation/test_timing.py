@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ditprune.checkpoints.locate import locate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.drawing import Timing
-from ditprune.evaluation.evaluate import evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.evaluation.results import why_no_seconds
 from ditprune.method.words import build

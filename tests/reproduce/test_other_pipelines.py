@@ -11,7 +11,7 @@ import pipeline_parts as parts
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.evaluation import drawing
-from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.reproduce.rows import Options
 from ditprune.reproduce.run import reproduce_study
@@ -148,7 +148,7 @@ def test_a_denoiser_that_no_sample_reaches_is_named(wan, tmp_path) -> None:
 
 def test_videos_are_refused_before_any_work(wan, tmp_path, monkeypatch) -> None:
     model, out = locate(str(wan)), tmp_path / "out"
-    for module in ("ditprune.reproduce.workbench", "ditprune.evaluation.evaluate"):
+    for module in ("ditprune.reproduce.workbench", "ditprune.evaluation.compare"):
         monkeypatch.setattr(f"{module}.load_pipeline", never)
     match = "wan: WanPipeline draws frames, expected images to compare"
     for study in ("ablation", "all"):

@@ -15,7 +15,7 @@ from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError, RecipeError
-from ditprune.evaluation.evaluate import evaluate
+from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact

@@ -152,5 +152,9 @@ def _is_denoiser(folder: Path, entry: object) -> bool:
         given = read_json(folder / "config.json").get("_class_name")
     except ModelError:
         given = None  # the skeleton tells what is wrong with it
-    name = given if isinstance(given, str) else name
+    return names_denoiser(given if isinstance(given, str) else name)
+
+
+def names_denoiser(name: str) -> bool:
+    """Whether a class of diffusers with this name is a denoiser."""
     return bool(_DENOISER.search(name)) and not _BESIDE.search(name)

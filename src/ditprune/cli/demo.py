@@ -31,22 +31,21 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     from ditprune.checkpoints.locate import locate
     from ditprune.cli.evaluate import own_command, show_results, write_cards
     from ditprune.evaluation.evaluate import evaluate
-    from ditprune.evaluation.protocol import Protocol
     from ditprune.method.words import build
     from ditprune.writing.files import ensure_folder
 
     recipes = {name: build(sparsity=sparsity, **words) for name, words in METHODS.items()}
-    protocol = Protocol(num_images, seed, NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
     ensure_folder(out)
     _calibrate_and_prune(out, recipes, sparsity, seed)
     console.say("3/3 draw the same seeds with every model, and measure")
     with console.progress() as progress:
-        folders = [(name, locate(str(out / name))) for name in recipes]
         results = evaluate(
-            locate("bundled"), folders, out, protocol, progress, command=own_command()
-        )
+            "bundled", {name: out / name for name in recipes}, out, progress=progress,
+            command=own_command(), num_images=num_images, seed=seed,
+            num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE,
+        )  # fmt: skip
     show_results(results)
-    write_cards(folders, results)
+    write_cards([(name, locate(str(out / name))) for name in recipes], results)
     console.out.print(
         f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"
         f"pruned models: {', '.join(str(out / name) for name in recipes)}\n"

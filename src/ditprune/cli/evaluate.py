@@ -25,9 +25,8 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
-from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.evaluate import evaluate as evaluate_models
-from ditprune.evaluation.protocol import Protocol
+from ditprune.evaluation.evaluate import model_name
 from ditprune.reporting import card, formats
 
 
@@ -46,40 +45,30 @@ from ditprune.reporting import card, formats
 @placement_options
 def evaluate(
     dense: str, pruned: tuple[str, ...], out: Path, labels: str | None, prompts: Path | None,
-    device: str | None, dtype: str | None, max_memory: str | None,
-    pipeline_options: tuple[str, ...], metrics: str | None, feature_extractor: str,
-    reference: Path | None, clip: str, images: Path | None, **options: Any,
+    device: str | None, pipeline_options: tuple[str, ...], metrics: str | None, **words: Any,
 ) -> None:  # fmt: skip
     """Draw the same seeds with DENSE and each PRUNED model, and measure the difference.
 
     A run that is stopped goes on when the same command is given again. Under `torchrun` or
     `accelerate launch` the processes share the images.
     """
-    protocol = Protocol(
-        labels=read_labels(labels), prompts=read_prompts(prompts),
-        pipeline_options=read_pipeline_options(pipeline_options), **options,
-    )  # fmt: skip
-    measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
-                             clip=clip, images=images)  # fmt: skip
-    models = [(_name(folder), locate(folder)) for folder in pruned]
+    words |= {
+        "labels": read_labels(labels), "prompts": read_prompts(prompts),
+        "pipeline_options": read_pipeline_options(pipeline_options),
+        "metrics": read_measures(metrics).names,
+    }  # fmt: skip
     with joined() as worker:
-        placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
+        words["device"] = own_device(device or "cpu")
         try:
             with console.progress() as progress:
-                results = evaluate_models(locate(dense), models, out, protocol, progress,
-                                          placement, worker, measures, own_command())  # fmt: skip
+                results = evaluate_models(dense, pruned, out, progress=progress, worker=worker,
+                                          command=own_command(), **words)  # fmt: skip
         except KeyboardInterrupt:
             raise KeyboardInterrupt("run the same command again to go on") from None
         if worker.is_first:
             show_results(results)
             console.show([f"numbers:  {out / 'results.json'}", f"pictures: {out / 'grid.png'}"])
-            write_cards(models, results)
-
-
-def _name(folder: str) -> str:
-    """The name of a model in the results: that of its folder, also for `.` and `..`."""
-    path = Path(folder)
-    return path.name if path.name not in ("", "..") else path.resolve().name
+            write_cards([(model_name(folder), locate(folder)) for folder in pruned], results)
 
 
 def write_cards(models: Sequence[tuple[str, ModelFolder]], results: dict[str, Any]) -> None:
@@ -135,7 +124,7 @@ def _tables(rows: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> Iterator
         count = max(1, _num_fitting(columns, width))
         table = Table("model", box=None, pad_edge=False)
         for title, _ in columns[:count]:
-            table.add_column(title, justify="right", no_wrap=True)
+            table.add_column(Text(title), justify="right", no_wrap=True)
         for number, name in enumerate(names):
             table.add_row(Text(name), *(cells[number] for _, cells in columns[:count]))
         yield table

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ditprune.calls import Call
 from ditprune.checkpoints.compact.compact_folder import open_weights
-from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.capture import counting_tokens
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import num_rows, take_item, to_placement
+from ditprune.evaluation.in_memory import AnyModel
 
 
 @dataclass(frozen=True)
 class Stock:
-    """The weights of a model on disk.
+    """The weights of a model.
 
     Args:
+        size_bytes: what its files take, with their headers; in memory what its tensors take.
         zeros: (zeros, weights) of each target, by denoiser.
     """
 
@@ -45,28 +47,44 @@ class Stock:
         return {name: zeros / weights for name, (zeros, weights) in self.zeros[denoiser].items()}
 
 
-def take_stock(model: ModelFolder, targets: Mapping[str, Iterable[str]]) -> Stock:
-    """Count a model's weights on disk, tensor by tensor.
+def take_stock(model: AnyModel, targets: Mapping[str, Iterable[str]]) -> Stock:
+    """Count a model's weights on disk or in memory, tensor by tensor.
 
     Args:
         targets: names by denoiser.
     """
     num_parameters = num_nonzero = size_bytes = 0
     zeros: dict[str, dict[str, tuple[int, int]]] = {}
-    for component, folder in model.denoisers.items():
-        weights = open_weights(folder)
+    for component, source in model.denoisers.items():
+        tensors, stored_bytes = (
+            _in_module(source) if isinstance(source, nn.Module) else _on_disk(source)
+        )
         target_of = {f"{name}.weight": name for name in targets[component]}
-        size_bytes += weights.stored_bytes
+        size_bytes += stored_bytes
         zeros[component] = {}
-        for entry in weights.in_order():
-            tensor = weights.read(entry.name)
+        for name, tensor in tensors:
             nonzero = int(torch.count_nonzero(tensor))
             num_parameters += tensor.numel()
             num_nonzero += nonzero
-            if entry.name in target_of:
-                counts = (tensor.numel() - nonzero, tensor.numel())
-                zeros[component][target_of[entry.name]] = counts
+            if name in target_of:
+                zeros[component][target_of[name]] = (tensor.numel() - nonzero, tensor.numel())
     return Stock(num_parameters, num_nonzero, size_bytes, zeros)
+
+
+def _on_disk(folder: Path) -> tuple[Iterator[tuple[str, Tensor]], int]:
+    """The tensors of a folder, read one after the other, and what its shards take."""
+    weights = open_weights(folder)
+    names = (entry.name for entry in weights.in_order())
+    return ((name, weights.read(name)) for name in names), weights.stored_bytes
+
+
+def _in_module(module: nn.Module) -> tuple[Iterator[tuple[str, Tensor]], int]:
+    """The tensors that save_pretrained would write, shared ones once, and what they take."""
+    state: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        state.setdefault(id(tensor), (name, tensor.detach()))
+    size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in state.values())
+    return iter(state.values()), size_bytes
 
 
 @dataclass(frozen=True)

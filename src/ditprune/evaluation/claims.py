@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import Stock
+from ditprune.evaluation.in_memory import AnyModel
 from ditprune.targets.discover import discover
 from ditprune.writing.files import MALFORMED, MANIFEST, read_manifest
 
@@ -37,7 +37,7 @@ class Claims:
     has_mask: bool = False
 
 
-def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
+def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
     """What the manifests of a model claim, or its structure if it has none.
 
     Raises ModelError for a model that is not a copy of the dense one.
@@ -47,7 +47,7 @@ def claims_of(model: ModelFolder, dense: Mapping[str, nn.Module]) -> Claims:
             f"{model.name}: has the denoisers {', '.join(model.denoisers)}, the dense model "
             f"{', '.join(dense)}; expected a pruned copy of it"
         )
-    claims = [_read(model, name, folder, dense[name]) for name, folder in model.denoisers.items()]
+    claims = [_read(model, name, source, dense[name]) for name, source in model.denoisers.items()]
     first = next((claim for claim in claims if claim.recipe is not None), claims[0])
     targets = {name: records for claim in claims for name, records in claim.targets.items()}
     return replace(first, targets=targets, has_mask=any(claim.has_mask for claim in claims))
@@ -62,9 +62,9 @@ def _targets_in(denoiser: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: asdict(target) for name, target in discover(denoiser).items()}
 
 
-def _read(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> Claims:
+def _read(model: AnyModel, denoiser: str, source: Path | nn.Module, dense: nn.Module) -> Claims:
     """What the manifest of one denoiser claims, or its structure if it has none."""
-    tree = check_denoiser(folder)
+    tree = source if isinstance(source, nn.Module) else check_denoiser(source)
     if type(tree) is not type(dense):
         raise ModelError(
             f"{model.name}: holds a {type(tree).__name__}, expected a {type(dense).__name__} as "
@@ -75,8 +75,13 @@ def _read(model: ModelFolder, denoiser: str, folder: Path, dense: nn.Module) -> 
             f"{model.name}: its parameters have other names or shapes than the dense model's; "
             "expected a pruned copy of it"
         )
-    if not (folder / MANIFEST).is_file():
+    if isinstance(source, nn.Module) or not (source / MANIFEST).is_file():
         return Claims(None, None, None, {denoiser: _targets_in(tree)})
+    return _from_manifest(model, denoiser, source, tree)
+
+
+def _from_manifest(model: AnyModel, denoiser: str, folder: Path, tree: nn.Module) -> Claims:
+    """What a manifest claims. Raises ModelError if it cannot be read."""
     content = read_manifest(folder)
     try:
         recipe, targets = content["recipe"], dict(content["targets"])

@@ -25,12 +25,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ditprune.calibration.draw import draw, item_seed
-from ditprune.calibration.sample import calibration_identity
+from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calibration.workers import Worker
-from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import check_components
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
+from ditprune.evaluation.in_memory import AnyModel, ModelInMemory
 from ditprune.evaluation.protocol import Protocol
 from ditprune.progress import Progress, silent
 from ditprune.writing.files import ensure_folder
@@ -145,7 +145,7 @@ class Images:
 
 
 def images_key(
-    dense: ModelFolder, pruned: ModelFolder | None, protocol: Protocol, placement: Placement,
+    dense: AnyModel, pruned: AnyModel | None, protocol: Protocol, placement: Placement,
     drawn: Sequence[Any],
 ) -> str:  # fmt: skip
     """The folder name for the images of a model: a hash of weights, files, options and versions.
@@ -158,20 +158,25 @@ def images_key(
     identity = {
         "options": {k: v for k, v in asdict(protocol).items() if k not in _NOT_OF_A_SAMPLE},
         "conditions": list(drawn),
-        "dense": {
-            k: v
-            for k, v in calibration_identity(dense, sampling, placement).items()
-            if k != "sampling"
-        },
+        "dense": _identity(dense, sampling, placement),
     }
     if pruned is not None:
-        whole = calibration_identity(pruned, sampling, placement)
-        identity["pruned"] = {key: whole[key] for key in ("weights", "files", "configuration")}
+        whole = _identity(pruned, sampling, placement)
+        of_model = ("weights", "files", "configuration", "denoisers")
+        identity["pruned"] = {key: whole[key] for key in of_model if key in whole}
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
-def check_draws_images(model: ModelFolder) -> None:
+def _identity(model: AnyModel, sampling: Sampling, placement: Placement) -> dict[str, Any]:
+    """What tells the images of one model from those of another."""
+    if isinstance(model, ModelInMemory):
+        return model.identity
+    identity = calibration_identity(model, sampling, placement)
+    return {key: value for key, value in identity.items() if key != "sampling"}
+
+
+def check_draws_images(model: AnyModel) -> None:
     """Refuse a pipeline of videos or sound before any of it is loaded.
 
     The module of a diffusers pipeline also holds the class of its output, which has a field
@@ -181,8 +186,11 @@ def check_draws_images(model: ModelFolder) -> None:
     """
     import diffusers
 
-    name, _ = check_components(model)
-    members = vars(sys.modules[getattr(diffusers, name).__module__]).values()
+    if isinstance(model, ModelInMemory):
+        pipeline = _of_diffusers(type(model.pipeline))
+    else:
+        pipeline = getattr(diffusers, check_components(model)[0])
+    name, members = pipeline.__name__, vars(sys.modules[pipeline.__module__]).values()
     outputs = [member for member in members if isinstance(member, type) and is_dataclass(member)
                and member.__name__.endswith("PipelineOutput")]  # fmt: skip
     drawn = sorted({field.name for output in outputs for field in fields(output)})
@@ -191,6 +199,11 @@ def check_draws_images(model: ModelFolder) -> None:
             f"{model.name}: {name} draws {', '.join(drawn)}, expected images to compare; "
             "calibrate, prune, bench and the studies 'statistics' and 'importance' take it"
         )
+
+
+def _of_diffusers(pipeline: type) -> type:
+    """The nearest class of diffusers, since a pipeline may be a class of its own over one."""
+    return next(c for c in pipeline.__mro__ if c.__module__.startswith("diffusers."))
 
 
 def image_seed(protocol: Protocol, item: int) -> int:

@@ -1,194 +1,163 @@
-"""Compares pruned models with their dense one: same seeds, same held-out denoiser calls."""
+"""`evaluate`: what the caller gave, in folders or in memory, as models to compare."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.workers import Worker
-from ditprune.checkpoints.locate import ModelFolder
-from ditprune.denoiser.capture import denoisers_of
-from ditprune.denoiser.pipeline import load_pipeline
+from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
-from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
-from ditprune.evaluation.claims import Claims, claims_of, dense_claims
-from ditprune.evaluation.drawing import (
-    IMAGES_FOLDER,
-    Images,
-    check_draws_images,
-    draw_missing,
-    images_key,
+from ditprune.evaluation.compare import compare
+from ditprune.evaluation.in_memory import (
+    AnyModel,
+    ModelInMemory,
+    denoiser_in_memory,
+    pipeline_in_memory,
 )
-from ditprune.evaluation.held_out import HeldOut, exchange_denoisers, predictions, sample_held_out
-from ditprune.evaluation.measure import Measured, measure_model
-from ditprune.evaluation.metrics.error_rows import ErrorRow
-from ditprune.evaluation.protocol import Measures, Protocol, resolved
-from ditprune.evaluation.results import (
-    MeasuredModel,
-    protocol_json,
-    results_of,
-    write_results,
-)
-from ditprune.evaluation.tools import prepare_tools
+from ditprune.evaluation.user_judge import Judge, UserJudge
+from ditprune.evaluation.words import placement_of, read_words
 from ditprune.progress import Progress, silent
-from ditprune.writing.files import check_no_link, results_folder
-
-__all__ = ["evaluate"]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What all steps of one evaluation need."""
-
-    dense: ModelFolder
-    pruned: Sequence[tuple[str, ModelFolder]]
-    out: Path
-    protocol: Protocol
-    measures: Measures
-    command: str | None
-    progress: Progress
-    placement: Placement
-    worker: Worker
-
-    def draw(
-        self, pipeline: Any, name: str, model: ModelFolder | None, drawn: Sequence[Any],
-        asked: Sequence[Any],
-    ) -> Images:  # fmt: skip
-        """Draw the missing images of a pruned model, or of the dense one for None."""
-        folder = self.measures.images or self.out / IMAGES_FOLDER
-        key = images_key(self.dense, model, self.protocol, self.placement, drawn)
-        images = Images(folder / key, self.protocol.num_images, self.protocol.batch_size)
-        draw_missing(pipeline, asked, self.protocol, images, name, self.progress, self.worker)
-        return images
-
-
-@dataclass(frozen=True)
-class _Sampled:
-    """What remains of a model when it has left memory."""
-
-    name: str
-    folder: ModelFolder
-    claims: Claims
-    images: Images
-    rows: tuple[ErrorRow, ...]
 
 
 def evaluate(
-    dense: ModelFolder,
-    pruned: Sequence[tuple[str, ModelFolder]],
-    out: Path,
-    protocol: Protocol,
-    progress: Progress = silent,
-    placement: Placement | None = None,
+    dense: Any,
+    pruned: Sequence[str | Path] | Mapping[str, Any],
+    out: str | Path,
+    *,
+    judge: Judge | None = None,
+    progress: Progress | None = None,
     worker: Worker | None = None,
-    measures: Measures | None = None,
     command: str | None = None,
+    **words: Any,
 ) -> dict[str, Any]:
-    """Measure pruned models against their dense one, with one model in memory at a time.
+    """Draw the same seeds with a dense model and its pruned ones, and measure the difference.
 
-    Images are kept in `out/.images` as they are drawn. So a stopped run goes on, and the images of
-    the dense model serve the next evaluation with the same protocol.
+        results = ditprune.evaluate(pipe, {"half": pruned_pipe}, "evaluation", num_images=4)
+        ssim = results["models"][1]["metrics"]["ssim"]
+        print(ssim["value"], ssim["low"], ssim["high"])
+
+    Only denoisers are compared: everything else is the dense pipeline's, also where a pruned model
+    is a pipeline. What is in memory runs where it is and stays as it is, so `device` and `dtype`
+    are for folders. Images are kept in `out/.images` until a run ends, and those of the dense
+    model beyond it: a stopped run goes on, and another denoiser never gets them.
+
+    A judge is called batch by batch, at times twice, with images as numpy uint8 [N, H, W, 3] (grey
+    ones have three equal colours) and the N conditions they were drawn for: class ids as int,
+    prompts as str. It returns a dict from names to N numbers each. The names become metrics with a
+    95 % interval: Wilson's for zeros and ones, else bootstrap. NaN says that a condition has no
+    such number; it must be NaN for every model. Higher is better, unless the judge has an
+    attribute `better`, such as `{"artifacts": "lower"}`.
 
     Args:
-        dense: a pipeline folder.
-        pruned: (name, folder) pairs; pipelines or bare denoisers of the dense model's class.
+        dense: a diffusers pipeline in memory or its folder, a hub id or `bundled`.
+        pruned: folders, which are named as they are; or a mapping from names to folders, to
+            pipelines in memory or to denoisers in memory.
         out: folder for `results.json` and `grid.png`; it is created if it does not exist.
-        placement: where the models run.
-        worker: which share of images and calls is this process's; the first worker measures.
-        measures: which metrics to compute, with which networks, against which images.
-        command: the command line that is running, for the record; None for a call from Python.
+        judge: your own metrics: f(images, conditions) → dict of name → N numbers.
+        progress: called with what is being done, how much is done, and how much there is.
+        worker: which share of the images is this process's; the default works alone.
+        command: the command line that is running, for the record.
+        words: what is drawn: `num_images` (500), `seed`, `num_inference_steps`, `guidance_scale`,
+            `labels`, `prompts`, `num_held_out` (128 denoiser calls for the relative error),
+            `batch_size` (50), `height` and `width` in pixels, `pipeline_options`. What is
+            measured: `metrics` (their names), `feature_extractor`, `reference` (a folder of real
+            images), `clip`, `images` (a folder that keeps drawn images). Where folders are
+            loaded: `device`, `dtype`, `max_memory` (bytes, or a text such as "8GB").
 
     Returns:
-        The content of results.json, on every worker; `results.py` describes it.
+        The content of results.json: `models` (the dense one first) with `metrics` (`value`, `low`
+        and `high`, or None), `sparsity` (the share of zeros in the targets), `accounting` (bytes,
+        multiply-accumulates, seconds) and `warnings`; `metrics`, `protocol`, `gallery`.
 
     Raises:
-        DitpruneError: before sampling if possible.
+        RecipeError: a word that is unknown, or does not go with these models or this judge.
+        ModelError: a model that is damaged, offloaded, or no copy of the dense one.
+        OutputError: the disk refuses.
     """
-    names = ["dense", *(name for name, _ in pruned)]
-    if len(set(names)) < len(names):
-        raise RecipeError(
-            f"evaluate: two models would be called the same ({', '.join(names)}); rename a folder"
-        )
-    check_draws_images(dense)
-    measures, placement = measures or Measures(), placement or Placement()
-    run = _Run(
-        dense, pruned, out, protocol, measures, command, progress, placement, worker or Worker()
+    protocol, measures, places = read_words(words)
+    checked = None if judge is None else UserJudge(judge)
+    named, dense_model = _named(pruned), _model("dense", dense, None)
+    models = [(name, _model(name, given, dense_model)) for name, given in named]
+    return compare(
+        dense_model,
+        models,
+        Path(out),
+        protocol,
+        progress or silent,
+        _placement(places, dense_model, [model for _, model in models]),
+        worker,
+        measures,
+        command,
+        checked,
     )
-    images = out / IMAGES_FOLDER
-    check_no_link(images)
-    with results_folder(out, lambda: images.is_dir() and any(images.rglob("*.safetensors"))):
-        return _evaluate(run)
 
 
-def _evaluate(run: _Run) -> dict[str, Any]:
-    """Check the models, sample each of them in turn, and measure on the first worker."""
-    pipeline = load_pipeline(run.dense, run.placement)
-    names = tuple(run.dense.denoisers)
-    denoisers = denoisers_of(pipeline, names)
-    claims = [claims_of(model, denoisers) for _, model in run.pruned]
-    pool = conditions(pipeline, run.protocol.labels, run.protocol.prompts)
-    drawn = in_turn(pool, run.protocol.num_images)
-    asked = of_items(pool, run.protocol.num_images)
-    held_out = sample_held_out(pipeline, run.protocol, run.progress, names, run.worker)
-    structure = dense_claims(denoisers)
-    work = _work(run, denoisers, held_out, structure)
-    noise = {name: predictions(denoiser, held_out.calls.get(name, []), run.placement)
-             for name, denoiser in denoisers.items()}  # fmt: skip
-    images = run.draw(pipeline, "dense", None, drawn, asked)
-    denoisers.clear()  # so that each denoiser can leave memory when the next one comes
-    sampled = [_Sampled("dense", run.dense, structure, images, ())]
-    for (name, model), claim in zip(run.pruned, claims, strict=True):
-        worker_rows = exchange_denoisers(pipeline, model, held_out.calls, noise, run.placement)
-        rows = tuple(itertools.chain(*run.worker.gather(worker_rows)))
-        images = run.draw(pipeline, name, model, drawn, asked)
-        sampled.append(_Sampled(name, model, claim, images, rows))
-    results: dict[str, Any] = {}
-    if run.worker.is_first:
-        protocol = resolved(run.protocol, pipeline, drawn, held_out.num_steps)
-        results = _measure(run, pipeline, sampled, asked, work, protocol)
-    run.worker.wait()
-    return run.worker.gather(results)[0]
+def model_name(folder: str | Path) -> str:
+    """The name of a model in the results: that of its folder, also for `.` and `..`."""
+    path = Path(folder)
+    return path.name if path.name not in ("", "..") else path.resolve().name
 
 
-def _work(
-    run: _Run, denoisers: Mapping[str, nn.Module], held_out: HeldOut, structure: Claims
-) -> Work | None:
-    """The multiply-accumulates of an image, counted by the workers that have calls."""
-    counted = count_work(denoisers, held_out.calls, structure.targets, run.placement)
-    everyone = run.worker.gather((counted, held_out.rows_per_step, held_out.num_steps))
-    by_worker, rows_per_step, num_steps = zip(*everyone, strict=True)
-    return work_of(by_worker, max(rows_per_step), max(num_steps)) if max(num_steps) else None
+def _named(pruned: Any) -> Sequence[tuple[str, Any]]:
+    """Names and models. Raises RecipeError."""
+    if isinstance(pruned, Mapping):
+        models = list(pruned.items())
+    elif isinstance(pruned, Sequence) and not isinstance(pruned, str):
+        models = [(model_name(given) if _is_path(given) else None, given) for given in pruned]
+    else:
+        models = [(None, pruned)]
+    for name, given in models:
+        if not isinstance(name, str) or not name:
+            raise RecipeError(
+                f"evaluate: pruned holds {type(given).__name__} without a name; expected a list of "
+                'folders, or a mapping from names to models, as in {"half": pipeline}'
+            )
+    if not models:
+        raise RecipeError("evaluate: pruned is empty; expected a model or several")
+    return models
 
 
-def _measure(
-    run: _Run, pipeline: Any, sampled: Sequence[_Sampled], asked: Sequence[Any],
-    work: Work | None, protocol: Protocol,
-) -> dict[str, Any]:  # fmt: skip
-    """Read the images of every model in turn, and write the results.
+def _is_path(given: Any) -> bool:
+    return isinstance(given, (str, Path))
 
-    Args:
-        protocol: with the pipeline's defaults filled in.
+
+def _model(name: str, given: Any, dense: AnyModel | None) -> AnyModel:
+    """A model to compare; for `dense` None it is the dense one. Raises DitpruneError."""
+    from diffusers import DiffusionPipeline
+
+    if _is_path(given):
+        return locate(str(given))
+    if isinstance(given, DiffusionPipeline):
+        return pipeline_in_memory(given, name)
+    if isinstance(given, nn.Module) and dense is not None:
+        return denoiser_in_memory(given, name, dense)
+    others = "" if dense is None else ", or its denoiser"
+    raise RecipeError(
+        f"evaluate: {name} is a {type(given).__name__}, expected a folder, a hub id, or a "
+        f"diffusers pipeline{others}"
+    )
+
+
+def _placement(places: Mapping[str, Any], dense: AnyModel, pruned: Sequence[AnyModel]) -> Placement:
+    """Where models run: where those in memory are, unless words say it of folders.
+
+    Raises RecipeError for a word that no model would obey.
     """
-    like = sampled[0].images.read(sampled[0].images.ranges[0])
-    tools = prepare_tools(run.measures, like, asked, run.placement)
-    models: list[MeasuredModel] = []
-    dense: Measured | None = None
-    for number, model in enumerate(sampled, start=1):
-        measured = measure_model(model.images, dense, model.rows, asked, tools, run.protocol.seed)
-        dense = dense or measured
-        stock = take_stock(model.folder, model.claims.targets)
-        models.append(MeasuredModel(model.name, model.claims, stock, measured, model.rows))
-        run.progress("measuring", number, len(sampled))
-    content = protocol_json(protocol, pipeline, run.dense.root, like, tools, run.placement)
-    results = results_of(models, tools, work, content, run.command, run.dense.name)
-    write_results(results, models, asked, run.protocol, run.out)
-    for model in sampled[1:]:
-        model.images.remove()
-    return results
+    here = [model for model in (dense, *pruned) if isinstance(model, ModelInMemory)]
+    if not isinstance(dense, ModelInMemory):
+        return placement_of(places, here[0].placement if here else Placement())
+    has_folder = len(here) <= len(pruned)
+    obeyed = {"max_memory"} if has_folder else set()
+    for word in places.keys() - obeyed:
+        raise RecipeError(
+            f"evaluate: {word} {places[word]}: the dense pipeline is in memory, and runs where it "
+            "is; leave it out, or move the pipeline with .to(…)"
+        )
+    limit = placement_of(places, Placement()).max_memory
+    return replace(dense.placement, max_memory=limit)

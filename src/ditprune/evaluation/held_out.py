@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ditprune.calibration.sample import sample_unit
 from ditprune.calibration.workers import Worker
 from ditprune.calls import DENOISER, Call
-from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.capture import moment_of
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import predicted_noise, run_call
 from ditprune.denoiser.rows import num_rows, take_item, to_placement
+from ditprune.evaluation.in_memory import AnyModel
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_rows_of
 from ditprune.evaluation.protocol import Protocol
 from ditprune.progress import Progress, silent
@@ -97,7 +97,7 @@ def _latent_name(call: Call) -> str:
 
 
 def exchange_denoisers(
-    pipeline: Any, pruned: ModelFolder, calls: Mapping[str, Sequence[Call]],
+    pipeline: Any, pruned: AnyModel, calls: Mapping[str, Sequence[Call]],
     noise: Mapping[str, Sequence[Tensor]], placement: Placement,
 ) -> tuple[ErrorRow, ...]:  # fmt: skip
     """Put a pruned model's denoisers into the pipeline, and compare their predictions.
@@ -107,9 +107,9 @@ def exchange_denoisers(
         noise: what the dense denoisers predict for them.
     """
     rows: tuple[ErrorRow, ...] = ()
-    for name, folder in pruned.denoisers.items():
-        setattr(pipeline, name, None)  # one model in memory at a time
-        denoiser = load_denoiser(folder, placement)
+    for name, source in pruned.denoisers.items():
+        setattr(pipeline, name, None)  # one loaded model in memory at a time
+        denoiser = source if isinstance(source, nn.Module) else load_denoiser(source, placement)
         setattr(pipeline, name, denoiser)
         held_out = calls.get(name, ())
         pruned_noise = predictions(denoiser, held_out, placement)

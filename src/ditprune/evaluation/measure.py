@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ditprune.evaluation.metrics import distributions, per_image
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_interval, latent_errors
 from ditprune.evaluation.metrics.interval import Interval, mean_interval, share_interval
 from ditprune.evaluation.tools import Tools
+from ditprune.evaluation.user_judge import without_nan
 
 _FEWEST_IMAGES = 2
 
@@ -64,7 +65,7 @@ def measure_model(
         name: share_interval(numbers) if name == "accuracy" else mean_interval(numbers, seed)
         for name, numbers in values.items()
         if name in tools.chosen
-    }
+    } | _judged(values, tools, seed)
     features = joined_features(seen) if seen else None
     if features is not None and images.num_images >= _FEWEST_IMAGES:
         intervals |= _of_features(features, dense, tools, seed)
@@ -72,6 +73,18 @@ def measure_model(
         intervals["relative_error"] = error_interval(rows, seed)
         values["relative_error"] = latent_errors(rows)
     return Measured(images, intervals, values, features)
+
+
+def _judged(values: Mapping[str, Sequence[float]], tools: Tools, seed: int) -> dict[str, Interval]:
+    """Of the numbers of a judge; zeros and ones are a share, others a mean."""
+    if tools.judge is None:
+        return {}
+    numbers = {name: without_nan(values[name]) for name in tools.judge.metrics}
+    return {
+        name: share_interval(items) if set(items) <= {0.0, 1.0} else mean_interval(items, seed)
+        for name, items in numbers.items()
+        if items
+    }
 
 
 def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:
@@ -94,6 +107,8 @@ def _alone(batch: Tensor, asked: Sequence[Any], tools: Tools) -> Iterable[tuple[
     if "image_reward" in tools.networks:
         pictures = [to_picture(image) for image in batch]
         yield "image_reward", tools.networks["image_reward"](pictures, asked)
+    if tools.judge is not None:
+        yield from tools.judge(batch, asked).items()
 
 
 def _of_features(

@@ -22,6 +22,7 @@ from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
 from ditprune.evaluation.metrics.interval import Interval, differ, overlap
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.tools import Tools, library_versions
+from ditprune.evaluation.user_judge import without_nan
 from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.files import installed_versions, write_beside
 
@@ -63,7 +64,7 @@ def results_of(
     numbers = {
         model.name: Numbers(
             {k: i for k, i in model.measured.intervals.items() if math.isfinite(i.value)},
-            model.measured.values,
+            _comparable(model.measured.values, tools),
         )
         for model in models
     }
@@ -76,7 +77,9 @@ def results_of(
         row = _row(model, tools, work, dense, None if why else timing.seconds_per_image)
         row["warnings"] = [
             *not_finite_warnings(model.rows, row["num_spoiled"], protocol["num_images"]),
-            *cautions_of(model.name, numbers, protocol["num_images"], widths),
+            *cautions_of(
+                model.name, numbers, protocol["num_images"], widths, CATALOGUE | tools.catalogue
+            ),
             *([why] if why else []),
         ]
         rows.append(row)
@@ -84,15 +87,22 @@ def results_of(
         "format": FORMAT,
         "command": command,
         "protocol": dict(protocol),
-        "metrics": {key: _metric_json(key, tools) for key in tools.chosen},
+        "metrics": {key: _metric_json(key, tools) for key in tools.catalogue},
         "models": rows,
     }
 
 
+def _comparable(values: Mapping[str, Sequence[float]], tools: Tools) -> dict[str, Sequence[float]]:
+    """The numbers of each item, without items to which a judge's metric does not apply."""
+    judged = {} if tools.judge is None else tools.judge.metrics
+    return {key: without_nan(items) if key in judged else items for key, items in values.items()}
+
+
 def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
+    metric = tools.catalogue[key]
     return {
-        **asdict(CATALOGUE[key]),
-        "against": tools.reference.against.get(key, CATALOGUE[key].against),
+        **asdict(metric),
+        "against": tools.reference.against.get(key, metric.against),
         "unavailable": tools.unavailable.get(key),
         "note": tools.note(key),
     }
@@ -113,7 +123,9 @@ def _row(
         "recipe": claims.recipe,
         "calibrate_command": calibrate,
         "command": prune,
-        "metrics": {key: _interval_json(model.measured.intervals.get(key)) for key in tools.chosen},
+        "metrics": {
+            key: _interval_json(model.measured.intervals.get(key)) for key in tools.catalogue
+        },
         "num_spoiled": model.measured.images.num_spoiled(),
         "error_by_timestep": error_by_timestep(model.rows),
         "accounting": account(model.stock, work, seconds),
@@ -132,17 +144,19 @@ def _interval_json(interval: Interval | None) -> dict[str, float | None] | None:
 
 
 def protocol_json(
-    protocol: Protocol, pipeline: Any, dense: Path, like: Tensor, tools: Tools,
+    protocol: Protocol, pipeline: Any, dense: str, like: Tensor, tools: Tools,
     placement: Placement,
 ) -> dict[str, Any]:  # fmt: skip
     """The `protocol` of results.json, for images [n, C, H, W] like these.
 
     Args:
         protocol: with the pipeline's defaults filled in.
+        dense: the name of the dense model.
     """
+    judge = {} if tools.judge is None else {"judge": tools.judge.name}
     return {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()},
-        "dense": dense.resolve().name,
+        "dense": dense,
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
         "resolution": list(like.shape[2:]),
@@ -151,6 +165,7 @@ def protocol_json(
         "feature_extractor": tools.features_text,
         "reference": tools.reference.text,
         "clip_model": tools.clip_model,
+        **judge,
         "versions": installed_versions() | library_versions(),
     }
 
@@ -191,13 +206,15 @@ class Numbers:
 
 
 def cautions_of(
-    name: str, models: Mapping[str, Numbers], num_images: int, widths: tuple[int, int]
-) -> list[str]:
+    name: str, models: Mapping[str, Numbers], num_images: int, widths: tuple[int, int],
+    catalogue: Mapping[str, Metric] = CATALOGUE,
+) -> list[str]:  # fmt: skip
     """Warnings about the sample, for one model.
 
     Args:
         models: the numbers of all models; the dense one is called `dense`.
         widths: how many features FID and sFID use.
+        catalogue: the metrics of this run.
     """
     model = models[name]
     warnings = [
@@ -208,7 +225,7 @@ def cautions_of(
     ]
     for other in list(models)[: list(models).index(name)]:  # each pair once, with the later model
         alike = []
-        for key, metric in CATALOGUE.items():
+        for key, metric in catalogue.items():
             here, there = model.intervals.get(key), models[other].intervals.get(key)
             if here is None or there is None or here.value == there.value:
                 continue

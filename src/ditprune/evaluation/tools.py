@@ -15,7 +15,7 @@ from torch import Tensor
 from ditprune.checkpoints.copy_folder import stamp_of
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import reason_of
-from ditprune.evaluation.catalogue import CATALOGUE, OF_FEATURES
+from ditprune.evaluation.catalogue import CATALOGUE, OF_FEATURES, Metric
 from ditprune.evaluation.extractors import (
     CLASSIFIER_UNAVAILABLE,
     Extractor,
@@ -27,6 +27,7 @@ from ditprune.evaluation.extractors import (
 )
 from ditprune.evaluation.metrics import per_image
 from ditprune.evaluation.protocol import EXTRACTORS, Measures
+from ditprune.evaluation.user_judge import UserJudge
 
 LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
 _LPIPS_SMALLEST = 32  # pixels; AlexNet's pooling leaves nothing of smaller images
@@ -46,6 +47,7 @@ class Tools:
         unavailable: for a chosen metric that cannot be computed, the reason.
         clip_model: the model of the CLIP score, if it is computed.
         networks: of `lpips`, `clip_score` and `image_reward`, as loaded by `metrics.per_image`.
+        judge: of the user; None without one.
     """
 
     chosen: tuple[str, ...]
@@ -54,6 +56,13 @@ class Tools:
     reference: Reference
     networks: Mapping[str, Callable[[Any, Any], Tensor]]
     clip_model: str | None
+    judge: UserJudge | None = None
+
+    @property
+    def catalogue(self) -> dict[str, Metric]:
+        """The metrics of this run in order; those of the judge are there once it has answered."""
+        judged = {} if self.judge is None else self.judge.metrics
+        return {key: CATALOGUE[key] for key in self.chosen} | judged
 
     def has(self, name: str) -> bool:
         """Whether a metric is chosen and can be computed."""
@@ -61,6 +70,8 @@ class Tools:
 
     def note(self, name: str) -> str | None:
         """What to know of a metric beside its title, for `metrics` of results.json."""
+        if self.judge is not None and name in self.judge.metrics:
+            return f"by the judge {self.judge.name}"
         if name == "accuracy":
             return "the share of images that the bundled classifier reads as the class asked for"
         if name == "clip_score":
@@ -78,8 +89,9 @@ class Tools:
 
 
 def prepare_tools(
-    measures: Measures, like: Tensor, asked: Sequence[Any], placement: Placement
-) -> Tools:
+    measures: Measures, like: Tensor, asked: Sequence[Any], placement: Placement,
+    judge: UserJudge | None = None,
+) -> Tools:  # fmt: skip
     """Load what the chosen metrics need for images [n, C, H, W] and conditions like these.
 
     Raises ModelError or RecipeError for files that were given and cannot be used.
@@ -105,7 +117,7 @@ def prepare_tools(
     clip = Path(measures.clip).resolve().name if Path(measures.clip).is_dir() else measures.clip
     return Tools(
         chosen, unavailable, extractor, reference, networks,
-        clip if "clip_score" in networks else None,
+        clip if "clip_score" in networks else None, judge,
     )  # fmt: skip
 
 

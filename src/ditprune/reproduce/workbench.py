@@ -194,7 +194,8 @@ def open_workbench(run: Run, dense: Row, samplings: Iterable[Sampling]) -> Workb
     stock = take_stock(run.model, structure.targets)
     model = MeasuredModel("dense", structure, stock, measured, ())
     used = resolved(protocol, pipeline, in_turn(pool, protocol.num_images), held_out.num_steps)
-    described = protocol_json(used, pipeline, run.model.root, like, tools, run.placement)
+    name = run.model.root.resolve().name
+    described = protocol_json(used, pipeline, name, like, tools, run.placement)
     return Workbench(run, pipeline, asked, held_out.calls, noise, tools, described, model)
 
 
