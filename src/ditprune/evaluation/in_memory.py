@@ -117,9 +117,19 @@ def check_against(model: AnyModel, dense: AnyModel, placement: Placement) -> Non
             f"{model.name}: is the dense model's own denoiser, so there is nothing to compare; "
             "copy.deepcopy it before pruning, or pass the dense model's folder"
         )
-    for part in ("pipeline", "scheduler") if model.pipeline is not None else ():
-        mine, theirs = (_pipeline_identity(each.pipeline, ())[part] for each in (model, dense))
-        if mine != theirs:
+    if model.pipeline is not None:
+        _check_draws_alike(model, dense)
+
+
+def _check_draws_alike(model: ModelInMemory, dense: ModelInMemory) -> None:
+    """Refuse another class of pipeline or another scheduler, which would not be used."""
+    mine, theirs = model.pipeline, dense.pipeline
+    pairs = {
+        "pipeline": (_class_name(mine), _class_name(theirs)),
+        "scheduler": (_scheduler_identity(mine), _scheduler_identity(theirs)),
+    }
+    for part, (given, expected) in pairs.items():
+        if given != expected:
             raise RecipeError(
                 f"{model.name}: its {part} is not the dense model's (another class or another "
                 "config); only denoisers are compared, so give both the same"
@@ -167,20 +177,21 @@ def _bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _pipeline_identity(pipeline: Any, hashed: Any = None) -> dict[str, Any]:
-    """Its class, its options, its scheduler, and hashes of its modules.
-
-    Args:
-        hashed: modules by component; None is all of them.
-    """
-    scheduler = pipeline.scheduler
-    modules = _modules(pipeline) if hashed is None else dict(hashed)
+def _pipeline_identity(pipeline: Any) -> dict[str, Any]:
+    """Its class, its options, its scheduler, and hashes of its modules."""
     options = {k: v for k, v in pipeline.config.items() if not isinstance(v, (list, tuple))}
     return {
         "pipeline": [_class_name(pipeline), _plain(options)],
-        "scheduler": [_class_name(scheduler), _plain(scheduler.config)],
-        "modules": {name: digest(module) for name, module in modules.items()},
+        "scheduler": _scheduler_identity(pipeline),
+        "modules": {name: digest(module) for name, module in _modules(pipeline).items()},
     }
+
+
+def _scheduler_identity(pipeline: Any) -> list[Any]:
+    """Its class and its config, without what diffusers notes beside it under names with `_`."""
+    config = getattr(pipeline.scheduler, "config", {})
+    options = {name: value for name, value in config.items() if not name.startswith("_")}
+    return [_class_name(pipeline.scheduler), _plain(options)]
 
 
 def _settings(part: nn.Module) -> dict[str, Any]:

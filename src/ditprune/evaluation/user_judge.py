@@ -111,7 +111,7 @@ class UserJudge:
     def _numbers(self, name: str, given: Any, num_images: int) -> Tensor:
         """One number for each image, float64 [N]."""
         where = f"judge {self.name}: {name}"
-        given = given.detach().cpu() if isinstance(given, Tensor) else given
+        given = given.detach().cpu().double().numpy() if isinstance(given, Tensor) else given
         try:
             numbers = torch.from_numpy(np.array(given, dtype=np.float64))
         except (TypeError, ValueError):
