@@ -26,6 +26,7 @@ from ditprune.evaluation.protocol import Measures
 from ditprune.evaluation.results import Numbers, cautions_of
 from ditprune.evaluation.tools import Tools, prepare_tools
 from ditprune.evaluation.user_judge import UserJudge
+from ditprune.reporting import plots
 from ditprune.reporting.load import check
 from ditprune.reporting.page import render
 from testbeds.judge import SCORES
@@ -101,11 +102,13 @@ def test_its_numbers_are_shown_and_its_names_are_escaped(evaluated, monkeypatch)
     page = render(check(results, "results"))
     assert "<b>$x$" not in page
     assert page.count("&lt;b&gt;$x$ [red]") >= 3  # the table, the note and a plot
+    plot = plots.quality(NAME, results["metrics"][NAME], results["models"])
+    assert "&lt;b&gt;$x$ [red]" in plot  # no formula
     printed = Console(width=120, record=True, file=io.StringIO())
     monkeypatch.setattr(console, "out", printed)
     show_results(results)
     text = printed.export_text()
-    assert NAME in text
+    assert NAME in text.splitlines()[0]  # the head of the table
     assert f"{results['models'][0]['metrics'][NAME]['value']:.3f}" in text
 
 

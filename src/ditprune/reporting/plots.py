@@ -62,7 +62,7 @@ def quality(key: str, metric: Mapping[str, Any], models: Sequence[Mapping[str, A
                 )
         axes.set_xlim(-3, 103)
         axes.set_xlabel("target weights removed (%)")
-        axes.set_ylabel(titled(metric).replace("$", r"\$"))  # which would begin a formula
+        axes.set_ylabel(titled(metric), parse_math=False)  # a judge may name it "$x$"
 
     return _svg(f"quality-{key}", draw)
 
