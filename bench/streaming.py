@@ -31,9 +31,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ditprune.checkpoints.skeleton import skeleton, weight_fingerprints
-from ditprune.checkpoints.statistics_file import save_statistics
+from ditprune.checkpoints.statistics_file import Statistics, save_statistics
 from ditprune.checkpoints.weights import Weights
-from ditprune.method.statistics.collected import Statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.targets.discover import discover
 from ditprune.writing.files import MANIFEST

@@ -12,7 +12,7 @@ import ditprune
 
 # A package may import those on rows above its own in this list; those on one row stay apart.
 ROWS: list[set[str]] = [
-    {"errors"},
+    {"errors", "denoisers"},
     {"progress", "calls", "bundled"},
     {"writing", "method", "targets"},
     {"checkpoints"},

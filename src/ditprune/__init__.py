@@ -28,7 +28,7 @@ _MODULES = {
     "PerLayer": "ditprune.method.granularity",
     "Plan": "ditprune.pruning.plan",
     "Power": "ditprune.method.saliency.power",
-    "Statistics": "ditprune.method.statistics.collected",
+    "Statistics": "ditprune.checkpoints.statistics_file",
     "Wanda": "ditprune.method.saliency.power",
     "calibrate": "ditprune.calibration.calibrate",
     "inspect": "ditprune.pruning.plan",

@@ -12,7 +12,7 @@ from ditprune.method.saliency.power import Magnitude as Magnitude
 from ditprune.method.saliency.power import Power as Power
 from ditprune.method.saliency.power import Wanda as Wanda
 from ditprune.method.saliency.ria import RIA as RIA
-from ditprune.method.statistics.collected import Statistics as Statistics
+from ditprune.checkpoints.statistics_file import Statistics as Statistics
 from ditprune.pruning.job import Outcome as Outcome
 from ditprune.pruning.loop import prune_ as prune_
 from ditprune.pruning.plan import Plan as Plan

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError
 
-DENOISER = "transformer"
 # The default number of bins between noise and image. Calls without a position have one more bin.
 NUM_BINS = 10
 

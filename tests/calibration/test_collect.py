@@ -17,10 +17,9 @@ from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import load_statistics, merge_statistics
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError
-from ditprune.method.statistics.collected import merge_statistics
 from tiny_pipelines import PIPELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

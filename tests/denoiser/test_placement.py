@@ -11,13 +11,12 @@ import torch
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import Statistics, load_statistics
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
 from ditprune.evaluation.compare import compare as evaluate
 from ditprune.evaluation.protocol import Protocol
-from ditprune.method.statistics.collected import Statistics
 
 SAMPLING = Sampling(6, num_inference_steps=3, batch_size=3)
 HAS_CUDA, HAS_MPS = torch.cuda.is_available(), torch.backends.mps.is_available()

@@ -16,8 +16,8 @@ from ditprune.calibration.observe import norms, observing
 from ditprune.calibration.reach import unused
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.skeleton import module_fingerprints
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.errors import ModelError, RecipeError, StatisticsError
-from ditprune.method.statistics.collected import Statistics
 from ditprune.targets.discover import discover
 
 _MASK_NAME = re.compile(r"mask", re.IGNORECASE)

@@ -29,14 +29,18 @@ from ditprune.checkpoints.calibration_set import (
 )
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
+from ditprune.checkpoints.statistics_file import (
+    Statistics,
+    load_statistics,
+    merge_statistics,
+    save_statistics,
+)
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import OutputError, StatisticsError
-from ditprune.method.statistics.collected import Statistics, merge_statistics
 from ditprune.progress import Progress, silent
 from ditprune.writing.files import check_folder
 from ditprune.writing.unfinished import (

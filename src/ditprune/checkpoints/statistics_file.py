@@ -1,28 +1,204 @@
-"""How are statistics stored? In one safetensors file for all denoisers of a pipeline.
+"""What does calibration know about a denoiser, in memory and in a file?
 
-Tensors hold the sums of each state, once for all layers that share it. The metadata holds, by the
-component name of each denoiser, which layer has which state, and the protocol.
+One safetensors file holds the statistics of all denoisers of a pipeline. Tensors hold the sums of
+each state, once for all layers that share it. The metadata holds, by the component name of each
+denoiser, which layer has which state, and the protocol.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ditprune.errors import StatisticsError
-from ditprune.method.statistics.collected import Statistics
-from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.calls import NUM_BINS
+from ditprune.denoisers import DENOISER, OfDenoisers, names_together, together
+from ditprune.errors import StatisticsError, did_you_mean
+from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
 from ditprune.writing.files import MALFORMED
 from ditprune.writing.tensors_file import save_tensors
 
 _FORMAT = 2
 _KEY = "ditprune.statistics"
+
+
+@dataclass(frozen=True, repr=False)
+class Statistics(OfDenoisers):
+    """Column norms by layer name, the weights they belong to, and what else calibration noticed.
+
+    Args:
+        column_norms: the state of every layer that was called; layers that always received the
+            same tensor (query, key and value) hold the same object.
+        fingerprints: the fingerprint of every target's weight during calibration.
+        num_calls: denoiser calls seen.
+        never_called: targets that no call reached; they cannot be scored by activations.
+        protocol: how the calls were made, for the reader (seed, timesteps, guidance …).
+        num_inputs: how often each layer was called; more than `num_calls` if a call runs a layer
+            more than once.
+        unused: targets that are called but do not reach any output of the denoiser.
+        padding: for each argument that masks tokens, (masked tokens, all tokens). Masked tokens
+            enter the layers, so they count in the norms.
+    """
+
+    column_norms: Mapping[str, ColumnNorm]
+    fingerprints: Mapping[str, str]
+    num_calls: int
+    never_called: tuple[str, ...] = ()
+    protocol: Mapping[str, object] = field(default_factory=dict)
+    num_inputs: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    padding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    component: str = DENOISER
+    parts: Mapping[str, Statistics] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Statistics]) -> Statistics:
+        """The statistics of all denoisers of a pipeline as one."""
+        if len(parts) == 1:
+            ((component, statistics),) = parts.items()
+            return replace(statistics, component=component)
+        calls, first = sum(part.num_calls for part in parts.values()), next(iter(parts.values()))
+        return cls(
+            together({name: part.column_norms for name, part in parts.items()}),
+            together({name: part.fingerprints for name, part in parts.items()}),
+            calls,
+            names_together({name: part.never_called for name, part in parts.items()}),
+            first.protocol,
+            together({name: part.num_inputs for name, part in parts.items()}),
+            names_together({name: part.unused for name, part in parts.items()}),
+            together({name: part.padding for name, part in parts.items()}),
+            parts=parts,
+        )
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.denoisers)
+        return (
+            f"<Statistics of {len(self.column_norms)} layers over {self.num_calls} calls ({names})>"
+        )
+
+    def save(self, file: str | Path) -> None:
+        """Write all of it to one safetensors file, or nothing; `ditprune.load_statistics` reads it.
+
+            stats = ditprune.calibrate(pipe, calls)
+            stats.save("stats.safetensors")
+            stats = ditprune.load_statistics("stats.safetensors")
+
+        Raises OutputError.
+        """
+        save_statistics(self.denoisers, Path(file))
+
+    def column_norm(
+        self, name: str, weights: Sequence[float] | None = None
+    ) -> Float32[Tensor, " in"]:
+        """ℓ2 norm of each input channel of layer `name` over all tokens, float32 [C_in].
+
+        Args:
+            weights: the weight of each bin's squares, from noise to image; all 1 by default.
+
+        Raises StatisticsError for weights if calls did not give their position.
+        """
+        state = self._state(name)
+        if weights is None:
+            return finish_norm(state)
+        if len(state.tokens_in_bin) != len(weights) + 1 or state.tokens_in_bin[-1]:
+            raise StatisticsError(
+                "--timestep-weighting: the calibration calls did not say where between noise and "
+                "image they were; calibrate with ditprune calibrate or with "
+                "ditprune.Call(…, place=…)"
+            )
+        return finish_norm(state, [*weights, 0.0])
+
+    @property
+    def num_bins(self) -> int:
+        """The number of bins between noise and image."""
+        state = next(iter(self.column_norms.values()), None)
+        return NUM_BINS if state is None else len(state.tokens_in_bin) - 1
+
+    def num_tokens(self, name: str) -> int:
+        """How many tokens entered layer `name`."""
+        return self._state(name).num_tokens
+
+    def _state(self, name: str) -> ColumnNorm:
+        if name not in self.column_norms:
+            raise StatisticsError(
+                f"statistics: no layer '{name}'; {did_you_mean(name, self.column_norms)}"
+            )
+        return self.column_norms[name]
+
+
+def findings(statistics: Statistics) -> list[str]:
+    """What a reader should know before pruning with these statistics, one line each."""
+    lines = []
+    names = statistics.never_called
+    if names:
+        lines.append(f"never called in calibration, stays dense: {_some(names)}")
+    if statistics.unused:
+        lines.append(
+            "called in vain, nothing of it reaches the output, so pruning it costs nothing: "
+            f"{_some(statistics.unused)}"
+        )
+    repeated = [n for n, count in statistics.num_inputs.items() if count > statistics.num_calls]
+    if repeated:
+        lines.append(f"called more than once in a call, its norms add up: {_some(repeated)}")
+    for argument, (masked, total) in statistics.padding.items():
+        lines.append(
+            f"{argument} masks {masked / total:.0%} of its tokens; they enter the layers and count "
+            "in the norms all the same"
+        )
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
+    """The statistics of both calibrations of one model, as if they had been one."""
+    if first.fingerprints != second.fingerprints:
+        raise StatisticsError(
+            "statistics: cannot merge calibrations of different weights; calibrate the same model"
+        )
+    merged: dict[tuple[int, int], ColumnNorm] = {}
+    norms: dict[str, ColumnNorm] = {}
+    for name in _union(first.column_norms, second.column_norms):
+        a, b = first.column_norms.get(name), second.column_norms.get(name)
+        if a is None or b is None:
+            norms[name] = a or b  # type: ignore[assignment]
+            continue
+        key = (id(a), id(b))
+        norms[name] = merged.setdefault(key, merge_norms(a, b))
+    return Statistics(
+        norms,
+        first.fingerprints,
+        first.num_calls + second.num_calls,
+        tuple(n for n in first.never_called if n in second.never_called),
+        first.protocol,
+        {
+            n: first.num_inputs.get(n, 0) + second.num_inputs.get(n, 0)
+            for n in _union(first.num_inputs, second.num_inputs)
+        },
+        tuple(_union(dict.fromkeys(first.unused), dict.fromkeys(second.unused))),
+        {
+            n: tuple(
+                a + b
+                for a, b in zip(
+                    first.padding.get(n, (0, 0)), second.padding.get(n, (0, 0)), strict=True
+                )
+            )  # type: ignore[misc]
+            for n in _union(first.padding, second.padding)
+        },
+    )
+
+
+def _union(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    return [*first, *(name for name in second if name not in first)]
 
 
 def save_statistics(statistics: Mapping[str, Statistics], file: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import Statistics, load_statistics
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
@@ -22,7 +22,7 @@ from ditprune.method.granularity import GRANULARITIES
 from ditprune.method.recipe import MASKS, Recipe
 from ditprune.method.reconstruction import RECONSTRUCTIONS
 from ditprune.method.saliency import SALIENCIES
-from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS, Statistics
+from ditprune.method.statistics.column_norm import TIMESTEP_WEIGHTINGS
 from ditprune.method.words import build, from_json
 from ditprune.writing.files import read_json
 

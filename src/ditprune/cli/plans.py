@@ -10,11 +10,11 @@ from rich.table import Table
 
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.statistics_file import Statistics, findings
 from ditprune.cli import console
 from ditprune.denoiser.rows import num_rows
 from ditprune.errors import ModelError
 from ditprune.method.recipe import Recipe
-from ditprune.method.statistics.collected import Statistics, findings
 from ditprune.pruning.forecast import (
     RunForecast,
     UpdateForecast,

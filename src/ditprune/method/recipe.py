@@ -28,7 +28,7 @@ from ditprune.method.granularity import CAG, NM
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.reconstruction.layer import Nothing
 from ditprune.method.saliency import Saliency
-from ditprune.method.statistics.collected import TIMESTEP_WEIGHTINGS
+from ditprune.method.statistics.column_norm import TIMESTEP_WEIGHTINGS
 from ditprune.method.statistics.gram import Gram
 
 DEFAULT_SPARSITY = 0.5

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ditprune.checkpoints.copy_folder import copied_bytes, stamp
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.method.recipe import Recipe
-from ditprune.method.statistics.collected import Statistics
 from ditprune.pruning.plan import (
     Plan,
     Selection,

@@ -17,12 +17,12 @@ from ditprune.calls import Call
 from ditprune.checkpoints.copy_folder import copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import as_tensor, layout_of
 from ditprune.errors import RecipeError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.statistics.collected import Statistics
 from ditprune.method.words import build
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import (

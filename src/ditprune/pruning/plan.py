@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from ditprune.checkpoints.skeleton import (
     skeleton,
     weight_fingerprints,
 )
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, dtype_of
+from ditprune.denoisers import DENOISER, OfDenoisers, together
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.saliency import Saliency
-from ditprune.method.statistics.collected import Statistics, timestep_weights
-from ditprune.method.statistics.column_norm import ColumnNorm
+from ditprune.method.statistics.column_norm import ColumnNorm, timestep_weights
 from ditprune.method.words import build
 from ditprune.targets.coverage import LeftOut, left_out
 from ditprune.targets.discover import Target, discover, select
@@ -64,20 +65,45 @@ class PlannedTarget(Target):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The planned targets by name, what stays dense and why, and the whole they are part of."""
+class Plan(OfDenoisers):
+    """The planned targets by name, what stays dense and why, and the whole they are part of.
+
+    Args:
+        recipe: by denoiser, if several have recipes that differ.
+        fingerprint: of the weights of all targets, before anything is removed.
+    """
 
     targets: Mapping[str, PlannedTarget]
     skipped: Mapping[str, str]
     left_out: Mapping[str, LeftOut]
     num_parameters: int
-    recipe: Recipe
+    recipe: Any
+    fingerprint: str = ""
+    component: str = DENOISER
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, selection: Selection, targets: Mapping[str, Any], recipe: Recipe) -> Any:
         """These targets, with all else as it was selected."""
         rest = (selection.skipped, selection.left_out, selection.num_parameters)
-        return cls(targets, *rest, recipe)
+        return cls(targets, *rest, recipe, selection.fingerprint)
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Any]) -> Any:
+        """The plans of all denoisers of a pipeline as one."""
+        if len(parts) == 1:
+            ((component, plan),) = parts.items()
+            return replace(plan, component=component)
+        recipes = {name: part.recipe for name, part in parts.items()}
+        first = next(iter(recipes.values()))
+        return cls(
+            together({name: part.targets for name, part in parts.items()}),
+            together({name: part.skipped for name, part in parts.items()}),
+            together({name: part.left_out for name, part in parts.items()}),
+            sum(part.num_parameters for part in parts.values()),
+            first if all(recipe == first for recipe in recipes.values()) else recipes,
+            parts=parts,
+        )
 
     @property
     def cag_threshold(self) -> float | None:

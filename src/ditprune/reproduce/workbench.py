@@ -23,7 +23,7 @@ from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import Statistics, load_statistics
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -36,7 +36,6 @@ from ditprune.evaluation.measure import measure_model
 from ditprune.evaluation.protocol import Measures, resolved
 from ditprune.evaluation.results import MeasuredModel, protocol_json, results_of
 from ditprune.evaluation.tools import Tools, prepare_tools, tools_stamp
-from ditprune.method.statistics.collected import Statistics
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Row

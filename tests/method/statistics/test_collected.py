@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ditprune.checkpoints.statistics_file import Statistics, findings, merge_statistics
 from ditprune.errors import StatisticsError
-from ditprune.method.statistics.collected import Statistics, findings, merge_statistics
 from ditprune.method.statistics.column_norm import ColumnNorm
 
 

@@ -6,6 +6,7 @@ state is a value: `update` and `merge` return a new one, so states can be shared
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,11 @@ from torch import Tensor
 # Squares are summed in float32 inside a block of this many tokens and in float64 across blocks:
 # relative error below 1e-7 at a ninth of the time of an all-float64 sum (log/2026-11-22-bench.md).
 _BLOCK_TOKENS = 64
+
+# The first is the default. Source of the other: OBS-Diff, arXiv 2510.06751; its weights fall
+# logarithmically from noise to image.
+TIMESTEP_WEIGHTINGS = ("uniform", "log-decrease")
+_FIRST_WEIGHT, _LAST_WEIGHT = 1.2, 0.8
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,3 +88,12 @@ def finish_norm(
         return state.sum_squares.sum(0).sqrt().float()
     factors = torch.tensor(weights, dtype=torch.float64, device=state.sum_squares.device)
     return (factors @ state.sum_squares).sqrt().float()
+
+
+def timestep_weights(weighting: str, num_bins: int) -> tuple[float, ...] | None:
+    """The weight of each bin's squares, from noise to image; None for `uniform`, all 1."""
+    if weighting == "uniform":
+        return None
+    span = math.log(num_bins) or 1.0
+    fall = _FIRST_WEIGHT - _LAST_WEIGHT
+    return tuple(_FIRST_WEIGHT - fall * math.log(1 + i) / span for i in range(num_bins))

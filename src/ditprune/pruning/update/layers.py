@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import Choice, LayerResult
-from ditprune.method.statistics.collected import Statistics
 from ditprune.method.statistics.gram import Gram
 from ditprune.pruning.plan import norms_for, scores_of
 from ditprune.targets.discover import Target

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ditprune.calibration.observe import collect_grams, stages
 from ditprune.calls import NUM_BINS, Call
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.rows import merge_calls, num_rows, take_item
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.method.recipe import Recipe
-from ditprune.method.statistics.collected import Statistics, timestep_weights
+from ditprune.method.statistics.column_norm import timestep_weights
 from ditprune.method.statistics.gram import Gram, finish_gram
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
