@@ -20,7 +20,7 @@ ROWS: list[set[str]] = [
     {"calibration"},
     {"reporting", "runtime"},
     {"evaluation", "pruning", "diffusers_hook"},
-    {"reproduce"},
+    {"reproduce", "api"},
     {"cli"},
     {"__main__"},
 ]
@@ -32,7 +32,7 @@ KEPT_TO = {
     "jinja2": {"reporting"},
     "matplotlib": {"reporting", "reproduce"},
     "PIL": {"evaluation", "reporting"},
-    "rich": {"cli"},
+    "rich": {"cli", "reporting"},
 }
 # Libraries imported inside functions only.
 LATE = {"diffusers", "huggingface_hub", "jinja2", "matplotlib"}

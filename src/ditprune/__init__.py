@@ -2,8 +2,8 @@
 
     import ditprune
 
-    stats = ditprune.calibrate(denoiser, batches)
-    outcome = ditprune.prune_(denoiser, stats, sparsity=0.5)
+    stats = ditprune.calibrate(pipe, ditprune.sample(pipe))
+    outcome = ditprune.prune_(pipe, stats, sparsity=0.5)
 
 Method: "Post-Training Pruning for Diffusion Transformers", arXiv 2607.00927. Importing does no
 work, and no torch: a name is imported when it is first used. docs/architecture.md is the map.
@@ -21,6 +21,8 @@ _MODULES = {
     "RIA": "ditprune.method.saliency.ria",
     "STW": "ditprune.method.saliency.power",
     "Call": "ditprune.calls",
+    "Calls": "ditprune.api.calls",
+    "Distill": "ditprune.method.distill",
     "DitpruneError": "ditprune.errors",
     "Magnitude": "ditprune.method.saliency.power",
     "Outcome": "ditprune.pruning.job",
@@ -28,12 +30,22 @@ _MODULES = {
     "PerLayer": "ditprune.method.granularity",
     "Plan": "ditprune.pruning.plan",
     "Power": "ditprune.method.saliency.power",
+    "Recipe": "ditprune.method.recipe",
     "Statistics": "ditprune.checkpoints.statistics_file",
     "Wanda": "ditprune.method.saliency.power",
-    "calibrate": "ditprune.calibration.calibrate",
-    "inspect": "ditprune.pruning.plan",
-    "prune_": "ditprune.pruning.loop",
+    "apply_mask_": "ditprune.api.memory",
+    "calibrate": "ditprune.api.memory",
+    "convert": "ditprune.api.folders",
+    "extract_mask": "ditprune.api.folders",
+    "inspect": "ditprune.api.folders",
+    "load_calls": "ditprune.api.calls",
+    "load_statistics": "ditprune.api.given",
+    "prune": "ditprune.api.folders",
+    "prune_": "ditprune.api.memory",
     "recorded": "ditprune.denoiser.capture",
+    "report": "ditprune.api.folders",
+    "sample": "ditprune.api.calls",
+    "verify": "ditprune.api.folders",
 }
 # Modules that are attributes without an import of their own.
 _PUBLIC_MODULES = ("runtime",)

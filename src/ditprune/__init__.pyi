@@ -1,21 +1,33 @@
 from ditprune import runtime as runtime
-from ditprune.calibration.calibrate import calibrate as calibrate
+from ditprune.api.calls import Calls as Calls
+from ditprune.api.calls import load_calls as load_calls
+from ditprune.api.calls import sample as sample
+from ditprune.api.folders import convert as convert
+from ditprune.api.folders import extract_mask as extract_mask
+from ditprune.api.folders import inspect as inspect
+from ditprune.api.folders import prune as prune
+from ditprune.api.folders import report as report
+from ditprune.api.folders import verify as verify
+from ditprune.api.given import load_statistics as load_statistics
+from ditprune.api.memory import apply_mask_ as apply_mask_
+from ditprune.api.memory import calibrate as calibrate
+from ditprune.api.memory import prune_ as prune_
 from ditprune.calls import Call as Call
+from ditprune.checkpoints.statistics_file import Statistics as Statistics
 from ditprune.denoiser.capture import recorded as recorded
 from ditprune.errors import DitpruneError as DitpruneError
+from ditprune.method.distill import Distill as Distill
 from ditprune.method.granularity import CAG as CAG
 from ditprune.method.granularity import NM as NM
 from ditprune.method.granularity import PerChannel as PerChannel
 from ditprune.method.granularity import PerLayer as PerLayer
+from ditprune.method.recipe import Recipe as Recipe
 from ditprune.method.saliency.power import STW as STW
 from ditprune.method.saliency.power import Magnitude as Magnitude
 from ditprune.method.saliency.power import Power as Power
 from ditprune.method.saliency.power import Wanda as Wanda
 from ditprune.method.saliency.ria import RIA as RIA
-from ditprune.checkpoints.statistics_file import Statistics as Statistics
 from ditprune.pruning.job import Outcome as Outcome
-from ditprune.pruning.loop import prune_ as prune_
 from ditprune.pruning.plan import Plan as Plan
-from ditprune.pruning.plan import inspect as inspect
 
 __version__: str

@@ -28,7 +28,7 @@ NAME = "transformer_blocks.1.ff.net.2.weight"
 def plan_of(folder: Path) -> Plan:
     """What would be done to a bare denoiser folder."""
     jobs = open_jobs(ModelFolder("m", folder, {"d": folder}), None, build())
-    return plan_jobs(jobs, build())["d"]
+    return plan_jobs(jobs)["d"]
 
 
 @pytest.fixture

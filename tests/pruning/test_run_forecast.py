@@ -27,7 +27,7 @@ from ditprune.pruning.loop import prune_checkpoint
 from ditprune.method.words import build
 model, recipe = locate(sys.argv[1]), build(saliency="magnitude", granularity=sys.argv[3])
 if sys.argv[2] == "estimate":
-    print(forecast_run(model, open_jobs(model, None, recipe), recipe, Path(sys.argv[4])).peak_bytes)
+    print(forecast_run(model, open_jobs(model, None, recipe), Path(sys.argv[4])).peak_bytes)
 else:
     prune_checkpoint(model, Path(sys.argv[4]) / "out", None, recipe)
     # Not ru_maxrss, which begins with what the parent had when it forked.
@@ -65,7 +65,7 @@ def test_the_peak_of_memory(granularity, wide, tmp_path) -> None:
 def test_the_bytes_are_exact_and_nothing_stays(words, tiny_pipeline, tiny_stats, tmp_path) -> None:
     model, recipe, stats = locate(str(tiny_pipeline)), build(**words), {"transformer": tiny_stats}
     before = files_of(tiny_pipeline)
-    expected = forecast_run(model, open_jobs(model, stats, recipe), recipe, tmp_path)
+    expected = forecast_run(model, open_jobs(model, stats, recipe), tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert files_of(tiny_pipeline) == before
     assert expected.seconds > 0
@@ -80,4 +80,4 @@ def test_the_bytes_are_exact_and_nothing_stays(words, tiny_pipeline, tiny_stats,
 def test_without_statistics_magnitude_stands_in(tiny_pipeline, tmp_path) -> None:
     model = locate(str(tiny_pipeline))
     jobs = open_jobs(model, None, build())
-    assert forecast_run(model, jobs, build(), tmp_path).seconds > 0
+    assert forecast_run(model, jobs, tmp_path).seconds > 0

@@ -102,7 +102,7 @@ def test_each_manifest_is_of_its_denoiser(pruned) -> None:
 
 
 def test_the_plans_are_those_of_each(model, stats) -> None:
-    plans = plan_jobs(open_jobs(locate(str(model)), stats, build()), build())
+    plans = plan_jobs(open_jobs(locate(str(model)), stats, build()))
     assert list(plans) == [FIRST, SECOND]
     g_out = {name: plan.targets[NAME].g_out for name, plan in plans.items()}
     assert g_out[FIRST] != g_out[SECOND]

@@ -23,7 +23,7 @@ from ditprune.targets.discover import discover
 _MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 
 
-def calibrate(
+def calibrate_denoiser(
     denoiser: nn.Module,
     batches: Iterable[Any],
     protocol: Mapping[str, object] | None = None,

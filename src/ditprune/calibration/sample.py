@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ditprune.calibration.draw import conditions, item_seed, of_items, run
-from ditprune.calls import DENOISER, NUM_BINS, Call, bin_of
+from ditprune.calls import NUM_BINS, Call, bin_of
 from ditprune.checkpoints import copy_folder
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints
@@ -132,7 +132,7 @@ def calibration_identity(
 
 
 def sample_unit(
-    pipeline: Any, sampling: Sampling, unit: int, names: Sequence[str] = (DENOISER,)
+    pipeline: Any, sampling: Sampling, unit: int, names: Sequence[str] | None = None
 ) -> tuple[list[Call], Style]:
     """The denoiser calls of one sampling run, and how the pipeline makes them.
 
@@ -174,7 +174,7 @@ def run_unit(pipeline: Any, sampling: Sampling, unit: int, recorder: StepRecorde
 
 
 def sample_calls(
-    pipeline: Any, sampling: Sampling, names: Sequence[str] = (DENOISER,)
+    pipeline: Any, sampling: Sampling, names: Sequence[str] | None = None
 ) -> list[Call]:
     """The denoiser calls of all sampling runs."""
     return [

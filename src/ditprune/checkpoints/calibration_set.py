@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _FORMAT = 2
 _KEY = "ditprune.calls"
 _MOST_UNITS = 100_000  # what five digits of a file name can number
 _MOST_BINS = 1000
+_CALLS_IN_UNIT = 16  # of calls that were in memory
 
 
 @dataclass(frozen=True)
@@ -82,33 +84,70 @@ class CalibrationSet:
 
     def read(self, unit: int) -> tuple[list[Call], dict[str, object]]:
         """The calls of one unit and the notes beside them. Raises ModelError."""
-        file = self.file(unit)
-        try:
-            with safe_open(file, framework="pt") as content:
-                record = json.loads((content.metadata() or {}).get(_KEY, ""))
-                tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+        with _reading(self.file(unit)) as content:
+            record = _records(content)
+            tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
             calls = [_call(entry, tensors) for entry in record["calls"]]
             return calls, dict(record["notes"])
-        except _MALFORMED as error:
-            raise ModelError(
-                f"{file}: not a unit of a calibration set ({error}); remove it and sample again"
-            ) from None
+
+    def calls(self) -> Iterator[Call]:
+        """All calls, with one unit in memory at a time. Raises ModelError."""
+        for unit in range(self.num_units):
+            yield from self.read(unit)[0]
+
+    def num_calls(self) -> dict[str, int]:
+        """The number of calls of each denoiser; no tensor is read. Raises ModelError."""
+        counts: dict[str, int] = {}
+        for unit in range(self.num_units):
+            with _reading(self.file(unit)) as content:
+                for record in _records(content)["calls"]:
+                    name = str(record["denoiser"])
+                    counts[name] = counts.get(name, 0) + 1
+        return counts
 
 
 # The errors that reading a damaged file raises.
 _MALFORMED = (*MALFORMED, SafetensorError, OSError)
 
 
+@contextmanager
+def _reading(file: Path) -> Iterator[Any]:
+    """An open unit; what goes wrong while it is read is a ModelError."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            yield content
+    except _MALFORMED as error:
+        raise ModelError(
+            f"{file}: not a unit of a calibration set ({error}); remove it and sample again"
+        ) from None
+
+
+def _records(content: Any) -> dict[str, Any]:
+    return dict(json.loads((content.metadata() or {}).get(_KEY, "")))
+
+
 def save_calibration_set(
-    calls: Sequence[Call], protocol: Mapping[str, object], folder: Path
-) -> None:
-    """Write calls as a complete set of one unit. Raises OutputError."""
+    calls: Sequence[Call], protocol: Mapping[str, object], folder: Path,
+    notes: Mapping[str, object] | None = None,
+) -> None:  # fmt: skip
+    """Write calls as a complete set, all or nothing. Raises OutputError."""
     if folder.exists():
         raise OutputError(f"{folder}: exists; choose another place")
     # Refuse what cannot be stored before anything is written.
     for call in calls:
         _encode([call.args, dict(call.kwargs)], {}, folder)
-    start_calibration_set(folder, 1, protocol, {}).write(0, calls, {})
+    part = folder.with_name(f".{folder.name}.saving")
+    shutil.rmtree(part, ignore_errors=True)
+    units = range(0, max(1, len(calls)), _CALLS_IN_UNIT)
+    try:
+        call_set = start_calibration_set(part, len(units), protocol, {})
+        for unit, first in enumerate(units):
+            call_set.write(unit, calls[first : first + _CALLS_IN_UNIT], notes or {})
+        part.rename(folder)
+    except OSError as error:
+        raise OutputError(why(folder, error)) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def start_calibration_set(

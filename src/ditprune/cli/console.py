@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,8 +15,6 @@ from ditprune.writing.staging import part_of
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-_QUIET_S = 30.0
 
 
 def say(line: str) -> None:
@@ -46,57 +42,13 @@ def prefix(name: str, among: Sized) -> str:
 def progress() -> Iterator[Progress]:
     """One bar per thing done, with the time left; where nobody watches, as in a log file, a line
     each half minute."""
+    from ditprune.reporting.bars import bars, line_now_and_then
+
     if not err.is_terminal:
-        yield _line_now_and_then()
+        yield line_now_and_then(say)
         return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bars
-
-    bars: dict[str, Any] = {}
-    live = Bars(
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
-    )  # fmt: skip
-
-    def show(what: str, done: int, total: int) -> None:
-        if what not in bars:
-            live.start()
-            bars[what] = live.add_task(what, total=total)
-        live.update(bars[what], completed=done)
-
-    try:
+    with bars(err) as show:
         yield show
-    finally:
-        if bars:
-            live.stop()
-
-
-def _line_now_and_then() -> Progress:
-    """Says how far each thing is, where `_QUIET_S` went by without a word."""
-    began: dict[str, tuple[float, int]] = {}
-    last: dict[str, int] = {}
-    spoke_s = time.monotonic()
-
-    def say_now_and_then(what: str, done: int, total: int) -> None:
-        nonlocal spoke_s
-        now_s = time.monotonic()
-        if done <= last.get(what, -1):  # the same again, of something else
-            began.pop(what, None)
-        last[what] = done
-        start_s, num_before = began.setdefault(what, (now_s, done))
-        if now_s - spoke_s < _QUIET_S:
-            return
-        spoke_s, rate = now_s, (done - num_before) / max(now_s - start_s, 1e-9)
-        left = f", about {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
-        say(f"{what}: {done}/{total}{left}")
-
-    return say_now_and_then
 
 
 @contextmanager
@@ -112,7 +64,20 @@ def promise(out: Path) -> Iterator[None]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, without source lines."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
-        yield
+    """Warnings, and what ditprune logs, as one line each, without source lines."""
+    logger, handler = logging.getLogger("ditprune"), _Sayer(logging.INFO)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Sayer(logging.Handler):
+    """Says what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from ditprune.checkpoints.locate import locate
+from ditprune.api.folders import convert as convert_folder
 from ditprune.cli import console
-from ditprune.pruning.convert import Converted, to_compact, to_dense
+from ditprune.pruning.convert import Converted
 from ditprune.reporting import formats
 
 _MOST_LINES = 8
@@ -25,10 +25,8 @@ def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
 
     diffusers loads a compact folder as dense weights once ditprune is imported.
     """
-    folder = locate(model)
     with console.progress() as progress, console.promise(out):
-        work = to_compact if to == "compact" else to_dense
-        converted = work(folder, out, overwrite, progress)
+        converted = convert_folder(model, out, to=to, overwrite=overwrite, progress=progress)
     for name, denoiser in converted.items():
         console.show(_lines(denoiser, to), console.prefix(name, converted))
     console.show([f"{to} model: {out}"])

@@ -7,38 +7,35 @@ import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ditprune.api.given import read_statistics
 from ditprune.checkpoints.locate import locate
-from ditprune.cli.options import read_recipe, read_statistics, statistics_option, target_options
+from ditprune.cli.groups import GroupedCommand
+from ditprune.cli.options import statistics_option
 from ditprune.cli.plans import show_findings, show_forecast, show_plans
+from ditprune.cli.recipe_options import read_recipe, recipe_options
+from ditprune.method.words import build_each
 from ditprune.pruning.forecast import forecast_run
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.plan import Plan
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("model")
 @statistics_option
-@target_options
+@recipe_options
 @click.option("--json", "as_json", is_flag=True, help="machine-readable, everything")
-def inspect(
-    model: str,
-    statistics: Path | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    auxiliary: bool | None,
-    as_json: bool,
-) -> None:
+def inspect(model: str, statistics: Path | None, as_json: bool, **texts: Any) -> None:
     """Show what would be pruned, and in which groups; changes nothing."""
-    recipe = read_recipe(None, include=include, exclude=exclude, auxiliary=auxiliary)
-    folder = locate(model)
-    stats = read_statistics(statistics)
-    jobs = open_jobs(folder, stats, recipe)
+    words = read_recipe(**texts)
+    folder, stats = locate(model), read_statistics(statistics)
+    jobs = open_jobs(folder, stats, build_each(folder.denoisers, **words))
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
-    expected = forecast_run(folder, jobs, recipe, here)
-    plans = plan_jobs(jobs, recipe)
+    expected = forecast_run(folder, jobs, here)
+    plans = plan_jobs(jobs)
     if as_json:
         content = {name: _as_json(plan) for name, plan in plans.items()}
         one_or_all = next(iter(content.values())) if len(content) == 1 else {"denoisers": content}

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from ditprune.api.folders import extract_mask
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.errors import RecipeError
-from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in
+from ditprune.pruning.mask_transfer import apply_masks, filled_in
 from ditprune.reporting import formats
 
 
@@ -25,9 +26,8 @@ def mask() -> None:
 @click.option("--overwrite", is_flag=True, help="replace FILE if it exists")
 def extract(model: str, out: Path, overwrite: bool) -> None:
     """Write the mask of the pruned folder MODEL to FILE, at most one bit for each weight."""
-    folder = locate(model)
     with console.progress() as progress:
-        num_weights, size_bytes = extract_masks(folder, out, overwrite, progress)
+        num_weights, size_bytes = extract_mask(model, out, overwrite=overwrite, progress=progress)
     size = f"{formats.size(size_bytes)}, {8 * size_bytes / num_weights:.3f} bits a weight"
     console.show([f"mask of {num_weights:,} weights: {out} ({size})"])
 

@@ -5,26 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ditprune.checkpoints.statistics_file import Statistics, load_statistics
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
-from ditprune.method.allocation import ALLOCATIONS
-from ditprune.method.choices import PRESETS, flag
-from ditprune.method.distill import REFINEMENTS
-from ditprune.method.granularity import GRANULARITIES
-from ditprune.method.recipe import MASKS, Recipe
-from ditprune.method.reconstruction import RECONSTRUCTIONS
-from ditprune.method.saliency import SALIENCIES
-from ditprune.method.statistics.column_norm import TIMESTEP_WEIGHTINGS
-from ditprune.method.words import build, from_json
-from ditprune.writing.files import read_json
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -41,50 +30,9 @@ def _together(*options: Decorator) -> Decorator:
     return decorate
 
 
-def _method(word: str, default: str, names: Iterable[str]) -> Decorator:
-    """The option of a recipe's word that takes one of a few names."""
-    return click.option(flag(word), metavar="NAME", help=f"[default: {default}] {', '.join(names)}")
-
-
 statistics_option = click.option(
     "--statistics", type=click.Path(path_type=Path), metavar="FILE", help="from ditprune calibrate"
 )
-# Which layers are pruned.
-target_options = _together(
-    click.option("--include", multiple=True, metavar="GLOB", help="take only these; repeatable"),
-    click.option("--exclude", multiple=True, metavar="GLOB", help="leave these out; repeatable"),
-    click.option(
-        "--auxiliary", is_flag=True, default=None,
-        help="also prune block lists beside the trunk, such as text refiners",
-    ),
-)  # fmt: skip
-# The words of a recipe, or a file with them; `read_recipe` takes them.
-recipe_options = _together(
-    _method("saliency", "stw", SALIENCIES),
-    _method("granularity", "cag", GRANULARITIES),
-    click.option("--sparsity", type=float, help="[default: 0.5] share of each group to remove"),
-    click.option("--pattern", metavar="N:M", help="keep N of every M weights, as in 2:4"),
-    click.option("--weight-power", type=float, help="exponent of |W|, for power"),
-    click.option(
-        "--activation-power", type=float, help="exponent of the input norm, for power and ria"
-    ),
-    click.option("--cag-threshold", type=float, help="[default: 0.1] per channel from this G_out"),
-    _method("preset", "paper", PRESETS),
-    _method("reconstruction", "none", RECONSTRUCTIONS),
-    _method("mask", "saliency", MASKS),
-    _method("allocation", "uniform", ALLOCATIONS),
-    _method("timestep_weighting", "uniform", TIMESTEP_WEIGHTINGS),
-    _method("refinement", "none", REFINEMENTS),
-    click.option(
-        "--packages", type=int, metavar="N",
-        help="[default: 1] runs of blocks to reconstruct one after the other",
-    ),
-    target_options,
-    click.option(
-        "--recipe", type=click.Path(path_type=Path), metavar="FILE.json",
-        help="a recipe, as in ditprune.json; other options override it",
-    ),
-)  # fmt: skip
 # Where the denoiser runs.
 placement_options = _together(
     click.option("--device", metavar="NAME", help="[default: cpu] cpu, cuda, cuda:1, mps"),
@@ -146,22 +94,6 @@ def read_measures(metrics: str | None, **others: Any) -> Measures:
     """`"fid,ssim"` and the other measuring options as one value."""
     names = None if metrics is None else tuple(n.strip() for n in metrics.split(",") if n.strip())
     return Measures(names, **others)
-
-
-def read_recipe(recipe: Path | None, **fields: Any) -> Recipe:
-    """The recipe of a command line: its file, if there is one, overridden by its options."""
-    fields = {key: value for key, value in fields.items() if value not in (None, ())}
-    if recipe is None:
-        return build(**fields)
-    if not recipe.is_file():
-        raise RecipeError(f"--recipe {recipe}: no such file; expected a JSON recipe")
-    content = read_json(recipe)
-    return from_json(content.get("recipe", content), str(recipe), **fields)
-
-
-def read_statistics(file: Path | None) -> dict[str, Statistics] | None:
-    """The statistics of each denoiser in a file; None without a file."""
-    return None if file is None else load_statistics(file)
 
 
 def read_labels(text: str | None) -> tuple[int, ...] | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.table import Table
 
+from ditprune.api.folders import Ready
+from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.statistics_file import Statistics, findings
@@ -18,14 +21,18 @@ from ditprune.method.recipe import Recipe
 from ditprune.pruning.forecast import (
     RunForecast,
     UpdateForecast,
+    forecast_run,
     forecast_updates,
     measured_rate,
     row_cost,
 )
-from ditprune.pruning.job import Job, dense_lines
+from ditprune.pruning.job import Job, dense_lines, num_bytes, open_jobs, plan_jobs
+from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
-from ditprune.pruning.update.folder import Source, calls_of
+from ditprune.pruning.update.folder import Source, calls_of, check_source
 from ditprune.reporting import formats
+from ditprune.writing.files import check_folder, existing_parent
+from ditprune.writing.staging import missing_bytes
 
 # Where there is no GPU to measure: what one of the larger ones does in float32.
 _ASSUMED_RATE = 40e12
@@ -45,6 +52,32 @@ def show_forecast(expected: RunForecast) -> None:
         f"{formats.duration(expected.seconds)} here, with {formats.size(expected.peak_bytes)} of "
         "memory at most"
     )
+
+
+def show_dry_run(ready: Ready, out: Path) -> None:
+    """The plan of `prune`, and what it takes; every check is made and nothing is written."""
+    model, recipes = ready.model, ready.recipes
+    source = None
+    if ready.batches is not None:
+        source = Source(load_calibration_set(ready.batches), ready.placement, ready.max_gram_bytes)
+    if not ready.samples_first:
+        for recipe in recipes.values():
+            check_scorable(recipe, ready.stats)
+        check_source(model, recipes, source)
+    jobs = open_jobs(model, ready.stats, recipes)
+    size_bytes = missing_bytes(out, num_bytes(model, jobs))
+    check_folder(out, model.root, size_bytes, ready.overwrite)
+    expected = forecast_run(model, jobs, existing_parent(out.resolve()))
+    show_plans(plan_jobs(jobs))
+    show_forecast(expected)
+    if ready.samples_first:
+        console.show(
+            ["before that it samples and calibrates the pipeline with the defaults; "
+             "`ditprune calibrate MODEL -o FILE --dry-run` says what that takes"]
+        )  # fmt: skip
+    if source is not None:
+        for job in jobs:
+            show_update_forecast(model, job, source, console.prefix(job.name, jobs))
 
 
 def show_plans(plans: Mapping[str, Plan]) -> None:
@@ -84,15 +117,14 @@ def _show_plan(plan: Plan, prefix: str) -> None:
         console.out.print(f"{prefix}CAG chooses the group by G_out: pass --statistics to see it")
 
 
-def show_update_forecast(
-    model: ModelFolder, job: Job, recipe: Recipe, source: Source, prefix: str
-) -> None:
+def show_update_forecast(model: ModelFolder, job: Job, source: Source, prefix: str) -> None:
     """The memory of weight updates, and their time on this CPU and on one GPU by stage."""
-    targets, total = job.selection.targets, 0
+    targets, total, recipe = job.selection.targets, 0, job.recipe
     first = None
     for call in calls_of(job, source):
         first, total = first or call, total + num_rows(call)
-    assert first is not None  # as `check_source` has seen
+    if first is None:  # of a denoiser whose recipe needs none
+        return
     try:
         row = row_cost(skeleton(model.denoisers[job.name]), targets, first)
     except ModelError as error:

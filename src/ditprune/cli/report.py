@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
+from ditprune.api.folders import report as write_page
 from ditprune.cli import console
 from ditprune.reporting.load import load
-from ditprune.reporting.page import MARK, render
 from ditprune.reporting.verdict import judge
-from ditprune.writing.files import check_file, write_beside
 
 
 @click.command()
@@ -25,22 +24,10 @@ def report(folder: Path, out: Path | None) -> None:
     It reads results.json only, so it can be made again without the models. A page that is there
     is replaced; any other file is not.
     """
+    page = write_page(folder, out)
     results = load(folder)
-    file = out or (folder if folder.is_dir() else folder.parent) / "report.html"
-    check_file(file, overwrite=_is_page(file))
-    page = render(results)
-    with write_beside(file) as part:
-        part.write_text(page, encoding="utf-8")
     dense, *pruned = results["models"]
     for model in pruned:
         verdict = judge(model, dense, results["metrics"])
         console.out.print(console.printable(f"{model['name']}: {verdict.text}"), markup=False)
-    console.out.print(f"page: {file}", markup=False)
-
-
-def _is_page(file: Path) -> bool:
-    """Whether a report is there, which a new one may replace."""
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return stream.read(len(MARK)) == MARK.encode()
+    console.out.print(f"page: {page}", markup=False)

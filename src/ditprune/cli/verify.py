@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ditprune.checkpoints.locate import locate
+from ditprune.api.folders import verify as false_claims
 from ditprune.cli import console
-from ditprune.pruning.verify import verify as false_claims
 
 
 @click.command()
@@ -14,7 +13,7 @@ from ditprune.pruning.verify import verify as false_claims
 def verify(out: str) -> int:
     """Read the folder OUT back from disk; exit 1 when any claim of its manifest is false."""
     count = 0
-    for claim in false_claims(locate(out)):
+    for claim in false_claims(out):
         console.out.print(f"false: {claim}", markup=False)
         count += 1
     if count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ditprune.calls import DENOISER, Call
+from ditprune.calls import Call
+from ditprune.checkpoints.locate import names_denoiser
 from ditprune.denoiser.rows import num_rows, take_item
+from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -181,10 +184,22 @@ class StepRecorder:
             self.taken.setdefault(row, []).append(item.map(to_cpu))
 
 
-def denoisers_of(pipeline: Any, names: Sequence[str] = (DENOISER,)) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline among these component names; missing ones are left out."""
+def denoisers_of(pipeline: Any, names: Sequence[str] | None = None) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline among these component names; missing ones are left out.
+
+    Without names, they are the components called `transformer…`, and those whose class is a
+    denoiser of diffusers.
+    """
+    if names is None:
+        names = [name for name, part in pipeline.components.items() if _is_denoiser(name, part)]
     components = {name: getattr(pipeline, name, None) for name in names}
     return {name: module for name, module in components.items() if isinstance(module, nn.Module)}
+
+
+def _is_denoiser(name: str, component: Any) -> bool:
+    kind = type(component)
+    is_known = kind.__module__.split(".")[0] == "diffusers" and names_denoiser(kind.__name__)
+    return is_known or re.fullmatch(rf"{DENOISER}(_\d+)?", name) is not None
 
 
 def to_cpu(leaf: Any) -> Any:

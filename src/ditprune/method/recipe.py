@@ -39,7 +39,7 @@ NAMES = {"mask": MASKS, "allocation": ALLOCATIONS, "timestep_weighting": TIMESTE
 DEFAULT_METHODS = {
     "saliency": "stw", "granularity": "cag", "reconstruction": "none", "refinement": "none",
 }  # fmt: skip
-_GLOBS = ("include", "exclude", "blocks")
+GLOBS = ("include", "exclude", "blocks")
 _FEWEST_STEPS = 2  # a refinement that chooses the mask removes weights between two steps
 
 
@@ -262,7 +262,7 @@ def _resolved(words: Mapping[str, Any]) -> dict[str, Any]:
         axis: choose(axis, words.get(axis, default), default)
         for axis, default in DEFAULT_METHODS.items()
     }
-    for word in _GLOBS:
+    for word in GLOBS:
         values[word] = as_globs(word, words.get(word, ()))
     for word, known in NAMES.items():
         values[word] = words.get(word, known[0])

@@ -41,7 +41,7 @@ from ditprune.pruning.job import Job, num_bytes
 from ditprune.pruning.loop import prune_weight_
 from ditprune.pruning.plan import can_score
 from ditprune.pruning.update.budgets import LEVELS
-from ditprune.pruning.update.update import NUM_MEASURING_ROWS, gram_limit
+from ditprune.pruning.update.update import DEFAULT_GRAM_BYTES, NUM_MEASURING_ROWS
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
@@ -65,27 +65,25 @@ class RunForecast:
     seconds: float
 
 
-def forecast_run(
-    model: ModelFolder, jobs: Sequence[Job], recipe: Recipe, folder: Path
-) -> RunForecast:
+def forecast_run(model: ModelFolder, jobs: Sequence[Job], folder: Path) -> RunForecast:
     """What pruning into a folder below `folder` will take; nothing stays there.
 
     To be called first: what the process has taken so far counts as what every run takes to begin.
     """
     start_s, own_bytes = time.process_time(), psutil.Process().memory_info().rss
     total = num_bytes(model, jobs)
-    seconds = total * _seconds_per_byte(jobs, recipe, folder)
-    work_bytes = max(_work_bytes(job, recipe) for job in jobs)
+    seconds = total * _seconds_per_byte(jobs, folder)
+    work_bytes = max(_work_bytes(job) for job in jobs)
     return RunForecast(total, own_bytes + work_bytes, start_s + seconds)
 
 
-def _work_bytes(job: Job, recipe: Recipe) -> int:
+def _work_bytes(job: Job) -> int:
     """The most that three tensors in a row take, and the work on the middle one."""
     targets = _by_tensor(job)
     entries = list(job.weights.in_order())
     sizes = [0, *(entry.size_bytes for entry in entries), 0]
     return max(
-        sum(sizes[i : i + 3]) + _select_bytes(targets.get(entry.name), recipe)
+        sum(sizes[i : i + 3]) + _select_bytes(targets.get(entry.name), job.recipe)
         for i, entry in enumerate(entries)
     )
 
@@ -103,12 +101,12 @@ def _select_bytes(target: Target | None, recipe: Recipe) -> int:
     return scores + scores  # the second is partitioned
 
 
-def _seconds_per_byte(jobs: Sequence[Job], recipe: Recipe, folder: Path) -> float:
+def _seconds_per_byte(jobs: Sequence[Job], folder: Path) -> float:
     """By doing some of it: read, score, select, hash, write and bring to the disk."""
     num_bytes, begin = 0, time.perf_counter()
     with tempfile.TemporaryFile(dir=folder) as file:
         for job in jobs:
-            num_bytes += _sample(job, recipe, file, _SAMPLE_S / len(jobs))
+            num_bytes += _sample(job, file, _SAMPLE_S / len(jobs))
         streamed = time.perf_counter()
         os.fsync(file.fileno())
         synced = time.perf_counter()
@@ -116,9 +114,9 @@ def _seconds_per_byte(jobs: Sequence[Job], recipe: Recipe, folder: Path) -> floa
     return max(streamed - begin, synced - streamed) / num_bytes
 
 
-def _sample(job: Job, recipe: Recipe, file: BinaryIO, limit_s: float) -> int:
+def _sample(job: Job, file: BinaryIO, limit_s: float) -> int:
     """Prune targets here and there into `file` for a while; how many bytes it were."""
-    targets, stats = _by_tensor(job), job.stats
+    targets, stats, recipe = _by_tensor(job), job.stats, job.recipe
     if not can_score(recipe, stats):
         recipe, stats = replace(recipe, saliency=Magnitude()), None
     names = sorted(targets)
@@ -230,7 +228,7 @@ def forecast_updates(
     Raises RecipeError for `max_gram_bytes` where it collects no Grams.
     """
     measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
-    cut = stages(targets, recipe.packages, gram_limit(recipe, max_gram_bytes))
+    cut = stages(targets, recipe.packages, max_gram_bytes or DEFAULT_GRAM_BYTES)
     passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
     work = {

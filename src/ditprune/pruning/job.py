@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from ditprune.checkpoints.copy_folder import copied_bytes, stamp
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.method.recipe import Recipe
+from ditprune.method.words import build_each
 from ditprune.pruning.plan import (
     Plan,
     Selection,
@@ -45,20 +48,23 @@ class Job:
     weights: Weights
     selection: Selection
     stats: Statistics | None
+    recipe: Recipe
     base: Mapping[str, Any]
 
 
 def open_jobs(
-    model: ModelFolder, stats: Mapping[str, Statistics] | None, recipe: Recipe
-) -> list[Job]:
+    model: ModelFolder, stats: Mapping[str, Statistics] | None,
+    recipe: Recipe | Mapping[str, Recipe],
+) -> list[Job]:  # fmt: skip
     """One for every denoiser; every check before work."""
-    return [_open(model, name, stats, recipe) for name in model.denoisers]
+    recipes = build_each(model.denoisers, recipe)
+    return [_open(model, name, stats, recipes[name]) for name in model.denoisers]
 
 
-def plan_jobs(jobs: Sequence[Job], recipe: Recipe) -> dict[str, Plan]:
+def plan_jobs(jobs: Sequence[Job]) -> dict[str, Plan]:
     """What would be done to each, reading one weight at a time (none without statistics)."""
     return {
-        job.name: make_plan(job.selection, read_weights(job.weights), job.stats, recipe)
+        job.name: make_plan(job.selection, read_weights(job.weights), job.stats, job.recipe)
         for job in jobs
     }
 
@@ -68,14 +74,18 @@ def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
     return copied_bytes(model, _weights(jobs))
 
 
-def run_identity(model: ModelFolder, jobs: Sequence[Job], recipe: Recipe) -> dict[str, Any]:
+def run_identity(model: ModelFolder, jobs: Sequence[Job]) -> dict[str, Any]:
     """What must be the same for a run to go on with the work of another, as JSON gives it back."""
     values = {
         "versions": installed_versions(),
-        "recipe": recipe.to_json(),
         "files": stamp(model, _weights(jobs)),
         "denoisers": {
-            job.name: {**job.base, "statistics": job.stats and _digest(job.stats)} for job in jobs
+            job.name: {
+                **job.base,
+                "recipe": job.recipe.to_json(),
+                "statistics": job.stats and _digest(job.stats),
+            }
+            for job in jobs
         },
     }
     return json.loads(json.dumps(values))
@@ -95,11 +105,13 @@ def _open(
     model: ModelFolder, name: str, stats: Mapping[str, Statistics] | None, recipe: Recipe
 ) -> Job:
     folder = model.denoisers[name]
-    denoiser_stats = statistics_of(stats, name, model.denoisers, recipe)
+    prints = partial(folder_fingerprints, folder)
+    denoiser_stats = statistics_of(stats, name, model.denoisers, recipe, prints)
     weights = Weights(folder)
     selection = select_in_checkpoint(folder, weights, recipe, denoiser_stats)
     base = base_of(model, folder, weights, selection.fingerprint)
-    return Job(name, folder.relative_to(model.root), weights, selection, denoiser_stats, base)
+    folder = folder.relative_to(model.root)
+    return Job(name, folder, weights, selection, denoiser_stats, recipe, base)
 
 
 def _weights(jobs: Sequence[Job]) -> dict[str, Weights]:
@@ -172,9 +184,29 @@ class Outcome(Plan):
     Args:
         skipped: targets that could not be scored.
         left_out: other matrices inside its blocks.
+        calibration: the number of calls behind the statistics, and their protocol.
+        mask: the file that the mask came from, if it came from one, and whose it was.
     """
 
     targets: Mapping[str, TargetOutcome]  # type: ignore[assignment]
+    calibration: Mapping[str, Any] | None = None
+    mask: Mapping[str, Any] | None = None
+
+    def save(self, folder: str | Path) -> None:
+        """Add ditprune.json and the mask to what `save_pretrained` wrote, and nothing else.
+
+            outcome = ditprune.prune_(pipe, stats)
+            pipe.save_pretrained("out")
+            outcome.save("out")
+
+        Args:
+            folder: of a denoiser; or of a pipeline, each of whose denoisers gets its own files.
+
+        Raises ModelError if the folder does not hold the weights that were pruned.
+        """
+        from ditprune.pruning.saving import save_outcome
+
+        save_outcome(self, Path(folder))
 
     @property
     def num_pruned(self) -> int:
@@ -192,11 +224,22 @@ class Outcome(Plan):
         return self.num_pruned / self.num_parameters
 
 
+def outcome_of(
+    selection: Selection, targets: Mapping[str, TargetOutcome], recipe: Recipe,
+    stats: Statistics | None,
+) -> Outcome:  # fmt: skip
+    """What was done to the selected targets of one denoiser."""
+    calibration = None
+    if stats is not None:
+        calibration = {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)}
+    outcome: Outcome = Outcome.of(selection, targets, recipe)
+    return replace(outcome, calibration=calibration)
+
+
 def claims(
     outcome: Outcome,
     base: Mapping[str, Any],
     hashes: Mapping[str, str],
-    stats: Statistics | None,
 ) -> dict[str, Any]:
     """The manifest of a denoiser, as plain values.
 
@@ -209,7 +252,7 @@ def claims(
         "recipe": outcome.recipe.to_json(),
         "cag_threshold": outcome.recipe.cag_threshold,
         "base": dict(base),
-        "statistics": stats and {"num_calls": stats.num_calls, "protocol": dict(stats.protocol)},
+        "statistics": outcome.calibration,
         "totals": {
             "num_targets": len(outcome.targets),
             "num_weights": outcome.num_weights,
@@ -229,6 +272,7 @@ def claims(
             for name, target in outcome.targets.items()
         },
         "untouched": {name: sha for name, sha in hashes.items() if name not in tensors},
+        **({} if outcome.mask is None else {"mask": dict(outcome.mask)}),
     }
 
 

@@ -1,12 +1,12 @@
 """The loop that prunes: for each tensor read, score, group, keep, write.
 
-`prune_` runs it over a loaded module, `prune_checkpoint` over the files of a folder.
+`prune_denoiser_` runs it over a loaded module, `prune_checkpoint` over the files of a folder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ditprune.errors import RecipeError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.words import build
+from ditprune.method.words import build_each
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import (
     Job,
@@ -32,9 +32,11 @@ from ditprune.pruning.job import (
     claims,
     num_bytes,
     open_jobs,
+    outcome_of,
     run_identity,
 )
 from ditprune.pruning.plan import (
+    Selection,
     can_score,
     make_plan,
     read_module,
@@ -43,81 +45,84 @@ from ditprune.pruning.plan import (
     select_in_module,
 )
 from ditprune.pruning.update.folder import Source, check_source, updated_tensors, write_update_
-from ditprune.pruning.update.update import check_needs_calls, gram_limit, update_targets
+from ditprune.pruning.update.update import (
+    check_has_calls,
+    update_targets,
+)
 from ditprune.reporting import card
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 from ditprune.writing.files import write_manifest
 from ditprune.writing.staging import Staging, resumable_folder
 
-__all__ = ["check_scorable", "prune_", "prune_checkpoint", "prune_weight_"]
+__all__ = [
+    "Checked",
+    "check_denoiser_to_prune",
+    "check_scorable",
+    "prune_checkpoint",
+    "prune_denoiser_",
+    "prune_weight_",
+]
 
 # A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def prune_(
-    denoiser: nn.Module,
-    stats: Statistics | None = None,
-    sparsity: float | None = None,
-    *,
-    batches: Iterable[Any] | None = None,
-    max_gram_bytes: int | None = None,
-    progress: Progress = silent,
-    recipe: Recipe | None = None,
-    **words: Any,
-) -> Outcome:
-    """Prune a denoiser in place. The default is the paper's method at 50 %.
+@dataclass(frozen=True)
+class Checked:
+    """A loaded denoiser that a recipe can be applied to."""
 
-    Args:
-        denoiser: any module with transformer blocks, on any device.
-        stats: from `calibrate`; None where the saliency needs none (magnitude).
-        sparsity: share of each comparison group to remove; 0.5 by default.
-        batches: as for `calibrate`, where a recipe updates weights or measures budgets.
-        max_gram_bytes: memory for Grams, 4 GB by default; fewer bytes mean more passes over the
-            batches.
-        progress: is told how far the work is.
-        recipe: what to do; excludes `sparsity` and `words`.
-        words: the words of a recipe, as in `saliency="wanda"`; see `Recipe`.
+    denoiser: nn.Module
+    recipe: Recipe
+    stats: Statistics | None
+    selection: Selection
+    calls: Sequence[Call]
+    max_gram_bytes: int | None = None
 
-    Returns:
-        What was done to each target.
 
-    Raises:
-        RecipeError, ModelError, TargetError, StatisticsError: before anything is changed.
+def check_denoiser_to_prune(
+    denoiser: nn.Module, recipe: Recipe, stats: Statistics | None, calls: Iterable[Any] | None,
+    max_gram_bytes: int | None,
+) -> Checked:  # fmt: skip
+    """Every check before anything changes; all weights are scored once for it.
+
+    Raises RecipeError, ModelError, TargetError, StatisticsError.
     """
-    recipe = build(recipe, sparsity=sparsity, **words)
     check_scorable(recipe, stats)
-    if batches is not None:
-        check_needs_calls(recipe, "batches")
-    if max_gram_bytes is not None:
-        gram_limit(recipe, max_gram_bytes)
     selection = select_in_module(denoiser, recipe, stats)
-    read = read_module(denoiser)
-    # Score everything once before anything changes, so that a refusal leaves the module whole.
-    make_plan(selection, read, stats, recipe)
+    make_plan(selection, read_module(denoiser), stats, recipe)
+    calls_read = [Call.of(batch) for batch in calls or ()]
+    if recipe.needs_calls:
+        check_has_calls(calls_read)
+    return Checked(denoiser, recipe, stats, selection, calls_read, max_gram_bytes)
+
+
+def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
+    """Prune a checked denoiser in place."""
+    recipe, stats, selection = checked.recipe, checked.stats, checked.selection
+    read = read_module(checked.denoiser)
     if recipe.updates_weights:
-        calls = [Call.of(batch) for batch in batches or ()]
         updates = update_targets(
-            denoiser, selection.targets, stats, recipe, calls, progress, max_gram_bytes
-        )
+            checked.denoiser, selection.targets, stats, recipe, checked.calls, progress,
+            checked.max_gram_bytes,
+        )  # fmt: skip
         outcomes = {
             name: write_update_(read(update.layer.target), update)
             for name, update in updates.items()
         }
     else:
-        outcomes = {
-            name: prune_weight_(target, read(target), stats, recipe)
-            for name, target in selection.targets.items()
-        }
-    return Outcome.of(selection, outcomes, recipe)
+        outcomes = {}
+        for number, (name, target) in enumerate(selection.targets.items(), start=1):
+            outcomes[name] = prune_weight_(target, read(target), stats, recipe)
+            progress("pruning", number, len(selection.targets))
+    return outcome_of(selection, outcomes, recipe, stats)
 
 
 def prune_checkpoint(
     model: ModelFolder,
     out: Path,
     stats: Mapping[str, Statistics] | None,
-    recipe: Recipe,
+    recipe: Recipe | Mapping[str, Recipe],
     overwrite: bool = False,
     progress: Progress = silent,
     source: Source | None = None,
@@ -131,57 +136,49 @@ def prune_checkpoint(
 
     Args:
         stats: by denoiser; a single entry serves a single denoiser whatever its key.
+        recipe: of all denoisers, or of each.
         source: calibration calls, where the recipe updates weights.
 
     Raises:
         DitpruneError: before any work where it can be known, else with `out` as it was.
     """
-    check_scorable(recipe, stats)
-    if source is not None or recipe.needs_calls:
-        check_source(model, recipe, source)
-    jobs = open_jobs(model, stats, recipe)
-    size_bytes, identity = num_bytes(model, jobs), run_identity(model, jobs, recipe)
+    recipes = build_each(model.denoisers, recipe)
+    for denoiser_recipe in recipes.values():
+        check_scorable(denoiser_recipe, stats)
+    check_source(model, recipes, source)
+    jobs = open_jobs(model, stats, recipes)
+    size_bytes, identity = num_bytes(model, jobs), run_identity(model, jobs)
     if source is not None:
         identity["calibration_set"] = source.identity()
     with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
         if not staging.is_written:
             copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
-        outcomes = {
-            job.name: _prune_denoiser(model, job, staging, recipe, progress, source) for job in jobs
-        }
+        outcomes = {job.name: _prune_job(model, job, staging, progress, source) for job in jobs}
         if not staging.is_written:
             card.write(staging.part, base_model=model.hub_id)
         return outcomes
 
 
-def _prune_denoiser(
-    model: ModelFolder,
-    job: Job,
-    staging: Staging,
-    recipe: Recipe,
-    progress: Progress,
-    source: Source | None,
+def _prune_job(
+    model: ModelFolder, job: Job, staging: Staging, progress: Progress, source: Source | None
 ) -> Outcome:
     """Write what is not written yet; the outcome covers all of it."""
     if staging.is_written:
-        return _outcome(job, staging, recipe)
+        return _outcome(job, staging)
     targets = {f"{name}.weight": target for name, target in job.selection.targets.items()}
     folder, updates_file = staging.part / job.folder, _updates_file(staging, job)
-    updates = (
-        updated_tensors(model, job, source, recipe, updates_file, progress)
-        if recipe.updates_weights
-        else None
-    )
-    layout = layout_of(job.weights)
+    updates = None
+    if job.recipe.updates_weights:
+        updates = updated_tensors(model, job, source, updates_file, progress)
     with TensorRewriter(
-        job.name, job.weights, layout, folder, staging.journal, progress
+        job.name, job.weights, layout_of(job.weights), folder, staging.journal, progress
     ) as rewriter:
         for entry, raw in rewriter:
             note = None
             if entry.name in targets:
                 target, weight = targets[entry.name], as_matrix(as_tensor(raw, entry))
                 if updates is None:
-                    outcome = prune_weight_(target, weight, job.stats, recipe)
+                    outcome = prune_weight_(target, weight, job.stats, job.recipe)
                 else:
                     updated_weight, outcome = updates[target.name]
                     weight.copy_(as_matrix(updated_weight))
@@ -192,8 +189,8 @@ def _prune_denoiser(
     hashes = {
         entry.name: rewriter.written[entry.name]["sha256"] for entry in job.weights.in_order()
     }
-    denoiser_outcome = _outcome(job, staging, recipe)
-    write_manifest(folder, claims(denoiser_outcome, job.base, hashes, job.stats))
+    denoiser_outcome = _outcome(job, staging)
+    write_manifest(folder, claims(denoiser_outcome, job.base, hashes))
     updates_file.unlink(missing_ok=True)
     return denoiser_outcome
 
@@ -226,14 +223,14 @@ def check_scorable(recipe: Recipe, stats: object | None) -> None:
         )
 
 
-def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
+def _outcome(job: Job, staging: Staging) -> Outcome:
     """The outcome of a denoiser whose tensors are all in the journal."""
     written = written_tensors(staging.journal, job.name)
     targets = {
         name: TargetOutcome.from_json(written[f"{name}.weight"]["note"])
         for name in job.selection.targets
     }
-    return Outcome.of(job.selection, targets, recipe)
+    return outcome_of(job.selection, targets, job.recipe, job.stats)
 
 
 def _updates_file(staging: Staging, job: Job) -> Path:

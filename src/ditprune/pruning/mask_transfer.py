@@ -16,16 +16,20 @@ from ditprune.checkpoints.compact.packing import num_set
 from ditprune.checkpoints.copy_folder import copied_bytes, copy_identity, copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
-from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter, written_tensors
-from ditprune.checkpoints.skeleton import combined_fingerprint, weight_fingerprints
+from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
+from ditprune.checkpoints.skeleton import (
+    combined_fingerprint,
+    skeleton,
+    weight_fingerprints,
+)
 from ditprune.checkpoints.weights import Weights, layout_of, sha256
-from ditprune.errors import DitpruneError, ModelError
+from ditprune.errors import ModelError
 from ditprune.method.words import from_json
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import Outcome, TargetOutcome, base_of, claims
-from ditprune.targets.coverage import LeftOut
+from ditprune.pruning.masks_in_memory import MALFORMED_RECORDS, match_masks, recorded_outcome
+from ditprune.targets.discover import discover
 from ditprune.writing.files import (
-    MALFORMED,
     MANIFEST,
     check_file,
     is_compact,
@@ -33,8 +37,6 @@ from ditprune.writing.files import (
     write_manifest,
 )
 from ditprune.writing.staging import Staging, check_early, resumable_folder
-
-_MALFORMED = (DitpruneError, *MALFORMED)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _records(folder: Path) -> dict[str, Any]:
         from_json(records["recipe"], "recipe")
         if not records["targets"]:
             raise ValueError("no targets")
-    except _MALFORMED as error:
+    except MALFORMED_RECORDS as error:
         raise ModelError(
             f"{folder / MANIFEST}: cannot be read ({error!r}); run `ditprune verify`"
         ) from None
@@ -147,7 +149,7 @@ def apply_masks(
     check_early(out, model.root, overwrite)
     weights = _checked_weights(model, mask, masks_of)
     for name, masks in masks_of.items():
-        _outcome(mask, masks, weights[name], {})
+        recorded_outcome(mask, masks, weights[name].num_parameters, {})
     digest = sha256(np.memmap(mask.file, mode="r").data)
     identity = copy_identity(model, weights, {"mask": digest})
     size_bytes = copied_bytes(model, weights)
@@ -159,14 +161,18 @@ def apply_masks(
         outcomes = {}
         for name, masks in masks_of.items():
             records = written_tensors(staging.journal, name)
-            outcomes[name] = outcome = _outcome(mask, masks, weights[name], records)
+            num_nonzero = {
+                target: records[f"{target}.weight"]["note"] for target in mask.shapes(masks)
+            }
+            size = weights[name].num_parameters
+            outcomes[name] = outcome = recorded_outcome(mask, masks, size, num_nonzero)
             if not staging.is_written:
                 folder = model.denoisers[name]
                 hashes = {e.name: records[e.name]["sha256"] for e in weights[name].in_order()}
                 prints = weight_fingerprints(weights[name], outcome.targets.values())
                 base = base_of(model, folder, weights[name], combined_fingerprint(prints))
                 origin = {"sha256": digest, "base": mask.denoisers[masks]["base"]}
-                content = {**claims(outcome, base, hashes, None), "mask": origin}
+                content = claims(replace(outcome, mask=origin), base, hashes)
                 write_manifest(staging.part / folder.relative_to(model.root), content)
     return outcomes
 
@@ -194,25 +200,22 @@ def filled_in(
 
 
 def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
-    """Which denoiser of the mask goes with each denoiser of the model.
-
-    If both have a single one, these two go together whatever their names. Raises ModelError.
-    """
+    """As `match_masks`, for a folder whose weights are not compact. Raises ModelError."""
     for folder in model.denoisers.values():
         if is_compact(folder):
             raise ModelError(
                 f"{folder}: its weights are compact; convert it first: "
                 "`ditprune convert FOLDER --to dense -o DENSE`"
             )
-    if len(model.denoisers) == len(mask.denoisers) == 1:
-        return {next(iter(model.denoisers)): next(iter(mask.denoisers))}
-    missing = mask.denoisers.keys() - model.denoisers.keys()
-    if missing:
-        raise ModelError(
-            f"{mask.file}: has masks of {', '.join(sorted(missing))}, the model has "
-            f"{', '.join(model.denoisers)}; expected a pipeline with the same denoisers"
+
+    def print_of(name: str, auxiliary: bool) -> str:
+        targets = discover(skeleton(model.denoisers[name]), auxiliary)
+        return combined_fingerprint(
+            weight_fingerprints(Weights(model.denoisers[name]), targets.values())
         )
-    return {name: name for name in model.denoisers if name in mask.denoisers}
+
+    alone = None if model.is_pipeline else model.root.resolve().name
+    return match_masks(model.denoisers, mask, print_of, alone)
 
 
 def _checked_weights(
@@ -244,32 +247,3 @@ def _write(
                 apply_(raw, entry.dtype, mask.bits(masks, targets[entry.name]))
                 num_nonzero = num_set(nonzero_bits(raw, entry.dtype))
             rewriter.write(entry, raw, num_nonzero)
-
-
-def _outcome(
-    mask: MaskFile, masks: str, weights: Weights, records: Mapping[str, Record]
-) -> Outcome:
-    """The outcome that the mask's manifest records, with the zeros that there are now.
-
-    Raises ModelError if the records are malformed.
-    """
-    claimed = mask.denoisers[masks]
-    try:
-        targets = {}
-        for name, record in claimed["targets"].items():
-            target = TargetOutcome.from_json({**record, "name": name})
-            num_nonzero = records.get(f"{name}.weight", {}).get("note")
-            if num_nonzero is not None:
-                target = replace(target, num_zero=target.num_weights - num_nonzero)
-            targets[name] = target
-        return Outcome(
-            targets,
-            dict(claimed["skipped"]),
-            {n: LeftOut(n, o["num_weights"], o["reason"]) for n, o in claimed["left_out"].items()},
-            weights.num_parameters,
-            from_json(claimed["recipe"], "recipe"),
-        )
-    except _MALFORMED as error:
-        raise ModelError(
-            f"{mask.file}: its records cannot be read ({error!r}); extract it again"
-        ) from None

@@ -26,7 +26,6 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.column_norm import ColumnNorm, timestep_weights
-from ditprune.method.words import build
 from ditprune.targets.coverage import LeftOut, left_out
 from ditprune.targets.discover import Target, discover, select
 from ditprune.targets.matrix import as_matrix
@@ -109,7 +108,7 @@ class Plan(OfDenoisers):
     def cag_threshold(self) -> float | None:
         """The G_out from which CAG prunes per channel; None where no target is grouped by it."""
         is_grouped = all(target.granularity is not None for target in self.targets.values())
-        return self.recipe.cag_threshold if is_grouped else None
+        return self.recipe.cag_threshold if is_grouped and isinstance(self.recipe, Recipe) else None
 
     @property
     def num_weights(self) -> int:
@@ -117,29 +116,16 @@ class Plan(OfDenoisers):
         return sum(target.num_weights for target in self.targets.values())
 
 
-def inspect(
-    denoiser: nn.Module,
-    stats: Statistics | None = None,
-    *,
-    recipe: Recipe | None = None,
-    **words: Any,
-) -> Plan:
-    """What `prune_` with the same recipe or words would do to a denoiser; nothing is changed.
-
-    Raises ModelError, RecipeError, TargetError, StatisticsError.
-    """
-    recipe = build(recipe, **words)
-    selection = select_in_module(denoiser, recipe, stats)
-    return make_plan(selection, read_module(denoiser), stats, recipe)
-
-
 def statistics_of(
-    stats: Mapping[str, Statistics] | None,
-    denoiser: str,
-    denoisers: Collection[str],
-    recipe: Recipe,
-) -> Statistics | None:
+    stats: Mapping[str, Statistics] | None, denoiser: str, denoisers: Collection[str],
+    recipe: Recipe, fingerprints: Callable[[], Mapping[str, str]],
+) -> Statistics | None:  # fmt: skip
     """The statistics of one denoiser of a model; a single entry serves a single denoiser.
+
+    Where a single denoiser of a pipeline stands alone, those of its weights are taken.
+
+    Args:
+        fingerprints: gives those of the denoiser's weights.
 
     Raises StatisticsError where they are needed and not there.
     """
@@ -147,6 +133,15 @@ def statistics_of(
         return None
     if len(denoisers) == len(stats) == 1:
         return next(iter(stats.values()))
+    if len(denoisers) == 1:
+        prints = fingerprints()
+        for part in stats.values():
+            if part.fingerprints and part.fingerprints.items() <= prints.items():
+                return part
+        raise StatisticsError(
+            f"statistics: of {', '.join(stats)}, and none of them was made from these weights; "
+            "calibrate this model"
+        )
     if denoiser not in stats and recipe.saliency.needs:
         raise StatisticsError(
             f"statistics: none of the denoiser '{denoiser}', only of "

@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ditprune.errors import ResultsError
 from ditprune.reporting import formats, plots
 from ditprune.reporting.formats import TEMPLATES, fill
+from ditprune.reporting.load import load
 from ditprune.reporting.sections import (
     Sample,
     heterogeneity_tables,
@@ -19,12 +21,35 @@ from ditprune.reporting.sections import (
     sparsity_tables,
 )
 from ditprune.reporting.verdict import headline, judge, num_images_of
+from ditprune.writing.files import check_file, write_beside
 
 MOST_BYTES = 5_000_000
 # What the file begins with, so that a later report knows that it may replace it.
 MARK = "<!doctype html>\n<!-- made by ditprune report -->\n"
 # Images this small are drawn with their pixels.
 _SMALL_PX = 64
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of the results in a folder; a page that is there is replaced.
+
+    Returns where it is. Raises ResultsError, OutputError.
+    """
+    results = load(folder)
+    file = out or (folder if folder.is_dir() else folder.parent) / "report.html"
+    check_file(file, overwrite=_is_page(file))
+    page = render(results)
+    with write_beside(file) as part:
+        part.write_text(page, encoding="utf-8")
+    return file
+
+
+def _is_page(file: Path) -> bool:
+    """Whether a report is there, which a new one may replace."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(MARK)) == MARK.encode()
 
 
 def render(results: Mapping[str, Any]) -> str:

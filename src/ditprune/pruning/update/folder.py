@@ -28,7 +28,7 @@ from ditprune.pruning.job import Job, TargetOutcome
 from ditprune.pruning.update.update import (
     TargetUpdate,
     check_needs_calls,
-    gram_limit,
+    check_needs_grams,
     update_targets,
 )
 from ditprune.writing.tensors_file import load_tensors, save_tensors
@@ -59,28 +59,29 @@ class Source:
         }
 
 
-def check_source(model: ModelFolder, recipe: Recipe, source: Source | None) -> None:
+def check_source(model: ModelFolder, recipes: Mapping[str, Recipe], source: Source | None) -> None:
     """Refuse, before any work, calls that are not there, not whole or not of these denoisers.
 
     Raises RecipeError, and ModelError for a set that cannot be read.
     """
-    gram_limit(recipe, None if source is None else source.max_gram_bytes)
+    if source is not None and source.max_gram_bytes is not None:
+        check_needs_grams(recipes.values())
     if source is None:
-        if recipe.needs_calls:
+        if any(recipe.needs_calls for recipe in recipes.values()):
             raise RecipeError(
                 "this recipe updates weights to calibration calls and none were given; sample them "
                 "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
             )
         return
-    check_needs_calls(recipe, "source")
+    check_needs_calls(recipes.values(), "source")
     calls = source.calibration_set
     if missing := calls.missing():
         raise RecipeError(
             f"--calibration-set {calls.folder}: {len(missing)} of {calls.num_units} units are "
             "missing; finish it with the `ditprune calibrate` that began it"
         )
-    for name in model.denoisers:
-        if next(_stored(name, calls), None) is None:
+    for name, recipe in recipes.items():
+        if recipe.needs_calls and next(_stored(name, calls), None) is None:
             raise RecipeError(
                 f"--calibration-set {calls.folder}: no call in it reaches {name}; sample one from "
                 "this model, with the pipeline's own number of steps"
@@ -100,8 +101,7 @@ def write_update_(weight: Tensor, done: TargetUpdate) -> TargetOutcome:
 
 
 def updated_tensors(
-    model: ModelFolder, job: Job, source: Source | None, recipe: Recipe,
-    file: Path, progress: Progress,
+    model: ModelFolder, job: Job, source: Source | None, file: Path, progress: Progress
 ) -> dict[str, tuple[Tensor, TargetOutcome]]:  # fmt: skip
     """The new weight of every target, in its stored dtype and shape, and its outcome.
 
@@ -116,12 +116,12 @@ def updated_tensors(
     most = source.max_gram_bytes if source is not None else None
     denoiser = load_denoiser(model.denoisers[job.name], placement)
     calls: list[Call] = []
-    if source is not None:
+    if source is not None and job.recipe.needs_calls:
         calls = list(calls_of(job, source))
         with fitting(source.calibration_set.folder):  # what fails later is no fault of the calls
             run_call(denoiser, calls[0])
     targets = job.selection.targets
-    done = update_targets(denoiser, targets, job.stats, recipe, calls, progress, most)
+    done = update_targets(denoiser, targets, job.stats, job.recipe, calls, progress, most)
     updates = {}
     for name, update in done.items():
         weight = job.weights.read(f"{name}.weight")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +27,7 @@ from ditprune.pruning.update.thinning import Thinning, thinning
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
-_DEFAULT_GRAM_BYTES = 4_000_000_000
+DEFAULT_GRAM_BYTES = 4_000_000_000
 NUM_MEASURING_ROWS = 64  # of calibration, on which budgets are measured
 _MEASURED_TOGETHER = 8
 
@@ -73,12 +73,9 @@ def update_targets(
     Raises:
         RecipeError, StatisticsError, ModelError.
     """
-    if recipe.needs_calls and not calls:
-        raise RecipeError(
-            "this recipe updates weights to the calibration calls and none were given; pass "
-            "batches (on the command line --calibration-set)"
-        )
-    limit = gram_limit(recipe, max_gram_bytes)
+    if recipe.needs_calls:
+        check_has_calls(calls)
+    limit = DEFAULT_GRAM_BYTES if max_gram_bytes is None else max_gram_bytes
     with torch.no_grad():
         layers = {
             name: prepare(target, partial(_weight, denoiser, name), stats, recipe)
@@ -96,31 +93,34 @@ def update_targets(
     return _refined(denoiser, updates, first_updates, thin, calls, recipe, progress)
 
 
-def check_needs_calls(recipe: Recipe, given: str) -> None:
-    """Refuse calls, named as they were `given`, where a recipe has no use for any.
-
-    Raises RecipeError.
-    """
-    if not recipe.needs_calls:
+def check_has_calls(calls: Sequence[Call]) -> None:
+    """Refuse a recipe that runs the denoiser where there are no calls. Raises RecipeError."""
+    if not calls:
         raise RecipeError(
-            f"{given}: this recipe updates no weights and measures no budgets; leave it out, or "
-            "ask for a reconstruction, a measured allocation or the preset best"
+            "this recipe updates weights to the calibration calls and none were given; pass "
+            "batches (on the command line --calibration-set)"
         )
 
 
-def gram_limit(recipe: Recipe, max_gram_bytes: int | None) -> int:
-    """The bytes that Grams may take together; 4 GB where nothing is asked for.
+def check_needs_calls(recipes: Iterable[Recipe], given: str) -> None:
+    """Refuse calls, named as they were `given`, where no recipe has a use for any.
 
-    Raises RecipeError for a limit where the recipe collects none.
+    Raises RecipeError.
     """
-    if max_gram_bytes is None:
-        return _DEFAULT_GRAM_BYTES
-    if not recipe.needs_grams:
+    if not any(recipe.needs_calls for recipe in recipes):
+        raise RecipeError(
+            f"{given}: this recipe updates no weights and measures no budgets; leave it out, or "
+            "ask for a reconstruction, a measured allocation, --max-error or the preset best"
+        )
+
+
+def check_needs_grams(recipes: Iterable[Recipe]) -> None:
+    """Refuse a limit for Grams where no recipe collects any. Raises RecipeError."""
+    if not any(recipe.needs_grams for recipe in recipes):
         raise RecipeError(
             "--gram-memory (max_gram_bytes): this recipe collects no Grams; leave it out, or ask "
             "for a reconstruction or --allocation proxy"
         )
-    return max_gram_bytes
 
 
 def _reconstructed(

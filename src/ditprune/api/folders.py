@@ -1,0 +1,288 @@
+"""What is done to a model on disk? Every function takes a folder, a hub id, or `bundled`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ditprune.api.calls import Calls, load_calls
+from ditprune.api.given import ProgressArgument, read_batches, read_statistics, telling
+from ditprune.api.memory import Recipes, inspect_loaded
+from ditprune.calibration.collect import calibrate_folder
+from ditprune.calibration.sample import Sampling
+from ditprune.calls import Call
+from ditprune.checkpoints.calibration_set import CalibrationSet, load_calibration_set
+from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.statistics_file import Statistics, load_statistics
+from ditprune.denoiser.placement import Placement, parse_size
+from ditprune.errors import RecipeError
+from ditprune.method.recipe import Recipe
+from ditprune.method.words import build_each
+from ditprune.progress import Progress
+from ditprune.pruning.convert import Converted, to_compact, to_dense
+from ditprune.pruning.job import Outcome, open_jobs, plan_jobs
+from ditprune.pruning.loop import prune_checkpoint
+from ditprune.pruning.mask_transfer import extract_masks
+from ditprune.pruning.plan import Plan, can_score
+from ditprune.pruning.update.folder import Source
+from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
+from ditprune.pruning.verify import verify as false_claims
+from ditprune.reporting.page import write_report
+from ditprune.writing.staging import check_early
+
+_log = logging.getLogger("ditprune")
+_CONVERSIONS = {"compact": to_compact, "dense": to_dense}
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    stats: Statistics | str | Path | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
+    *,
+    batches: Any = None,
+    device: str | None = None,
+    gram_memory: str | int | None = None,
+    overwrite: bool = False,
+    progress: ProgressArgument = None,
+    recipe: Recipes = None,
+    **words: Any,
+) -> Outcome:
+    """Prune a model folder into another, tensor by tensor. The default is the paper at 50 %.
+
+        outcome = ditprune.prune("bundled", "pruned", sparsity=0.5)
+        print(outcome.num_pruned, ditprune.verify("pruned"))
+        pipe = diffusers.DiTPipeline.from_pretrained("pruned")
+
+    `out` appears whole or not at all. A call that was stopped goes on when it is made again.
+
+    Without `stats`, a pipeline is sampled and calibrated with the defaults. The calls and the
+    statistics stay beside `out` and serve the next call; the logger `ditprune` says so.
+
+    Args:
+        model: a pipeline's folder, a denoiser's folder, a hub id, or `bundled`.
+        out: the new folder, a mirror of the model's.
+        stats: from `calibrate`, or their file. Those of a pipeline serve one of its denoisers.
+        sparsity: share of each comparison group to remove; 0.5 by default.
+        batches: calls, or their folder, where a recipe updates weights or measures errors.
+        device: where weights are updated, and where a pipeline is sampled; the CPU by default.
+        gram_memory: memory for Grams in bytes or as `"8GB"`; 4 GB by default.
+        overwrite: replace an `out` that ditprune wrote.
+        progress, recipe, words: as for `prune_`.
+
+    Returns:
+        What was done to each target.
+
+    Raises:
+        DitpruneError: before any work where it can be known, else with `out` as it was.
+    """
+    ready = check(
+        model, out, stats, sparsity, batches=batches, device=device, gram_memory=gram_memory,
+        overwrite=overwrite, recipe=recipe, **words,
+    )  # fmt: skip
+    all_stats = ready.stats
+    with telling(progress) as tell:
+        if ready.samples_first:
+            all_stats, batches = sampled_beside(ready, batches, tell)
+        with _source(batches, ready) as source:
+            outcomes = prune_checkpoint(
+                ready.model, ready.out, all_stats, ready.recipes, overwrite, tell, source
+            )
+    joined: Outcome = Outcome.joined(outcomes)
+    return joined
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `prune` was asked to do, checked as far as that needs no weights.
+
+    Args:
+        stats: by denoiser.
+        samples_first: whether the pipeline is sampled, as statistics or calls were not given.
+    """
+
+    model: ModelFolder
+    out: Path
+    recipes: Mapping[str, Recipe]
+    stats: Mapping[str, Statistics] | None
+    batches: Any
+    placement: Placement
+    max_gram_bytes: int | None
+    overwrite: bool
+    samples_first: bool
+
+
+def check(
+    model: str | Path, out: str | Path, stats: Statistics | str | Path | None = None,
+    sparsity: float | Mapping[str, float] | None = None, *, batches: Any = None,
+    device: str | None = None, gram_memory: str | int | None = None, overwrite: bool = False,
+    recipe: Recipes = None, **words: Any,
+) -> Ready:  # fmt: skip
+    """The checks of `prune`, with its arguments. Raises DitpruneError."""
+    folder = locate(str(model))
+    recipes = build_each(folder.denoisers, recipe, sparsity=sparsity, **words)
+    all_stats = read_statistics(stats)
+    most = parse_size(gram_memory, "--gram-memory") if isinstance(gram_memory, str) else gram_memory
+    if most is not None:
+        check_needs_grams(recipes.values())
+    lacks_stats = not all(can_score(part, all_stats) for part in recipes.values())
+    lacks_calls = batches is None and any(part.needs_calls for part in recipes.values())
+    samples_first = folder.is_pipeline and (lacks_stats or (lacks_calls and all_stats is None))
+    for option, value in {"--calibration-set": batches, "--device": device}.items():
+        if value is not None and not (option == "--device" and samples_first):
+            check_needs_calls(recipes.values(), option)
+    return Ready(
+        folder, Path(out), recipes, all_stats, batches, Placement.of(device), most, overwrite,
+        samples_first,
+    )  # fmt: skip
+
+
+def sampled_beside(
+    ready: Ready, batches: Any, progress: Progress
+) -> tuple[dict[str, Statistics], Any]:
+    """Statistics and calls of the model with the defaults, kept beside `out`.
+
+    Returns the statistics, and the folder of calls if a recipe needs them and none were given.
+    """
+    model, stem, beside = ready.model, ready.model.root.resolve().name, ready.out.parent
+    file, folder = beside / f"{stem}.statistics.safetensors", beside / f"{stem}.calls"
+    check_early(ready.out, model.root, ready.overwrite)
+    if file.is_file():
+        _log.info("no statistics given: using %s, which was made before", file)
+    else:
+        _log.info(
+            "no statistics given: sampling %s with the defaults, and keeping %s and %s",
+            model.name, folder, file,
+        )  # fmt: skip
+        calibrate_folder(model, file, Sampling(), ready.placement, folder, progress=progress)
+    needs_calls = any(recipe.needs_calls for recipe in ready.recipes.values())
+    return load_statistics(file), folder if needs_calls and batches is None else batches
+
+
+@contextmanager
+def _source(batches: Any, ready: Ready) -> Iterator[Source | None]:
+    """The calls of a recipe that needs them, on disk as long as the block runs."""
+    placement, most = ready.placement, ready.max_gram_bytes
+    if batches is None:
+        yield None
+    elif isinstance(batches, (str, Path)):
+        yield Source(load_calibration_set(Path(batches)), placement, most)
+    elif isinstance(batches, Calls) and isinstance(batches.source, CalibrationSet):
+        yield Source(batches.source, placement, most)
+    else:
+        with TemporaryDirectory() as temporary:
+            yield Source(_stored(batches, ready.model, Path(temporary) / "calls"), placement, most)
+
+
+def _stored(batches: Any, model: ModelFolder, folder: Path) -> CalibrationSet:
+    """Calls from memory as a calibration set."""
+    calls = [
+        replace(Call.of(batch), denoiser=name)
+        for name, some in read_batches(batches, model.denoisers).items()
+        for batch in some or ()
+    ]
+    Calls(calls, getattr(batches, "protocol", {})).save(folder)
+    return load_calls(folder).source  # type: ignore[return-value]
+
+
+def inspect(
+    model: Any, stats: Statistics | str | Path | None = None, *, recipe: Recipes = None,
+    **words: Any,
+) -> Plan:  # fmt: skip
+    """What `prune_` or `prune` with the same recipe or words would do; nothing is changed.
+
+        plan = ditprune.inspect(pipe, stats, sparsity=0.7)
+        print(plan.num_weights, plan.num_parameters)
+        print(plan.denoisers["transformer"].targets.keys())
+
+    Args:
+        model: a pipeline or a denoiser in memory, or a model folder, a hub id or `bundled`.
+        stats: from `calibrate`, or their file; without them G_out is not known.
+        recipe, words: as for `prune_`.
+
+    Raises ModelError, RecipeError, TargetError, StatisticsError.
+    """
+    if not isinstance(model, (str, Path)):
+        return inspect_loaded(model, stats, recipe=recipe, **words)
+    folder = locate(str(model))
+    recipes = build_each(folder.denoisers, recipe, **words)
+    joined: Plan = Plan.joined(plan_jobs(open_jobs(folder, read_statistics(stats), recipes)))
+    return joined
+
+
+def report(folder: str | Path, out: str | Path | None = None) -> Path:
+    """Make one HTML page of the results that `evaluate` wrote, without network or models.
+
+        results = ditprune.evaluate("bundled", ["pruned"], "evaluation", num_images=4)
+        page = ditprune.report("evaluation")
+        print(page)
+
+    Args:
+        folder: with results.json, or that file.
+        out: the page; `report.html` in the folder by default. A page that is there is replaced.
+
+    Returns the page's path. Raises ResultsError, OutputError.
+    """
+    return write_report(Path(folder), None if out is None else Path(out))
+
+
+def verify(out: str | Path) -> list[str]:
+    """Read a pruned folder back from disk: one line for each false claim of its manifest.
+
+        outcome = ditprune.prune("bundled", "pruned", saliency="magnitude")
+        failures = ditprune.verify("pruned")
+        assert failures == []
+
+    Raises ModelError where there is no manifest at all.
+    """
+    return list(false_claims(locate(str(out))))
+
+
+def extract_mask(
+    out: str | Path, file: str | Path, *, overwrite: bool = False,
+    progress: ProgressArgument = None,
+) -> tuple[int, int]:  # fmt: skip
+    """Write the masks of a pruned folder, one bit for each weight of a target.
+
+        num_weights, size_bytes = ditprune.extract_mask("pruned", "mask.safetensors")
+        ditprune.apply_mask_(pipe, "mask.safetensors")
+        print(size_bytes)
+
+    Returns:
+        The number of weights under the masks, and the size of the file in bytes.
+
+    Raises:
+        ModelError: there is no manifest, or it does not describe these weights.
+        OutputError: `file` cannot be written.
+    """
+    with telling(progress) as tell:
+        return extract_masks(locate(str(out)), Path(file), overwrite, tell)
+
+
+def convert(
+    model: str | Path, out: str | Path, *, to: str, overwrite: bool = False,
+    progress: ProgressArgument = None,
+) -> dict[str, Converted]:  # fmt: skip
+    """Pack the sparse weights of a folder into a smaller one, or unpack them; no bit is lost.
+
+        sizes = ditprune.convert("pruned", "small", to="compact")
+        print(sizes["transformer"].size_bytes / sizes["transformer"].dense_bytes)
+        ditprune.convert("small", "again", to="dense")
+
+    Args:
+        to: `compact` or `dense`.
+
+    Returns:
+        The sizes of each denoiser before and after.
+
+    Raises RecipeError, ModelError, OutputError.
+    """
+    if to not in _CONVERSIONS:
+        raise RecipeError(f"--to '{to}': expected {' or '.join(_CONVERSIONS)}")
+    with telling(progress) as tell:
+        return _CONVERSIONS[to](locate(str(model)), Path(out), overwrite, tell)

@@ -1,0 +1,84 @@
+"""How does a model that was pruned in memory get its manifest and its mask?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.mask_file import check_targets
+from ditprune.checkpoints.weights import Weights, as_tensor, sha256
+from ditprune.errors import ModelError
+from ditprune.pruning.job import Outcome, base_of, claims
+from ditprune.pruning.mask_transfer import extract_masks
+from ditprune.pruning.verify import verify
+from ditprune.writing.files import MANIFEST, is_compact, write_manifest
+
+MASK = "mask.safetensors"
+
+
+def save_outcome(outcome: Outcome, folder: Path) -> None:
+    """Write ditprune.json and the mask into the folder that `save_pretrained` wrote.
+
+    Args:
+        folder: of a denoiser; or of a pipeline, where each denoiser's files go to its own folder.
+
+    Raises ModelError if the folder does not hold the pruned weights; then nothing is written.
+    """
+    model = locate(str(folder))
+    parts = outcome.denoisers
+    if len(parts) == len(model.denoisers) == 1:
+        folders = dict.fromkeys(parts, model.denoiser)
+    else:
+        folders = dict(model.denoisers)
+    if missing := parts.keys() - folders.keys():
+        raise ModelError(
+            f"{folder}: has {', '.join(model.denoisers)}, and {', '.join(sorted(missing))} was "
+            "pruned; expected the pipeline's folder, or save outcome.denoisers['…'] on its own"
+        )
+    contents = {name: _claims_of(part, folders[name]) for name, part in parts.items()}
+    for name, content in contents.items():
+        _write(folders[name], content)
+    for name in parts:
+        alone = ModelFolder(name, folders[name], {name: folders[name]})
+        extract_masks(alone, folders[name] / MASK, overwrite=True)
+
+
+def _claims_of(outcome: Outcome, folder: Path) -> dict[str, object]:
+    """The manifest of these weights, with the hashes and the zeros that are on disk."""
+    if is_compact(folder):
+        raise ModelError(f"{folder}: its weights are compact; save it with save_pretrained")
+    weights = Weights(folder)
+    check_targets(weights, {name: target.shape for name, target in outcome.targets.items()})
+    hashes, targets = {}, dict(outcome.targets)
+    for entry in weights.in_order():
+        raw = weights.raw(entry)
+        hashes[entry.name] = sha256(raw)
+        name = entry.name.removesuffix(".weight")
+        if name in targets and name != entry.name:
+            num_zero = int(torch.count_nonzero(as_tensor(raw, entry) == 0))
+            targets[name] = replace(targets[name], num_zero=num_zero)
+    model = ModelFolder(str(folder), folder, {outcome.component: folder})
+    base = base_of(model, folder, weights, outcome.fingerprint)
+    here = replace(outcome, targets=targets, num_parameters=weights.num_parameters)
+    return claims(here, base, hashes)
+
+
+def _write(folder: Path, content: dict[str, object]) -> None:
+    """Write a manifest that holds; put back what was there if it does not. Raises ModelError."""
+    file = folder / MANIFEST
+    before = file.read_bytes() if file.is_file() else None
+    write_manifest(folder, content)
+    false_claim = next(verify(ModelFolder(str(folder), folder, {"": folder})), None)
+    if false_claim is None:
+        return
+    if before is None:
+        file.unlink()
+    else:
+        file.write_bytes(before)
+    raise ModelError(
+        f"{folder}: does not hold the weights that were pruned ({false_claim}); call "
+        "save_pretrained after prune_, and save the outcome there"
+    )
