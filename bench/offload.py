@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import save_calibration_set
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file
 
 LIMIT = "1GB"
 NUM_CALLS = 2
@@ -105,7 +105,7 @@ def main(place: Path) -> None:
     elapsed_s = time.monotonic() - begun
     peak = int(peak_file.read_text(encoding="utf-8"))
     peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    (statistics,) = load_statistics(out).values()
+    (statistics,) = read_statistics_file(out).values()
     assert statistics.num_calls == NUM_CALLS
     passes = max(statistics.num_inputs.values())
     print(

@@ -154,10 +154,10 @@ def ditprune(
     """Runs `ditprune …` in this process, off the network; gives exit code, stdout and stderr."""
     import huggingface_hub.constants
 
-    from ditprune.cli import console
     from ditprune.cli.main import run
+    from ditprune.reporting import bars
 
-    monkeypatch.setattr(console, "_QUIET_S", math.inf)  # however slow the machine
+    monkeypatch.setattr(bars, "_QUIET_S", math.inf)  # however slow the machine
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 

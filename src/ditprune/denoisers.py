@@ -30,7 +30,7 @@ class OfDenoisers:
         return self.parts or {self.component: self}
 
 
-def together(values_of: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+def qualified(values_of: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
     """Values of layers by denoiser as one mapping, by `component.layer`."""
     return {
         f"{component}.{layer}": value
@@ -39,6 +39,6 @@ def together(values_of: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
     }
 
 
-def names_together(names_of: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+def qualified_names(names_of: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Names of layers by denoiser, as `component.layer`."""
     return tuple(f"{part}.{name}" for part, names in names_of.items() for name in names)

@@ -17,7 +17,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.checkpoints.statistics_file import load_statistics, merge_statistics
+from ditprune.checkpoints.statistics_file import merge_statistics, read_statistics_file
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError
 from tiny_pipelines import PIPELINES
@@ -38,7 +38,7 @@ def test_padding_of_text_tokens_is_counted(pixart, tmp_path) -> None:
     """Of two prompts and twice none, as many tokens as the encoder is given (300) less theirs."""
     sampling = Sampling(2, num_inference_steps=1, prompts=PROMPTS, batch_size=1)
     calibrate_folder(locate(str(pixart)), tmp_path / "s", sampling)
-    (statistics,) = load_statistics(tmp_path / "s").values()
+    (statistics,) = read_statistics_file(tmp_path / "s").values()
     # A token for each character and one for the end; of none only the end.
     num_real = sum(len(prompt) + 1 for prompt in PROMPTS) + 2 * 1
     assert dict(statistics.padding) == {"encoder_attention_mask": (4 * 300 - num_real, 4 * 300)}

@@ -17,7 +17,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import HEADER, load_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import module_fingerprints
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli.main import run
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -45,7 +45,7 @@ def test_steps_and_sizes_are_those_of_the_run(expected, tiny_pipeline, tmp_path)
     assert expected.calls_bytes == pytest.approx(real, rel=0.1)
     calibrate_folder(model, tmp_path / "s", SAMPLING)
     assert expected.statistics_bytes == sum(t.nbytes for t in load_file(tmp_path / "s").values())
-    assert load_statistics(tmp_path / "s")
+    assert read_statistics_file(tmp_path / "s")
 
 
 def test_times_and_memory_are_there_and_grow_with_the_samples(expected, tiny_pipeline) -> None:

@@ -18,7 +18,7 @@ from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import start_calibration_set
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of
@@ -131,7 +131,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(
     """Three processes are more than the two units of Wan and Qwen-Image."""
     calibrate_all(num_processes, models, tmp_path)
     for name in models:
-        one, many = (load_statistics(at / name) for at in (alone, tmp_path))
+        one, many = (read_statistics_file(at / name) for at in (alone, tmp_path))
         assert {d: s.unused for d, s in many.items()} == {d: s.unused for d, s in one.items()}
         assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
     assert {path.name for path in tmp_path.iterdir()} == set(models)
@@ -142,12 +142,12 @@ def assert_same_masks(models: dict[str, Path], one: Path, other: Path) -> None:
     """Of every file of the pruned folder each byte."""
     pruned = [other / "pruned by one", other / "pruned by several"]
     for out, at in zip(pruned, (one, other), strict=True):
-        prune_checkpoint(locate(str(models["dit"])), out, load_statistics(at / "dit"), build())
+        prune_checkpoint(locate(str(models["dit"])), out, read_statistics_file(at / "dit"), build())
     assert files_of(pruned[0]) == files_of(pruned[1])
 
 
 def test_the_models_have_what_can_go_wrong(alone) -> None:
-    of = {name: load_statistics(alone / name) for name in ("dit", "wan", "qwen")}
+    of = {name: read_statistics_file(alone / name) for name in ("dit", "wan", "qwen")}
     assert list(of["wan"]) == ["transformer", "transformer_2"]
     assert [one.num_calls for one in of["wan"].values()] == [2, 2]  # condition and none
     assert of["qwen"]["transformer"].unused

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import ditprune
-from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file, save_statistics
 from ditprune.errors import OutputError, StatisticsError
 from ditprune.writing import tensors_file
 
@@ -27,7 +27,7 @@ def file(tiny_stats, tmp_path):
 
 def refused(file, match: str) -> None:
     with pytest.raises(StatisticsError, match=match) as caught:
-        load_statistics(file)
+        read_statistics_file(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert "calibrate" in str(caught.value)
@@ -46,7 +46,7 @@ def rewrite(file, change_tensors=None, change_record=None) -> None:
 
 
 def test_every_bit_comes_back(tiny_dit, tiny_stats, file, same_bits) -> None:
-    (loaded,) = load_statistics(file).values()
+    (loaded,) = read_statistics_file(file).values()
     assert list(loaded.column_norms) == list(tiny_stats.column_norms)
     for name, state in tiny_stats.column_norms.items():
         same_bits(loaded.column_norms[name].sum_squares, state.sum_squares)
@@ -62,7 +62,7 @@ def test_every_bit_comes_back(tiny_dit, tiny_stats, file, same_bits) -> None:
 
 
 def test_shared_states_are_stored_once_and_stay_shared(tiny_stats, file) -> None:
-    (loaded,) = load_statistics(file).values()
+    (loaded,) = read_statistics_file(file).values()
 
     def sharing(stats) -> set[frozenset[str]]:
         groups: dict[int, set[str]] = {}
@@ -83,13 +83,13 @@ def test_protocol_and_never_called_come_back(tiny_dit, batches, tmp_path) -> Non
     missing = tuple(stats.column_norms.keys() - one_less.keys())
     stats = ditprune.Statistics(one_less, stats.fingerprints, 3, missing, protocol)
     save_statistics({"transformer": stats}, tmp_path / "s.safetensors")
-    (loaded,) = load_statistics(tmp_path / "s.safetensors").values()
+    (loaded,) = read_statistics_file(tmp_path / "s.safetensors").values()
     assert dict(loaded.protocol) == protocol
     assert loaded.never_called == missing == ("transformer_blocks.0.norm1.linear",)
 
 
 def test_the_same_statistics_are_the_same_bytes(tiny_stats, file, tmp_path) -> None:
-    save_statistics(load_statistics(file), tmp_path / "again.safetensors")
+    save_statistics(read_statistics_file(file), tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
 
 
@@ -212,7 +212,7 @@ def test_the_denoisers_of_one_pipeline_are_kept_apart(tiny_stats, tmp_path, same
     )  # fmt: skip
     both = {"transformer": tiny_stats, "transformer_2": other}
     save_statistics(both, tmp_path / "s.safetensors")
-    loaded = load_statistics(tmp_path / "s.safetensors")
+    loaded = read_statistics_file(tmp_path / "s.safetensors")
     assert list(loaded) == ["transformer", "transformer_2"]
     assert [one.num_calls for one in loaded.values()] == [3, 9]
     assert loaded["transformer_2"].padding == {"mask": (3, 8)}
@@ -237,7 +237,7 @@ def test_an_edited_fingerprint_makes_it_another_models(tiny_dit, file) -> None:
 
     rewrite(file, None, change)
     with pytest.raises(StatisticsError, match=r"1 of 21 targets differ, first .*0\.attn1\.to_q"):
-        ditprune.prune_(tiny_dit(), load_statistics(file)["transformer"])
+        ditprune.prune_(tiny_dit(), read_statistics_file(file)["transformer"])
 
 
 def test_a_layer_taken_out_is_noticed_when_pruning(tiny_dit, file) -> None:
@@ -246,4 +246,4 @@ def test_a_layer_taken_out_is_noticed_when_pruning(tiny_dit, file) -> None:
 
     rewrite(file, None, change)
     with pytest.raises(StatisticsError, match=r"no layer 'transformer_blocks\.0\.attn1\.to_q'"):
-        ditprune.prune_(tiny_dit(), load_statistics(file)["transformer"])
+        ditprune.prune_(tiny_dit(), read_statistics_file(file)["transformer"])

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ditprune import bundled
 from ditprune.calibration import collect
 from ditprune.checkpoints.calibration_set import load_calibration_set
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.prune import prune as prune_verb
 from ditprune.method.words import WORDS, build
@@ -136,7 +136,7 @@ def test_two_calibrations_are_the_same_bytes(ditprune, tiny_pipeline, statistics
     assert (tmp_path / "again").read_bytes() == statistics.read_bytes()
     ok(ditprune(*command, "-o", tmp_path / "seed", "--seed", 1))
     assert (tmp_path / "seed").read_bytes() != statistics.read_bytes()
-    protocol = load_statistics(tmp_path / "seed")["transformer"].protocol
+    protocol = read_statistics_file(tmp_path / "seed")["transformer"].protocol
     assert (protocol["seed"], protocol["num_samples"], protocol["timesteps"]) == (1, 4, "uniform")
     assert (protocol["num_inference_steps"], protocol["guidance_scale"]) == (2, 1.5)
 
@@ -169,7 +169,7 @@ def test_a_calibration_set_gives_the_same_statistics_without_the_pipeline(
     assert (tmp_path / "b").read_bytes() == statistics.read_bytes()
     assert files_of(kept) == before
     (unit,) = [load_calibration_set(kept)]
-    (calls, style), stats = unit.read(0), load_statistics(statistics)["transformer"]
+    (calls, style), stats = unit.read(0), read_statistics_file(statistics)["transformer"]
     assert dict(stats.protocol) == {**unit.protocol, "denoiser_calls": style}
     assert stats.num_calls == len(calls)
     assert style["rows_per_image"] == 2

@@ -11,7 +11,7 @@ import torch
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.statistics_file import Statistics, load_statistics
+from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
@@ -63,7 +63,7 @@ def test_sizes_are_decimal_or_binary() -> None:
 
 def calibrated(model: Any, out: Any, **words: str) -> Statistics:
     calibrate_folder(locate(str(model)), out, SAMPLING, placement=Placement.of(**words))
-    (statistics,) = load_statistics(out).values()
+    (statistics,) = read_statistics_file(out).values()
     return statistics
 
 

@@ -23,11 +23,11 @@ from ditprune.checkpoints import calibration_set
 from ditprune.checkpoints.calibration_set import HEADER, load_calibration_set, save_calibration_set
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file, save_statistics
 from ditprune.checkpoints.weights import Weights
 from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
 from ditprune.errors import DitpruneError
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from folders import STEM
 
 MOST_BYTES = 50_000_000
@@ -213,12 +213,13 @@ def test_a_config(shared) -> None:
 def test_a_manifest(shared) -> None:
     folder = shared.pruned / "transformer"
     fuzz_json(
-        folder / "ditprune.json", lambda: list(verify(ModelFolder("p", folder, {"t": folder})))
+        folder / "ditprune.json",
+        lambda: list(false_claims(ModelFolder("p", folder, {"t": folder}))),
     )
 
 
 def test_statistics(shared) -> None:
-    fuzz_bytes(shared.statistics, lambda: load_statistics(shared.statistics), few)
+    fuzz_bytes(shared.statistics, lambda: read_statistics_file(shared.statistics), few)
 
 
 def fuzz_metadata(file: Path, key: str, read: Callable[[], Any]) -> None:
@@ -240,7 +241,7 @@ def fuzz_metadata(file: Path, key: str, read: Callable[[], Any]) -> None:
 def test_the_record_of_statistics(tiny_stats, tmp_path) -> None:
     file = tmp_path / "s.safetensors"
     save_statistics({"transformer": tiny_stats}, file)
-    fuzz_metadata(file, "ditprune.statistics", lambda: load_statistics(file))
+    fuzz_metadata(file, "ditprune.statistics", lambda: read_statistics_file(file))
 
 
 @pytest.fixture

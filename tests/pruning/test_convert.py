@@ -20,7 +20,7 @@ from ditprune.errors import ModelError, OutputError
 from ditprune.method.words import build
 from ditprune.pruning.convert import Converted, to_compact, to_dense
 from ditprune.pruning.loop import prune_, prune_checkpoint
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from folders import (
     STEM,
     add_denoiser,
@@ -197,8 +197,8 @@ def test_numbers_of_all_sizes_are_aligned_whatever_stood_before_them(tmp_path) -
 
 def test_verify_holds_a_compact_folder(make, packed, tmp_path) -> None:
     compact(make(), tmp_path / "pipeline")
-    assert list(verify(locate(str(tmp_path / "pipeline")))) == []
-    assert list(verify(locate(str(packed)))) == []
+    assert list(false_claims(locate(str(tmp_path / "pipeline")))) == []
+    assert list(false_claims(locate(str(packed)))) == []
 
 
 def test_verify_holds_one_that_was_pruned_without_a_manifest(tiny_dit, tmp_path) -> None:
@@ -206,11 +206,11 @@ def test_verify_holds_one_that_was_pruned_without_a_manifest(tiny_dit, tmp_path)
     prune_(denoiser, saliency="magnitude")
     compact(save_denoiser(denoiser, tmp_path / "model"), tmp_path / "packed")
     folder = locate(str(tmp_path / "packed"))
-    assert list(verify(folder)) == []
+    assert list(false_claims(folder)) == []
     edit_tensors(
         tmp_path / "packed" / f"{STEM}.safetensors", lambda t: t["pos_embed.proj.bias"].add_(1)
     )
-    (line,) = verify(folder)
+    (line,) = false_claims(folder)
     assert line.startswith("pos_embed.proj.bias: its packed bytes are not those")
 
 
@@ -286,14 +286,14 @@ def test_a_spoiled_compact_folder_is_refused_and_verify_says_so(packed, case, tm
     with pytest.raises(ModelError, match=match):
         dense(packed, tmp_path / "again")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packed"]
-    lines = list(verify(locate(str(packed))))
+    lines = list(false_claims(locate(str(packed))))
     assert any(re.search(match, line) for line in lines), lines
 
 
 def test_verify_sees_a_config_that_is_not_ours(packed) -> None:
     edit_json(packed / "config.json", lambda config: config.update(num_layers=4))
     assert "config.json: is not the dense model's with our name in it" in list(
-        verify(locate(str(packed)))
+        false_claims(locate(str(packed)))
     )
 
 

@@ -22,7 +22,7 @@ from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.mask_transfer import apply_masks, extract_masks, filled_in
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from folders import (
     STEM,
     add_denoiser,
@@ -88,7 +88,7 @@ def test_what_it_writes_is_verified_and_says_where_it_is_from(
 ) -> None:
     out = tmp_path / "out"
     apply_masks(locate(str(tuned)), MaskFile(mask), out)
-    assert list(verify(locate(str(out)))) == []
+    assert list(false_claims(locate(str(out)))) == []
     told, origin = manifest_of(out / "transformer"), manifest_of(pruned / "transformer")
     assert told["recipe"] == origin["recipe"]
     assert told["mask"]["base"] == origin["base"]
@@ -97,7 +97,7 @@ def test_what_it_writes_is_verified_and_says_where_it_is_from(
     edit_tensors(
         out / "transformer" / f"{STEM}.safetensors", lambda t: t[f"{NAME}.weight"].fill_(1)
     )
-    assert any(line.startswith(NAME) for line in verify(locate(str(out))))
+    assert any(line.startswith(NAME) for line in false_claims(locate(str(out))))
 
 
 def test_the_mask_of_a_model_gives_it_back(pruned, mask, tmp_path) -> None:
@@ -157,12 +157,12 @@ def test_a_check_says_what_a_fused_lora_filled_in_and_applying_undoes_it(
     apply_masks(locate(str(folder)), MaskFile(mask), tmp_path / "out")
     (again,) = filled_in(locate(str(tmp_path / "out")), MaskFile(mask)).values()
     assert not any(one.num_filled for one in again.values())
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
 
 
 def test_a_bare_denoiser_takes_the_mask_of_a_pipeline(mask, tuned, tmp_path) -> None:
     apply_masks(locate(str(tuned / "transformer")), MaskFile(mask), tmp_path / "out")
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
 
 
 def test_two_denoisers_have_a_mask_each_and_one_without_is_copied(tiny_dit, tmp_path) -> None:
@@ -171,7 +171,7 @@ def test_two_denoisers_have_a_mask_each_and_one_without_is_copied(tiny_dit, tmp_
     prune_checkpoint(locate(str(model)), tmp_path / "pruned", None, build(saliency="magnitude"))
     extract_masks(locate(str(tmp_path / "pruned")), tmp_path / "both")
     apply_masks(locate(str(model)), MaskFile(tmp_path / "both"), tmp_path / "out")
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
     (tmp_path / "pruned" / "transformer" / "ditprune.json").unlink()
     extract_masks(locate(str(tmp_path / "pruned")), tmp_path / "one")
     third = add_denoiser(model, tiny_dit(2), "transformer_3")

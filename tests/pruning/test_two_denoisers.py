@@ -18,7 +18,7 @@ from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from folders import (
     STEM,
     add_denoiser,
@@ -114,7 +114,7 @@ def test_a_denoiser_without_statistics_is_named(name, model, stats, tmp_path) ->
     with pytest.raises(StatisticsError, match=f"none of the denoiser '{name}', only of"):
         prune_checkpoint(locate(str(model)), tmp_path / "out", one, build())
     prune_checkpoint(locate(str(model)), tmp_path / "out", one, build(saliency="magnitude"))
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
 
 
 def test_swapped_statistics_are_refused(model, stats, tmp_path) -> None:
@@ -126,8 +126,13 @@ def test_swapped_statistics_are_refused(model, stats, tmp_path) -> None:
 def test_one_of_them_alone_takes_its_own_or_the_only_statistics(model, stats, tmp_path) -> None:
     alone = locate(str(model / SECOND))
     prune_checkpoint(alone, tmp_path / "out", {"whatever": stats[SECOND]}, build())
-    with pytest.raises(StatisticsError, match="none of the denoiser 'transformer'"):
-        prune_checkpoint(alone, tmp_path / "b", {"a": stats[FIRST], "b": stats[SECOND]}, build())
+    both = {"a": stats[FIRST], "b": stats[SECOND]}
+    prune_checkpoint(alone, tmp_path / "b", both, build())
+    for file in ("diffusion_pytorch_model.safetensors", "ditprune.json"):
+        assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+    first = {"a": stats[FIRST], "b": stats[FIRST]}
+    with pytest.raises(StatisticsError, match="a, b, and none of them was made from these"):
+        prune_checkpoint(alone, tmp_path / "c", first, build())
 
 
 @pytest.mark.parametrize("after", [10, 30])
@@ -206,9 +211,9 @@ def test_each_corruption_is_told_with_its_denoiser(name, corruption, pruned, tmp
     if corruption == "swapped shards" and name == FIRST:
         pytest.skip("it has one")
     out = Path(shutil.copytree(pruned, tmp_path / "out"))
-    assert list(verify(locate(str(out)))) == []
+    assert list(false_claims(locate(str(out)))) == []
     spoil(out / name)
-    lines = list(verify(locate(str(out))))
+    lines = list(false_claims(locate(str(out))))
     assert any(line.startswith(f"{name}: {claim}") for line in lines), lines
     assert all(line.startswith(f"{name}: ") for line in lines)
 
@@ -219,11 +224,11 @@ def test_denoisers_that_were_swapped_are_told(pruned, tmp_path) -> None:
     contents = [file.read_bytes() for file in manifests]
     for file, content in zip(manifests, reversed(contents), strict=True):
         file.write_bytes(content)
-    lines = list(verify(locate(str(out))))
+    lines = list(false_claims(locate(str(out))))
     for name in (FIRST, SECOND):
         assert f"{name}: {NAME}: its bytes are not those that were written" in lines
 
 
 def test_a_dense_pipeline_is_refused(model) -> None:
     with pytest.raises(ModelError, match=r"no ditprune\.json"):
-        list(verify(locate(str(model))))
+        list(false_claims(locate(str(model))))

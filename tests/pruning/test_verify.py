@@ -16,7 +16,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from folders import STEM, edit_header, edit_json, edit_tensors, save_pipeline, shards_of
 
 NAME = "transformer_blocks.1.attn1.to_q"
@@ -50,7 +50,7 @@ def own(make, tmp_path) -> Callable[..., Path]:
 
 
 def claims_of(folder: Path) -> list[str]:
-    lines = list(verify(locate(str(folder))))
+    lines = list(false_claims(locate(str(folder))))
     assert all("\n" not in line for line in lines)
     return lines
 

@@ -18,7 +18,7 @@ from ditprune.errors import ModelError
 from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from ditprune.reporting import card
 from ditprune.reporting.formats import fenced, words
 from folders import edit_json, files_of
@@ -63,7 +63,7 @@ def text_of(folder: Path) -> str:
 
 
 def test_prune_writes_it_and_verify_is_content(made: Path) -> None:
-    assert list(verify(locate(str(made)))) == []
+    assert list(false_claims(locate(str(made)))) == []
     text = text_of(made)
     assert "# dense, 50 % of the block weights removed" in text
     assert "Not measured yet" in text
@@ -107,7 +107,7 @@ def test_an_evaluation_puts_its_numbers_and_a_picture_in(own: Path) -> None:
         assert picture.size == (5 * 132 - 4, 260)
         assert picture.getpixel((60, 60)) == (255, 255, 255)
         assert picture.getpixel((60, 200)) == (10, 10, 10)
-    assert list(verify(locate(str(own)))) == []
+    assert list(false_claims(locate(str(own)))) == []
     assert card.write(own)  # and without them it is as it was
     assert text_of(own) == before
     assert not (own / "ditprune.png").exists()

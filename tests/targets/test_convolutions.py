@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import ditprune
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file, save_statistics
 from ditprune.errors import ModelError
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from folders import STEM, edit_json, edit_tensors, save_denoiser, tensors_on_disk
 from tiny_denoisers import FAMILIES, Draw
 
@@ -71,7 +71,7 @@ def pruned(request, stats, tmp_path) -> tuple[dict[str, Any], Path]:
     """What was asked, and the folder."""
     model = save_denoiser(SANA.make(), tmp_path / "model")
     save_statistics({"transformer": stats}, tmp_path / "stats.safetensors")
-    loaded = load_statistics(tmp_path / "stats.safetensors")
+    loaded = read_statistics_file(tmp_path / "stats.safetensors")
     prune_checkpoint(locate(str(model)), tmp_path / "out", loaded, build(**request.param))
     return request.param, tmp_path / "out"
 
@@ -98,7 +98,7 @@ def test_the_folder_keeps_its_claims_and_loads(pruned) -> None:
     import diffusers
 
     _, out = pruned
-    assert list(verify(locate(str(out)))) == []
+    assert list(false_claims(locate(str(out)))) == []
     denoiser = diffusers.SanaTransformer2DModel.from_pretrained(out)
     with torch.no_grad():
         assert denoiser(**SANA.call(Draw(0))).sample.isfinite().all()
@@ -110,7 +110,7 @@ def test_a_weight_put_back_is_found(pruned) -> None:
         out / f"{STEM}.safetensors",
         lambda tensors: tensors[f"{NAME}.weight"].masked_fill_(tensors[f"{NAME}.weight"] == 0, 1),
     )
-    lines = [line for line in verify(locate(str(out))) if line.startswith(NAME)]
+    lines = [line for line in false_claims(locate(str(out))) if line.startswith(NAME)]
     assert any("0 zeros on disk" in line for line in lines)
     assert any("have fewer than" in line for line in lines)
 
@@ -118,7 +118,7 @@ def test_a_weight_put_back_is_found(pruned) -> None:
 def test_another_shape_is_found_in_the_manifest(pruned) -> None:
     _, out = pruned
     edit_json(out / "ditprune.json", lambda m: m["targets"][NAME].update(shape=[80, 32]))
-    lines = list(verify(locate(str(out))))
+    lines = list(false_claims(locate(str(out))))
     assert f"{NAME}: shape [32, 80] on disk, [80, 32] claimed" in lines
 
 

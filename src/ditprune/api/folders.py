@@ -18,7 +18,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet, load_calibration_set
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.statistics_file import Statistics, load_statistics
+from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
@@ -31,7 +31,7 @@ from ditprune.pruning.mask_transfer import extract_masks
 from ditprune.pruning.plan import Plan, can_score
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
-from ditprune.pruning.verify import verify as false_claims
+from ditprune.pruning.verify import false_claims
 from ditprune.reporting.page import write_report
 from ditprune.writing.staging import check_early
 
@@ -81,7 +81,7 @@ def prune(
     Raises:
         DitpruneError: before any work where it can be known, else with `out` as it was.
     """
-    ready = check(
+    ready = check_prune(
         model, out, stats, sparsity, batches=batches, device=device, gram_memory=gram_memory,
         overwrite=overwrite, recipe=recipe, **words,
     )  # fmt: skip
@@ -117,7 +117,7 @@ class Ready:
     samples_first: bool
 
 
-def check(
+def check_prune(
     model: str | Path, out: str | Path, stats: Statistics | str | Path | None = None,
     sparsity: float | Mapping[str, float] | None = None, *, batches: Any = None,
     device: str | None = None, gram_memory: str | int | None = None, overwrite: bool = False,
@@ -161,7 +161,7 @@ def sampled_beside(
         )  # fmt: skip
         calibrate_folder(model, file, Sampling(), ready.placement, folder, progress=progress)
     needs_calls = any(recipe.needs_calls for recipe in ready.recipes.values())
-    return load_statistics(file), folder if needs_calls and batches is None else batches
+    return read_statistics_file(file), folder if needs_calls and batches is None else batches
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from torch import nn
 
 from ditprune.api.calls import Calls, load_calls
 from ditprune.calls import Call
-from ditprune.checkpoints import statistics_file
-from ditprune.checkpoints.statistics_file import Statistics
+from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError
@@ -47,7 +46,7 @@ def read_statistics(given: Statistics | str | Path | None) -> dict[str, Statisti
         return None
     if isinstance(given, Statistics):
         return dict(given.denoisers)
-    return statistics_file.load_statistics(Path(given))
+    return read_statistics_file(Path(given))
 
 
 def load_statistics(file: str | Path) -> Statistics:
@@ -59,7 +58,7 @@ def load_statistics(file: str | Path) -> Statistics:
 
     Raises StatisticsError for a missing, damaged or other file.
     """
-    return Statistics.joined(statistics_file.load_statistics(Path(file)))
+    return Statistics.joined(read_statistics_file(Path(file)))
 
 
 def read_batches(given: Any, names: Iterable[str]) -> dict[str, Iterable[Any] | None]:

@@ -31,8 +31,8 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.checkpoints.statistics_file import (
     Statistics,
-    load_statistics,
     merge_statistics,
+    read_statistics_file,
     save_statistics,
 )
 from ditprune.denoiser.capture import denoisers_of
@@ -288,6 +288,6 @@ def _restore(file: Path) -> tuple[int, Statistics | None]:
     """The number of this worker's units that were observed before a stop, and their statistics."""
     if not file.is_file():
         return 0, None
-    (statistics,) = load_statistics(file).values()
+    (statistics,) = read_statistics_file(file).values()
     num_units = int(str(statistics.protocol["num_units"]))
     return num_units, replace(statistics, protocol={})

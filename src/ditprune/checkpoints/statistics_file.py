@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ditprune.calls import NUM_BINS
-from ditprune.denoisers import DENOISER, OfDenoisers, names_together, together
+from ditprune.denoisers import DENOISER, OfDenoisers, qualified, qualified_names
 from ditprune.errors import StatisticsError, did_you_mean
 from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
 from ditprune.writing.files import MALFORMED
@@ -66,14 +66,14 @@ class Statistics(OfDenoisers):
             return replace(statistics, component=component)
         calls, first = sum(part.num_calls for part in parts.values()), next(iter(parts.values()))
         return cls(
-            together({name: part.column_norms for name, part in parts.items()}),
-            together({name: part.fingerprints for name, part in parts.items()}),
+            qualified({name: part.column_norms for name, part in parts.items()}),
+            qualified({name: part.fingerprints for name, part in parts.items()}),
             calls,
-            names_together({name: part.never_called for name, part in parts.items()}),
+            qualified_names({name: part.never_called for name, part in parts.items()}),
             first.protocol,
-            together({name: part.num_inputs for name, part in parts.items()}),
-            names_together({name: part.unused for name, part in parts.items()}),
-            together({name: part.padding for name, part in parts.items()}),
+            qualified({name: part.num_inputs for name, part in parts.items()}),
+            qualified_names({name: part.unused for name, part in parts.items()}),
+            qualified({name: part.padding for name, part in parts.items()}),
             parts=parts,
         )
 

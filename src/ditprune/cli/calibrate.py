@@ -18,7 +18,7 @@ from ditprune.calibration.workers import joined, own_device
 from ditprune.calls import NUM_BINS
 from ditprune.checkpoints.calibration_set import HEADER, CalibrationSet, load_calibration_set
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli import console
 from ditprune.cli.options import (
     placement_options,
@@ -94,7 +94,7 @@ def calibrate(
             if set_folder is not None:
                 console.out.print(f"calibration set: {set_folder}", markup=False)
             console.out.print(f"statistics: {out}", markup=False)
-            show_findings(load_statistics(out))
+            show_findings(read_statistics_file(out))
 
 
 def _given_options() -> set[str]:

@@ -61,7 +61,7 @@ def _calibrate_and_prune(
     from ditprune.calibration.collect import calibrate_folder
     from ditprune.calibration.sample import Sampling
     from ditprune.checkpoints.locate import locate
-    from ditprune.checkpoints.statistics_file import load_statistics
+    from ditprune.checkpoints.statistics_file import read_statistics_file
     from ditprune.pruning.loop import prune_checkpoint
 
     model, statistics = locate("bundled"), out / STATISTICS
@@ -71,7 +71,7 @@ def _calibrate_and_prune(
     )
     with console.progress() as progress:
         calibrate_folder(model, statistics, sampling, progress=progress)
-    stats = load_statistics(statistics)
+    stats = read_statistics_file(statistics)
     console.say(f"2/3 prune it at {sparsity:.0%} with {', '.join(recipes)}")
     for name, recipe in recipes.items():
         prune_checkpoint(model, out / name, stats, recipe, overwrite=True)

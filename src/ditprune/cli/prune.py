@@ -51,7 +51,7 @@ def prune(
         "overwrite": overwrite, **words,
     }  # fmt: skip
     if dry_run:
-        show_dry_run(folders.check(model, out, **given), out)
+        show_dry_run(folders.check_prune(model, out, **given), out)
         return
     with console.progress() as progress, console.promise(out):
         outcome = folders.prune(model, out, progress=progress, **given)

@@ -8,7 +8,7 @@ from ditprune.checkpoints.hub import check_repo, push_folder
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.errors import ModelError
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 
 
 @click.command()
@@ -23,7 +23,7 @@ def push(out: str, repo: str, private: bool) -> None:
     """
     model = locate(out)
     check_repo(repo)
-    false_claim = next(verify(model), None)
+    false_claim = next(false_claims(model), None)
     if false_claim is not None:
         raise ModelError(f"{out}: not pushed, because one of its claims is false: {false_claim}")
     console.out.print(f"pushed: {push_folder(model.root, repo, private)}", markup=False)

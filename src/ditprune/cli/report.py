@@ -6,11 +6,6 @@ from pathlib import Path
 
 import click
 
-from ditprune.api.folders import report as write_page
-from ditprune.cli import console
-from ditprune.reporting.load import load
-from ditprune.reporting.verdict import judge
-
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
@@ -24,6 +19,11 @@ def report(folder: Path, out: Path | None) -> None:
     It reads results.json only, so it can be made again without the models. A page that is there
     is replaced; any other file is not.
     """
+    from ditprune.api.folders import report as write_page
+    from ditprune.cli import console
+    from ditprune.reporting.load import load
+    from ditprune.reporting.verdict import judge
+
     page = write_page(folder, out)
     results = load(folder)
     dense, *pruned = results["models"]

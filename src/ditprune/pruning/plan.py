@@ -19,7 +19,7 @@ from ditprune.checkpoints.skeleton import (
 )
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, dtype_of
-from ditprune.denoisers import DENOISER, OfDenoisers, together
+from ditprune.denoisers import DENOISER, OfDenoisers, qualified
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.recipe import Recipe
@@ -96,9 +96,9 @@ class Plan(OfDenoisers):
         recipes = {name: part.recipe for name, part in parts.items()}
         first = next(iter(recipes.values()))
         return cls(
-            together({name: part.targets for name, part in parts.items()}),
-            together({name: part.skipped for name, part in parts.items()}),
-            together({name: part.left_out for name, part in parts.items()}),
+            qualified({name: part.targets for name, part in parts.items()}),
+            qualified({name: part.skipped for name, part in parts.items()}),
+            qualified({name: part.left_out for name, part in parts.items()}),
             sum(part.num_parameters for part in parts.values()),
             first if all(recipe == first for recipe in recipes.values()) else recipes,
             parts=parts,

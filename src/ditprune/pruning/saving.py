@@ -13,7 +13,7 @@ from ditprune.checkpoints.weights import Weights, as_tensor, sha256
 from ditprune.errors import ModelError
 from ditprune.pruning.job import Outcome, base_of, claims
 from ditprune.pruning.mask_transfer import extract_masks
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from ditprune.writing.files import MANIFEST, is_compact, write_manifest
 
 MASK = "mask.safetensors"
@@ -71,7 +71,7 @@ def _write(folder: Path, content: dict[str, object]) -> None:
     file = folder / MANIFEST
     before = file.read_bytes() if file.is_file() else None
     write_manifest(folder, content)
-    false_claim = next(verify(ModelFolder(str(folder), folder, {"": folder})), None)
+    false_claim = next(false_claims(ModelFolder(str(folder), folder, {"": folder})), None)
     if false_claim is None:
         return
     if before is None:

@@ -29,7 +29,7 @@ from ditprune.writing.files import (
 _MALFORMED = (DitpruneError, *MALFORMED)
 
 
-def verify(model: ModelFolder) -> Iterator[str]:
+def false_claims(model: ModelFolder) -> Iterator[str]:
     """One line for every false claim; none where all hold.
 
     Checked for each denoiser: the recipe can be read; config.json is the dense model's; every
@@ -46,14 +46,14 @@ def verify(model: ModelFolder) -> Iterator[str]:
         )
     for name, folder in model.denoisers.items():
         prefix = f"{name}: " if len(model.denoisers) > 1 else ""
-        yield from (f"{prefix}{claim}" for claim in _false_claims(folder))
+        yield from (f"{prefix}{claim}" for claim in _of_denoiser(folder))
 
 
 def _has_manifest(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or is_compact(folder)
 
 
-def _false_claims(folder: Path) -> Iterator[str]:
+def _of_denoiser(folder: Path) -> Iterator[str]:
     if not _has_manifest(folder):
         yield f"no {MANIFEST}; expected one for each denoiser"
         return

@@ -23,7 +23,7 @@ from ditprune.calibration.draw import conditions, in_turn, of_items
 from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.statistics_file import Statistics, load_statistics
+from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
@@ -145,7 +145,7 @@ class Run:
         if not file.is_file():
             ensure_folder(file.parent)
             calibrate_folder(self.model, file, sampling, self.placement, progress=self.progress)
-        return load_statistics(file)
+        return read_statistics_file(file)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ditprune.method.distill import Distill
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update.folder import Source
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from ditprune.targets.discover import discover
 from ditprune.writing import staging
 from folders import files_of, save_pipeline, tensors_on_disk
@@ -52,7 +52,7 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
 ) -> None:
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
     outcomes = prune_checkpoint(model, out, {"any": tiny_stats}, build(**words), source=source)
-    assert list(verify(locate(str(out)))) == []
+    assert list(false_claims(locate(str(out)))) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     denoiser = load_denoiser(model.denoisers["transformer"])
     calls = source.calibration_set.read(0)[0]
@@ -83,7 +83,7 @@ def test_a_budget_that_was_changed_is_found(tiny_pipeline, tiny_stats, tmp_path)
         manifest["targets"][name]["sparsity"] -= 0.1
 
     edit_json(out / "transformer" / "ditprune.json", change)
-    (line,) = verify(locate(str(out)))
+    (line,) = false_claims(locate(str(out)))
     assert line.startswith(f"{name}: the recipe asks for")
 
 
@@ -93,7 +93,7 @@ def test_outliers_are_counted_without_calls(tiny_dit, tiny_pipeline, tiny_stats,
     done = prune_checkpoint(
         locate(str(tiny_pipeline)), tmp_path / "out", {"any": tiny_stats}, recipe
     )
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
     own = ditprune.prune_(tiny_dit(), tiny_stats, 0.6, allocation="owl")
     assert done["transformer"].targets == own.targets
 
