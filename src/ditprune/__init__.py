@@ -36,6 +36,7 @@ _MODULES = {
     "apply_mask_": "ditprune.api.memory",
     "calibrate": "ditprune.api.memory",
     "convert": "ditprune.api.folders",
+    "evaluate": "ditprune.evaluation.evaluate",
     "extract_mask": "ditprune.api.folders",
     "inspect": "ditprune.api.folders",
     "load_calls": "ditprune.api.calls",

@@ -16,6 +16,7 @@ from ditprune.calls import Call as Call
 from ditprune.checkpoints.statistics_file import Statistics as Statistics
 from ditprune.denoiser.capture import recorded as recorded
 from ditprune.errors import DitpruneError as DitpruneError
+from ditprune.evaluation.evaluate import evaluate as evaluate
 from ditprune.method.distill import Distill as Distill
 from ditprune.method.granularity import CAG as CAG
 from ditprune.method.granularity import NM as NM

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ditprune.api.calls import Calls, load_calls
-from ditprune.api.given import ProgressArgument, read_batches, read_statistics, telling
+from ditprune.api.given import read_batches, read_statistics
 from ditprune.api.memory import Recipes, inspect_loaded
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
@@ -32,6 +32,7 @@ from ditprune.pruning.plan import Plan, can_score
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.pruning.verify import false_claims
+from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.reporting.page import write_report
 from ditprune.writing.staging import check_early
 

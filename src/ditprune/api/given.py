@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,6 @@ from ditprune.checkpoints.statistics_file import Statistics, read_statistics_fil
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError
-from ditprune.progress import Progress, silent
-from ditprune.reporting.bars import bars
-
-ProgressArgument = Progress | bool | None
 
 
 def read_denoisers(model: Any) -> dict[str, nn.Module]:
@@ -86,15 +80,3 @@ def read_batches(given: Any, names: Iterable[str]) -> dict[str, Iterable[Any] | 
         return {names[0]: given}
     calls = [Call.of(batch) for batch in given]
     return {name: [call for call in calls if call.denoiser == name] for name in names}
-
-
-@contextmanager
-def telling(progress: ProgressArgument) -> Iterator[Progress]:
-    """The function that is told how far the work is."""
-    if callable(progress):
-        yield progress
-    elif progress is False or not (progress or sys.stderr.isatty()):
-        yield silent
-    else:
-        with bars() as show:
-            yield show

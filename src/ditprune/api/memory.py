@@ -9,13 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.api.given import (
-    ProgressArgument,
-    read_batches,
-    read_denoisers,
-    read_statistics,
-    telling,
-)
+from ditprune.api.given import read_batches, read_denoisers, read_statistics
 from ditprune.calibration.calibrate import calibrate_denoiser
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.mask_file import MaskFile
@@ -30,6 +24,7 @@ from ditprune.pruning.loop import check_denoiser_to_prune, prune_denoiser_
 from ditprune.pruning.masks_in_memory import apply_to_modules_
 from ditprune.pruning.plan import Plan, make_plan, read_module, select_in_module, statistics_of
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
+from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.targets.discover import discover
 
 Recipes = Recipe | Mapping[str, Recipe] | None

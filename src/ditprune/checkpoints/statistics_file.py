@@ -229,7 +229,7 @@ def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -
     }
 
 
-def load_statistics(file: Path) -> dict[str, Statistics]:
+def read_statistics_file(file: Path) -> dict[str, Statistics]:
     """Read statistics. Raises StatisticsError for a missing, damaged or other file."""
     if not file.is_file():
         raise StatisticsError(

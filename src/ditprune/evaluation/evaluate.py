@@ -22,7 +22,7 @@ from ditprune.evaluation.in_memory import (
 )
 from ditprune.evaluation.user_judge import Judge, UserJudge
 from ditprune.evaluation.words import placement_of, read_words
-from ditprune.progress import Progress, silent
+from ditprune.reporting.bars import ProgressArgument, telling
 
 
 def evaluate(
@@ -31,7 +31,7 @@ def evaluate(
     out: str | Path,
     *,
     judge: Judge | None = None,
-    progress: Progress | None = None,
+    progress: ProgressArgument = None,
     worker: Worker | None = None,
     command: str | None = None,
     **words: Any,
@@ -60,7 +60,7 @@ def evaluate(
             pipelines in memory or to denoisers in memory.
         out: folder for `results.json` and `grid.png`; it is created if it does not exist.
         judge: your own metrics: f(images, conditions) → dict of name → N numbers.
-        progress: called with what is being done, how much is done, and how much there is.
+        progress: is told how far the work is; see `ditprune.api`.
         worker: which share of the images is this process's; the default works alone.
         command: the command line that is running, for the record.
         words: what is drawn: `num_images` (500), `seed`, `num_inference_steps`, `guidance_scale`,
@@ -84,18 +84,12 @@ def evaluate(
     checked = None if judge is None else UserJudge(judge)
     named, dense_model = _named(pruned), _model("dense", dense, None)
     models = [(name, _model(name, given, dense_model)) for name, given in named]
-    return compare(
-        dense_model,
-        models,
-        Path(out),
-        protocol,
-        progress or silent,
-        _placement(places, dense_model, [model for _, model in models]),
-        worker,
-        measures,
-        command,
-        checked,
-    )
+    placement = _placement(places, dense_model, [model for _, model in models])
+    with telling(progress) as tell:
+        return compare(
+            dense_model, models, Path(out), protocol, tell, placement, worker, measures, command,
+            checked,
+        )  # fmt: skip
 
 
 def model_name(folder: str | Path) -> str:

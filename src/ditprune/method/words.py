@@ -106,7 +106,7 @@ def _overridden(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dic
         is_pattern = bool(given.get("pattern") or content.get("pattern"))
         given = preset_words(given.pop("preset"), is_pattern) | given
     left = {word: value for word, value in content.items() if value is not None}
-    stays = {word: value for word, value in nested(left).items()}
+    stays = nested(left)
     if "pattern" in given:
         stays = {word: value for word, value in stays.items() if word not in _BY_SHARE}
     elif given.keys() & _BY_SHARE:

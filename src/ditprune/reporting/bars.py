@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from rich.progress import (
     Progress as Bars,
 )
 
-from ditprune.progress import Progress
+from ditprune.progress import Progress, silent
+
+ProgressArgument = Progress | bool | None
 
 _QUIET_S = 30.0
 
@@ -68,3 +71,15 @@ def line_now_and_then(say: Callable[[str], None]) -> Progress:
         say(f"{what}: {done}/{total}{left}")
 
     return say_now_and_then
+
+
+@contextmanager
+def telling(progress: ProgressArgument) -> Iterator[Progress]:
+    """The function that is told how far the work is."""
+    if callable(progress):
+        yield progress
+    elif progress is False or not (progress or sys.stderr.isatty()):
+        yield silent
+    else:
+        with bars() as show:
+            yield show
