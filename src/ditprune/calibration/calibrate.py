@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.method.choices import as_globs
+from ditprune.targets.coverage import warn_of_outside
 from ditprune.targets.discover import discover
 
 _MASK_NAME = re.compile(r"mask", re.IGNORECASE)
@@ -28,6 +30,7 @@ def calibrate_denoiser(
     batches: Iterable[Any],
     protocol: Mapping[str, object] | None = None,
     num_bins: int = NUM_BINS,
+    blocks: str | Sequence[str] = (),
 ) -> Statistics:
     """Observe the inputs of every target while the denoiser runs over `batches`.
 
@@ -37,18 +40,24 @@ def calibrate_denoiser(
             (args, kwargs).
         protocol: how the batches were made; it is stored with the statistics.
         num_bins: the number of parts of the way from noise to image with norms of their own.
+        blocks: globs over module paths that say where the transformer blocks are, as in
+            `"double_blocks.*"`; by default they are found by their structure. They are kept with
+            the statistics, so that pruning need not be told again.
 
     Returns:
         Statistics with the ℓ2 norm of every input channel over all tokens, [C_in] for each layer.
 
     Raises:
-        RecipeError: `num_bins` is below 1.
+        RecipeError: `num_bins` is below 1, or `blocks` are no globs.
         ModelError: the denoiser has no transformer blocks, or a batch is of another kind.
+        TargetError: one of `blocks` matches no module, or all of them no layer to prune.
         StatisticsError: there are no batches, or an input holds NaN or Inf.
     """
     if num_bins < 1:
         raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
-    targets = discover(denoiser, auxiliary=True)
+    globs = as_globs("blocks", blocks)
+    targets = discover(denoiser, auxiliary=True, blocks=globs)
+    warn_of_outside(denoiser, globs)
     fingerprints = module_fingerprints(denoiser, targets.values())
     unused_layers: list[str] = []
 
@@ -60,7 +69,9 @@ def calibrate_denoiser(
 
     statistics = observe_calls(denoiser, with_first_examined(), fingerprints, num_bins)
     warn_of_never_called(statistics)
-    return replace(statistics, protocol=dict(protocol or {}), unused=tuple(unused_layers))
+    return replace(
+        statistics, protocol=dict(protocol or {}), unused=tuple(unused_layers), blocks=globs
+    )
 
 
 def observe_calls(

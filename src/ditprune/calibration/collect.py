@@ -42,6 +42,8 @@ from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import OutputError, StatisticsError
 from ditprune.progress import Progress, silent
+from ditprune.targets.blocks import Globs, globs_of
+from ditprune.targets.coverage import warn_of_outside
 from ditprune.writing.files import check_folder
 from ditprune.writing.unfinished import (
     check_work,
@@ -59,7 +61,7 @@ _SAVE_EVERY_S = 20.0  # statistics of a large model are hundreds of megabytes
 def calibrate_folder(
     model: ModelFolder, out: Path, sampling: Sampling, placement: Placement | None = None,
     set_folder: Path | None = None, worker: Worker | None = None, overwrite: bool = False,
-    progress: Progress = silent,
+    progress: Progress = silent, blocks: Globs = (),
 ) -> None:  # fmt: skip
     """Sample the calls of a model, or load them, observe them and write the statistics.
 
@@ -71,21 +73,23 @@ def calibrate_folder(
         set_folder: where the calibration set is kept; None drops it at the end.
         worker: one of several processes that share the work; all call this function.
         overwrite: replace `out`, or unfinished work with other settings.
+        blocks: as for `calibrate`, for every denoiser or by denoiser.
 
     Raises:
         OutputError, ModelError: as `check_run`.
+        TargetError: a glob of `blocks` matches no module, or all of them no layer to prune.
         StatisticsError: no call reaches a denoiser, or the inputs of a layer hold NaN or Inf.
     """
     placement, worker = placement or Placement(), worker or Worker()
     work = work_folder_of(out)
     folder = set_folder or work / "calls"
-    run_identity = calibration_identity(model, sampling, placement)
+    run_identity = calibration_identity(model, sampling, placement, blocks)
     if worker.is_first:
         sweep_work(out)
         _begin(model, out, sampling, set_folder, run_identity, overwrite)
     worker.wait()
     call_set = load_calibration_set(folder)
-    run = _Run(model, call_set, work, placement, worker, progress)
+    run = _Run(model, call_set, work, placement, worker, progress, blocks)
     try:
         denoisers = _sample_missing(run, sampling)
         worker.wait()
@@ -144,6 +148,11 @@ class _Run:
     placement: Placement
     worker: Worker
     progress: Progress
+    blocks: Globs
+
+    def globs(self, name: str) -> tuple[str, ...]:
+        """Where the blocks of a denoiser are; empty if they are found."""
+        return globs_of(self.blocks, name)
 
     def part(self, name: str, rank: int) -> Path:
         """The file of what one worker has observed of one denoiser."""
@@ -230,8 +239,9 @@ def _observe_denoiser(run: _Run, name: str, denoiser: nn.Module | None) -> Stati
     total = reduce(merge_statistics, (part for part in (total, *others) if part is not None))
     unused = find_unused(denoiser, run.moved(first), total.fingerprints)
     warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")
+    warn_of_outside(denoiser, run.globs(name))
     protocol = {**run.call_set.protocol, "denoiser_calls": run.call_set.read(0)[1]}
-    return replace(total, protocol=protocol, unused=unused)
+    return replace(total, protocol=protocol, unused=unused, blocks=run.globs(name))
 
 
 def _part_of(run: _Run, name: str, rank: int) -> Statistics | None:
@@ -257,7 +267,7 @@ def _observe_units(run: _Run, name: str, denoiser: nn.Module) -> Statistics | No
     They are saved from time to time, so that a run that was stopped goes on, and at the end for
     the first worker.
     """
-    fingerprints = folder_fingerprints(run.model.denoisers[name])
+    fingerprints = folder_fingerprints(run.model.denoisers[name], run.globs(name))
     num_bins = run.call_set.num_bins
     units = [unit for unit in range(run.call_set.num_units) if run.worker.owns(unit)]
     file = run.part(name, run.worker.rank)

@@ -26,6 +26,7 @@ from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import merge_calls, num_rows, to_placement
+from ditprune.targets.blocks import Globs, globs_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted
 _NUM_PROBES = 3  # passes that look for layers run in vain
@@ -53,7 +54,7 @@ class CalibrationForecast:
 
 def forecast_calibration(
     model: ModelFolder, sampling: Sampling, placement: Placement,
-    call_set: CalibrationSet | None = None,
+    call_set: CalibrationSet | None = None, blocks: Globs = (),
 ) -> CalibrationForecast:  # fmt: skip
     """Run the first steps of the first sampling run, observe their calls, and extrapolate.
 
@@ -63,7 +64,7 @@ def forecast_calibration(
     """
     units = range(sampling.num_units) if call_set is None else call_set.missing()
     if call_set is not None and not units:
-        return _forecast_observing(model, call_set, placement)
+        return _forecast_observing(model, call_set, placement, blocks)
     begin = time.monotonic()
     pipeline = load_pipeline(model, placement)
     loading_s = time.monotonic() - begin
@@ -82,7 +83,9 @@ def forecast_calibration(
     )  # fmt: skip
     num_steps = sum(_num_steps(sampling, unit, recorder.num_steps) for unit in units)
     calls = recorder.taken[0]
-    call_s, num_shared, statistics_bytes = _observe(model, pipeline, calls, sampling, placement)
+    first = calls[0]
+    prints = folder_fingerprints(model.denoisers[first.denoiser], globs_of(blocks, first.denoiser))
+    call_s, num_shared, statistics_bytes = _observe(pipeline, calls, sampling, placement, prints)
     num_samples = sum(len(sampling.items(unit)) for unit in units)
     return CalibrationForecast(
         loading_s=loading_s,
@@ -98,7 +101,7 @@ def forecast_calibration(
 
 
 def _forecast_observing(
-    model: ModelFolder, call_set: CalibrationSet, placement: Placement
+    model: ModelFolder, call_set: CalibrationSet, placement: Placement, blocks: Globs
 ) -> CalibrationForecast:
     total_s, size_bytes = 0.0, 0
     for name, folder in model.denoisers.items():
@@ -110,7 +113,8 @@ def _forecast_observing(
                     first, rows = first or call, rows + num_rows(call)
         if first is None:
             raise unreached(model, name)
-        denoiser, fingerprints = load_denoiser(folder, placement), folder_fingerprints(folder)
+        denoiser = load_denoiser(folder, placement)
+        fingerprints = folder_fingerprints(folder, globs_of(blocks, name))
         total_s += time.monotonic() - begin
         with fitting(call_set.folder):
             moved = to_placement(first, placement.device, placement.dtype)
@@ -129,12 +133,12 @@ def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
 
 
 def _observe(
-    model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling, placement: Placement
-) -> tuple[float, int, int]:
+    pipeline: Any, calls: list[Call], sampling: Sampling, placement: Placement,
+    fingerprints: dict[str, str],
+) -> tuple[float, int, int]:  # fmt: skip
     """Observe items that share calls as they will; returns seconds, items and `_timed`'s bytes."""
     call = to_placement(calls[0], placement.device, placement.dtype)
     denoiser = getattr(pipeline, call.denoiser)
-    fingerprints = folder_fingerprints(model.denoisers[call.denoiser])
     bins = [bin_of(sampling.progress_t(item), sampling.num_bins) for item in sampling.items(0)]
     num_shared = bins.count(bins[0])
     shared = merge_calls([call] * num_shared)

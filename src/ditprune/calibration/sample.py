@@ -24,6 +24,7 @@ from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
+from ditprune.targets.blocks import Globs, globs_of
 from ditprune.writing.files import installed_versions
 
 # Parts of the way from noise (0) to image (1). Source: arXiv 2607.00927, Figure 6.
@@ -106,21 +107,25 @@ class Sampling:
 
 
 def calibration_identity(
-    model: ModelFolder, sampling: Sampling, placement: Placement
+    model: ModelFolder, sampling: Sampling, placement: Placement, blocks: Globs = ()
 ) -> dict[str, Any]:
     """Everything that the calls of a calibration depend on, as plain values.
 
     Fingerprints tell one denoiser from another. Names, sizes and times of all files show that
     another part was exchanged, such as a text encoder or a decoder.
+
+    Args:
+        blocks: globs that say where the blocks are; whose inputs are observed depends on them.
     """
     fingerprints = {
-        name: combined_fingerprint(folder_fingerprints(folder))
+        name: combined_fingerprint(folder_fingerprints(folder, globs_of(blocks, name)))
         for name, folder in model.denoisers.items()
     }
     weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
     versions = installed_versions()
     words = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sampling).items()}
     dtype = str(placement.dtype).removeprefix("torch.")
+    globs = {name: list(globs_of(blocks, name)) for name in model.denoisers} if blocks else {}
     return {
         "weights": fingerprints,
         "files": copy_folder.stamp(model, weights),
@@ -128,6 +133,7 @@ def calibration_identity(
         "sampling": words,
         "placement": {"device": placement.device, "dtype": dtype},
         "versions": {name: versions[name] for name in ("ditprune", "torch", "diffusers")},
+        **({"blocks": globs} if globs else {}),
     }
 
 

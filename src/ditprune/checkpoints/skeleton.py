@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.weights import Weights
-from ditprune.errors import ModelError, did_you_mean
+from ditprune.errors import ModelError, RecipeError, did_you_mean
+from ditprune.method.choices import as_globs
 from ditprune.targets.discover import Target, discover
-from ditprune.writing.files import is_compact, read_json
+from ditprune.writing.files import MANIFEST, is_compact, read_json, read_manifest
 
 # Far above any model; a module takes memory even without weights, so more would be built for ever.
 _MOST_LAYERS = 1_000
@@ -64,6 +65,20 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
             f"{folder / 'config.json'}: {name} cannot be built from it ({error!r}); "
             "expected the config that save_pretrained wrote"
         ) from None
+
+
+def globs_in_manifest(folder: Path) -> tuple[str, ...]:
+    """Where the blocks of a pruned denoiser are, as its manifest says; empty if it does not.
+
+    Raises ModelError for a manifest that cannot be read.
+    """
+    if not (folder / MANIFEST).is_file():
+        return ()
+    recipe = read_manifest(folder).get("recipe")
+    try:
+        return as_globs("blocks", recipe.get("blocks", ()) if isinstance(recipe, Mapping) else ())
+    except RecipeError as error:
+        raise ModelError(f"{folder / MANIFEST}: {error}; run `ditprune verify`") from None
 
 
 def check_dense(folder: Path) -> None:
@@ -115,7 +130,10 @@ def weight_fingerprints(weights: Weights, targets: Iterable[Target]) -> dict[str
     )
 
 
-def folder_fingerprints(folder: Path) -> dict[str, str]:
-    """The fingerprints of all targets in a denoiser's folder, dense or compact."""
-    targets = discover(skeleton(folder, takes_compact=True), auxiliary=True)
+def folder_fingerprints(folder: Path, blocks: Sequence[str] = ()) -> dict[str, str]:
+    """The fingerprints of all targets in a denoiser's folder, dense or compact.
+
+    `blocks` are as for `discover`.
+    """
+    targets = discover(skeleton(folder, takes_compact=True), auxiliary=True, blocks=blocks)
     return weight_fingerprints(open_weights(folder), targets.values())

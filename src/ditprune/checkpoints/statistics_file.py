@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ditprune.calls import NUM_BINS
 from ditprune.denoisers import DENOISER, OfDenoisers, qualified, qualified_names
-from ditprune.errors import StatisticsError, did_you_mean
+from ditprune.errors import RecipeError, StatisticsError, did_you_mean
+from ditprune.method.choices import as_globs
 from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
 from ditprune.writing.files import MALFORMED
 from ditprune.writing.tensors_file import save_tensors
@@ -45,6 +46,7 @@ class Statistics(OfDenoisers):
         unused: targets that are called but do not reach any output of the denoiser.
         padding: for each argument that masks tokens, (masked tokens, all tokens). Masked tokens
             enter the layers, so they count in the norms.
+        blocks: the globs that said which modules are the blocks; empty if they were found.
     """
 
     column_norms: Mapping[str, ColumnNorm]
@@ -55,6 +57,7 @@ class Statistics(OfDenoisers):
     num_inputs: Mapping[str, int] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     padding: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
     component: str = DENOISER
     parts: Mapping[str, Statistics] = field(default_factory=dict)
 
@@ -74,6 +77,7 @@ class Statistics(OfDenoisers):
             qualified({name: part.num_inputs for name, part in parts.items()}),
             qualified_names({name: part.unused for name, part in parts.items()}),
             qualified({name: part.padding for name, part in parts.items()}),
+            tuple(glob for part in parts.values() for glob in part.blocks),
             parts=parts,
         )
 
@@ -194,6 +198,7 @@ def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
             )  # type: ignore[misc]
             for n in _union(first.padding, second.padding)
         },
+        first.blocks,
     )
 
 
@@ -225,6 +230,7 @@ def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -
         "num_inputs": dict(statistics.num_inputs),
         "unused": list(statistics.unused),
         "padding": {name: list(counts) for name, counts in statistics.padding.items()},
+        "blocks": list(statistics.blocks),
         "layers": layers,
     }
 
@@ -250,7 +256,7 @@ def read_statistics_file(file: Path) -> dict[str, Statistics]:
         for key, sums in tensors.items():
             _check_sums(key, sums)
         return {str(name): _restore(stats, tensors) for name, stats in record["denoisers"].items()}
-    except MALFORMED as error:
+    except (RecipeError, *MALFORMED) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise StatisticsError(
             f"{file}: not statistics of ditprune ({reason}); calibrate again"
@@ -281,4 +287,5 @@ def _restore(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statis
         {str(name): int(count) for name, count in record["num_inputs"].items()},
         tuple(record["unused"]),
         {name: (int(masked), int(total)) for name, (masked, total) in record["padding"].items()},
+        as_globs("blocks", record.get("blocks", ())),  # older files have none
     )

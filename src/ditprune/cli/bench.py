@@ -12,6 +12,7 @@ import click
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
+from ditprune.cli.blocks import blocks_option, read_blocks
 from ditprune.cli.options import read_pipeline_options
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
@@ -30,6 +31,7 @@ _PATHS = {
 @click.argument("model", metavar="MODEL|OUT")
 @click.option("--sparsity", type=float, help="prune a dense model by magnitude, in memory")
 @click.option("--pattern", metavar="N:M", help="likewise, keeping N of every M, as in 2:4")
+@blocks_option
 @click.option("--backend", metavar="NAME",
               help=f"[default: what the device has] {', '.join(BACKENDS)}")  # fmt: skip
 @click.option("--device", metavar="NAME", help="[default: the backend's, cpu] cpu, cuda, cuda:1")
@@ -48,7 +50,7 @@ _PATHS = {
 def bench(
     model: str, device: str | None, max_memory: str | None, height: int | None,
     width: int | None, pipeline_options: tuple[str, ...], as_json: bool, out: Path | None,
-    **options: Any,
+    blocks: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Time MODEL's own layers and step, dense and sparse, on this machine.
 
@@ -62,7 +64,11 @@ def bench(
         pipeline_options=read_pipeline_options(pipeline_options),
     )  # fmt: skip
     bench_options = BenchOptions(
-        device=device, max_memory=parse_size(max_memory), sampling=sampling, **options
+        device=device,
+        max_memory=parse_size(max_memory),
+        sampling=sampling,
+        blocks=read_blocks(blocks),
+        **options,
     )
     with console.progress() as progress:
         times = bench_model(locate(model), bench_options, progress)

@@ -20,6 +20,7 @@ from ditprune.checkpoints.calibration_set import HEADER, CalibrationSet, load_ca
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli import console
+from ditprune.cli.blocks import blocks_option, read_blocks
 from ditprune.cli.options import (
     placement_options,
     read_labels,
@@ -49,6 +50,7 @@ from ditprune.reporting import formats
     show_default=True,
     help="parts of the way from noise to image to keep norms for",
 )
+@blocks_option
 @placement_options
 @click.option(
     "--calibration-set",
@@ -64,7 +66,8 @@ from ditprune.reporting import formats
 def calibrate(
     model: str, out: Path, set_folder: Path | None, dry_run: bool,
     overwrite: bool, device: str | None, dtype: str | None, max_memory: str | None,
-    labels: str | None, prompts: Path | None, pipeline_options: tuple[str, ...], **options: Any,
+    labels: str | None, prompts: Path | None, pipeline_options: tuple[str, ...],
+    blocks: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Observe the inputs of every target over samples of MODEL.
 
@@ -75,20 +78,21 @@ def calibrate(
         labels=read_labels(labels), prompts=read_prompts(prompts),
         pipeline_options=read_pipeline_options(pipeline_options), **options,
     )  # fmt: skip
+    globs = read_blocks(blocks)
     with joined() as worker:
         placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
         folder = locate(model)
         _check_given_options(set_folder, sampling, _given_options())
         if dry_run:
-            identity = calibration_identity(folder, sampling, placement)
+            identity = calibration_identity(folder, sampling, placement, globs)
             call_set = check_run(folder, out, set_folder, identity, overwrite)
             start_s = time.process_time()
-            forecast = forecast_calibration(folder, sampling, placement, call_set)
+            forecast = forecast_calibration(folder, sampling, placement, call_set, globs)
             _show_forecast(start_s, sampling, call_set, forecast)
             return
         with console.progress() as progress:
             calibrate_folder(
-                folder, out, sampling, placement, set_folder, worker, overwrite, progress
+                folder, out, sampling, placement, set_folder, worker, overwrite, progress, globs
             )
         if worker.is_first:
             if set_folder is not None:

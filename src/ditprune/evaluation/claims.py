@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import Stock
 from ditprune.evaluation.in_memory import AnyModel
-from ditprune.targets.discover import discover
+from ditprune.targets.discover import Target, discover
 from ditprune.writing.files import MALFORMED, MANIFEST, read_manifest
+
+_OF_TARGETS = [part.name for part in fields(Target) if part.name != "name"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,17 @@ def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
     return replace(first, targets=targets, has_mask=any(claim.has_mask for claim in claims))
 
 
-def dense_claims(denoisers: Mapping[str, nn.Module]) -> Claims:
-    """The same for the dense model: sparsity 0, targets from its structure."""
-    return Claims(0.0, None, None, {name: _targets_in(tree) for name, tree in denoisers.items()})
+def dense_claims(denoisers: Mapping[str, nn.Module], pruned: Sequence[Claims] = ()) -> Claims:
+    """The same for the dense model: sparsity 0, targets from its structure.
+
+    Beside them stand those of its pruned copies, whose recipes may say where the blocks are.
+    """
+    targets = {name: _targets_in(tree) for name, tree in denoisers.items()}
+    for claims in pruned:
+        for name, records in claims.targets.items():
+            for target, record in records.items():
+                targets[name].setdefault(target, {k: record.get(k) for k in _OF_TARGETS})
+    return Claims(0.0, None, None, targets)
 
 
 def _targets_in(denoiser: nn.Module) -> dict[str, dict[str, Any]]:

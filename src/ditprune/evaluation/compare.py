@@ -155,7 +155,7 @@ def _compare(run: _Run) -> dict[str, Any]:
     drawn = in_turn(pool, run.protocol.num_images)
     asked = of_items(pool, run.protocol.num_images)
     held_out = sample_held_out(pipeline, run.protocol, run.progress, names, run.worker)
-    structure = dense_claims(denoisers)
+    structure = dense_claims(denoisers, claims)
     work = _work(run, denoisers, held_out, structure)
     noise = {name: predictions(denoiser, held_out.calls.get(name, []), run.placement)
              for name, denoiser in denoisers.items()}  # fmt: skip

@@ -17,7 +17,7 @@ from ditprune.checkpoints.compact.packing import pack_weight, smallest
 from ditprune.checkpoints.copy_folder import copy_identity, copy_other_files, other_files
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter
-from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.skeleton import globs_in_manifest, skeleton
 from ditprune.checkpoints.weights import Layout, Weights, layout_of
 from ditprune.errors import ModelError
 from ditprune.progress import Progress, silent
@@ -150,7 +150,7 @@ def to_dense(
 
 def _heads(weights: Weights, folder: Path, progress: Progress) -> dict[str, Head]:
     """The smallest form of every target."""
-    targets = discover(skeleton(folder), auxiliary=True)
+    targets = discover(skeleton(folder), auxiliary=True, blocks=globs_in_manifest(folder))
     names = [f"{name}.weight" for name in targets]
     entries = [weights.entries[name] for name in names if name in weights.entries]
     heads = {}

@@ -26,7 +26,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.column_norm import ColumnNorm, timestep_weights
-from ditprune.targets.coverage import LeftOut, left_out
+from ditprune.targets.coverage import LeftOut, left_out, warn_of_outside
 from ditprune.targets.discover import Target, discover, select
 from ditprune.targets.matrix import as_matrix
 
@@ -37,13 +37,18 @@ _CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
 
 @dataclass(frozen=True)
 class Selection:
-    """What a run works on: targets by name, what stays dense and why, and whose weights."""
+    """What a run works on: targets by name, what stays dense and why, and whose weights.
+
+    Args:
+        blocks: the globs that said which modules are the blocks, of the recipe or the statistics.
+    """
 
     targets: Mapping[str, Target]
     skipped: Mapping[str, str]
     left_out: Mapping[str, LeftOut]
     fingerprint: str
     num_parameters: int
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,10 @@ class Plan(OfDenoisers):
 
     @classmethod
     def of(cls, selection: Selection, targets: Mapping[str, Any], recipe: Recipe) -> Any:
-        """These targets, with all else as it was selected."""
+        """These targets, with all else as it was selected; the recipe with those blocks."""
         rest = (selection.skipped, selection.left_out, selection.num_parameters)
-        return cls(targets, *rest, recipe, selection.fingerprint)
+        with_blocks = replace(recipe, blocks=selection.blocks)
+        return cls(targets, *rest, with_blocks, selection.fingerprint)
 
     @classmethod
     def joined(cls, parts: Mapping[str, Any]) -> Any:
@@ -162,7 +168,7 @@ def read_weights(weights: Weights) -> Read:
 
 def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
     """The targets of a loaded module under a recipe; every check before work."""
-    targets = discover(denoiser, recipe.auxiliary)
+    targets = discover(denoiser, recipe.auxiliary, _blocks(recipe, stats))
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     fingerprints = module_fingerprints(denoiser, targets.values())
     return _select(denoiser, targets, fingerprints, num_parameters, recipe, stats)
@@ -173,7 +179,7 @@ def select_in_checkpoint(
 ) -> Selection:
     """The targets of a denoiser's folder, each in its shards with the shape config.json gives."""
     tree = skeleton(folder)
-    targets = discover(tree, recipe.auxiliary)
+    targets = discover(tree, recipe.auxiliary, _blocks(recipe, stats))
     for target in targets.values():
         entry = weights.entries.get(f"{target.name}.weight")
         if entry is None:
@@ -203,12 +209,7 @@ def _select(
     chosen = select(targets, recipe.include, recipe.exclude)
     skipped: dict[str, str] = {}
     if stats is not None:
-        others = [name for name in chosen if stats.fingerprints.get(name) != fingerprints[name]]
-        if others:
-            raise StatisticsError(
-                f"statistics: made from other weights ({len(others)} of {len(chosen)} targets "
-                f"differ, first {others[0]}); calibrate this model"
-            )
+        _check_weights(chosen, fingerprints, recipe, stats)
     if stats is not None and recipe.saliency.needs:
         skipped = {n: "never called in calibration" for n in chosen if n in stats.never_called}
         chosen = {name: target for name, target in chosen.items() if name not in skipped}
@@ -225,8 +226,45 @@ def _select(
             )
     for target in chosen.values():
         _check_groups(target, recipe)
-    rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)})
-    return Selection(chosen, skipped, rest, combined_fingerprint(fingerprints), num_parameters)
+    blocks = _blocks(recipe, stats)
+    rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)}, blocks)
+    warn_of_outside(denoiser, blocks)
+    fingerprint = combined_fingerprint(fingerprints)
+    return Selection(chosen, skipped, rest, fingerprint, num_parameters, blocks)
+
+
+def _blocks(recipe: Recipe, stats: Statistics | None) -> tuple[str, ...]:
+    """The globs that say where the blocks are: the recipe's, else those of the calibration.
+
+    Raises RecipeError beside `auxiliary`, which chooses among what is found.
+    """
+    blocks = recipe.blocks or (() if stats is None else stats.blocks)
+    if blocks and recipe.auxiliary:
+        raise RecipeError(
+            f"--auxiliary and --blocks {' '.join(blocks)} exclude each other: the globs say where "
+            "all blocks are; leave --auxiliary out and name the other lists too"
+        )
+    return blocks
+
+
+def _check_weights(
+    chosen: Collection[str], fingerprints: Mapping[str, str], recipe: Recipe, stats: Statistics
+) -> None:
+    """Refuse statistics of other weights or of other blocks. Raises StatisticsError."""
+    missing = [name for name in chosen if name not in stats.fingerprints]
+    if missing and recipe.blocks and recipe.blocks != stats.blocks:
+        given = f"--blocks {' '.join(stats.blocks)}" if stats.blocks else "the blocks as found"
+        raise StatisticsError(
+            f"statistics: made with {given}, and {len(missing)} of {len(chosen)} targets of "
+            f"--blocks {' '.join(recipe.blocks)} are not in them, first {missing[0]}; calibrate "
+            "with these blocks, or leave them out here"
+        )
+    others = [name for name in chosen if stats.fingerprints.get(name) != fingerprints[name]]
+    if others:
+        raise StatisticsError(
+            f"statistics: made from other weights ({len(others)} of {len(chosen)} targets "
+            f"differ, first {others[0]}); calibrate this model"
+        )
 
 
 def _check_norm(target: Target, stats: Statistics) -> None:

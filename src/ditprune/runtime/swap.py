@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.denoiser.capture import counting_tokens
 from ditprune.errors import KernelError
+from ditprune.method.choices import as_globs
 from ditprune.runtime.backends import Backend, backend_of
 from ditprune.runtime.fused_gelu import fuse_, unfuse_
 from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import cold_buffer
+from ditprune.targets.blocks import find_blocks
 
 # Used without a call: the modulation of one guided image, and its tokens at 256².
 NUM_TOKENS = (2, 512)
@@ -63,6 +65,7 @@ def sparsify_(
     call: Mapping[str, Any] | Call | None = None,
     backend: str | Backend = "cpu",
     limit_s: float = math.inf,
+    blocks: str | Sequence[str] = (),
 ) -> dict[str, Decision]:
     """Replace each Linear that runs faster sparse, in place.
 
@@ -80,29 +83,32 @@ def sparsify_(
             leaves every layer dense. `semi-structured`, torch's kernels for 2:4 in half precision
             on NVIDIA GPUs.
         limit_s: seconds for all timings, past two runs of each.
+        blocks: globs over module paths, as in `"double_blocks.*"`: only Linears inside modules that
+            match are looked at; by default all of them.
 
     Returns:
         The decision on each Linear, by name.
 
     Raises:
         RecipeError: an unknown backend.
+        TargetError: one of `blocks` matches no module.
         KernelError: `semi-structured` without a CUDA device.
     """
     runner = backend_of(backend)
+    names = _names(denoiser, as_globs("blocks", blocks))
     try:
         runner.check()
     except KernelError as error:
         if not runner.is_optional:
             raise
         warnings.warn(f"{error}; every layer stays dense", stacklevel=2)
-        return {name: _decision(linear, "no kernel") for name, linear in _linears(denoiser)}
+        return {n: _decision(m, "no kernel") for n, m in _linears(denoiser) if n in names}
     num_tokens = {} if call is None else _count_tokens(denoiser, call)
     uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
     timed: dict[Any, _Times] = {}
     decisions = {}
     deadline = time.perf_counter() + limit_s
-    # A list of Linears would keep every dense weight in memory; a list of names does not.
-    for name in [name for name, _ in _linears(denoiser)]:
+    for name in names:
         linear = cast(nn.Linear, denoiser.get_submodule(name))
         counts = NUM_TOKENS if call is None else num_tokens[name]
         reason = _obstacle(linear, uses[id(linear.weight)], counts) or runner.obstacle(linear)
@@ -132,6 +138,18 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
     unfuse_(denoiser)
     release()
     return list(layers)
+
+
+def _names(denoiser: nn.Module, blocks: tuple[str, ...]) -> list[str]:
+    """The names of the Linears that can be replaced, of all or of those in the blocks.
+
+    A list of Linears would keep every dense weight in memory; a list of names does not.
+    """
+    if not blocks:
+        return [name for name, _ in _linears(denoiser)]
+    modules = [block.module for block in find_blocks(denoiser, blocks)]
+    inside = {id(part) for module in modules for part in module.modules()}
+    return [name for name, linear in _linears(denoiser) if id(linear) in inside]
 
 
 def _linears(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

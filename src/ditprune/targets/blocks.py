@@ -1,21 +1,29 @@
-"""Where are the transformer blocks of a denoiser? They are found by structure.
+"""Where are the transformer blocks of a denoiser? Found by structure, or where globs say.
 
 A block has at least two Linears and evidence of attention. A block list is a `ModuleList`,
 `Sequential` or `ModuleDict` whose children are all blocks. The lists that share an owner with the
 heaviest list are the trunk; other lists (text refiners, perceivers) are auxiliary.
+
+Globs over module paths take the place of all that: a block is the outermost module that matches.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
+from ditprune.errors import TargetError, did_you_mean
 from ditprune.targets import exceptions
 
-_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+# The globs of every denoiser, or those of each by its name.
+Globs = Sequence[str] | Mapping[str, Sequence[str]]
+
+CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 # If the trunk holds less than this share of all listed weights, every list counts as trunk
 # (U-Nets scatter their transformer blocks).
 _TRUNK_SHARE = 0.6
@@ -27,8 +35,9 @@ class Block:
 
     Args:
         path: its path in the denoiser.
-        list_path: the path of its list; the block's own path if it is outside any list.
-        depth: its position in the list, from 0.
+        list_path: the path of its list; the block's own path if it is outside any list; the
+            path of its parent if a glob named it.
+        depth: its position in the list, or among those of its parent that globs named, from 0.
         auxiliary: whether its list is outside the trunk.
         module: the block itself.
     """
@@ -52,14 +61,36 @@ class _BlockList:
         return sum(linear.weight.numel() for linear in linears)
 
 
-def find_blocks(denoiser: nn.Module) -> list[Block]:
-    """Every block: the trunk's, then those of its classes outside any list, then auxiliary ones."""
+def find_blocks(denoiser: nn.Module, globs: Sequence[str] = ()) -> list[Block]:
+    """Every block: the trunk's, then those of its classes outside any list, then auxiliary ones.
+
+    Globs over module paths say instead which modules are the blocks; none of these is auxiliary.
+
+    Raises TargetError for a glob that matches no module.
+    """
+    if globs:
+        return _named_blocks(denoiser, globs)
     lists = list(_block_lists(denoiser, "", ""))
     trunk = _trunk(lists)
     core = [block for listed in trunk for block in _blocks_of(listed, auxiliary=False)]
     others = [listed for listed in lists if listed not in trunk]
     auxiliary = [block for listed in others for block in _blocks_of(listed, auxiliary=True)]
     return core + _lone_blocks(denoiser, core, auxiliary) + auxiliary
+
+
+def globs_of(globs: Globs, denoiser: str) -> tuple[str, ...]:
+    """The globs of one denoiser of several.
+
+    Raises TargetError where they are given by name, and not for this one.
+    """
+    if isinstance(globs, Mapping):
+        if denoiser not in globs:
+            raise TargetError(
+                f"--blocks: none for the denoiser '{denoiser}', only for {', '.join(globs)}; "
+                f"add {denoiser}=GLOB"
+            )
+        globs = globs[denoiser]
+    return tuple(globs)
 
 
 def join(path: str, name: str) -> str:
@@ -74,13 +105,45 @@ def _blocks_of(block_list: _BlockList, auxiliary: bool) -> list[Block]:
     ]
 
 
+def _named_blocks(denoiser: nn.Module, globs: Sequence[str]) -> list[Block]:
+    """The outermost modules that match a glob, in module order."""
+    paths = [path for path, _ in denoiser.named_modules() if path]
+    for glob in globs:
+        if not any(fnmatchcase(path, glob) for path in paths):
+            raise TargetError(
+                f"--blocks '{glob}' matches none of {len(paths)} modules of "
+                f"{type(denoiser).__name__}; {_near(denoiser, glob)}"
+            )
+    blocks: list[Block] = []
+    num_before: Counter[str] = Counter()
+    for path in paths:
+        is_inside = bool(blocks) and path.startswith(f"{blocks[-1].path}.")
+        if is_inside or not any(fnmatchcase(path, glob) for glob in globs):
+            continue
+        parent = path.rpartition(".")[0]
+        block = Block(path, parent, num_before[parent], False, denoiser.get_submodule(path))
+        num_before[parent] += 1
+        blocks.append(block)
+    return blocks
+
+
+def _near(denoiser: nn.Module, glob: str) -> str:
+    """A clause that proposes globs: the items of each list, else the paths of modules."""
+    lists = {
+        f"{path}.*"
+        for path, module in denoiser.named_modules()
+        if path and isinstance(module, CONTAINERS) and any(True for _ in module.parameters())
+    }
+    return did_you_mean(glob, lists or {path for path, _ in denoiser.named_modules() if path})
+
+
 def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
     return [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
 
 
 def _block_lists(module: nn.Module, path: str, owner: str) -> Iterator[_BlockList]:
     """Outermost qualifying containers, top down."""
-    if isinstance(module, _CONTAINERS):
+    if isinstance(module, CONTAINERS):
         children = list(module.named_children())
         if children and all(_is_block(child) for _, child in children):
             yield _BlockList(path, owner, tuple((join(path, n), c) for n, c in children))
@@ -92,7 +155,7 @@ def _block_lists(module: nn.Module, path: str, owner: str) -> Iterator[_BlockLis
 
 
 def _is_block(module: nn.Module) -> bool:
-    if isinstance(module, _CONTAINERS) and not isinstance(module, nn.Sequential):
+    if isinstance(module, CONTAINERS) and not isinstance(module, nn.Sequential):
         return False
     name = type(module).__name__
     if exceptions.ATTENTION_CLASS.search(name) and not re.search(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ditprune.targets import exceptions
+from ditprune.targets import exceptions, outside
 from ditprune.targets.blocks import Block, find_blocks, join
 from ditprune.targets.matrix import CONVOLUTIONS, kind_of, matrix_shape
 from ditprune.targets.refused import left_behind
@@ -26,6 +27,7 @@ NOT_CHOSEN = "prunable, and not among the chosen targets"
 MIXES = "a convolution that mixes positions or keeps channels apart, not one matrix"
 PACKED = "a layer whose weight is packed or computed, not stored as [C_out, C_in]"
 
+_Part = tuple[str, str, list[Tensor]]  # path, reason to stay dense, matrices
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -58,7 +60,7 @@ class Target:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Matrices inside the blocks that are no targets.
+    """Matrices inside the blocks that are no targets, or large parts outside every block.
 
     Args:
         name: the path of a layer, of a whole submodule or block list, or of a raw parameter.
@@ -82,32 +84,47 @@ def prunable(block: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield name, layer, kind
 
 
-def left_out(denoiser: nn.Module, targets: Mapping[str, Target]) -> dict[str, LeftOut]:
+def left_out(
+    denoiser: nn.Module, targets: Mapping[str, Target], blocks: Sequence[str] = ()
+) -> dict[str, LeftOut]:
     """Every parameter with two axes or more inside a block list that is not a target's weight.
 
-    Works on the meta device. A parameter that layers share counts once.
+    Where no globs say which modules are the `blocks`, and a large share of all Linear weights lies
+    outside those that were found, the parts that hold it are there too, with a reason that
+    `outside.reason` gives. Works on the meta device. A parameter that layers share counts once.
     """
     counted = {id(denoiser.get_parameter(f"{name}.weight")) for name in targets}
-    blocks = find_blocks(denoiser)
+    found_blocks = find_blocks(denoiser, blocks)
     pruned_blocks = {target.block for target in targets.values()}
-    pruned_lists = {block.list_path for block in blocks if block.path in pruned_blocks}
-    dense: dict[str, LeftOut] = {}
-    for block in blocks:
+    pruned_lists = {block.list_path for block in found_blocks if block.path in pruned_blocks}
+    parts: list[_Part] = []
+    for block in found_blocks:
         if block.auxiliary and block.list_path not in pruned_lists:
-            parts = [(block.list_path, AUXILIARY, _matrices(block.module))]
+            parts.append((block.list_path, AUXILIARY, _matrices(block.module)))
         else:
-            parts = list(_parts(block))
-        for name, reason, matrices in parts:
-            sizes = {id(matrix): matrix.numel() for matrix in matrices if id(matrix) not in counted}
-            counted |= sizes.keys()
-            num_weights = sum(sizes.values())
-            if num_weights:
-                before = dense[name].num_weights if name in dense else 0
-                dense[name] = LeftOut(name, before + num_weights, reason)
+            parts += _parts(block)
+    if not blocks:
+        for path, module in outside.outside(denoiser, found_blocks).items():
+            parts.append((path, outside.reason(path, module), _matrices(module)))
+    dense: dict[str, LeftOut] = {}
+    for name, reason, matrices in parts:
+        sizes = {id(matrix): matrix.numel() for matrix in matrices if id(matrix) not in counted}
+        counted |= sizes.keys()
+        num_weights = sum(sizes.values())
+        if num_weights:
+            before = dense[name].num_weights if name in dense else 0
+            dense[name] = LeftOut(name, before + num_weights, reason)
     return dense
 
 
-def _parts(block: Block) -> Iterator[tuple[str, str, list[Tensor]]]:
+def warn_of_outside(denoiser: nn.Module, blocks: Sequence[str] = ()) -> None:
+    """Warn where a large share of the Linear weights lies outside the blocks that were found."""
+    text = "" if blocks else outside.warning(denoiser, find_blocks(denoiser))
+    if text:
+        warnings.warn(text, stacklevel=3)
+
+
+def _parts(block: Block) -> Iterator[_Part]:
     """(path, reason to stay dense, matrices) of all that a block holds, targets included."""
     dense = _dense_parts(block.module)
     for name, reason in dense.items():

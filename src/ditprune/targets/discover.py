@@ -9,7 +9,7 @@ from torch import nn
 
 from ditprune.errors import ModelError, TargetError, did_you_mean
 from ditprune.targets import exceptions
-from ditprune.targets.blocks import find_blocks, join
+from ditprune.targets.blocks import Block, find_blocks, join
 from ditprune.targets.coverage import Target, prunable
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.refused import refuse_fused, refuse_sparse
@@ -17,21 +17,44 @@ from ditprune.targets.refused import refuse_fused, refuse_sparse
 __all__ = ["Target", "discover", "role_of", "select"]
 
 
-def discover(denoiser: nn.Module, auxiliary: bool = False) -> dict[str, Target]:
+def discover(
+    denoiser: nn.Module, auxiliary: bool = False, blocks: Sequence[str] = ()
+) -> dict[str, Target]:
     """Every matrix inside the trunk's blocks, by name, in module order.
 
-    Works on the meta device. `auxiliary` adds the matrices in blocks outside the trunk.
+    Works on the meta device.
 
-    Raises ModelError if there is no transformer block, if blocks call fused copies of projections,
-    or if layers run sparse.
+    Args:
+        auxiliary: adds the matrices in blocks outside the trunk.
+        blocks: globs over module paths that say which modules are the blocks, as in
+            `"double_blocks.*"`; by default they are found by their structure.
+
+    Raises:
+        ModelError: there is no transformer block, blocks call fused copies of projections, or
+            layers run sparse.
+        TargetError: a glob matches no module, or all of them together no layer to prune.
     """
     refuse_sparse(denoiser)
-    blocks = find_blocks(denoiser)
-    if not blocks:
+    found_blocks = find_blocks(denoiser, blocks)
+    if not found_blocks:
         raise ModelError(
             f"{type(denoiser).__name__}: no transformer blocks found; expected a ModuleList whose "
-            "items hold attention and Linears; pass the denoiser, not the pipeline"
+            "items hold attention and Linears; pass the denoiser, not the pipeline, or say where "
+            "its blocks are (blocks=\"layers.*\", or --blocks 'layers.*')"
         )
+    targets = _targets_in(found_blocks, auxiliary)
+    if blocks and not targets:
+        raise TargetError(
+            f"--blocks '{' '.join(blocks)}': no layer to prune in the {len(found_blocks)} modules "
+            f"of {type(denoiser).__name__} that match, first {found_blocks[0].path}; name modules "
+            "that hold Linears"
+        )
+    order = {name: i for i, (name, _) in enumerate(denoiser.named_modules())}
+    return dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+
+
+def _targets_in(blocks: Sequence[Block], auxiliary: bool) -> dict[str, Target]:
+    """The targets, block by block; a weight that layers share counts once."""
     targets: dict[str, Target] = {}
     shared: set[int] = set()
     for block in blocks:
@@ -53,8 +76,7 @@ def discover(denoiser: nn.Module, auxiliary: bool = False) -> dict[str, Target]:
                 kind=kind,
                 auxiliary=block.auxiliary,
             )
-    order = {name: i for i, (name, _) in enumerate(denoiser.named_modules())}
-    return dict(sorted(targets.items(), key=lambda item: order[item[0]]))
+    return targets
 
 
 def role_of(name: str) -> str:

@@ -33,6 +33,7 @@ from ditprune.runtime.bench.timed_layers import (
     first_calls,
     trial_of,
 )
+from ditprune.targets.blocks import Globs
 from ditprune.writing.files import installed_versions, is_compact
 
 _NUM_MODULATION_ROWS = 2  # one image under guidance
@@ -54,6 +55,8 @@ class BenchOptions:
         device: where to run; None for the backend's.
         max_memory: bytes; None for what is free now.
         limit_s: for all timings together, past two runs of each.
+        blocks: globs that say where the blocks are, for every denoiser or by denoiser; by default
+            a pruned folder's manifest says it, or they are found.
     """
 
     sparsity: float | None = None
@@ -64,6 +67,7 @@ class BenchOptions:
     device: str | None = None
     max_memory: int | None = None
     limit_s: float = 120.0
+    blocks: Globs = ()
 
     def __post_init__(self) -> None:
         if self.num_tokens is not None and self.num_tokens < 1:
@@ -85,7 +89,7 @@ def bench_model(
     """Time a model's layers and its step. Raises DitpruneError before any timing."""
     trial = trial_of(options.sparsity, options.pattern)
     device, backend, notes = _where(options)
-    denoisers, layer_notes = find_timed_layers(model, trial)
+    denoisers, layer_notes = find_timed_layers(model, trial, options.blocks)
     notes += layer_notes
     sparsities = {name: layers.sparsities(progress) for name, layers in denoisers.items()}
     check_zeros(model, denoisers, sparsities)

@@ -108,7 +108,7 @@ def _load(layers: TimedLayers, device: str) -> nn.Module:
     """The denoiser in float32, pruned on trial."""
     denoiser = load_denoiser(layers.folder, Placement(device))
     if layers.trial is not None:
-        for name in discover(denoiser):
+        for name in discover(denoiser, blocks=layers.blocks):
             weight = as_matrix(denoiser.get_parameter(f"{name}.weight"))
             weight.copy_(pruned_on_trial(weight, layers.trial))
     return denoiser

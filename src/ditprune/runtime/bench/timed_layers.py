@@ -13,7 +13,7 @@ from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.skeleton import skeleton
+from ditprune.checkpoints.skeleton import globs_in_manifest, skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import StepRecorder, counting_tokens, denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
@@ -24,6 +24,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.words import build
 from ditprune.progress import Progress
 from ditprune.runtime.swap import share_of_zeros
+from ditprune.targets.blocks import Globs, globs_of
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
 
@@ -60,12 +61,14 @@ class TimedLayers(NamedTuple):
     Args:
         targets: its Linears by name.
         trial: prunes each weight as it is read; None for a pruned model.
+        blocks: globs that say where the blocks are; empty if they are found.
     """
 
     folder: Path
     weights: Weights
     targets: Mapping[str, Target]
     trial: Recipe | None
+    blocks: tuple[str, ...] = ()
 
     def read(self, name: str) -> Tensor:
         """The weight of a layer as it is timed, [C_out, C_in]."""
@@ -88,19 +91,23 @@ class TimedLayers(NamedTuple):
 
 
 def find_timed_layers(
-    model: ModelFolder, trial: Recipe | None
+    model: ModelFolder, trial: Recipe | None, blocks: Globs = ()
 ) -> tuple[dict[str, TimedLayers], list[str]]:
-    """The layers of each denoiser, and notes on those that cannot be timed."""
+    """The layers of each denoiser, and notes on those that cannot be timed.
+
+    Without `blocks`, those of a pruned folder's manifest count.
+    """
     layers, notes = {}, []
     for name, folder in model.denoisers.items():
-        targets = discover(skeleton(folder, takes_compact=True))
+        globs = globs_of(blocks, name) if blocks else globs_in_manifest(folder)
+        targets = discover(skeleton(folder, takes_compact=True), blocks=globs)
         linears = {n: target for n, target in targets.items() if target.kind == "linear"}
         if len(linears) < len(targets):
             notes.append(
                 f"{len(targets) - len(linears)} pointwise convolutions stay dense: sparse layers "
                 "stand for Linears only"
             )
-        layers[name] = TimedLayers(folder, open_weights(folder), linears, trial)
+        layers[name] = TimedLayers(folder, open_weights(folder), linears, trial, globs)
     return layers, notes
 
 
