@@ -89,7 +89,7 @@ class TakesLists(nn.Module):
 def test_items_share_calls_as_they_will_where_the_sample_is_a_list(monkeypatch) -> None:
     denoiser = TakesLists()
     own = module_fingerprints(denoiser, discover(denoiser).values())
-    monkeypatch.setattr(forecast_module, "folder_fingerprints", lambda _folder: own)
+    monkeypatch.setattr(forecast_module, "folder_fingerprints", lambda _folder, _blocks: own)
     call = Call(([torch.zeros(3, 4), torch.zeros(3, 4)],), {"t": torch.zeros(2)}, 0.05)
     model = SimpleNamespace(denoisers={"transformer": None})
     pipeline, sampling = SimpleNamespace(transformer=denoiser), Sampling(4, num_bins=1)
