@@ -83,9 +83,9 @@ def forecast_calibration(
     )  # fmt: skip
     num_steps = sum(_num_steps(sampling, unit, recorder.num_steps) for unit in units)
     calls = recorder.taken[0]
-    first = calls[0]
-    prints = folder_fingerprints(model.denoisers[first.denoiser], globs_of(blocks, first.denoiser))
-    call_s, num_shared, statistics_bytes = _observe(pipeline, calls, sampling, placement, prints)
+    call_s, num_shared, statistics_bytes = _observe(
+        model, pipeline, calls, sampling, placement, blocks
+    )
     num_samples = sum(len(sampling.items(unit)) for unit in units)
     return CalibrationForecast(
         loading_s=loading_s,
@@ -133,12 +133,14 @@ def _num_steps(sampling: Sampling, unit: int, num_steps: int) -> int:
 
 
 def _observe(
-    pipeline: Any, calls: list[Call], sampling: Sampling, placement: Placement,
-    fingerprints: dict[str, str],
+    model: ModelFolder, pipeline: Any, calls: list[Call], sampling: Sampling,
+    placement: Placement, blocks: Globs = (),
 ) -> tuple[float, int, int]:  # fmt: skip
     """Observe items that share calls as they will; returns seconds, items and `_timed`'s bytes."""
     call = to_placement(calls[0], placement.device, placement.dtype)
     denoiser = getattr(pipeline, call.denoiser)
+    folder, globs = model.denoisers[call.denoiser], globs_of(blocks, call.denoiser)
+    fingerprints = folder_fingerprints(folder, globs)
     bins = [bin_of(sampling.progress_t(item), sampling.num_bins) for item in sampling.items(0)]
     num_shared = bins.count(bins[0])
     shared = merge_calls([call] * num_shared)

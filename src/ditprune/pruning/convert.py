@@ -72,6 +72,7 @@ def to_compact(
     for folder in model.denoisers.values():
         if is_compact(folder):
             raise ModelError(f"{folder}: is compact already; nothing to convert")
+        check_inside(folder / MANIFEST, model.root)
     check_early(out, model.root, overwrite)
     weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
     heads = {n: _heads(shards, model.denoisers[n], progress) for n, shards in weights.items()}
