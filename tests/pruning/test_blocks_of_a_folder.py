@@ -13,7 +13,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.statistics_file import load_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError, TargetError
 from ditprune.evaluation.claims import claims_of, dense_claims
@@ -24,7 +24,7 @@ from ditprune.pruning.job import open_jobs, run_identity
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update import folder
 from ditprune.pruning.update.folder import Source
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from ditprune.targets.blocks import globs_of
 from folders import files_of
 
@@ -48,7 +48,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def test_the_statistics_bring_them_to_the_manifest(tiny_pipeline, calibrated, tmp_path) -> None:
-    model, stats = locate(str(tiny_pipeline)), load_statistics(calibrated / "s")
+    model, stats = locate(str(tiny_pipeline)), read_statistics_file(calibrated / "s")
     assert stats["transformer"].blocks == BLOCKS
     prune_checkpoint(model, tmp_path / "out", stats, build())
     claims = manifest(tmp_path / "out")
@@ -56,7 +56,7 @@ def test_the_statistics_bring_them_to_the_manifest(tiny_pipeline, calibrated, tm
     assert {target["block"] for target in claims["targets"].values()} == {
         "transformer_blocks.0", "transformer_blocks.1", "proj_out_1",
     }  # fmt: skip
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
     again = from_json(claims["recipe"], "recipe")
     prune_checkpoint(model, tmp_path / "again", stats, again)
     assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
@@ -69,11 +69,11 @@ def test_the_statistics_bring_them_to_the_manifest(tiny_pipeline, calibrated, tm
 def test_a_stopped_run_that_updates_weights_goes_on(
     tiny_pipeline, calibrated, tmp_path, monkeypatch
 ) -> None:
-    model, stats = locate(str(tiny_pipeline)), load_statistics(calibrated / "s")
+    model, stats = locate(str(tiny_pipeline)), read_statistics_file(calibrated / "s")
     source = Source(load_calibration_set(calibrated / "calls"), Placement())
     recipe = build(sparsity=0.7, preset="best", refinement=Distill(num_steps=3), blocks=BLOCKS)
     prune_checkpoint(model, tmp_path / "whole", stats, recipe, source=source)
-    assert list(verify(locate(str(tmp_path / "whole")))) == []
+    assert list(false_claims(locate(str(tmp_path / "whole")))) == []
     assert len(manifest(tmp_path / "whole")["targets"]) == 2 * 7 + 1
 
     def stop(*_args: Any) -> None:
@@ -111,9 +111,9 @@ def test_unfinished_calibration_of_other_blocks_is_not_gone_on_with(
     with pytest.raises(OutputError, match="blocks"):
         calibrate_folder(model, tmp_path / "s", SAMPLING)
     calibrate_folder(model, tmp_path / "s", SAMPLING, blocks={"transformer": BLOCKS})
-    found = load_statistics(tmp_path / "s")["transformer"]
+    found = read_statistics_file(tmp_path / "s")["transformer"]
     assert (found.blocks, found.fingerprints) == (
-        BLOCKS, load_statistics(calibrated / "s")["transformer"].fingerprints,
+        BLOCKS, read_statistics_file(calibrated / "s")["transformer"].fingerprints,
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_the_verbs_take_them(ditprune, tiny_pipeline, calibrated, tmp_path) -> N
     assert "expected DENOISER=GLOB" in err
     code, out, err = ditprune("calibrate", tiny_pipeline, "-o", file, *args, globs[0])
     assert code == 0, err
-    assert load_statistics(file)["transformer"].blocks == ("transformer_blocks.1",)
+    assert read_statistics_file(file)["transformer"].blocks == ("transformer_blocks.1",)
     code, out, err = ditprune("calibrate", tiny_pipeline, "-o", tmp_path / "t", *args, "layer.*",
                               "--dry-run")  # fmt: skip
     assert code == 2
@@ -155,4 +155,4 @@ def test_convert_packs_the_targets_of_the_manifest(ditprune, tiny_pipeline, tmp_
     prune_checkpoint(locate(str(tiny_pipeline)), tmp_path / "out", None, recipe)
     code, _, err = ditprune("convert", tmp_path / "out", "--to", "compact", "-o", tmp_path / "c")
     assert code == 0, err
-    assert list(verify(locate(str(tmp_path / "c")))) == []
+    assert list(false_claims(locate(str(tmp_path / "c")))) == []

@@ -160,7 +160,10 @@ def sampled_beside(
             "no statistics given: sampling %s with the defaults, and keeping %s and %s",
             model.name, folder, file,
         )  # fmt: skip
-        calibrate_folder(model, file, Sampling(), ready.placement, folder, progress=progress)
+        blocks = {name: recipe.blocks for name, recipe in ready.recipes.items()}
+        calibrate_folder(
+            model, file, Sampling(), ready.placement, folder, progress=progress, blocks=blocks
+        )
     needs_calls = any(recipe.needs_calls for recipe in ready.recipes.values())
     return read_statistics_file(file), folder if needs_calls and batches is None else batches
 

@@ -32,7 +32,7 @@ Recipes = Recipe | Mapping[str, Recipe] | None
 
 def calibrate(
     model: Any, batches: Any, protocol: Mapping[str, object] | None = None,
-    num_bins: int | None = None, *, progress: ProgressArgument = None,
+    num_bins: int | None = None, *, blocks: Globs = (), progress: ProgressArgument = None,
 ) -> Statistics:  # fmt: skip
     """Observe the inputs of every target while each denoiser runs over its calls.
 
@@ -48,6 +48,8 @@ def calibrate(
         protocol: how the batches were made; it is stored with the statistics.
         num_bins: the number of parts of the way from noise to image with norms of their own; that
             of the calls by default, or 10.
+        blocks: globs over module paths that say where the transformer blocks are, as in
+            `"double_blocks.*"`, or a mapping from denoiser to globs; by default they are found.
         progress: is told how far the work is; see `ditprune.api`.
 
     Returns:
@@ -68,6 +70,7 @@ def calibrate(
             parts[name] = calibrate_denoiser(
                 denoiser, _counted(_on_device(denoiser, given or ()), given, name, tell),
                 protocol or getattr(given, "protocol", None), NUM_BINS if bins is None else bins,
+                globs_of(blocks, name),
             )  # fmt: skip
     return Statistics.joined(parts)
 
@@ -173,8 +176,8 @@ def _statistics(
     stats: Mapping[str, Statistics] | None, name: str, denoisers: Mapping[str, nn.Module],
     recipe: Recipe,
 ) -> Statistics | None:  # fmt: skip
-    def fingerprints() -> dict[str, str]:
-        targets = discover(denoisers[name], auxiliary=True)
+    def fingerprints(blocks: tuple[str, ...]) -> dict[str, str]:
+        targets = discover(denoisers[name], auxiliary=True, blocks=blocks)
         return module_fingerprints(denoisers[name], targets.values())
 
     return statistics_of(stats, name, denoisers, recipe, fingerprints)

@@ -12,7 +12,7 @@ import click
 from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
-from ditprune.cli.blocks import blocks_option, read_blocks
+from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.options import read_pipeline_options
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
@@ -67,7 +67,7 @@ def bench(
         device=device,
         max_memory=parse_size(max_memory),
         sampling=sampling,
-        blocks=read_blocks(blocks),
+        blocks=read_globs("blocks", blocks),
         **options,
     )
     with console.progress() as progress:

@@ -20,7 +20,7 @@ from ditprune.checkpoints.calibration_set import HEADER, CalibrationSet, load_ca
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli import console
-from ditprune.cli.blocks import blocks_option, read_blocks
+from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.options import (
     placement_options,
     read_labels,
@@ -78,7 +78,7 @@ def calibrate(
         labels=read_labels(labels), prompts=read_prompts(prompts),
         pipeline_options=read_pipeline_options(pipeline_options), **options,
     )  # fmt: skip
-    globs = read_blocks(blocks)
+    globs = read_globs("blocks", blocks)
     with joined() as worker:
         placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
         folder = locate(model)

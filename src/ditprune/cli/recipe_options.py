@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from ditprune.cli.globs import read_globs
 from ditprune.cli.groups import grouped
 from ditprune.errors import RecipeError
 from ditprune.method.choices import AXES, PRESETS, constant_words, flag
@@ -113,7 +114,8 @@ def _value(word: str, given: Any) -> Any:
         return _by_denoiser(word, given, _method)
     kind = _TYPES.get(word, float if word in constant_words() else str)
     if word in GLOBS:
-        return _globs(word, given)
+        globs = read_globs(word, given)
+        return globs if isinstance(globs, tuple) else _ByDenoiser(globs)
     return _by_denoiser(word, given, lambda text: _number(word, text, kind))
 
 
@@ -130,22 +132,6 @@ def _by_denoiser(word: str, texts: Sequence[str], read: Callable[[str], Any]) ->
                 f"denoiser as in {flag(word)} transformer=…"
             )
         values[match[1]] = read(match[2])
-    return values
-
-
-def _globs(word: str, texts: Sequence[str]) -> Any:
-    """Globs for all denoisers, or for each. Raises RecipeError for both."""
-    matches = [_BY_DENOISER.fullmatch(text) for text in texts]
-    if not any(matches):
-        return tuple(texts)
-    values = _ByDenoiser()
-    for text, match in zip(texts, matches, strict=True):
-        if match is None:
-            raise RecipeError(
-                f"{flag(word)} {text}: expected a denoiser with each, as in "
-                f"{flag(word)} transformer={text}"
-            )
-        values[match[1]] = (*values.get(match[1], ()), match[2])
     return values
 
 

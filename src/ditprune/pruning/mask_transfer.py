@@ -27,8 +27,12 @@ from ditprune.errors import ModelError
 from ditprune.method.words import from_json
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import Outcome, TargetOutcome, base_of, claims
-from ditprune.pruning.masks_in_memory import MALFORMED_RECORDS, match_masks, recorded_outcome
-from ditprune.targets.discover import discover
+from ditprune.pruning.masks_in_memory import (
+    MALFORMED_RECORDS,
+    match_masks,
+    recorded_outcome,
+    targets_of_record,
+)
 from ditprune.writing.files import (
     MANIFEST,
     check_file,
@@ -208,8 +212,8 @@ def _matched(model: ModelFolder, mask: MaskFile) -> dict[str, str]:
                 "`ditprune convert FOLDER --to dense -o DENSE`"
             )
 
-    def print_of(name: str, auxiliary: bool) -> str:
-        targets = discover(skeleton(model.denoisers[name]), auxiliary)
+    def print_of(name: str, recipe: Mapping[str, Any]) -> str:
+        targets = targets_of_record(skeleton(model.denoisers[name]), recipe)
         return combined_fingerprint(
             weight_fingerprints(Weights(model.denoisers[name]), targets.values())
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.words import from_json
 from ditprune.pruning.job import Outcome, TargetOutcome
 from ditprune.targets.coverage import LeftOut
-from ditprune.targets.discover import discover
+from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
 from ditprune.writing.files import MALFORMED
 
@@ -46,7 +47,7 @@ def apply_to_modules_(denoisers: Mapping[str, nn.Module], mask: MaskFile) -> dic
     digest = sha256(np.memmap(mask.file, mode="r").data)
     for name, masks in masks_of.items():
         record = mask.denoisers[masks]
-        fingerprint = _print_of(denoisers, name, record["recipe"].get("auxiliary") is True)
+        fingerprint = _print_of(denoisers, name, record["recipe"])
         num_nonzero = {}
         for target, weight in weights[name].items():
             keep = torch.from_numpy(
@@ -79,13 +80,19 @@ def _weight_of(denoiser: nn.Module, target: str, shape: tuple[int, int], name: s
     return weight
 
 
-def _print_of(denoisers: Mapping[str, nn.Module], name: str, auxiliary: bool) -> str:
-    targets = discover(denoisers[name], auxiliary)
+def _print_of(denoisers: Mapping[str, nn.Module], name: str, recipe: Mapping[str, Any]) -> str:
+    targets = targets_of_record(denoisers[name], recipe)
     return combined_fingerprint(module_fingerprints(denoisers[name], targets.values()))
 
 
+def targets_of_record(denoiser: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Target]:
+    """All targets that a recipe, as JSON, chooses among."""
+    blocks = tuple(recipe.get("blocks") or ())
+    return discover(denoiser, recipe.get("auxiliary") is True, blocks)
+
+
 def match_masks(
-    denoisers: Collection[str], mask: MaskFile, print_of: Callable[[str, bool], str],
+    denoisers: Collection[str], mask: MaskFile, print_of: Callable[[str, Mapping[str, Any]], str],
     folder_name: str | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """Which denoiser of the mask goes with each denoiser of the model.
@@ -94,8 +101,8 @@ def match_masks(
     alone takes the masks that its own weights got, else those of its folder's name.
 
     Args:
-        print_of: gives the combined fingerprint of a denoiser's weights, auxiliary blocks included
-            or not.
+        print_of: gives the combined fingerprint of a denoiser's weights, of the targets that a recipe as
+            JSON has.
         folder_name: the name of the folder of a denoiser without a pipeline.
 
     Raises ModelError.
@@ -107,8 +114,7 @@ def match_masks(
         matching = [
             part
             for part, record in mask.denoisers.items()
-            if record["base"].get("fingerprint")
-            == print_of(name, record["recipe"].get("auxiliary") is True)
+            if record["base"].get("fingerprint") == print_of(name, record["recipe"])
         ]
         if not matching and folder_name is not None and folder_name in mask.denoisers:
             matching = [folder_name]

@@ -124,14 +124,14 @@ class Plan(OfDenoisers):
 
 def statistics_of(
     stats: Mapping[str, Statistics] | None, denoiser: str, denoisers: Collection[str],
-    recipe: Recipe, fingerprints: Callable[[], Mapping[str, str]],
+    recipe: Recipe, fingerprints: Callable[[tuple[str, ...]], Mapping[str, str]],
 ) -> Statistics | None:  # fmt: skip
     """The statistics of one denoiser of a model; a single entry serves a single denoiser.
 
     Where a single denoiser of a pipeline stands alone, those of its weights are taken.
 
     Args:
-        fingerprints: gives those of the denoiser's weights.
+        fingerprints: gives those of the denoiser's weights, with these globs for its blocks.
 
     Raises StatisticsError where they are needed and not there.
     """
@@ -140,8 +140,8 @@ def statistics_of(
     if len(denoisers) == len(stats) == 1:
         return next(iter(stats.values()))
     if len(denoisers) == 1:
-        prints = fingerprints()
         for part in stats.values():
+            prints = fingerprints(part.blocks)
             if part.fingerprints and part.fingerprints.items() <= prints.items():
                 return part
         raise StatisticsError(
