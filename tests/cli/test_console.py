@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ditprune.cli import console
+from ditprune.reporting import bars
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that pass when the test says so."""
     now = [100.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bars.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -88,7 +88,7 @@ def test_a_stopped_run_that_updates_weights_goes_on(
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     others = build(saliency="magnitude", blocks=BLOCKS[:1])
     found = build(saliency="magnitude")
-    identities = [run_identity(model, open_jobs(model, None, r), r) for r in (others, found)]
+    identities = [run_identity(model, open_jobs(model, None, r)) for r in (others, found)]
     assert identities[0] != identities[1]
 
 

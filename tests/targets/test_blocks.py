@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import ditprune
-from ditprune.checkpoints.statistics_file import load_statistics, save_statistics
+from ditprune.checkpoints.statistics_file import read_statistics_file, save_statistics
 from ditprune.errors import RecipeError, StatisticsError, TargetError
 from ditprune.method.distill import Distill
 from ditprune.method.words import build_each
@@ -168,7 +168,7 @@ def test_calibration_warns_too_and_statistics_keep_the_globs(tmp_path) -> None:
     assert stats.blocks == ()
     stats = ditprune.calibrate(Denoiser(), calls(), blocks=ALL)
     save_statistics({"any": stats}, tmp_path / "s")
-    (again,) = load_statistics(tmp_path / "s").values()
+    (again,) = read_statistics_file(tmp_path / "s").values()
     assert again.blocks == ALL
     outcome = ditprune.prune_(Denoiser(), again)
     assert len(outcome.targets) == 12

@@ -25,6 +25,7 @@ from ditprune.pruning.masks_in_memory import apply_to_modules_
 from ditprune.pruning.plan import Plan, make_plan, read_module, select_in_module, statistics_of
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
+from ditprune.targets.blocks import Globs, globs_of
 from ditprune.targets.discover import discover
 
 Recipes = Recipe | Mapping[str, Recipe] | None

@@ -115,7 +115,7 @@ def _value(word: str, given: Any) -> Any:
     kind = _TYPES.get(word, float if word in constant_words() else str)
     if word in GLOBS:
         globs = read_globs(word, given)
-        return globs if isinstance(globs, tuple) else _ByDenoiser(globs)
+        return _ByDenoiser(globs) if isinstance(globs, Mapping) else globs
     return _by_denoiser(word, given, lambda text: _number(word, text, kind))
 
 

@@ -101,8 +101,8 @@ def match_masks(
     alone takes the masks that its own weights got, else those of its folder's name.
 
     Args:
-        print_of: gives the combined fingerprint of a denoiser's weights, of the targets that a recipe as
-            JSON has.
+        print_of: gives the combined fingerprint of a denoiser's weights, over the targets that a
+            recipe (as JSON) has.
         folder_name: the name of the folder of a denoiser without a pipeline.
 
     Raises ModelError.
