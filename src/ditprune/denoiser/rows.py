@@ -31,7 +31,12 @@ def take_item(call: Call, row: int, batch_size: int) -> Call:
             f"the denoiser was called with {count} rows for {batch_size} images; "
             "expected a multiple; sample with --batch-size 1"
         )
-    rows = list(range(row, count, batch_size))
+    return take_rows(call, range(row, count, batch_size))
+
+
+def take_rows(call: Call, chosen: Sequence[int]) -> Call:
+    """The call with these rows alone."""
+    rows, count = list(chosen), num_rows(call)
 
     def take(leaf: Any) -> Any:
         return leaf[torch.tensor(rows, device=leaf.device)] if _has_rows(leaf, count) else leaf

@@ -41,7 +41,9 @@ from ditprune.pruning.job import Job, num_bytes
 from ditprune.pruning.loop import prune_weight_
 from ditprune.pruning.plan import can_score
 from ditprune.pruning.update.budgets import LEVELS
-from ditprune.pruning.update.update import DEFAULT_GRAM_BYTES, NUM_MEASURING_ROWS
+from ditprune.pruning.update.judge import NUM_MEASURING_ROWS
+from ditprune.pruning.update.share import most_tries
+from ditprune.pruning.update.update import DEFAULT_GRAM_BYTES
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
@@ -117,6 +119,8 @@ def _seconds_per_byte(jobs: Sequence[Job], folder: Path) -> float:
 def _sample(job: Job, file: BinaryIO, limit_s: float) -> int:
     """Prune targets here and there into `file` for a while; how many bytes it were."""
     targets, stats, recipe = _by_tensor(job), job.stats, job.recipe
+    if recipe.max_error is not None:  # any share takes as long
+        recipe = replace(recipe, max_error=None)
     if not can_score(recipe, stats):
         recipe, stats = replace(recipe, saliency=Magnitude()), None
     names = sorted(targets)
@@ -229,11 +233,14 @@ def forecast_updates(
     """
     measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
     cut = stages(targets, recipe.packages, max_gram_bytes or DEFAULT_GRAM_BYTES)
-    passes = len(cut) * (2 if measures and len(cut) > 1 else 1) if recipe.needs_grams else 0
+    tries = most_tries(recipe)
+    rounds = 1 + tries + measures if len(cut) > 1 else 1 + (tries > 0)
+    passes = len(cut) * rounds if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
     work = {
         "Grams": passes * num_rows * row.num_operations
         + (passes / len(cut)) * num_rows * _gram_operations(targets, row),
+        "share": tries * (once + NUM_MEASURING_ROWS * row.num_operations),
         "budgets": _budget_operations(len(targets), once, recipe, row),
         "layers": once * (2 if recipe.mask == "refinement" else 1),
         "refinement": _training_operations(recipe, row, num_rows),

@@ -20,6 +20,7 @@ from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build_each
+from ditprune.pruning.error_bound import ErrorBound
 from ditprune.pruning.plan import (
     Plan,
     Selection,
@@ -186,11 +187,14 @@ class Outcome(Plan):
         left_out: other matrices inside its blocks.
         calibration: the number of calls behind the statistics, and their protocol.
         mask: the file that the mask came from, if it came from one, and whose it was.
+        error: what was asked for, expected and measured, where a `max_error` decided the share;
+            the recipe is the one with that share.
     """
 
     targets: Mapping[str, TargetOutcome]  # type: ignore[assignment]
     calibration: Mapping[str, Any] | None = None
     mask: Mapping[str, Any] | None = None
+    error: ErrorBound | None = None
 
     def save(self, folder: str | Path) -> None:
         """Add ditprune.json and the mask to what `save_pretrained` wrote, and nothing else.
@@ -273,7 +277,23 @@ def claims(
         },
         "untouched": {name: sha for name, sha in hashes.items() if name not in tensors},
         **({} if outcome.mask is None else {"mask": dict(outcome.mask)}),
+        **({} if outcome.error is None else {"max_error": asdict(outcome.error)}),
     }
+
+
+def error_lines(done: Plan | Outcome) -> Iterator[str]:
+    """What a `max_error` led to, or will decide, a line each; none where there is none."""
+    if done.recipe.max_error is not None:
+        yield (
+            f"share: found when pruning, the largest whose expected error stays below "
+            f"{done.recipe.max_error:.3g}"
+        )
+    if isinstance(done, Outcome) and done.error is not None:
+        yield (
+            f"share: {done.recipe.sparsity:.0%} of each group is the largest whose expected error "
+            "stays below what was asked for"
+        )
+        yield done.error.line()
 
 
 def dense_lines(done: Plan | Outcome) -> Iterator[str]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,16 @@ from ditprune.pruning.plan import (
     scores_of,
     select_in_module,
 )
-from ditprune.pruning.update.folder import Source, check_source, updated_tensors, write_update_
+from ditprune.pruning.update.error_folder import known_error, measure_error, share_in_folder
+from ditprune.pruning.update.folder import (
+    Loading,
+    Source,
+    check_source,
+    updated_tensors,
+    write_update_,
+)
+from ditprune.pruning.update.judge import Judge, keep_aside
+from ditprune.pruning.update.share import choose_share
 from ditprune.pruning.update.update import (
     check_has_calls,
     update_targets,
@@ -100,22 +109,38 @@ def check_denoiser_to_prune(
 def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
     """Prune a checked denoiser in place."""
     recipe, stats, selection = checked.recipe, checked.stats, checked.selection
-    read = read_module(checked.denoiser)
+    denoiser, calls, most = checked.denoiser, checked.calls, checked.max_gram_bytes
+    read, targets = read_module(denoiser), selection.targets
+    chosen, judge = None, None
+    if recipe.max_error is not None:
+        calls, aside = keep_aside(calls)
+        judge = Judge(denoiser, aside)
+        chosen = choose_share(denoiser, targets, stats, recipe, calls, progress, most)
+        recipe = chosen.recipe
     if recipe.updates_weights:
         updates = update_targets(
-            checked.denoiser, selection.targets, stats, recipe, checked.calls, progress,
-            checked.max_gram_bytes,
-        )  # fmt: skip
+            denoiser,
+            targets,
+            stats,
+            recipe,
+            calls,
+            progress,
+            most,
+            None if chosen is None else chosen.costs,
+        )
         outcomes = {
             name: write_update_(read(update.layer.target), update)
             for name, update in updates.items()
         }
     else:
         outcomes = {}
-        for number, (name, target) in enumerate(selection.targets.items(), start=1):
+        for number, (name, target) in enumerate(targets.items(), start=1):
             outcomes[name] = prune_weight_(target, read(target), stats, recipe)
-            progress("pruning", number, len(selection.targets))
-    return outcome_of(selection, outcomes, recipe, stats)
+            progress("pruning", number, len(targets))
+    outcome = outcome_of(selection, outcomes, recipe, stats)
+    if chosen and judge:
+        outcome = replace(outcome, error=chosen.measured(judge, denoiser))
+    return outcome
 
 
 def prune_checkpoint(
@@ -163,13 +188,17 @@ def _prune_job(
     model: ModelFolder, job: Job, staging: Staging, progress: Progress, source: Source | None
 ) -> Outcome:
     """Write what is not written yet; the outcome covers all of it."""
+    loading = Loading(model, job, source)
+    chosen = share_in_folder(loading, job.recipe, staging.journal, progress)
+    recipe = job.recipe if chosen is None else chosen.recipe
     if staging.is_written:
-        return _outcome(job, staging)
+        return _outcome(job, staging, recipe)
     targets = {f"{name}.weight": target for name, target in job.selection.targets.items()}
     folder, updates_file = staging.part / job.folder, _updates_file(staging, job)
     updates = None
-    if job.recipe.updates_weights:
-        updates = updated_tensors(model, job, source, updates_file, progress)
+    if recipe.updates_weights:
+        updates = updated_tensors(loading, recipe, updates_file, progress, chosen)
+    del loading  # or the denoiser would stay in memory
     with TensorRewriter(
         job.name, job.weights, layout_of(job.weights), folder, staging.journal, progress
     ) as rewriter:
@@ -178,7 +207,7 @@ def _prune_job(
             if entry.name in targets:
                 target, weight = targets[entry.name], as_matrix(as_tensor(raw, entry))
                 if updates is None:
-                    outcome = prune_weight_(target, weight, job.stats, job.recipe)
+                    outcome = prune_weight_(target, weight, job.stats, recipe)
                 else:
                     updated_weight, outcome = updates[target.name]
                     weight.copy_(as_matrix(updated_weight))
@@ -189,7 +218,9 @@ def _prune_job(
     hashes = {
         entry.name: rewriter.written[entry.name]["sha256"] for entry in job.weights.in_order()
     }
-    denoiser_outcome = _outcome(job, staging)
+    if chosen is not None:
+        measure_error(Loading(model, job, source), chosen, folder, staging.journal)
+    denoiser_outcome = _outcome(job, staging, recipe)
     write_manifest(folder, claims(denoiser_outcome, job.base, hashes))
     updates_file.unlink(missing_ok=True)
     return denoiser_outcome
@@ -223,14 +254,15 @@ def check_scorable(recipe: Recipe, stats: object | None) -> None:
         )
 
 
-def _outcome(job: Job, staging: Staging) -> Outcome:
+def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
     """The outcome of a denoiser whose tensors are all in the journal."""
     written = written_tensors(staging.journal, job.name)
     targets = {
         name: TargetOutcome.from_json(written[f"{name}.weight"]["note"])
         for name in job.selection.targets
     }
-    return outcome_of(job.selection, targets, job.recipe, job.stats)
+    outcome = outcome_of(job.selection, targets, recipe, job.stats)
+    return replace(outcome, error=known_error(staging.journal, job.name))
 
 
 def _updates_file(staging: Staging, job: Job) -> Path:

@@ -60,7 +60,7 @@ class PlannedTarget(Target):
         granularity: the comparison group it will have, `layer`, `channel` or N:M; None where
             that takes statistics which were not given.
         num_prune: weights to remove; None where the granularity is not known, or where an
-            allocation has yet to be measured.
+            allocation or the share under a `max_error` has yet to be measured.
     """
 
     g_out: float | None = None
@@ -306,13 +306,14 @@ def _plan_target(target: Target, g_out: float | None, recipe: Recipe) -> Planned
         return PlannedTarget(**asdict(target))
     groups = recipe.groups(g_out or 0.0)
     num_groups, group_size = groups.group_shape(*target.shape)
-    num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
-    is_known = recipe.allocation == "uniform"
+    num_prune = None  # of a measured allocation, or where the share is found by measuring
+    if recipe.allocation == "uniform" and recipe.max_error is None:
+        num_prune = num_groups * (group_size - groups.num_keep(group_size, recipe.sparsity))
     return PlannedTarget(
         **asdict(target),
         g_out=g_out,
         granularity=groups.name,
-        num_prune=num_prune if is_known else None,
+        num_prune=num_prune,
     )
 
 

@@ -16,6 +16,7 @@ from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import from_json
+from ditprune.pruning.error_bound import ErrorBound
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import (
     MALFORMED,
@@ -90,6 +91,7 @@ def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
                 f"cag_threshold: {claims['cag_threshold']} claimed, the recipe says "
                 f"{recipe.cag_threshold}"
             )
+        yield from _false_error(claims.get("max_error"), recipe)
         yield from _false_totals(claims, weights)
         yield from _false_base(claims["base"], folder, weights)
     except _MALFORMED as error:
@@ -150,6 +152,20 @@ def _false_target(
         )
     if sha256(raw) != target["sha256"]:
         yield f"{name}: its bytes are not those that were written"
+
+
+def _false_error(content: Any, recipe: Recipe) -> Iterator[str]:
+    """Of the error that decided the share; raises one of `MALFORMED` where it cannot be read."""
+    if recipe.max_error is not None:
+        raise ValueError("the recipe holds a max_error, expected the share that it led to")
+    if content is None:
+        return
+    try:
+        ErrorBound(**content)
+    except ValueError as error:
+        yield str(error)
+    if recipe.sparsity is None:
+        yield "max_error: the recipe has a pattern, which excludes it"
 
 
 def _share(target: Mapping[str, Any], recipe: Recipe) -> float | None:

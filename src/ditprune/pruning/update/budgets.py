@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
+from ditprune.denoiser.replay import predicted_noise
 from ditprune.method.allocation import Curve, allocate, outlier_share, sparsities
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update.distill import training
+from ditprune.pruning.update.judge import Judge, some_rows
 from ditprune.pruning.update.layers import Layer, update_layer
 from ditprune.targets.matrix import as_matrix
 
@@ -26,6 +27,40 @@ LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)
 _NUM_POINTS = 98  # of the curve that the budget is chosen on
 _LARGEST_SHARE = 0.98
 _FLOOR = 1e-12
+
+
+def costs_of(
+    denoiser: nn.Module, layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor | None],
+    calls: Sequence[Call], recipe: Recipe, progress: Progress,
+) -> dict[str, list[float]] | None:  # fmt: skip
+    """What every layer's pruning costs at `LEVELS`; None where the allocation measures nothing."""
+    if recipe.allocation == "proxy":
+        gains = output_gains(denoiser, list(layers), some_rows(calls))
+        return proxy_costs(layers, gram_of, gains, recipe, progress)
+    if recipe.allocation == "sensitivity":
+        with torch.no_grad():
+            return measure_costs(denoiser, layers, gram_of, some_rows(calls), recipe, progress)
+    return None
+
+
+def shares(
+    layers: Mapping[str, Layer], costs: Mapping[str, Sequence[float]] | None, recipe: Recipe
+) -> dict[str, float | None]:
+    """The share that every layer loses under the recipe's total.
+
+    Args:
+        costs: from `costs_of`.
+    """
+    if costs is not None:
+        return by_curves(layers, costs, recipe)
+    return by_owl(layers, recipe) if recipe.allocation == "owl" else uniform(layers, recipe)
+
+
+def total_cost(wanted: Mapping[str, float | None], costs: Mapping[str, Sequence[float]]) -> float:
+    """What these shares cost together: relative errors are squares, which add where the layers'
+    errors are independent.
+    """
+    return sum(_cost_at(share, costs[name]) for name, share in wanted.items() if share)
 
 
 def uniform(layers: Mapping[str, Layer], recipe: Recipe) -> dict[str, float | None]:
@@ -77,7 +112,7 @@ def measure_costs(
 
     The denoiser is left as it was.
     """
-    dense = [_output(denoiser, call) for call in calls]
+    judge = Judge(denoiser, calls)
     costs: dict[str, list[float]] = {}
     for number, (name, layer) in enumerate(layers.items(), start=1):
         weight = as_matrix(denoiser.get_parameter(f"{name}.weight")).detach()
@@ -87,7 +122,7 @@ def measure_costs(
             costs[name] = []
             for level in LEVELS:
                 weight.copy_(update_layer(dense_layer, gram_of(name), recipe, level).weight)
-                costs[name].append(_error(denoiser, calls, dense))
+                costs[name].append(judge.error(denoiser))
         finally:
             weight.copy_(before)
         progress("measuring sensitivity", number, len(layers))
@@ -177,13 +212,3 @@ def _cost_at(share: float, costs: Sequence[float]) -> float:
             where = (share - a) / (b - a)
             return math.exp((1 - where) * math.log(low) + where * math.log(high))
     return rising[-1] * math.exp((share - LEVELS[-1]) * 50)
-
-
-def _output(denoiser: nn.Module, call: Call) -> Tensor:
-    return predicted_noise(run_call(denoiser, call), call.sample().shape[1])
-
-
-def _error(denoiser: nn.Module, calls: Sequence[Call], dense: Sequence[Tensor]) -> float:
-    return relative_error(
-        (_output(denoiser, call), expected) for call, expected in zip(calls, dense, strict=True)
-    )

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet
@@ -25,6 +26,8 @@ from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.job import Job, TargetOutcome
+from ditprune.pruning.update.judge import keep_aside
+from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
     TargetUpdate,
     check_needs_calls,
@@ -69,8 +72,9 @@ def check_source(model: ModelFolder, recipes: Mapping[str, Recipe], source: Sour
     if source is None:
         if any(recipe.needs_calls for recipe in recipes.values()):
             raise RecipeError(
-                "this recipe updates weights to calibration calls and none were given; sample them "
-                "with `ditprune calibrate --calibration-set DIR` and pass --calibration-set DIR"
+                "this recipe runs the denoiser on calibration calls and none were given; "
+                "sample them with `ditprune calibrate --calibration-set DIR` and pass "
+                "--calibration-set DIR"
             )
         return
     check_needs_calls(recipes.values(), "source")
@@ -100,28 +104,60 @@ def write_update_(weight: Tensor, done: TargetUpdate) -> TargetOutcome:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Loading:
+    """A denoiser of a folder and its calibration calls, both loaded when they are first used.
+
+    Args:
+        source: None for a recipe that needs no calls.
+    """
+
+    model: ModelFolder
+    job: Job
+    source: Source | None
+
+    @cached_property
+    def denoiser(self) -> nn.Module:
+        """The dense one."""
+        placement = Placement() if self.source is None else self.source.placement
+        return load_denoiser(self.model.denoisers[self.job.name], placement)
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """All of them. Raises ModelError where the denoiser cannot run them."""
+        if self.source is None:
+            return []
+        calls = list(calls_of(self.job, self.source))
+        with fitting(self.source.calibration_set.folder):  # what fails later is no fault of theirs
+            run_call(self.denoiser, calls[0])
+        return calls
+
+    @property
+    def max_gram_bytes(self) -> int | None:
+        """What Grams may take together."""
+        return None if self.source is None else self.source.max_gram_bytes
+
+
 def updated_tensors(
-    model: ModelFolder, job: Job, source: Source | None, file: Path, progress: Progress
-) -> dict[str, tuple[Tensor, TargetOutcome]]:  # fmt: skip
+    loading: Loading, recipe: Recipe, file: Path, progress: Progress, chosen: Chosen | None = None
+) -> dict[str, tuple[Tensor, TargetOutcome]]:
     """The new weight of every target, in its stored dtype and shape, and its outcome.
 
     Args:
         file: where they are kept, and found again by the run that goes on.
+        chosen: where a `max_error` decided the share; then some rows are kept aside.
 
     Raises ModelError for calls that the denoiser cannot run.
     """
     if file.is_file():
         return _restore(file)
-    placement = source.placement if source is not None else Placement()
-    most = source.max_gram_bytes if source is not None else None
-    denoiser = load_denoiser(model.denoisers[job.name], placement)
-    calls: list[Call] = []
-    if source is not None and job.recipe.needs_calls:
-        calls = list(calls_of(job, source))
-        with fitting(source.calibration_set.folder):  # what fails later is no fault of the calls
-            run_call(denoiser, calls[0])
-    targets = job.selection.targets
-    done = update_targets(denoiser, targets, job.stats, job.recipe, calls, progress, most)
+    job, calls = loading.job, loading.calls if recipe.needs_calls or chosen else []
+    if chosen is not None:
+        calls, _ = keep_aside(calls)
+    done = update_targets(
+        loading.denoiser, job.selection.targets, job.stats, recipe, calls, progress,
+        loading.max_gram_bytes, None if chosen is None else chosen.costs,
+    )  # fmt: skip
     updates = {}
     for name, update in done.items():
         weight = job.weights.read(f"{name}.weight")

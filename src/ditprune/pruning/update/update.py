@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.observe import collect_grams, stages
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.denoiser.rows import merge_calls, num_rows, take_item
-from ditprune.errors import RecipeError, StatisticsError
+from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
-from ditprune.method.statistics.column_norm import timestep_weights
-from ditprune.method.statistics.gram import Gram, finish_gram
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import Refinement, rate_for
+from ditprune.pruning.update.grams import Grams
 from ditprune.pruning.update.layers import Layer, prepare, update_layer
+from ditprune.pruning.update.swap import matrix_of, replaced
 from ditprune.pruning.update.thinning import Thinning, thinning
 from ditprune.targets.discover import Target
-from ditprune.targets.matrix import as_matrix
 
 DEFAULT_GRAM_BYTES = 4_000_000_000
-NUM_MEASURING_ROWS = 64  # of calibration, on which budgets are measured
-_MEASURED_TOGETHER = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +53,7 @@ def update_targets(
     calls: Sequence[Call],
     progress: Progress,
     max_gram_bytes: int | None = None,
+    costs: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, TargetUpdate]:
     """New weights for every target; the denoiser itself is left as it was.
 
@@ -69,28 +64,40 @@ def update_targets(
     Args:
         calls: calibration calls on the denoiser's device.
         max_gram_bytes: None is 4 GB.
+        costs: of the recipe's allocation, where they are measured already.
 
     Raises:
         RecipeError, StatisticsError, ModelError.
     """
     if recipe.needs_calls:
         check_has_calls(calls)
-    limit = DEFAULT_GRAM_BYTES if max_gram_bytes is None else max_gram_bytes
-    with torch.no_grad():
-        layers = {
-            name: prepare(target, partial(_weight, denoiser, name), stats, recipe)
-            for name, target in targets.items()
-        }
-    num_bins = NUM_BINS if stats is None else stats.num_bins
-    grams = _Grams(denoiser, targets, calls, recipe, limit, progress, num_bins)
-    share_out = _sharing(denoiser, layers, grams, calls, recipe, progress)
-    after = share_out(recipe)
-    before = share_out(_first_part(recipe)) if recipe.mask == "refinement" else None
-    updates, first_updates = _reconstructed(layers, grams, recipe, after, before, progress)
+    layers, grams = prepare_all(denoiser, targets, stats, recipe, calls, progress, max_gram_bytes)
+    if costs is None:
+        costs = budgets.costs_of(denoiser, layers, grams.of, calls, recipe, progress)
+    after = budgets.shares(layers, costs, recipe)
+    before = None
+    if recipe.mask == "refinement":
+        before = budgets.shares(layers, costs, _first_part(recipe))
+    updates, first_updates = reconstructed(layers, grams, recipe, after, before, progress)
     if recipe.refinement is None:
         return updates
     thin = None if before is None else thinning(layers, recipe, before, after)
     return _refined(denoiser, updates, first_updates, thin, calls, recipe, progress)
+
+
+def prepare_all(
+    denoiser: nn.Module, targets: Mapping[str, Target], stats: Statistics | None, recipe: Recipe,
+    calls: Sequence[Call], progress: Progress, max_gram_bytes: int | None,
+) -> tuple[dict[str, Layer], Grams]:  # fmt: skip
+    """Every layer before anything is removed, and the Grams of their inputs when asked for."""
+    limit = DEFAULT_GRAM_BYTES if max_gram_bytes is None else max_gram_bytes
+    with torch.no_grad():
+        layers = {
+            name: prepare(target, partial(matrix_of, denoiser, name), stats, recipe)
+            for name, target in targets.items()
+        }
+    num_bins = NUM_BINS if stats is None else stats.num_bins
+    return layers, Grams(denoiser, targets, calls, recipe, limit, progress, num_bins)
 
 
 def check_has_calls(calls: Sequence[Call]) -> None:
@@ -123,8 +130,8 @@ def check_needs_grams(recipes: Iterable[Recipe]) -> None:
         )
 
 
-def _reconstructed(
-    layers: Mapping[str, Layer], grams: _Grams, recipe: Recipe,
+def reconstructed(
+    layers: Mapping[str, Layer], grams: Grams, recipe: Recipe,
     after: Mapping[str, float | None], before: Mapping[str, float | None] | None,
     progress: Progress,
 ) -> tuple[dict[str, TargetUpdate], dict[str, TargetUpdate]]:  # fmt: skip
@@ -132,7 +139,7 @@ def _reconstructed(
     updates: dict[str, TargetUpdate] = {}
     first_updates: dict[str, TargetUpdate] = updates if before is None else {}
     for name, layer in layers.items():
-        gram_II = grams.of(name, updates)
+        gram_II = grams.of(name, _weights(updates))
         updates[name] = _target_update(layer, gram_II, recipe, after[name])
         if before is not None:
             first_updates[name] = _target_update(layer, gram_II, recipe, before[name])
@@ -154,86 +161,6 @@ def _first_part(recipe: Recipe) -> Recipe:
     return replace(recipe, sparsity=recipe.sparsity * (1 - recipe.refinement.share_held_back))
 
 
-class _Grams:
-    """The Grams of a stage at a time; of all, once, where they fit."""
-
-    def __init__(
-        self, denoiser: nn.Module, targets: Mapping[str, Target], calls: Sequence[Call],
-        recipe: Recipe, max_bytes: int, progress: Progress, num_bins: int,
-    ) -> None:  # fmt: skip
-        self._denoiser, self._targets, self._calls = denoiser, targets, calls
-        self._weights = timestep_weights(recipe.timestep_weighting, num_bins)
-        self._is_needed = recipe.needs_grams
-        self._progress = progress
-        self._in_steps = recipe.packages > 1
-        self._stages = stages(targets, recipe.packages, max_bytes)
-        self._stage_of = {name: i for i, names in enumerate(self._stages) for name in names}
-        self._stage = -1
-        self._states: dict[str, Gram] = {}
-
-    def of(self, name: str, done: Mapping[str, TargetUpdate] | None = None) -> Tensor | None:
-        """XᵀX of one target's inputs, float32; None where the recipe needs no Grams.
-
-        Args:
-            done: targets that were updated before; with packages, the inputs of the next are as
-                these leave them.
-        """
-        if not self._is_needed:
-            return None
-        if self._stage_of[name] != self._stage:
-            self._stage = self._stage_of[name]
-            self._states = {}
-            weights = _weights(done) if done and self._in_steps else {}
-            with replaced(self._denoiser, weights):
-                self._collect(self._stages[self._stage])
-        if name not in self._states:
-            raise StatisticsError(
-                f"{name}: no calibration call reaches it, so it cannot be reconstructed; exclude "
-                "it, or calibrate with the same calls"
-            )
-        return finish_gram(self._states[name])
-
-    def _collect(self, names: Sequence[str]) -> None:
-        total = len(self._calls)
-
-        def counted() -> Iterator[Call]:
-            for number, call in enumerate(self._calls, start=1):
-                yield call
-                self._progress(
-                    f"collecting Grams {self._stage + 1}/{len(self._stages)}", number, total
-                )
-
-        self._states = collect_grams(self._denoiser, counted(), names, self._weights)
-
-
-def _sharing(
-    denoiser: nn.Module, layers: Mapping[str, Layer], grams: _Grams, calls: Sequence[Call],
-    recipe: Recipe, progress: Progress,
-) -> Callable[[Recipe], dict[str, float | None]]:  # fmt: skip
-    """What tells the share that every layer loses under a recipe's total; measured once."""
-    if recipe.allocation == "uniform":
-        return partial(budgets.uniform, layers)
-    if recipe.allocation == "owl":
-        return partial(budgets.by_owl, layers)
-    some = _some_rows(calls)
-    if recipe.allocation == "proxy":
-        gains = budgets.output_gains(denoiser, list(layers), some)
-        costs = budgets.proxy_costs(layers, grams.of, gains, recipe, progress)
-    else:
-        with torch.no_grad():
-            costs = budgets.measure_costs(denoiser, layers, grams.of, some, recipe, progress)
-    return partial(budgets.by_curves, layers, costs)
-
-
-def _some_rows(calls: Sequence[Call]) -> list[Call]:
-    """Rows spread over all of the calls, as many as budgets are measured on, few to a call."""
-    places = [(call, row) for call in calls for row in range(num_rows(call))]
-    every = max(1, len(places) // NUM_MEASURING_ROWS)
-    rows = [take_item(call, row, num_rows(call)) for call, row in places[::every]]
-    together = range(0, len(rows), _MEASURED_TOGETHER)
-    return [call for i in together for call in merge_calls(rows[i : i + _MEASURED_TOGETHER])]
-
-
 def _refined(
     denoiser: nn.Module, updates: Mapping[str, TargetUpdate],
     first_updates: Mapping[str, TargetUpdate],
@@ -253,7 +180,7 @@ def _refined(
         keep = refinement.train_(keep, rate_for(before, settings), thin, progress)
         if not refinement.error() < before:
             return dict(updates)
-        refined = {name: _weight(denoiser, name).float().clone() for name in updates}
+        refined = {name: matrix_of(denoiser, name).float().clone() for name in updates}
     return {
         name: replace(
             update, weight=refined[name], keep=keep[name],
@@ -270,23 +197,3 @@ def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:
 def _share(keep: Tensor) -> float:
     """The share that a mask removes."""
     return (keep.numel() - int(keep.sum())) / keep.numel()
-
-
-@contextmanager
-def replaced(denoiser: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other weights for as long as the block runs; the old bits come back."""
-    before = {name: _weight(denoiser, name).clone() for name in weights}
-    try:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                _weight(denoiser, name).copy_(weight)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in before.items():
-                _weight(denoiser, name).copy_(weight)
-
-
-def _weight(denoiser: nn.Module, name: str) -> Tensor:
-    """A target's weight as a matrix, a view."""
-    return as_matrix(denoiser.get_parameter(f"{name}.weight").detach())
