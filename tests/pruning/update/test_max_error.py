@@ -42,7 +42,7 @@ METHODS: list[dict[str, Any]] = [
         "refinement": Distill(num_steps=6, batch_size=4, held_back=0.2),
     },
 ]  # fmt: skip
-ASKED = 0.05
+ASKED = 0.002
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_it_is_said_before_and_after(tiny_dit, tiny_stats, calls) -> None:
     plan = ditprune.inspect(tiny_dit(), tiny_stats, max_error=ASKED)
     assert {target.num_prune for target in plan.targets.values()} == {None}
     (line,) = error_lines(plan)
-    assert line == "share: found when pruning, the largest whose expected error stays below 0.05"
+    assert line == "share: found when pruning, the largest whose expected error stays below 0.002"
     outcome = ditprune.prune_(tiny_dit(), tiny_stats, batches=calls, max_error=ASKED)
     share_line, line = error_lines(outcome)
     assert f"{outcome.recipe.sparsity:.0%} of each group" in share_line
