@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ditprune
+from ditprune import bundled
+from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.calls import Call
 from ditprune.denoiser.replay import relative_error
 from ditprune.denoiser.rows import num_rows
@@ -285,3 +287,17 @@ def test_the_search_ends_between_two_percentages(steps, bound, guide) -> None:
 def test_an_error_that_is_no_number_counts_as_too_large() -> None:
     percent, _ = largest_below(lambda percent: percent if percent < 20 else math.nan, 50)
     assert percent == 19
+
+
+def test_on_a_trained_model_unseen_rows_agree() -> None:
+    """Within a half; shares were measured on 21 rows and judged on 3."""
+    from diffusers import DiTPipeline
+
+    pipeline = DiTPipeline.from_pretrained(bundled.PIPELINE)
+    pipeline.set_progress_bar_config(disable=True)
+    calls = sample_calls(pipeline, Sampling(12, "uniform", 6, 1.5))
+    stats = ditprune.calibrate(pipeline.transformer, calls)
+    outcome = ditprune.prune_(pipeline.transformer, stats, batches=calls, max_error=0.02)
+    assert 0.3 < outcome.recipe.sparsity < 0.8
+    assert outcome.error.expected / 1.5 < outcome.error.measured < 1.5 * outcome.error.expected
+    assert outcome.error.num_rows == sum(map(num_rows, calls)) // 8

@@ -95,7 +95,7 @@ def test_its_manifest_repeats_a_plain_folder_without_calls(
     )
 
 
-def interrupt(*_args: object) -> None:
+def interrupt(*_args: object, **_kwargs: object) -> None:
     raise KeyboardInterrupt
 
 
