@@ -88,7 +88,7 @@ def choose_share(
     Every share that is tried is carried out on the denoiser, all layers with their budgets and
     reconstruction but without refinement, and measured on 64 of the rows. Each try of a
     reconstruction takes as long as reconstructing for good; there are at most seven, and at most
-    ten, three on the bundled model, where the curve of measured budgets guides them. The denoiser is
+    ten (three on the bundled model) where measured budgets guide them. The denoiser is
     left as it was.
 
     Args:
