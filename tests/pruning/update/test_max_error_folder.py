@@ -25,7 +25,7 @@ from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update import error_folder, folder
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.share import most_tries
-from ditprune.pruning.verify import verify
+from ditprune.pruning.verify import false_claims
 from ditprune.writing.files import read_manifest
 from folders import add_denoiser, edit_json, files_of, save_pipeline, tensors_on_disk
 
@@ -56,7 +56,7 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
     recipe = build(max_error=ASKED, **words)
     outcomes = prune_checkpoint(model, out, {"any": tiny_stats}, recipe, source=source)
-    assert list(verify(locate(str(out)))) == []
+    assert list(false_claims(locate(str(out)))) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     denoiser = load_denoiser(model.denoisers["transformer"])
     in_memory = ditprune.prune_(denoiser, tiny_stats, batches=calls, recipe=recipe)
@@ -155,7 +155,7 @@ def test_two_denoisers_have_a_share_each(tiny_dit, batches, tmp_path) -> None:
     source = Source(load_calibration_set(tmp_path / "set"), Placement())
     recipe = build(max_error=ASKED)
     outcomes = prune_checkpoint(locate(str(place)), tmp_path / "out", stats, recipe, source=source)
-    assert list(verify(locate(str(tmp_path / "out")))) == []
+    assert list(false_claims(locate(str(tmp_path / "out")))) == []
     for name, denoiser in names.items():
         alone = ditprune.prune_(denoiser, stats[name], batches=given[name], recipe=recipe)
         assert outcomes[name].recipe == alone.recipe
@@ -185,7 +185,7 @@ def test_claims_that_no_run_makes_are_found(
     edit_json(
         out / "transformer" / "ditprune.json", lambda content: content["max_error"].update(change)
     )
-    (line,) = verify(locate(str(out)))
+    (line,) = false_claims(locate(str(out)))
     assert re.search(match, line)
 
 
@@ -199,7 +199,7 @@ def test_a_recipe_without_its_share_is_found(source, tiny_pipeline, tiny_stats, 
         content["recipe"] |= {"sparsity": None, "max_error": ASKED}
 
     edit_json(out / "transformer" / "ditprune.json", change)
-    (line,) = verify(locate(str(out)))
+    (line,) = false_claims(locate(str(out)))
     assert "expected the share that it led to" in line
 
 
