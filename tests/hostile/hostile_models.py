@@ -191,6 +191,23 @@ def pipeline_with_a_module_called_none(ground: Ground) -> None:
     ground.code(ground.model / "None.py")
 
 
+@hostile("calibrate evaluate", NEVER_RUN)
+def component_of_two_letters(ground: Ground) -> None:
+    """diffusers unpacks a string of two letters as a library and a class."""
+    ground.code(ground.model / "scheduler" / "o.py")
+    with_index(lambda index: index.update(scheduler="os"))(ground)
+
+
+@hostile("calibrate evaluate", NEVER_RUN)
+def component_that_is_a_pipeline_with_code(ground: Ground) -> None:
+    """diffusers loads it as it loads the whole: from None.py, or from modules in its folders."""
+    shutil.copytree(ground.model, ground.outside / "model")
+    shutil.rmtree(ground.model / "scheduler")
+    shutil.move(ground.outside / "model", ground.model / "scheduler")
+    ground.code(ground.model / "scheduler" / "None.py")
+    with_index(lambda index: index.update(scheduler=["diffusers", "DiTPipeline"]))(ground)
+
+
 for name, entry in {
     "of the system": ["os", "system"],
     "of the language": ["builtins", "eval"],

@@ -135,7 +135,7 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
                     f"{file}: pipeline class {value!r} is not in diffusers "
                     f"{diffusers.__version__}; code from model folders is never run"
                 )
-        elif isinstance(value, list) and value != [None, None]:
+        elif _is_component(value):
             library = value[0] if value else None
             if library not in _LIBRARIES and not hasattr(diffusers.pipelines, str(library)):
                 raise ModelError(
@@ -143,9 +143,26 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
                     f"{', '.join(_LIBRARIES)}; code from model folders is never run"
                 )
             _check_no_module(model.root / name / f"{library}.py")
+            _check_no_pipeline(model.root / name / "model_index.json")
     scheduler = index.get("scheduler")
     class_name = scheduler[1:2] if isinstance(scheduler, list) else []
     return str(index.get("_class_name")), str(class_name[0] if class_name else None)
+
+
+def _is_component(value: object) -> bool:
+    """Whether diffusers unpacks an index's value as (library, class); two letters unpack too."""
+    return (isinstance(value, list) and value != [None, None]) or (
+        isinstance(value, str) and len(value) == 2
+    )
+
+
+def _check_no_pipeline(index: Path) -> None:
+    """Refuse a component that is a pipeline itself: nothing would check its own components."""
+    if index.exists():
+        raise ModelError(
+            f"{index}: a component that is a pipeline itself is not loaded; remove the file, "
+            "code from model folders is never run"
+        )
 
 
 def _check_no_module(file: Path) -> None:
