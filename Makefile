@@ -1,16 +1,22 @@
 # The README's commands. `make demo` and `make test` set up what they need, once.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check sanitize format bench clean
+.PHONY: demo test test-lowest check sanitize format bench clean
 
 demo: $(READY)
 	$(BIN)/ditprune demo -o demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# The same with the lowest versions that pyproject.toml allows. torch 2.6.0 from PyPI brings CUDA
+# (4 GB); numpy 2.0.0 needs Python 3.11 or 3.12: make test-lowest PYTHON=python3.11
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
 check: $(READY)
 	$(BIN)/ruff format --check .
@@ -38,13 +44,13 @@ bench: $(READY)
 	$(BIN)/python bench/kernel.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-lowest demo
 
 # constraints.txt pins the development environment; torch 2.13.0 is a small CPU build there.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	# These name torchvision among their needs, whose wheel belongs to another build of torch.
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt \
+	$(BIN)/python -m pip install --quiet --no-deps --constraint $(CONSTRAINTS) \
 	  dit-ml smalldiffusion timm
 	touch $(READY)

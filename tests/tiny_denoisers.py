@@ -8,7 +8,7 @@ runs in vain, and a function that draws the keyword arguments of one forward cal
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -89,6 +89,7 @@ def by_block(blocks: Blocks) -> dict[str, int]:
 
 
 FAMILIES: dict[str, Family] = {}
+WRITTEN_FOR = "0.42.1"  # of diffusers: it exports every class of the table
 
 # Attention in these has no gradients on a CPU.
 WITHOUT_GRADIENTS = {
@@ -104,6 +105,13 @@ LEFT_OUT = {
     "LongCatAudioDiTVae": "an autoencoder",
     "MiniMaxMusic3RVQDepthDecoder": "autoregressive: the next audio code, no noise to remove",
 }
+
+
+def exported(names: Iterable[str]) -> list[str]:
+    """Those that the installed diffusers has; one older than the table lacks the last families."""
+    import diffusers
+
+    return [name for name in names if name in dir(diffusers)]
 
 
 def family(

@@ -10,7 +10,7 @@ import ditprune
 from ditprune.errors import ModelError
 from ditprune.targets.coverage import LEFT_BEHIND, left_out
 from ditprune.targets.discover import discover
-from tiny_denoisers import FAMILIES, Draw
+from tiny_denoisers import FAMILIES, Draw, exported
 
 # Classes whose own `fuse_qkv_projections` works at these sizes, with one copy that it makes.
 DELETING = {
@@ -29,8 +29,9 @@ KEEPING = {  # of the older attention class, which keeps the copies after unfusi
 }
 
 
-@pytest.mark.parametrize(("name", "copy"), [*DELETING.items(), *KEEPING.items()])
-def test_fused_copies_are_refused_and_unfusing_repairs(name: str, copy: str) -> None:
+@pytest.mark.parametrize("name", exported([*DELETING, *KEEPING]))
+def test_fused_copies_are_refused_and_unfusing_repairs(name: str) -> None:
+    copy = (DELETING | KEEPING)[name]
     family = FAMILIES[name]
     denoiser = family.make()
     targets = discover(denoiser)
