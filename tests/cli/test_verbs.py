@@ -22,7 +22,8 @@ from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli import demo as demo_verb
 from ditprune.cli.prune import prune as prune_verb
-from ditprune.method.words import WORDS, build
+from ditprune.method.choices import constant_words
+from ditprune.method.words import build, words_of_recipes
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
@@ -78,12 +79,10 @@ def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
     flags = {parameter.name for parameter in prune_verb.params}
     run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite", "set_folder", "device",
            "repo", "gram_memory"}  # fmt: skip
-    # Constants of methods that have many come from recipe files and from Python.
-    constants = {"reconstruction_constants", "refinement_constants"}
-    fields = set(WORDS) - constants
-    power = build(saliency="power", weight_power=1, activation_power=1)
-    keys = set(build().to_json()) | set(power.to_json())
-    assert flags - run - {"preset"} == fields == keys - constants
+    # Constants of methods that have many stand beside the method, as in obs,damping=0.02.
+    fields = set(words_of_recipes()) - {"reconstruction_constants", "refinement_constants"}
+    assert flags - run == fields
+    assert set(build().to_json()) == fields - {"preset", *constant_words()}
     for parameter in prune_verb.params:
         if parameter.name in fields:
             assert parameter.opts == ["--" + parameter.name.replace("_", "-")]

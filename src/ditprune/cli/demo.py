@@ -31,10 +31,12 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
     from ditprune.checkpoints.locate import locate
     from ditprune.cli.evaluate import own_command, show_results, write_cards
     from ditprune.evaluation.evaluate import evaluate
+    from ditprune.evaluation.protocol import Protocol
     from ditprune.method.words import build
     from ditprune.writing.files import ensure_folder
 
     recipes = {name: build(sparsity=sparsity, **words) for name, words in METHODS.items()}
+    Protocol(num_images, seed)  # refuses before work
     ensure_folder(out)
     _calibrate_and_prune(out, recipes, sparsity, seed)
     console.say("3/3 draw the same seeds with every model, and measure")

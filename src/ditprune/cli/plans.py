@@ -26,7 +26,7 @@ from ditprune.pruning.forecast import (
     measured_rate,
     row_cost,
 )
-from ditprune.pruning.job import Job, dense_lines, num_bytes, open_jobs, plan_jobs
+from ditprune.pruning.job import Job, dense_lines, error_lines, num_bytes, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
 from ditprune.pruning.update.folder import Source, calls_of, check_source
@@ -104,6 +104,7 @@ def _show_plan(plan: Plan, prefix: str) -> None:
         )
     console.out.print(table)
     console.show(dense_lines(plan), prefix)
+    console.show(error_lines(plan), prefix)
     share = plan.num_weights / plan.num_parameters
     console.out.print(
         f"\n{prefix}{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "

@@ -14,7 +14,7 @@ from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import statistics_option
 from ditprune.cli.plans import show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
-from ditprune.pruning.job import dense_lines
+from ditprune.pruning.job import dense_lines, error_lines
 
 
 @click.command(cls=GroupedCommand)
@@ -63,6 +63,7 @@ def prune(
             f"({part.sparsity:.2%}), {part.model_sparsity:.2%} of the whole denoiser",
             markup=False,
         )
+        console.show(error_lines(part), prefix)
     console.out.print(f"pruned model: {out}", markup=False)
     if repo is not None:
         console.out.print(f"pushed: {hub.push_folder(out, repo)}", markup=False)
