@@ -25,7 +25,8 @@ from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.statistics_file import read_statistics_file, save_statistics
 from ditprune.checkpoints.weights import Weights
-from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
+from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts
+from ditprune.cli.recipe_options import read_recipe
 from ditprune.errors import DitpruneError
 from ditprune.pruning.verify import false_claims
 from folders import STEM
@@ -273,8 +274,8 @@ def test_a_recipe(tmp_path) -> None:
         "saliency": "power", "weight_power": 2.0, "activation_power": 1.0, "granularity": "cag",
         "cag_threshold": 0.5, "sparsity": 0.5, "pattern": None, "include": ["*"], "exclude": [],
     }), encoding="utf-8")  # fmt: skip
-    fuzz_json(file, lambda: read_recipe(file), many)
-    fuzz_bytes(file, lambda: read_recipe(file))
+    fuzz_json(file, lambda: read_recipe((str(file),)), many)
+    fuzz_bytes(file, lambda: read_recipe((str(file),)))
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.tsv"])

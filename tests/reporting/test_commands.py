@@ -12,8 +12,9 @@ import pytest
 
 from ditprune.calibration.sample import Sampling
 from ditprune.cli.calibrate import calibrate
-from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts, read_recipe
+from ditprune.cli.options import read_labels, read_pipeline_options, read_prompts
 from ditprune.cli.prune import prune
+from ditprune.cli.recipe_options import read_recipe
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.admm import ADMM
@@ -79,7 +80,7 @@ def test_the_command_gives_the_recipe(
     monkeypatch.chdir(tmp_path)
     line = prune_line(recipe)
     given = params(prune, line)
-    assert read_recipe(given["recipe"]) == recipe
+    assert read_recipe(given["recipe"])["recipe"] == recipe
     assert (given["set_folder"] is not None) == recipe.needs_calls
     calls = ["--calibration-set", "calls"] if recipe.needs_calls else []
     words = ["ditprune", "prune", "some model", "-o", "out", *calls, "--recipe", "ditprune.json"]

@@ -64,16 +64,24 @@ def promise(out: Path) -> Iterator[None]:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Warnings, and what ditprune logs, as one line each, without source lines."""
+    """Warnings as one line each, without source lines."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+        yield
+
+
+@contextmanager
+def saying_what_is_logged() -> Iterator[None]:
+    """What ditprune logs, a line each."""
     logger, handler = logging.getLogger("ditprune"), _Sayer(logging.INFO)
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
-            yield
+        yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class _Sayer(logging.Handler):

@@ -90,7 +90,8 @@ def share_processors() -> None:
 def run(args: list[str] | None = None) -> int:
     """The exit code of one command line."""
     try:
-        result = app.main(args, prog_name="ditprune", standalone_mode=False)
+        with console.saying_what_is_logged():
+            result = app.main(args, prog_name="ditprune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         console.out.print(error.ctx.get_help(), markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Claims:
         statistics: what the manifest says of the statistics; None if the recipe read none.
         targets: the targets of each denoiser by name, from its manifest or from its structure.
         has_mask: whether the mask came from another model.
+        recipes: by denoiser, where there are several that differ; there is no `asked` then.
     """
 
     asked: Any
@@ -37,6 +38,7 @@ class Claims:
     statistics: Mapping[str, Any] | None
     targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
     has_mask: bool = False
+    recipes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
@@ -52,7 +54,15 @@ def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
     claims = [_read(model, name, source, dense[name]) for name, source in model.denoisers.items()]
     first = next((claim for claim in claims if claim.recipe is not None), claims[0])
     targets = {name: records for claim in claims for name, records in claim.targets.items()}
-    return replace(first, targets=targets, has_mask=any(claim.has_mask for claim in claims))
+    differ = len({json.dumps(claim.recipe, sort_keys=True) for claim in claims}) > 1
+    recipes = {n: claim.recipe for n, claim in zip(model.denoisers, claims, strict=True)}
+    return replace(
+        first,
+        asked=None if differ else first.asked,
+        targets=targets,
+        has_mask=any(claim.has_mask for claim in claims),
+        recipes=recipes if differ and None not in recipes.values() else {},
+    )
 
 
 def dense_claims(denoisers: Mapping[str, nn.Module], pruned: Sequence[Claims] = ()) -> Claims:

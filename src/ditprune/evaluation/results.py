@@ -115,7 +115,7 @@ def _row(
     manifest_says = {
         "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
     }  # fmt: skip
-    calibrate, prune = repeat_commands(dense, model.name, manifest_says)
+    calibrate, prune = repeat_commands(dense, model.name, manifest_says, claims.recipes)
     return {
         "name": model.name,
         "sparsity_asked": claims.asked,

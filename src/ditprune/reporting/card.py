@@ -163,13 +163,17 @@ def _body(
     first = next(iter(claims.values()))
     totals = [claim["totals"] for claim in claims.values()]
     small = any(is_compact(folder / subfolder) for subfolder in claims)
-    lines = repeat_commands(base_model or "DENSE", "OUT", first)
+    recipes = {place: claim["recipe"] for place, claim in claims.items()}
+    if all(recipe == first["recipe"] for recipe in recipes.values()):
+        recipes = {}
+    lines = repeat_commands(base_model or "DENSE", "OUT", first, recipes)
     try:
         return fill(
             "card.md.j2",
             BEGIN=BEGIN,
             claims=claims,
             first=first,
+            recipes=recipes,
             share=sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals),
             base=base_model or first["base"]["model"],
             base_model=base_model,

@@ -25,8 +25,9 @@ _KINDS: dict[str, Any] = {
 
 
 def repeat_commands(
-    dense: str, out: str, claims: Mapping[str, Any]
-) -> tuple[str | None, str | None]:
+    dense: str, out: str, claims: Mapping[str, Any],
+    recipes: Mapping[str, Any] | None = None,
+) -> tuple[str | None, str | None]:  # fmt: skip
     """The `ditprune calibrate` and the `ditprune prune` that make the folder `out` from `dense`.
 
     A model that got its mask from another one has a single command, `ditprune mask apply`: the
@@ -34,6 +35,7 @@ def repeat_commands(
 
     Args:
         claims: `recipe`, `statistics` and `mask` of a manifest, as plain JSON values.
+        recipes: that of each denoiser, where there are several that differ.
 
     Returns:
         None if a command cannot be reconstructed. There is no second command if the recipe holds
@@ -49,12 +51,15 @@ def repeat_commands(
         return None, None
     calls = ["--calibration-set", CALLS] if recipe.needs_calls else []
     read = [] if stats is None else ["--statistics", STATISTICS]
-    prune = ["ditprune", "prune", dense, "-o", out, *read, *calls, "--recipe", MANIFEST]
+    files = [f"{name}={name}/{MANIFEST}" for name in recipes or ()] or [MANIFEST]
+    given = [word for file in files for word in ("--recipe", file)]
+    prune = ["ditprune", "prune", dense, "-o", out, *read, *calls, *given]
     try:
         options = _sampling_options(stats["protocol"])
     except (*MALFORMED, RecipeError):
         return None, shlex.join(prune)
-    calibrate = ["ditprune", "calibrate", dense, "-o", STATISTICS, *calls, *options]
+    blocks = [word for glob in recipe.blocks for word in ("--blocks", glob)]
+    calibrate = ["ditprune", "calibrate", dense, "-o", STATISTICS, *calls, *options, *blocks]
     return shlex.join(calibrate), shlex.join(prune)
 
 

@@ -90,6 +90,8 @@ def globs_of(globs: Globs, denoiser: str) -> tuple[str, ...]:
                 f"add {denoiser}=GLOB"
             )
         globs = globs[denoiser]
+    if isinstance(globs, str):
+        return (globs,)
     return tuple(globs)
 
 

@@ -224,7 +224,7 @@ def test_it_is_foreseen(calls, tiny_pipeline, tiny_stats, tmp_path) -> None:
     """The tries cost what they cost; the plan holds no number of weights."""
     model, recipe = locate(str(tiny_pipeline)), build(max_error=ASKED, reconstruction="obs")
     jobs = open_jobs(model, {"any": tiny_stats}, recipe)
-    assert forecast_run(model, jobs, recipe, tmp_path).num_bytes > 0
+    assert forecast_run(model, jobs, tmp_path).num_bytes > 0
     (plan,) = plan_jobs(jobs, recipe).values()
     assert {target.num_prune for target in plan.targets.values()} == {None}
     targets = jobs[0].selection.targets

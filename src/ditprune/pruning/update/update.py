@@ -104,8 +104,8 @@ def check_has_calls(calls: Sequence[Call]) -> None:
     """Refuse a recipe that runs the denoiser where there are no calls. Raises RecipeError."""
     if not calls:
         raise RecipeError(
-            "this recipe updates weights to the calibration calls and none were given; pass "
-            "batches (on the command line --calibration-set)"
+            "this recipe runs the denoiser on calibration calls and none were given; pass batches "
+            "(on the command line --calibration-set)"
         )
 
 
