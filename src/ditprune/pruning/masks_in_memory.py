@@ -121,8 +121,8 @@ def match_masks(
         if matching:
             return {name: matching[0]}
         raise ModelError(
-            f"{mask.file}: has masks of {', '.join(mask.denoisers)}, and none of them was made from "
-            "these weights; expected the pipeline, or one of its pruned denoisers"
+            f"{mask.file}: has masks of {', '.join(mask.denoisers)}, and none of them was made "
+            "from these weights; expected the pipeline, or one of its pruned denoisers"
         )
     missing = mask.denoisers.keys() - set(denoisers)
     if missing:
