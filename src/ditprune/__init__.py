@@ -49,7 +49,7 @@ _MODULES = {
     "verify": "ditprune.api.folders",
 }
 # Modules that are attributes without an import of their own.
-_PUBLIC_MODULES = ("runtime",)
+_PUBLIC_MODULES = ("bundled", "runtime")
 
 __all__ = list(_MODULES)
 

@@ -1,3 +1,4 @@
+from ditprune import bundled as bundled
 from ditprune import runtime as runtime
 from ditprune.api.calls import Calls as Calls
 from ditprune.api.calls import load_calls as load_calls
