@@ -61,6 +61,25 @@ def test_the_help_of_a_verb_names_every_option(verb, ditprune) -> None:
     assert ok(ditprune(verb, "-h")) == out
 
 
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_help_groups_options_by_what_they_are_about(verb, ditprune) -> None:
+    """No option of the method, of the place or of the output stands without a heading."""
+    sections = re.split(r"^(\w+):$", ok(ditprune(verb, "--help")), flags=re.MULTILINE)
+    group_of = {
+        option: heading
+        for heading, text in zip(sections[1::2], sections[2::2], strict=True)
+        for option in re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE)
+    }
+    expected = {
+        "--out": "Output", "--overwrite": "Output", "--dry-run": "Output", "--json": "Output",
+        "--device": "Where", "--max-memory": "Where", "--sparsity": "Method", "--blocks": "Method",
+        "--saliency": "Method", "--recipe": "Method", "--seed": "Sampling", "--metrics": "Measuring",
+    }  # fmt: skip
+    for option, heading in group_of.items():
+        assert heading == expected.get(option, heading), option
+        assert heading != "Options" or option in ("--help", "--statistics", "--to"), option
+
+
 def test_the_help_names_every_verb_and_the_version_is_told(ditprune) -> None:
     for args in ([], ["--help"]):
         out = ok(ditprune(*args))

@@ -292,3 +292,23 @@ def test_a_damaged_row_is_named(ablation, tiny_pipeline, tmp_path) -> None:
         file.write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match=r"rows/.*\.json: cannot be read as JSON"):
         run("ablation", tiny_pipeline, out)
+
+
+def test_a_study_looks_at_the_blocks_that_are_named(tiny_pipeline, tmp_path) -> None:
+    options = {"num_samples": 2, "steps": (2,), "guidance_scales": (1.5,)}
+    model, out = locate(str(tiny_pipeline)), tmp_path / "out"
+    found = reproduce_study("statistics", model, out, Options(**options))["statistics"]
+    (named,) = reproduce_study(
+        "statistics", model, out, Options(**options, blocks=("transformer_blocks.1",))
+    ).values()
+    names = [row["name"] for row in named["rows"]]
+    assert names == [row["name"] for row in found["rows"] if ".1." in row["name"]]
+    rows = reproduce_study(
+        "ablation", model, out, Options(
+            num_images=2, num_held_out=2, num_samples=2, sparsities=(0.5,), steps=(2,),
+            guidance_scales=(1.5,), blocks=("transformer_blocks.1",),
+        ), Measures(("relative_error",)),
+    )["ablation"]["rows"]  # fmt: skip
+    pruned = [row for row in rows if row["recipe"] is not None]
+    assert len(pruned) == 3
+    assert all(row["recipe"]["blocks"] == ["transformer_blocks.1"] for row in pruned)

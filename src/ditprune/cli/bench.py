@@ -13,6 +13,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.globs import blocks_option, read_globs
+from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import read_pipeline_options
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
@@ -27,7 +28,7 @@ _PATHS = {
 }  # fmt: skip
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("model", metavar="MODEL|OUT")
 @click.option("--sparsity", type=float, help="prune a dense model by magnitude, in memory")
 @click.option("--pattern", metavar="N:M", help="likewise, keeping N of every M, as in 2:4")

@@ -21,6 +21,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.cli import console
 from ditprune.cli.globs import blocks_option, read_globs
+from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import (
     placement_options,
     read_labels,
@@ -34,7 +35,7 @@ from ditprune.errors import RecipeError
 from ditprune.reporting import formats
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("model")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--num-samples", type=int, default=128, show_default=True, help="denoiser inputs")

@@ -9,13 +9,14 @@ import click
 
 from ditprune.api.folders import convert as convert_folder
 from ditprune.cli import console
+from ditprune.cli.groups import GroupedCommand
 from ditprune.pruning.convert import Converted
 from ditprune.reporting import formats
 
 _MOST_LINES = 8
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("model")
 @click.option("--to", type=click.Choice(["compact", "dense"]), required=True)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ditprune.cli import console
+from ditprune.cli.groups import GroupedCommand
 from ditprune.reproduce.studies import STUDIES
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ METHODS = {method.name: method.words for method in STUDIES["main"].methods}
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
 )

@@ -16,6 +16,7 @@ from rich.text import Text
 from ditprune.calibration.workers import joined, own_device
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.cli import console
+from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import (
     measuring_options,
     placement_options,
@@ -30,7 +31,7 @@ from ditprune.evaluation.evaluate import model_name
 from ditprune.reporting import card, formats
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("dense")
 @click.argument("pruned", nargs=-1, required=True)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")

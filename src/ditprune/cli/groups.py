@@ -10,6 +10,13 @@ import click
 HEADINGS = ("Method", "Sampling", "Measuring", "Where", "Output")
 # Options of several verbs that stand under the same heading everywhere.
 _USUAL = {
+    "Sampling": (
+        "num_samples", "timesteps", "num_inference_steps", "guidance_scale", "labels", "prompts",
+        "height", "width", "pipeline_options", "seed", "batch_size", "num_bins", "num_images",
+        "num_held_out", "sparsities", "steps", "guidance_scales", "sizes", "num_tokens",
+    ),
+    "Measuring": ("metrics", "feature_extractor", "reference", "clip"),
+    "Method": ("blocks", "sparsity", "pattern", "layers"),
     "Where": ("device", "dtype", "max_memory", "gram_memory", "backend", "time_limit", "limit_s"),
     "Output": (
         "out", "overwrite", "dry_run", "as_json", "repo", "private", "set_folder", "images",

@@ -10,6 +10,7 @@ from ditprune.api.folders import extract_mask
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
+from ditprune.cli.groups import GroupedCommand
 from ditprune.errors import RecipeError
 from ditprune.pruning.mask_transfer import apply_masks, filled_in
 from ditprune.reporting import formats
@@ -20,7 +21,7 @@ def mask() -> None:
     """Take the mask of a pruned folder, and apply it to a fine-tune or a fused LoRA."""
 
 
-@mask.command()
+@mask.command(cls=GroupedCommand)
 @click.argument("model")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--overwrite", is_flag=True, help="replace FILE if it exists")
@@ -32,7 +33,7 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
     console.show([f"mask of {num_weights:,} weights: {out} ({size})"])
 
 
-@mask.command()
+@mask.command(cls=GroupedCommand)
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT")

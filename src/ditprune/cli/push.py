@@ -7,11 +7,12 @@ import click
 from ditprune.checkpoints.hub import check_repo, push_folder
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
+from ditprune.cli.groups import GroupedCommand
 from ditprune.errors import ModelError
 from ditprune.pruning.verify import false_claims
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("out")
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="make REPO private, if it is new")

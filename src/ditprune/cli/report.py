@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from ditprune.cli.groups import GroupedCommand
 
-@click.command()
+
+@click.command(cls=GroupedCommand)
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="FILE",

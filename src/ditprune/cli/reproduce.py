@@ -12,6 +12,8 @@ from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.evaluate import own_command
+from ditprune.cli.globs import blocks_option, read_globs
+from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import (
     condition_options,
     measuring_options,
@@ -28,7 +30,7 @@ from ditprune.reproduce.rows import Options
 from ditprune.reproduce.run import TABLE, reproduce_study
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("study", metavar="STUDY")
 @click.argument("model", default="bundled")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
@@ -52,6 +54,7 @@ from ditprune.reproduce.run import TABLE, reproduce_study
 @click.option("--sizes", metavar="N,…", help="calibration-size: numbers of samples")
 @click.option("--include", "layers", multiple=True, metavar="GLOB",
               help="importance: draw these layers; repeatable")  # fmt: skip
+@blocks_option
 @measuring_options
 @condition_options
 @placement_options
@@ -60,7 +63,8 @@ def reproduce(
     reference: Path | None, clip: str, labels: str | None, prompts: Path | None,
     pipeline_options: tuple[str, ...], device: str | None, dtype: str | None,
     max_memory: str | None, sparsities: str | None, steps: str | None,
-    guidance_scales: str | None, sizes: str | None, layers: tuple[str, ...], **plain: Any,
+    guidance_scales: str | None, sizes: str | None, layers: tuple[str, ...],
+    blocks: tuple[str, ...], **plain: Any,
 ) -> None:  # fmt: skip
     """Repeat a STUDY of the paper with MODEL: the bundled one, or any pipeline.
 
@@ -74,7 +78,8 @@ def reproduce(
         guidance_scales=_numbers("--guidance-scales", guidance_scales, float),
         sizes=_numbers("--sizes", sizes, int), layers=layers or None,
         labels=read_labels(labels), prompts=read_prompts(prompts),
-        pipeline_options=read_pipeline_options(pipeline_options), **plain,
+        pipeline_options=read_pipeline_options(pipeline_options),
+        blocks=read_globs("blocks", blocks), **plain,
     )  # fmt: skip
     measures = read_measures(metrics, feature_extractor=feature_extractor, reference=reference,
                              clip=clip)  # fmt: skip

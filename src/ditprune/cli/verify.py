@@ -6,9 +6,10 @@ import click
 
 from ditprune.api.folders import verify as false_claims
 from ditprune.cli import console
+from ditprune.cli.groups import GroupedCommand
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("out")
 def verify(out: str) -> int:
     """Read the folder OUT back from disk; exit 1 when any claim of its manifest is false."""

@@ -22,6 +22,7 @@ from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.words import build
 from ditprune.pruning.plan import read_weights, scores_of
 from ditprune.reproduce.workbench import Run
+from ditprune.targets.blocks import globs_of
 from ditprune.targets.discover import Target, discover, select
 from ditprune.writing.files import installed_versions
 
@@ -76,7 +77,7 @@ def look_at_statistics(run: Run, sampling: Sampling) -> dict[str, Any]:
     calls = sample_calls(pipeline, sampling, names)
     run.progress("sampling", 1, 1)
     for name, denoiser in denoisers_of(pipeline, names).items():
-        targets = discover(denoiser)
+        targets = discover(denoiser, blocks=globs_of(run.blocks, name))
         own_calls = [call for call in calls if call.denoiser == name]
         with observing(denoiser, targets, _INPUTS) as observation:
             for number, call in enumerate(own_calls, start=1):
@@ -101,7 +102,10 @@ def look_at_importance(
     run: Run, sampling: Sampling, layers: tuple[str, ...] | None
 ) -> dict[str, Any]:
     """G_out of every target under STW, and the importance maps of some: [C_out, C_in], reduced."""
-    targets = {name: discover(skeleton(folder)) for name, folder in run.model.denoisers.items()}
+    targets = {
+        name: discover(skeleton(folder), blocks=globs_of(run.blocks, name))
+        for name, folder in run.model.denoisers.items()
+    }
     asked = _asked_for(run, targets, layers) if layers else None
     recipe, cag, rows, maps = build(), CAG(), [], []
     for name, stats in run.statistics(sampling).items():

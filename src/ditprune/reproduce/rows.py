@@ -12,6 +12,7 @@ from ditprune.evaluation.protocol import Protocol
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build
 from ditprune.reproduce.studies import STUDIES, Method, Study
+from ditprune.targets.blocks import Globs
 
 ALL = "all"
 # Options that only some studies act on.
@@ -33,6 +34,7 @@ class Options:
         sizes: numbers of calibration samples, for `calibration-size`.
         layers: globs of targets, for `importance`.
         seed, labels, prompts, height, width, pipeline_options: as in `Protocol`.
+        blocks: globs that say where the blocks are, for all denoisers or by denoiser.
     """
 
     num_images: int | None = None
@@ -50,6 +52,7 @@ class Options:
     height: int | None = None
     width: int | None = None
     pipeline_options: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Globs = ()
 
     def check(self, study: Study) -> None:
         """Refuse an option that a study does not act on. Raises RecipeError."""

@@ -83,8 +83,8 @@ def reproduce_study(
         check_dense(folder)
     work = out / FOLDER
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
-        work_folder = open_work_folder(model, out, measures, placement)
-        run = Run(model, work_folder, placement, command, progress)
+        work_folder = open_work_folder(model, out, measures, placement, options.blocks)
+        run = Run(model, work_folder, placement, command, progress, options.blocks)
         results = {}
         for study, study_options, rows in studies:
             if rows:

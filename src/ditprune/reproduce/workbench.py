@@ -39,6 +39,7 @@ from ditprune.evaluation.tools import Tools, prepare_tools, tools_stamp
 from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Row
+from ditprune.targets.blocks import Globs
 from ditprune.writing.files import check_no_link, ensure_folder, read_json, write_beside
 
 FOLDER = ".work"
@@ -90,12 +91,12 @@ class WorkFolder:
 
 
 def open_work_folder(
-    model: ModelFolder, out: Path, measures: Measures, placement: Placement
+    model: ModelFolder, out: Path, measures: Measures, placement: Placement, blocks: Globs = ()
 ) -> WorkFolder:
     """The work folder inside a folder of results. Raises OutputError, ModelError."""
     folder = out / FOLDER
     check_no_link(folder)
-    identity = calibration_identity(model, Sampling(), placement)
+    identity = calibration_identity(model, Sampling(), placement, blocks)
     identity = {key: value for key, value in identity.items() if key != "sampling"}
     return WorkFolder(folder, identity, measures, tools_stamp(measures))
 
@@ -134,6 +135,7 @@ class Run:
     placement: Placement
     command: str | None
     progress: Progress = silent
+    blocks: Globs = ()
 
     def images_progress(self, _what: str, done: int, total: int) -> None:
         """Report drawn images on one bar, whichever row they belong to."""
@@ -144,7 +146,10 @@ class Run:
         file = self.work.statistics_file(sampling)
         if not file.is_file():
             ensure_folder(file.parent)
-            calibrate_folder(self.model, file, sampling, self.placement, progress=self.progress)
+            calibrate_folder(
+                self.model, file, sampling, self.placement, progress=self.progress,
+                blocks=self.blocks,
+            )  # fmt: skip
         return read_statistics_file(file)
 
 
