@@ -29,11 +29,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ditprune import prune_
 from ditprune.checkpoints.compact.head import Head
 from ditprune.checkpoints.compact.mask_bits import compressed, nonzero_bits
 from ditprune.checkpoints.compact.packing import pack_weight, smallest, unpack_weight
 from ditprune.checkpoints.weights import Weights
-from ditprune.pruning.loop import prune_
 
 SHAPE, REPEATS = (4608, 4608), 5
 PATTERNS = ("50 %", "70 %", "2:4", "1:4", "4:8")

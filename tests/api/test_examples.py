@@ -29,6 +29,10 @@ def example_in(documented: Any) -> str:
     return textwrap.dedent(match[1])
 
 
+def _name_of(documented: Any) -> str:
+    return documented if isinstance(documented, str) else documented.__qualname__
+
+
 def test_every_public_function_has_one() -> None:
     public = {name for name in ditprune.__all__ if inspect.isfunction(getattr(ditprune, name))} - {
         "recorded"
@@ -54,7 +58,7 @@ def work(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("documented", [*FUNCTIONS, *METHODS], ids=str)
+@pytest.mark.parametrize("documented", [*FUNCTIONS, *METHODS], ids=_name_of)
 def test_it_runs(documented, work, tmp_path, monkeypatch, capsys) -> None:
     for file in work.iterdir():
         copy = shutil.copytree if file.is_dir() else shutil.copy

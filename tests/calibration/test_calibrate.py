@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ditprune.calibration.calibrate import calibrate
+from ditprune import calibrate, prune_
 from ditprune.calls import Call
 from ditprune.checkpoints.statistics_file import Statistics, merge_statistics
 from ditprune.denoiser.replay import predicted_noise, run_call
 from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.method.statistics.column_norm import ColumnNorm
-from ditprune.pruning.loop import prune_
 from ditprune.targets.discover import discover
 
 

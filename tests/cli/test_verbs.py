@@ -73,7 +73,8 @@ def test_the_help_groups_options_by_what_they_are_about(verb, ditprune) -> None:
     expected = {
         "--out": "Output", "--overwrite": "Output", "--dry-run": "Output", "--json": "Output",
         "--device": "Where", "--max-memory": "Where", "--sparsity": "Method", "--blocks": "Method",
-        "--saliency": "Method", "--recipe": "Method", "--seed": "Sampling", "--metrics": "Measuring",
+        "--saliency": "Method", "--recipe": "Method", "--seed": "Sampling",
+        "--metrics": "Measuring",
     }  # fmt: skip
     for option, heading in group_of.items():
         assert heading == expected.get(option, heading), option

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ditprune import prune_
 from ditprune.calibration.calibrate import find_unused, observe_calls
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
@@ -24,7 +25,6 @@ from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError
 from ditprune.pruning.convert import to_compact
-from ditprune.pruning.loop import prune_
 from folders import edit_tensors, save_denoiser, save_pipeline, shards_of
 from tiny_denoisers import FAMILIES, Draw
 

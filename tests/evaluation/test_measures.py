@@ -104,7 +104,7 @@ def test_a_pruned_model_tells_its_recipe_and_its_targets(of_prompts) -> None:
     place, results = of_prompts
     dense, pruned = results["models"]
     assert (dense["recipe"], dense["command"], dense["targets"]) == (None, None, [])
-    assert pruned["recipe"]["saliency"] == "magnitude"
+    assert pruned["recipe"]["saliency"] == {"name": "magnitude"}
     assert pruned["command"] == f"ditprune prune {place / 'model'} -o p --recipe ditprune.json"
     claims = json.loads((place / "pruned" / "transformer" / "ditprune.json").read_text())
     assert [one["name"] for one in pruned["targets"]] == list(claims["targets"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ditprune import prune_
 from ditprune.checkpoints.compact.compact_folder import CompactWeights, packed_layout
 from ditprune.checkpoints.compact.head import Head
 from ditprune.checkpoints.locate import locate
@@ -19,7 +20,7 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, OutputError
 from ditprune.method.words import build
 from ditprune.pruning.convert import Converted, to_compact, to_dense
-from ditprune.pruning.loop import prune_, prune_checkpoint
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.verify import false_claims
 from folders import (
     STEM,

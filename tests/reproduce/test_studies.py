@@ -53,13 +53,18 @@ def test_the_recipes_are_those_of_the_paper() -> None:
         }
 
     ablation = recipes("ablation")
-    assert [(r["saliency"], r["granularity"], r["sparsity"]) for r in ablation.values()] == [
+    assert [
+        (r["saliency"]["name"], r["granularity"]["name"], r["sparsity"]) for r in ablation.values()
+    ] == [
         ("wanda", "channel", 0.5), ("stw", "channel", 0.5), ("stw", "cag", 0.5),
     ]  # fmt: skip
     assert list(recipes("nm")) == [
         f"{pattern}{name}" for pattern in ("2:4", "4:8") for name in ("magnitude", "Wanda", "STW")
     ]
-    powers = [(r["weight_power"], r["activation_power"]) for r in recipes("exponents").values()]
+    powers = [
+        (r["saliency"].get("weight_power", 2), r["saliency"].get("activation_power", 1))
+        for r in recipes("exponents").values()
+    ]
     assert powers == [(0.5, 1), (1, 1), (2, 1), (3, 1)]
     parts = {r.method: r.sampling.timesteps for r in rows_of(STUDIES["timesteps"], Options(), True)}
     assert parts == {

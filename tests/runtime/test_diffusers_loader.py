@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 import ditprune  # noqa: F401  (diffusers learns of compact folders by it)
+from ditprune import prune_
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
 from ditprune.pruning.convert import to_compact
-from ditprune.pruning.loop import prune_
 from folders import STEM, add_denoiser, edit_json, edit_tensors, save_denoiser, save_pipeline
 
 NAME = "transformer_blocks.1.attn1.to_q.weight"

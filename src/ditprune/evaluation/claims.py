@@ -54,14 +54,15 @@ def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
     claims = [_read(model, name, source, dense[name]) for name, source in model.denoisers.items()]
     first = next((claim for claim in claims if claim.recipe is not None), claims[0])
     targets = {name: records for claim in claims for name, records in claim.targets.items()}
-    differ = len({json.dumps(claim.recipe, sort_keys=True) for claim in claims}) > 1
-    recipes = {n: claim.recipe for n, claim in zip(model.denoisers, claims, strict=True)}
+    recipes = {n: claim.recipe for n, claim in zip(model.denoisers, claims, strict=True)
+               if claim.recipe is not None}  # fmt: skip
+    differ = any(recipe != first.recipe for recipe in recipes.values())
     return replace(
         first,
         asked=None if differ else first.asked,
         targets=targets,
         has_mask=any(claim.has_mask for claim in claims),
-        recipes=recipes if differ and None not in recipes.values() else {},
+        recipes=recipes if differ else {},
     )
 
 

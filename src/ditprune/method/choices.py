@@ -79,7 +79,7 @@ def nested(words: Mapping[str, Any]) -> dict[str, Any]:
     constants: `{"saliency": "ria", "activation_power": 1}` gives
     `{"saliency": {"name": "ria", "activation_power": 1}}`.
 
-    Raises RecipeError for constants beside an object, or twice.
+    Raises RecipeError for constants without a name, beside an object, or twice.
     """
     axis_of = constant_words()
     rest = {word: value for word, value in words.items() if word not in axis_of}
@@ -93,6 +93,11 @@ def nested(words: Mapping[str, Any]) -> dict[str, Any]:
         method = rest.get(axis)
         method = {"name": method} if isinstance(method, str) else method
         if isinstance(method, Mapping):
+            if "name" not in method:
+                raise RecipeError(
+                    f"{flag(axis)} {dict(method)!r}: expected a name, alone or as 'name' beside "
+                    "its constants"
+                )
             for word in given.keys() & method.keys():
                 raise RecipeError(f"{flag(axis)}: '{word}' is given twice; leave one out")
             rest[axis] = {**method, **given}

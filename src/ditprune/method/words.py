@@ -90,11 +90,11 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
     if not isinstance(content, Mapping):
         raise RecipeError(f"{source}: holds {type(content).__name__}, expected a JSON object")
     known = words_of_recipes()
-    for key in content:
+    for key in (*content, *overrides):
         if key not in known:
             raise RecipeError(f"{source}: unknown key '{key}'; {did_you_mean(str(key), known)}")
     try:
-        return build(**_overridden(content, overrides))
+        return Recipe(**_overridden(content, overrides))
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
 

@@ -139,7 +139,7 @@ def statistics_of(
         return None
     if len(denoisers) == len(stats) == 1:
         return next(iter(stats.values()))
-    if len(denoisers) == 1:
+    if len(denoisers) == 1 and stats:
         for part in stats.values():
             prints = fingerprints(part.blocks)
             if part.fingerprints and part.fingerprints.items() <= prints.items():

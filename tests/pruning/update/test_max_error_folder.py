@@ -225,7 +225,7 @@ def test_it_is_foreseen(calls, tiny_pipeline, tiny_stats, tmp_path) -> None:
     model, recipe = locate(str(tiny_pipeline)), build(max_error=ASKED, reconstruction="obs")
     jobs = open_jobs(model, {"any": tiny_stats}, recipe)
     assert forecast_run(model, jobs, tmp_path).num_bytes > 0
-    (plan,) = plan_jobs(jobs, recipe).values()
+    (plan,) = plan_jobs(jobs).values()
     assert {target.num_prune for target in plan.targets.values()} == {None}
     targets = jobs[0].selection.targets
     row = row_cost(skeleton(model.denoisers["transformer"]), targets, calls[0])
