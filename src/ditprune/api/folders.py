@@ -28,7 +28,8 @@ from ditprune.pruning.convert import Converted, to_compact, to_dense
 from ditprune.pruning.job import Outcome, open_jobs, plan_jobs
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.mask_transfer import extract_masks
-from ditprune.pruning.plan import Plan, can_score
+from ditprune.pruning.plan import Plan
+from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.pruning.verify import false_claims

@@ -22,7 +22,8 @@ from ditprune.progress import Progress
 from ditprune.pruning.job import Outcome
 from ditprune.pruning.loop import check_denoiser_to_prune, prune_denoiser_
 from ditprune.pruning.masks_in_memory import apply_to_modules_
-from ditprune.pruning.plan import Plan, make_plan, read_module, select_in_module, statistics_of
+from ditprune.pruning.plan import Plan, make_plan, read_module
+from ditprune.pruning.selection import select_in_module, statistics_of
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.targets.blocks import Globs, globs_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,12 @@ from ditprune.pruning.forecast import (
     measured_rate,
     row_cost,
 )
-from ditprune.pruning.job import Job, dense_lines, error_lines, num_bytes, open_jobs, plan_jobs
+from ditprune.pruning.job import Job, Outcome, num_bytes, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
 from ditprune.pruning.update.folder import Source, calls_of, check_source
 from ditprune.reporting import formats
+from ditprune.targets.coverage import LeftOut
 from ditprune.writing.files import check_folder, existing_parent
 from ditprune.writing.staging import missing_bytes
 
@@ -175,3 +176,34 @@ def _times(expected: UpdateForecast, where: str, rate: float, how: str) -> str:
     )
     total = formats.duration(sum(expected.num_operations.values()) / rate)
     return f"on {where}, at {rate / 1e12:.3g} TFLOP/s ({how}): about {total} ({stages})"
+
+
+def error_lines(done: Plan | Outcome) -> Iterator[str]:
+    """What a `max_error` led to, or will decide, a line each; none where there is none."""
+    if done.recipe.max_error is not None:
+        yield (
+            f"share: found when pruning, the largest whose expected error stays below "
+            f"{done.recipe.max_error:.3g}"
+        )
+    if isinstance(done, Outcome) and done.error is not None:
+        yield (
+            f"share: {done.recipe.sparsity:.0%} of each group is the largest whose expected error "
+            "stays below what was asked for"
+        )
+        yield done.error.line()
+
+
+def dense_lines(done: Plan | Outcome) -> Iterator[str]:
+    """What stays dense in the blocks, a line each: skipped targets, then the rest by reason."""
+    for name, reason in done.skipped.items():
+        yield f"stays dense: {name} ({reason})"
+    by_reason: dict[str, list[LeftOut]] = {}
+    for layer in done.left_out.values():
+        by_reason.setdefault(layer.reason, []).append(layer)
+    for reason, group in by_reason.items():
+        num_weights = sum(layer.num_weights for layer in group)
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        yield (
+            f"stays dense: {group[0].name}{more}, {num_weights:,} weights "
+            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}"
+        )

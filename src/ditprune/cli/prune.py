@@ -12,9 +12,8 @@ from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import statistics_option
-from ditprune.cli.plans import show_dry_run
+from ditprune.cli.plans import dense_lines, error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
-from ditprune.pruning.job import dense_lines, error_lines
 
 
 @click.command(cls=GroupedCommand)

@@ -39,7 +39,7 @@ from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.saliency.power import Magnitude
 from ditprune.pruning.job import Job, num_bytes
 from ditprune.pruning.loop import prune_weight_
-from ditprune.pruning.plan import can_score
+from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.budgets import LEVELS
 from ditprune.pruning.update.judge import NUM_MEASURING_ROWS
 from ditprune.pruning.update.share import most_tries

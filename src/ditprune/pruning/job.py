@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,8 @@ from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build_each
 from ditprune.pruning.error_bound import ErrorBound
-from ditprune.pruning.plan import (
-    Plan,
-    Selection,
-    make_plan,
-    read_weights,
-    select_in_checkpoint,
-    statistics_of,
-)
-from ditprune.targets.coverage import LeftOut
+from ditprune.pruning.plan import Plan, make_plan, read_weights
+from ditprune.pruning.selection import Selection, select_in_checkpoint, statistics_of
 from ditprune.targets.discover import Target
 from ditprune.writing.files import installed_versions
 
@@ -279,34 +272,3 @@ def claims(
         **({} if outcome.mask is None else {"mask": dict(outcome.mask)}),
         **({} if outcome.error is None else {"max_error": asdict(outcome.error)}),
     }
-
-
-def error_lines(done: Plan | Outcome) -> Iterator[str]:
-    """What a `max_error` led to, or will decide, a line each; none where there is none."""
-    if done.recipe.max_error is not None:
-        yield (
-            f"share: found when pruning, the largest whose expected error stays below "
-            f"{done.recipe.max_error:.3g}"
-        )
-    if isinstance(done, Outcome) and done.error is not None:
-        yield (
-            f"share: {done.recipe.sparsity:.0%} of each group is the largest whose expected error "
-            "stays below what was asked for"
-        )
-        yield done.error.line()
-
-
-def dense_lines(done: Plan | Outcome) -> Iterator[str]:
-    """What stays dense in the blocks, a line each: skipped targets, then the rest by reason."""
-    for name, reason in done.skipped.items():
-        yield f"stays dense: {name} ({reason})"
-    by_reason: dict[str, list[LeftOut]] = {}
-    for layer in done.left_out.values():
-        by_reason.setdefault(layer.reason, []).append(layer)
-    for reason, group in by_reason.items():
-        num_weights = sum(layer.num_weights for layer in group)
-        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        yield (
-            f"stays dense: {group[0].name}{more}, {num_weights:,} weights "
-            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}"
-        )

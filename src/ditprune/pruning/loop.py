@@ -35,15 +35,9 @@ from ditprune.pruning.job import (
     outcome_of,
     run_identity,
 )
-from ditprune.pruning.plan import (
-    Selection,
-    can_score,
-    make_plan,
-    read_module,
-    row_chunks,
-    scores_of,
-    select_in_module,
-)
+from ditprune.pruning.plan import make_plan, read_module
+from ditprune.pruning.scoring import can_score, row_chunks, scores_of
+from ditprune.pruning.selection import Selection, select_in_module
 from ditprune.pruning.update.error_folder import known_error, measure_error, share_in_folder
 from ditprune.pruning.update.folder import (
     Loading,

@@ -20,7 +20,8 @@ from ditprune.denoiser.rows import to_placement
 from ditprune.errors import TargetError
 from ditprune.method.granularity import CAG, heterogeneity
 from ditprune.method.words import build
-from ditprune.pruning.plan import read_weights, scores_of
+from ditprune.pruning.plan import read_weights
+from ditprune.pruning.scoring import scores_of
 from ditprune.reproduce.workbench import Run
 from ditprune.targets.blocks import globs_of
 from ditprune.targets.discover import Target, discover, select

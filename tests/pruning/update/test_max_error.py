@@ -17,13 +17,13 @@ import ditprune
 from ditprune import bundled
 from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.calls import Call
+from ditprune.cli.plans import error_lines
 from ditprune.denoiser.replay import relative_error
 from ditprune.denoiser.rows import num_rows
 from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.evaluation.held_out import predictions
 from ditprune.method.distill import Distill
 from ditprune.method.words import build
-from ditprune.pruning.job import error_lines
 from ditprune.pruning.update import budgets, share, update
 from ditprune.pruning.update.judge import keep_aside
 from ditprune.pruning.update.share import LARGEST_PERCENT, largest_below, most_tries

@@ -14,13 +14,14 @@ from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.statistics_file import save_statistics
 from ditprune.cli.main import run
+from ditprune.cli.plans import error_lines
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError, RecipeError
 from ditprune.method.words import build
 from ditprune.pruning import loop
 from ditprune.pruning.forecast import forecast_run, forecast_updates, row_cost
-from ditprune.pruning.job import error_lines, open_jobs, plan_jobs
+from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update import error_folder, folder
 from ditprune.pruning.update.folder import Source

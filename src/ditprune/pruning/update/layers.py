@@ -16,7 +16,7 @@ from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.statistics.gram import Gram
-from ditprune.pruning.plan import norms_for, scores_of
+from ditprune.pruning.scoring import norms_for, scores_of
 from ditprune.targets.discover import Target
 
 

@@ -1,0 +1,73 @@
+"""How are the weights of a target scored, with the statistics that the methods need?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditprune.checkpoints.statistics_file import Statistics
+from ditprune.errors import TargetError
+from ditprune.method.recipe import Recipe
+from ditprune.method.reconstruction import Reconstruction
+from ditprune.method.saliency import Saliency
+from ditprune.method.statistics.column_norm import ColumnNorm, timestep_weights
+from ditprune.targets.discover import Target
+
+_CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
+
+
+def can_score(recipe: Recipe, stats: object | None) -> bool:
+    """Whether the recipe's methods have the statistics that they need."""
+    needs = recipe.saliency.needs | recipe.reconstruction.needs
+    return stats is not None or ColumnNorm not in needs
+
+
+def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
+    """The saliency of every weight of a target, float32 [C_out, C_in].
+
+    Raises TargetError where a score is NaN or Inf.
+    """
+    scores = _by_rows(
+        recipe.saliency, weight, norms_for(recipe.saliency, target.name, stats, recipe)
+    )
+    if not scores.amax().isfinite():
+        if weight.isfinite().all():
+            reason = f"its {recipe.saliency.name} scores exceed float32; use smaller powers"
+        else:
+            reason = "its weight holds NaN or Inf; repair the model or exclude it"
+        raise TargetError(f"{target.name}: {reason}")
+    return scores
+
+
+def row_chunks(weight: Tensor) -> Iterator[slice]:
+    """Rows of a weight that fit a cache together."""
+    step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
+    yield from (slice(first, first + step) for first in range(0, weight.shape[0], step))
+
+
+def norms_for(
+    method: Saliency | Reconstruction, name: str, stats: Statistics | None, recipe: Recipe
+) -> dict[str, Tensor]:
+    """The argument `norm` of a method that needs the norms of this target's inputs, float32 [C_in].
+
+    It is empty for a method that does not need them: `needs` decides what reaches a method.
+    """
+    if ColumnNorm not in method.needs or stats is None:
+        return {}
+    weights = timestep_weights(recipe.timestep_weighting, stats.num_bins)
+    return {"norm": stats.column_norm(name, weights)}
+
+
+def _by_rows(saliency: Saliency, weight: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
+    """The scores, where the saliency allows it a few rows at a time: what it makes on the way
+    stays in the cache, and only the result takes memory.
+    """
+    if weight.device.type != "cpu" or not getattr(saliency, "is_rowwise", False):
+        return saliency(weight, **norms)
+    scores = torch.from_numpy(np.empty(weight.shape, np.float32))  # numpy asks for huge pages
+    for rows in row_chunks(weight):
+        scores[rows] = saliency(weight[rows], **norms)
+    return scores
