@@ -4,6 +4,8 @@ VENV ?= .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process for each core, with a thread each: more threads only wait for each other.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .PHONY: demo test test-lowest check sanitize format bench clean
 
@@ -11,7 +13,7 @@ demo: $(READY)
 	$(BIN)/ditprune demo -o demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The same with the lowest versions that pyproject.toml allows. torch 2.6.0 from PyPI brings CUDA
 # (4 GB); numpy 2.0.0 needs Python 3.11 or 3.12: make test-lowest PYTHON=python3.11
@@ -23,7 +25,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --select F821 --config "lint.ignore=[]" bench examples tests # mypy reads src only
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The kernel's tests with every access and every arithmetic operation checked.
 sanitize: $(READY)
