@@ -67,6 +67,10 @@ def counting_tokens(layers: Mapping[Key, nn.Module]) -> Iterator[dict[Key, list[
 def recorded(denoiser: nn.Module) -> Iterator[list[Call]]:
     """Record the calls that a denoiser gets while the block runs, in order, on the CPU.
 
+        with ditprune.recorded(pipe.transformer) as calls:
+            pipe([3, 7], num_inference_steps=2)
+        stats = ditprune.calibrate(pipe, calls)
+
     This is for pipelines that need more than a prompt: run the pipeline inside the block, then
     pass the list to `ditprune.calibrate`. All calls are kept, so run few steps of few images.
     """

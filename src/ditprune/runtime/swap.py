@@ -69,6 +69,10 @@ def sparsify_(
 ) -> dict[str, Decision]:
     """Replace each Linear that runs faster sparse, in place.
 
+        decisions = ditprune.runtime.sparsify_(pruned_pipe.transformer, next(iter(calls)))
+        print([name for name, decision in decisions.items() if not decision.reason])
+        names = ditprune.runtime.desparsify_(pruned_pipe.transformer)
+
     On the CPU, the kernel also applies diffusers' GELU (approximated by tanh) that follows a sparse
     layer. The memory of up to two outputs larger than 32 MiB is kept for the next call, until
     `desparsify_`.
@@ -131,7 +135,12 @@ def sparsify_(
 
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
-    """Replace each sparse layer by the Linear it stands for, in place; return their names."""
+    """Replace each sparse layer by the Linear it stands for, in place; return their names.
+
+    ditprune.runtime.sparsify_(pruned_pipe.transformer, next(iter(calls)))
+    names = ditprune.runtime.desparsify_(pruned_pipe.transformer)
+    print(names)
+    """
     layers = {n: m for n, m in denoiser.named_modules() if n and isinstance(m, StandIn)}
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
