@@ -135,11 +135,13 @@ def sparsify_(
 
 
 def desparsify_(denoiser: nn.Module) -> list[str]:
-    """Replace each sparse layer by the Linear it stands for, in place; return their names.
+    """Replace each sparse layer by the Linear it stands for, in place.
 
-    ditprune.runtime.sparsify_(pruned_pipe.transformer, next(iter(calls)))
-    names = ditprune.runtime.desparsify_(pruned_pipe.transformer)
-    print(names)
+        ditprune.runtime.sparsify_(pruned_pipe.transformer, next(iter(calls)))
+        names = ditprune.runtime.desparsify_(pruned_pipe.transformer)
+        print(names)
+
+    Returns the names of the layers.
     """
     layers = {n: m for n, m in denoiser.named_modules() if n and isinstance(m, StandIn)}
     for name, layer in layers.items():
