@@ -219,6 +219,9 @@ def test_batches_are_a_list_calls_or_their_folder(tiny_pipeline, tmp_path, same_
         calls["transfromer"]
     with pytest.raises(RecipeError, match="takes no such option"):
         ditprune.sample(pipe, num_samples=2, guidance=3)
+    for name in ("generator", "output_type", "class_labels"):
+        with pytest.raises(RecipeError, match=f"{name}: is set by ditprune's own options"):
+            ditprune.sample(pipe, num_samples=2, **{name: None})
 
 
 def test_a_pipeline_draws_as_before_it_was_sampled(tiny_pipeline) -> None:

@@ -35,6 +35,12 @@ TIMESTEPS = {
     "late": (2 / 3, 1.0),
 }
 
+# Arguments of a pipeline that have a word of their own, or that sampling sets.
+_RESERVED = {
+    "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
+    "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -75,6 +81,8 @@ class Sampling:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise RecipeError(f"--{option.replace('_', '-')} {value}: expected at least 1")
+        for name in sorted(self.pipeline_options.keys() & _RESERVED):
+            raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
         if self.timesteps not in TIMESTEPS:
             raise RecipeError(
                 f"--timesteps '{self.timesteps}': {did_you_mean(self.timesteps, TIMESTEPS)}"

@@ -108,13 +108,6 @@ def read_labels(text: str | None) -> tuple[int, ...] | None:
         ) from None
 
 
-# Arguments of a pipeline that have their own option, or that sampling sets.
-_RESERVED = {
-    "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
-    "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
-}  # fmt: skip
-
-
 def read_pipeline_options(given: tuple[str, ...]) -> dict[str, Any]:
     """`("num_frames=17",)` → {"num_frames": 17}; values that are no JSON are text."""
     options = {}
@@ -122,8 +115,6 @@ def read_pipeline_options(given: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise RecipeError(f"--pipeline-option '{text}': expected NAME=VALUE")
-        if name in _RESERVED:
-            raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
         try:
             options[name] = json.loads(value)
         except ValueError:
