@@ -253,6 +253,21 @@ def test_flags_override_the_recipe_file(
     assert claims["totals"]["sparsity"] == 0.25
 
 
+def test_inspect_takes_a_recipe_file_and_what_overrides_it(
+    ditprune, tiny_pipeline, statistics, pruned
+) -> None:
+    recipe = pruned / "transformer" / "ditprune.json"
+
+    def targets(*options: object) -> Any:
+        command = ["inspect", tiny_pipeline, "--statistics", statistics, "--json"]
+        return json.loads(ok(ditprune(*command, *options)))["targets"]
+
+    assert targets("--recipe", recipe) == targets()
+    assert targets("--recipe", f"transformer={recipe}") == targets()
+    quarter = targets("--sparsity", 0.25)
+    assert targets("--recipe", recipe, "--sparsity", 0.25) == quarter != targets()
+
+
 def test_overwrite_replaces_what_ditprune_wrote(
     ditprune, tiny_pipeline, statistics, pruned, tmp_path
 ) -> None:

@@ -32,7 +32,8 @@ def inspect(model: str, statistics: Path | None, as_json: bool, **texts: Any) ->
     """Show what would be pruned, and in which groups; changes nothing."""
     words = read_recipe(**texts)
     folder, stats = locate(model), read_statistics(statistics)
-    jobs = open_jobs(folder, stats, build_each(folder.denoisers, **words))
+    recipes = build_each(folder.denoisers, words.pop("recipe", None), **words)
+    jobs = open_jobs(folder, stats, recipes)
     here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
     expected = forecast_run(folder, jobs, here)
     plans = plan_jobs(jobs)
