@@ -315,3 +315,19 @@ def test_auxiliary_goes_to_json_and_back() -> None:
     assert from_json(recipe.to_json(), "r", auxiliary=None) == recipe
     with pytest.raises(RecipeError, match="--auxiliary 'yes': expected true or false"):
         build(auxiliary="yes")
+
+
+@pytest.mark.parametrize(
+    "words", [{"saliency": {"name": []}}, {"preset": ["best"]}, {"saliency": {"name": "ria", 1: 2}}]
+)
+def test_names_that_are_no_text_are_refused(words) -> None:
+    with pytest.raises(RecipeError, match=r"unknown|does not apply"):
+        Recipe(**words)
+
+
+def test_a_preset_replaces_the_words_of_a_file_that_presets_stand_for() -> None:
+    best = Recipe(preset="best", sparsity=0.7, include=("*.attn1.*",)).to_json()
+    paper = Recipe(sparsity=0.7, include=("*.attn1.*",))
+    assert from_json(best, "recipe.json", preset="paper") == paper
+    with_obs = from_json(best, "recipe.json", preset="paper", reconstruction="obs")
+    assert with_obs == Recipe(sparsity=0.7, include=("*.attn1.*",), reconstruction="obs")

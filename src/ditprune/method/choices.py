@@ -141,7 +141,7 @@ def _check_constants(
     check_powers(**{word: value for word, value in constants.items() if word in _POWERS})
     check_threshold(constants.get("cag_threshold", 0))
     for word, value in constants.items():
-        shown = flag(word) if axis in _FLAT else f"constant '{word}'"
+        shown = flag(str(word)) if axis in _FLAT else f"constant '{word}'"
         if word not in fields:
             raise RecipeError(f"{shown} does not apply to {flag(axis)} {name}; leave it out")
         if not fields[word].init and value != fields[word].default:
@@ -165,7 +165,7 @@ def preset_words(preset: Any, is_pattern: bool) -> dict[str, Any]:
 
 def check_name(word: str, known: Collection[str], given: Any) -> None:
     """Raises RecipeError for an unknown name."""
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         raise RecipeError(f"{flag(word)} '{given}' is unknown; {did_you_mean(str(given), known)}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.method.choices import AXES, constant_words, flag, nested, preset_words
+from ditprune.method.choices import AXES, PRESETS, constant_words, flag, nested, preset_words
 from ditprune.method.recipe import Recipe, excluded_by_pattern
 
 # The words of grouping by share; a pattern replaces them.
@@ -102,11 +102,13 @@ def from_json(content: Any, source: str, **overrides: Any) -> Recipe:
 def _overridden(content: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Words in which a new method drops the constants of the old one, a share a pattern, …"""
     given = {word: value for word, value in overrides.items() if value is not None}
+    replaced: set[str] = set()
     if "preset" in given:
+        replaced = {word for preset in PRESETS.values() for word in preset}
         is_pattern = bool(given.get("pattern") or content.get("pattern"))
         given = preset_words(given.pop("preset"), is_pattern) | given
     left = {word: value for word, value in content.items() if value is not None}
-    stays = nested(left)
+    stays = {word: value for word, value in nested(left).items() if word not in replaced}
     if "pattern" in given:
         stays = {word: value for word, value in stays.items() if word not in _BY_SHARE}
     elif given.keys() & _BY_SHARE:
