@@ -33,6 +33,12 @@ def save_outcome(outcome: Outcome, folder: Path) -> None:
         folders = dict.fromkeys(parts, model.denoiser)
     else:
         folders = dict(model.denoisers)
+    # What was pruned outside a pipeline is named as the first denoiser, whichever it was.
+    if len(parts) == 1 < len(folders):
+        raise ModelError(
+            f"{folder}: has {', '.join(folders)}, and the outcome is of a single denoiser; save it "
+            f"to that one's folder, as in {folder / next(iter(folders))}"
+        )
     if missing := parts.keys() - folders.keys():
         raise ModelError(
             f"{folder}: has {', '.join(model.denoisers)}, and {', '.join(sorted(missing))} was "
