@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ditprune.api.calls import Calls, load_calls
-from ditprune.api.given import read_batches, read_statistics
+from ditprune.api.given import component_alone, read_batches, read_statistics
 from ditprune.api.memory import Recipes, inspect_loaded
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
@@ -35,6 +35,7 @@ from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.pruning.verify import false_claims
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.reporting.page import write_report
+from ditprune.writing.files import ensure_folder
 from ditprune.writing.staging import check_early
 
 _log = logging.getLogger("ditprune")
@@ -154,6 +155,8 @@ def sampled_beside(
     model, stem, beside = ready.model, ready.model.root.resolve().name, ready.out.parent
     file, folder = beside / f"{stem}.statistics.safetensors", beside / f"{stem}.calls"
     check_early(ready.out, model.root, ready.overwrite)
+    # What no statistics can mend, such as a glob without targets, is refused before long work.
+    open_jobs(model, None, ready.recipes)
     if file.is_file():
         _log.info("no statistics given: using %s, which was made before", file)
     else:
@@ -162,6 +165,7 @@ def sampled_beside(
             model.name, folder, file,
         )  # fmt: skip
         blocks = {name: recipe.blocks for name, recipe in ready.recipes.items()}
+        ensure_folder(beside)
         calibrate_folder(
             model, file, Sampling(), ready.placement, folder, progress=progress, blocks=blocks
         )
@@ -172,23 +176,28 @@ def sampled_beside(
 @contextmanager
 def _source(batches: Any, ready: Ready) -> Iterator[Source | None]:
     """The calls of a recipe that needs them, on disk as long as the block runs."""
-    placement, most = ready.placement, ready.max_gram_bytes
     if batches is None:
         yield None
     elif isinstance(batches, (str, Path)):
-        yield Source(load_calibration_set(Path(batches)), placement, most)
+        yield source_of(load_calibration_set(Path(batches)), ready)
     elif isinstance(batches, Calls) and isinstance(batches.source, CalibrationSet):
-        yield Source(batches.source, placement, most)
+        yield source_of(batches.source, ready, batches.component)
     else:
         with TemporaryDirectory() as temporary:
-            yield Source(_stored(batches, ready.model, Path(temporary) / "calls"), placement, most)
+            yield source_of(_stored(batches, ready.model, Path(temporary) / "calls"), ready)
+
+
+def source_of(calls: CalibrationSet, ready: Ready, component: str | None = None) -> Source:
+    """The calls for `prune`. Raises ModelError where it is not known which are of a denoiser."""
+    component = component or component_alone(calls, ready.model)
+    return Source(calls, ready.placement, ready.max_gram_bytes, component)
 
 
 def _stored(batches: Any, model: ModelFolder, folder: Path) -> CalibrationSet:
     """Calls from memory as a calibration set."""
     calls = [
         replace(Call.of(batch), denoiser=name)
-        for name, some in read_batches(batches, model.denoisers).items()
+        for name, some in read_batches(batches, model.denoisers, not model.is_pipeline).items()
         for batch in some or ()
     ]
     Calls(calls, getattr(batches, "protocol", {})).save(folder)

@@ -10,10 +10,12 @@ from torch import nn
 
 from ditprune.api.calls import Calls, load_calls
 from ditprune.calls import Call
+from ditprune.checkpoints.calibration_set import CalibrationSet
+from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoisers import DENOISER
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, StatisticsError
 
 
 def read_denoisers(model: Any) -> dict[str, nn.Module]:
@@ -40,6 +42,11 @@ def read_statistics(given: Statistics | str | Path | None) -> dict[str, Statisti
         return None
     if isinstance(given, Statistics):
         return dict(given.denoisers)
+    if not isinstance(given, (str, Path)):
+        raise StatisticsError(
+            f"statistics: {type(given).__name__} given, expected what ditprune.calibrate returns, "
+            "or its file"
+        )
     return read_statistics_file(Path(given))
 
 
@@ -55,11 +62,18 @@ def load_statistics(file: str | Path) -> Statistics:
     return Statistics.joined(read_statistics_file(Path(file)))
 
 
-def read_batches(given: Any, names: Iterable[str]) -> dict[str, Iterable[Any] | None]:
+def read_batches(
+    given: Any, names: Iterable[str], is_alone: bool = False
+) -> dict[str, Iterable[Any] | None]:
     """The batches of each denoiser: from `Calls`, their folder, or whatever `calibrate` takes.
 
-    A single denoiser takes all batches, whatever component they name, unless they are `Calls` of
-    several denoisers. Raises ModelError.
+    A single denoiser takes all batches, whatever component they name. Of `Calls` of several
+    denoisers a pipeline takes its own; which of them a denoiser alone is, nobody knows.
+
+    Args:
+        is_alone: whether the denoiser was given without a pipeline.
+
+    Raises ModelError.
     """
     names = tuple(names)
     if given is None:
@@ -70,13 +84,43 @@ def read_batches(given: Any, names: Iterable[str]) -> dict[str, Iterable[Any] | 
         recorded = given.denoisers
         if len(names) == 1 and len(recorded) == 1:
             return {names[0]: next(iter(recorded.values()))}
+        if is_alone and len(recorded) > 1:
+            raise ModelError(
+                f"batches: calls of {', '.join(recorded)}, and a denoiser without its pipeline; "
+                "pass calls['…'] of that denoiser"
+            )
         if missing := [name for name in names if name not in recorded]:
             raise ModelError(
                 f"batches: calls of {', '.join(recorded) or 'no denoiser'}, none of {missing[0]}; "
                 "sample the whole pipeline, or pass calls['…'] for one denoiser"
             )
         return {name: recorded[name] for name in names}
+    if not isinstance(given, Iterable):
+        raise ModelError(
+            f"batches: {type(given).__name__} given, expected calls, their folder, or a list of "
+            "arguments for the denoiser's forward"
+        )
     if len(names) == 1:
         return {names[0]: given}
     calls = [Call.of(batch) for batch in given]
     return {name: [call for call in calls if call.denoiser == name] for name in names}
+
+
+def component_alone(calls: CalibrationSet, model: ModelFolder) -> str | None:
+    """Whose calls a denoiser's folder without a pipeline takes; None for a pipeline.
+
+    It takes those of its folder's name, as with masks, or the only ones there are.
+
+    Raises ModelError where it is not known which calls are its own.
+    """
+    if model.is_pipeline or calls.missing():
+        return None
+    names, folder = tuple(calls.num_calls()), model.root.resolve().name
+    if folder in names:
+        return folder
+    if len(names) > 1:
+        raise ModelError(
+            f"--calibration-set {calls.folder}: calls of {', '.join(names)}, and {model.name} is a "
+            "denoiser without its pipeline; prune it inside the pipeline's folder"
+        )
+    return next(iter(names), None)

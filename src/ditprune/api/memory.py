@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ditprune.api.given import read_batches, read_denoisers, read_statistics
@@ -63,7 +65,7 @@ def calibrate(
         StatisticsError: there are no batches, or an input holds NaN or Inf.
     """
     denoisers = read_denoisers(model)
-    batches_of = read_batches(batches, denoisers)
+    batches_of = read_batches(batches, denoisers, isinstance(model, nn.Module))
     parts = {}
     with telling(progress) as tell:
         for name, denoiser in denoisers.items():
@@ -135,7 +137,7 @@ def prune_(
         check_needs_calls(recipes.values(), "batches")
     if max_gram_bytes is not None:
         check_needs_grams(recipes.values())
-    batches_of = read_batches(batches, denoisers)
+    batches_of = read_batches(batches, denoisers, isinstance(model, nn.Module))
     checked = {
         name: check_denoiser_to_prune(
             denoiser, recipes[name], _statistics(all_stats, name, denoisers, recipes[name]),
@@ -186,14 +188,20 @@ def _statistics(
 
 
 def _on_device(denoiser: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:
-    """The calls, on the denoiser's device and in its dtype."""
+    """The calls, on the denoiser's device and in the dtype of most of its weights.
+
+    A denoiser in half precision may hold some parameters in float32, and these may come first.
+    """
     parameter = next(denoiser.parameters(), None)
+    sizes = Counter[torch.dtype]()
+    for weight in denoiser.parameters():
+        sizes[weight.dtype] += weight.numel() if weight.is_floating_point() else 0
     for batch in batches:
         call = Call.of(batch)
         if parameter is None or parameter.is_meta:
             yield call
         else:
-            yield to_placement(call, parameter.device, parameter.dtype)
+            yield to_placement(call, parameter.device, sizes.most_common(1)[0][0])
 
 
 def _counted(calls: Iterable[Call], given: Any, name: str, progress: Progress) -> Iterator[Call]:

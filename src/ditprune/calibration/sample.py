@@ -24,6 +24,7 @@ from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
 from ditprune.errors import RecipeError, did_you_mean
+from ditprune.method.choices import flag
 from ditprune.targets.blocks import Globs, globs_of
 from ditprune.writing.files import installed_versions
 
@@ -79,8 +80,10 @@ class Sampling:
             "num_samples", "num_inference_steps", "batch_size", "height", "width", "num_bins",
         ):  # fmt: skip
             value = getattr(self, option)
+            if value is not None and not isinstance(value, int):
+                raise RecipeError(f"{flag(option)} {value!r}: expected a whole number")
             if value is not None and value < 1:
-                raise RecipeError(f"--{option.replace('_', '-')} {value}: expected at least 1")
+                raise RecipeError(f"{flag(option)} {value}: expected at least 1")
         for name in sorted(self.pipeline_options.keys() & _RESERVED):
             raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
         if self.timesteps not in TIMESTEPS:

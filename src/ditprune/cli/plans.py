@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from ditprune.api.folders import Ready
+from ditprune.api.folders import Ready, source_of
 from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
@@ -60,7 +60,7 @@ def show_dry_run(ready: Ready, out: Path) -> None:
     model, recipes = ready.model, ready.recipes
     source = None
     if ready.batches is not None:
-        source = Source(load_calibration_set(ready.batches), ready.placement, ready.max_gram_bytes)
+        source = source_of(load_calibration_set(ready.batches), ready)
     if not ready.samples_first:
         for recipe in recipes.values():
             check_scorable(recipe, ready.stats)

@@ -48,17 +48,21 @@ class Source:
         placement: where the denoiser runs.
         max_gram_bytes: what Grams may take together, 4 GB by default; fewer bytes are more passes
             over the calls.
+        component: whose calls are taken, where a denoiser has no pipeline; by default those of
+            each denoiser's own component.
     """
 
     calibration_set: CalibrationSet
     placement: Placement
     max_gram_bytes: int | None = None
+    component: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to continue with the work of another."""
         return {
             "protocol": dict(self.calibration_set.protocol),
             "guard": dict(self.calibration_set.identity),
+            **({} if self.component is None else {"component": self.component}),
         }
 
 
@@ -85,7 +89,7 @@ def check_source(model: ModelFolder, recipes: Mapping[str, Recipe], source: Sour
             "missing; finish it with the `ditprune calibrate` that began it"
         )
     for name, recipe in recipes.items():
-        if recipe.needs_calls and next(_stored(name, calls), None) is None:
+        if recipe.needs_calls and next(_stored(source.component or name, calls), None) is None:
             raise RecipeError(
                 f"--calibration-set {calls.folder}: no call in it reaches {name}; sample one from "
                 "this model, with the pipeline's own number of steps"
@@ -169,7 +173,7 @@ def updated_tensors(
 
 def calls_of(job: Job, source: Source) -> Iterator[Call]:
     """The calibration calls of this denoiser, on its device, one unit in memory at a time."""
-    for call in _stored(job.name, source.calibration_set):
+    for call in _stored(source.component or job.name, source.calibration_set):
         yield to_placement(call, source.placement.device, source.placement.dtype)
 
 
