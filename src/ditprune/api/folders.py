@@ -195,11 +195,8 @@ def source_of(calls: CalibrationSet, ready: Ready, component: str | None = None)
 
 def _stored(batches: Any, model: ModelFolder, folder: Path) -> CalibrationSet:
     """Calls from memory as a calibration set."""
-    calls = [
-        replace(Call.of(batch), denoiser=name)
-        for name, some in read_batches(batches, model.denoisers, not model.is_pipeline).items()
-        for batch in some or ()
-    ]
+    given = read_batches(batches, model.denoisers, not model.is_pipeline)
+    calls = [replace(Call.of(b), denoiser=name) for name in given for b in given[name] or ()]
     Calls(calls, getattr(batches, "protocol", {})).save(folder)
     return load_calls(folder).source  # type: ignore[return-value]
 
