@@ -89,7 +89,7 @@ except ImportError:
 def test_every_module_can_be_imported_where_there_is_no_posix() -> None:
     code = f"""
 import importlib, os, pkgutil, sys
-import psutil  # it knows the systems, and takes what this one has
+import asyncio, psutil  # they know the systems, and take what this one has
 from importlib.abc import MetaPathFinder
 class Missing(MetaPathFinder):
     def find_spec(self, name, path, target=None):

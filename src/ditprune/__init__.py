@@ -41,7 +41,7 @@ _MODULES = {
     "inspect": "ditprune.api.folders",
     "load_calls": "ditprune.api.calls",
     "load_statistics": "ditprune.api.given",
-    "prune": "ditprune.api.folders",
+    "prune": "ditprune.api.prune_folder",
     "prune_": "ditprune.api.memory",
     "recorded": "ditprune.denoiser.capture",
     "report": "ditprune.api.folders",

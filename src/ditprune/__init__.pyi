@@ -6,13 +6,13 @@ from ditprune.api.calls import sample as sample
 from ditprune.api.folders import convert as convert
 from ditprune.api.folders import extract_mask as extract_mask
 from ditprune.api.folders import inspect as inspect
-from ditprune.api.folders import prune as prune
 from ditprune.api.folders import report as report
 from ditprune.api.folders import verify as verify
 from ditprune.api.given import load_statistics as load_statistics
 from ditprune.api.memory import apply_mask_ as apply_mask_
 from ditprune.api.memory import calibrate as calibrate
 from ditprune.api.memory import prune_ as prune_
+from ditprune.api.prune_folder import prune as prune
 from ditprune.calls import Call as Call
 from ditprune.checkpoints.statistics_file import Statistics as Statistics
 from ditprune.denoiser.capture import recorded as recorded

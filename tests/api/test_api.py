@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ditprune
-from ditprune.api import folders
+from ditprune.api import prune_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import ModelError, OutputError, RecipeError, StatisticsError
 from folders import add_denoiser, files_of, save_pipeline, tensors_on_disk
@@ -172,7 +172,7 @@ def test_an_outcome_is_saved_only_beside_its_own_weights(tiny_dit, tiny_stats, t
     denoiser = tiny_dit()
     denoiser.save_pretrained(tmp_path / "dense")
     outcome = ditprune.prune_(denoiser, tiny_stats)
-    with pytest.raises(ModelError, match="does not hold the weights that were pruned"):
+    with pytest.raises(ModelError, match="is not the weight that was pruned"):
         outcome.save(tmp_path / "dense")
     assert not list((tmp_path / "dense").glob("*.json.*"))
     assert {f.name for f in (tmp_path / "dense").iterdir()} == {
@@ -219,7 +219,7 @@ def test_batches_are_a_list_calls_or_their_folder(tiny_pipeline, tmp_path, same_
         calls["transfromer"]
     with pytest.raises(RecipeError, match="takes no such option"):
         ditprune.sample(pipe, num_samples=2, guidance=3)
-    for name in ("generator", "output_type", "class_labels"):
+    for name in ("generator", "latents", "class_labels"):
         with pytest.raises(RecipeError, match=f"{name}: is set by ditprune's own options"):
             ditprune.sample(pipe, num_samples=2, **{name: None})
 
@@ -245,7 +245,7 @@ def test_a_pipeline_draws_as_before_it_was_sampled(tiny_pipeline) -> None:
 def test_prune_without_statistics_samples_once_and_keeps_them(
     tiny_pipeline, tmp_path, monkeypatch, caplog, ditprune_verb
 ) -> None:
-    monkeypatch.setattr(folders, "Sampling", lambda: Sampling(4))
+    monkeypatch.setattr(prune_folder, "Sampling", lambda: Sampling(4))
     caplog.set_level(logging.INFO, logger="ditprune")
     out = ditprune.prune(tiny_pipeline, tmp_path / "a")
     stem = Path(tiny_pipeline).resolve().name
@@ -254,7 +254,7 @@ def test_prune_without_statistics_samples_once_and_keeps_them(
     assert "sampling" in caplog.text
     assert str(file) in caplog.text
     assert out == ditprune.prune(tiny_pipeline, tmp_path / "b", file)
-    monkeypatch.setattr(folders, "calibrate_folder", None)  # it may not be made again
+    monkeypatch.setattr(prune_folder, "calibrate_folder", None)  # it may not be made again
     ditprune.prune(tiny_pipeline, tmp_path / "c", reconstruction="obs")
     ditprune.prune(tiny_pipeline, tmp_path / "d", file, reconstruction="obs", batches=calls)
     assert files_of(tmp_path / "c") == files_of(tmp_path / "d")
@@ -269,7 +269,7 @@ def test_prune_without_statistics_samples_once_and_keeps_them(
 def test_statistics_left_by_another_model_are_not_taken(
     tiny_dit, tiny_pipeline, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(folders, "Sampling", lambda: Sampling(2))
+    monkeypatch.setattr(prune_folder, "Sampling", lambda: Sampling(2))
     other = save_pipeline(tiny_dit(seed=9), tmp_path / "models" / Path(tiny_pipeline).name)
     ditprune.prune(tiny_pipeline, tmp_path / "a")
     with pytest.raises(StatisticsError, match="made from other weights"):
@@ -344,3 +344,50 @@ def ditprune_verb(ditprune) -> Callable[..., str]:
         return out + err
 
     return run
+
+
+def test_an_outcome_is_not_saved_beside_another_prunings_weights(
+    tiny_dit, tiny_stats, tmp_path
+) -> None:
+    """The same share and the same counts of zeros: only the weights tell them apart."""
+    first, second = tiny_dit(), tiny_dit()
+    outcome = ditprune.prune_(first, tiny_stats, granularity="channel")
+    ditprune.prune_(second, tiny_stats, granularity="channel", saliency="magnitude")
+    second.save_pretrained(tmp_path / "second")
+    with pytest.raises(ModelError, match="is not the weight that was pruned"):
+        outcome.save(tmp_path / "second")
+    assert not (tmp_path / "second" / "ditprune.json").exists()
+    first.save_pretrained(tmp_path / "first")
+    outcome.save(tmp_path / "first")
+    assert ditprune.verify(tmp_path / "first") == []
+
+
+@pytest.mark.parametrize("given", [-5, 0, 1.5, "8 apples", True])
+def test_memory_for_grams_is_a_size(given, tiny_dit, tiny_stats, tiny_pipeline, tmp_path) -> None:
+    with pytest.raises(RecipeError, match="expected a size such as 8GB"):
+        ditprune.prune_(tiny_dit(), tiny_stats, reconstruction="obs", max_gram_bytes=given)
+    with pytest.raises(RecipeError, match="expected a size such as 8GB"):
+        ditprune.prune(tiny_pipeline, tmp_path / "o", tiny_stats, reconstruction="obs",
+                       gram_memory=given)  # fmt: skip
+
+
+def test_globs_of_a_denoiser_that_is_not_there_are_refused(wan, wan_calls) -> None:
+    blocks = {FIRST: "blocks.*", SECOND: "blocks.*", "transfromer": "blocks.*"}
+    with pytest.raises(ditprune.DitpruneError, match=r"--blocks transfromer=…: no such denoiser"):
+        ditprune.calibrate(wan(), wan_calls, blocks=blocks)
+
+
+def test_calls_that_were_given_make_the_statistics_that_were_not(
+    tiny_pipeline, tmp_path, monkeypatch
+) -> None:
+    from diffusers import DiTPipeline
+
+    monkeypatch.setattr(prune_folder, "Sampling", lambda: Sampling(4))
+    pipe = DiTPipeline.from_pretrained(tiny_pipeline)
+    ditprune.sample(pipe, num_samples=6, num_inference_steps=3).save(tmp_path / "mine")
+    words = {"reconstruction": "obs", "batches": tmp_path / "mine"}
+    ditprune.prune(tiny_pipeline, tmp_path / "a" / "out", **words)
+    file = tmp_path / "a" / f"{Path(tiny_pipeline).resolve().name}.statistics.safetensors"
+    assert ditprune.load_statistics(file).num_calls == len(ditprune.load_calls(tmp_path / "mine"))
+    with pytest.raises(RecipeError, match="no such calibration set"):
+        ditprune.prune(tiny_pipeline, tmp_path / "a" / "again", reconstruction="obs")

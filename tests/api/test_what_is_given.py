@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ditprune
-from ditprune.api import folders
+from ditprune.api import prune_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
 from folders import files_of, tensors_on_disk
@@ -123,7 +123,7 @@ def test_without_statistics_globs_are_refused_before_sampling(tiny_pipeline, tmp
 
 
 def test_without_statistics_the_folders_above_out_are_made(tiny_pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(folders, "Sampling", lambda: Sampling(2))
+    monkeypatch.setattr(prune_folder, "Sampling", lambda: Sampling(2))
     ditprune.prune(tiny_pipeline, tmp_path / "new" / "place" / "out")
     assert ditprune.verify(tmp_path / "new" / "place" / "out") == []
 

@@ -17,6 +17,7 @@ from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
+from ditprune.denoiser.placement import parse_size
 from ditprune.denoiser.rows import to_placement
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build_each
@@ -28,7 +29,7 @@ from ditprune.pruning.plan import Plan, make_plan, read_module
 from ditprune.pruning.selection import select_in_module, statistics_of
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
-from ditprune.targets.blocks import Globs, globs_of
+from ditprune.targets.blocks import Globs, check_named, globs_of
 from ditprune.targets.discover import discover
 
 Recipes = Recipe | Mapping[str, Recipe] | None
@@ -66,6 +67,7 @@ def calibrate(
     """
     denoisers = read_denoisers(model)
     batches_of = read_batches(batches, denoisers, isinstance(model, nn.Module))
+    check_named(blocks, denoisers)
     parts = {}
     with telling(progress) as tell:
         for name, denoiser in denoisers.items():
@@ -101,7 +103,7 @@ def prune_(
     sparsity: float | Mapping[str, float] | None = None,
     *,
     batches: Any = None,
-    max_gram_bytes: int | None = None,
+    max_gram_bytes: int | str | None = None,
     progress: ProgressArgument = None,
     recipe: Recipes = None,
     **words: Any,
@@ -118,8 +120,8 @@ def prune_(
         stats: from `calibrate`, or their file; None where the saliency needs none (magnitude).
         sparsity: share of each comparison group to remove; 0.5 by default.
         batches: as for `calibrate`, where a recipe updates weights or measures errors.
-        max_gram_bytes: memory for Grams, 4 GB by default; fewer bytes mean more passes over the
-            batches.
+        max_gram_bytes: memory for Grams in bytes or as `"8GB"`, 4 GB by default; fewer bytes mean
+            more passes over the batches.
         progress: is told how far the work is; see `ditprune.api`.
         recipe: what to do, or what to do to each denoiser; excludes `sparsity` and `words`.
         words: the words of a recipe, as in `saliency="wanda"`; see `Recipe`. Each may be a mapping
@@ -135,6 +137,7 @@ def prune_(
     recipes = build_each(denoisers, recipe, sparsity=sparsity, **words)
     if batches is not None:
         check_needs_calls(recipes.values(), "batches")
+    max_gram_bytes = parse_size(max_gram_bytes, "max_gram_bytes")
     if max_gram_bytes is not None:
         check_needs_grams(recipes.values())
     batches_of = read_batches(batches, denoisers, isinstance(model, nn.Module))

@@ -42,7 +42,7 @@ from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import OutputError, StatisticsError
 from ditprune.progress import Progress, silent
-from ditprune.targets.blocks import Globs, globs_of
+from ditprune.targets.blocks import Globs, check_named, globs_of
 from ditprune.targets.coverage import warn_of_outside
 from ditprune.writing.files import check_folder
 from ditprune.writing.unfinished import (
@@ -83,6 +83,7 @@ def calibrate_folder(
     placement, worker = placement or Placement(), worker or Worker()
     work = work_folder_of(out)
     folder = set_folder or work / "calls"
+    check_named(blocks, model.denoisers)
     run_identity = calibration_identity(model, sampling, placement, blocks)
     if worker.is_first:
         sweep_work(out)

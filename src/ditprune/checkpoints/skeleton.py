@@ -123,6 +123,14 @@ def module_fingerprints(denoiser: nn.Module, targets: Iterable[Target]) -> dict[
     return _fingerprints(targets, read_slice)
 
 
+def weights_print(denoiser: nn.Module, targets: Iterable[Target]) -> dict[str, str]:
+    """The dtype and the fingerprint of each target of a loaded denoiser, as one text."""
+    targets = list(targets)
+    prints = module_fingerprints(denoiser, targets)
+    dtypes = {t.name: denoiser.get_parameter(f"{t.name}.weight").dtype for t in targets}
+    return {name: f"{dtypes[name]} {prints[name]}" for name in prints}
+
+
 def weight_fingerprints(weights: Weights, targets: Iterable[Target]) -> dict[str, str]:
     """The fingerprints of a checkpoint's targets on disk."""
     return _fingerprints(

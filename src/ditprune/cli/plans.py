@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from ditprune.api.folders import Ready, source_of
+from ditprune.api.prune_folder import Ready, source_of
 from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton

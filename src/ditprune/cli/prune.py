@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ditprune.api import folders
+from ditprune.api import prune_folder
 from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
@@ -50,10 +50,10 @@ def prune(
         "overwrite": overwrite, **words,
     }  # fmt: skip
     if dry_run:
-        show_dry_run(folders.check_prune(model, out, **given), out)
+        show_dry_run(prune_folder.check_prune(model, out, **given), out)
         return
     with console.progress() as progress, console.promise(out):
-        outcome = folders.prune(model, out, progress=progress, **given)
+        outcome = prune_folder.prune(model, out, progress=progress, **given)
     for name, part in outcome.denoisers.items():
         prefix = console.prefix(name, outcome.denoisers)
         console.show(dense_lines(part), prefix)

@@ -57,11 +57,13 @@ class Placement:
         return cls(chosen, DTYPES[dtype or "float32"], parse_size(max_memory))
 
 
-def parse_size(text: str | None, option: str = "--max-memory") -> int | None:
-    """`"8GB"` → 8,000,000,000. Raises RecipeError."""
+def parse_size(text: str | int | None, option: str = "--max-memory") -> int | None:
+    """`"8GB"` → 8,000,000,000; a number is one of bytes. Raises RecipeError."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", text.strip(), re.IGNORECASE)
+    if isinstance(text, int) and not isinstance(text, bool) and text > 0:
+        return text
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", str(text).strip(), re.IGNORECASE)
     if match is None or float(match[1]) == 0:
         raise RecipeError(f"{option} '{text}': expected a size such as 8GB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])

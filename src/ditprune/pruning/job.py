@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,14 @@ class Outcome(Plan):
         mask: the file that the mask came from, if it came from one, and whose it was.
         error: what was asked for, expected and measured, where a `max_error` decided the share;
             the recipe is the one with that share.
+        pruned: of what was pruned in memory, the fingerprint and the dtype of each target after.
     """
 
     targets: Mapping[str, TargetOutcome]  # type: ignore[assignment]
     calibration: Mapping[str, Any] | None = None
     mask: Mapping[str, Any] | None = None
     error: ErrorBound | None = None
+    pruned: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def save(self, folder: str | Path) -> None:
         """Add ditprune.json and the mask to what `save_pretrained` wrote, and nothing else.

@@ -17,6 +17,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints.copy_folder import copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
+from ditprune.checkpoints.skeleton import weights_print
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import as_tensor, layout_of
 from ditprune.errors import RecipeError
@@ -134,7 +135,7 @@ def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
     outcome = outcome_of(selection, outcomes, recipe, stats)
     if chosen and judge:
         outcome = replace(outcome, error=chosen.measured(judge, denoiser))
-    return outcome
+    return replace(outcome, pruned=weights_print(denoiser, targets.values()))
 
 
 def prune_checkpoint(
@@ -244,7 +245,8 @@ def check_scorable(recipe: Recipe, stats: object | None) -> None:
     if not can_score(recipe, stats):
         raise RecipeError(
             f"--saliency {recipe.saliency.name} needs the inputs of the layers and no statistics "
-            "were given; run `ditprune calibrate` and pass --statistics, or use magnitude"
+            "were given; run `ditprune calibrate` (in Python `ditprune.calibrate`) and pass "
+            "--statistics (`stats`), or use magnitude"
         )
 
 

@@ -85,6 +85,16 @@ def _print_of(denoisers: Mapping[str, nn.Module], name: str, recipe: Mapping[str
     return combined_fingerprint(module_fingerprints(denoisers[name], targets.values()))
 
 
+def _try(
+    print_of: Callable[[str, Mapping[str, Any]], str], name: str, recipe: Mapping[str, Any]
+) -> str | None:
+    """The fingerprint; None where the recipe names blocks that only another denoiser has."""
+    try:
+        return print_of(name, recipe)
+    except DitpruneError:
+        return None
+
+
 def targets_of_record(denoiser: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Target]:
     """All targets that a recipe, as JSON, chooses among."""
     blocks = tuple(recipe.get("blocks") or ())
@@ -114,7 +124,7 @@ def match_masks(
         matching = [
             part
             for part, record in mask.denoisers.items()
-            if record["base"].get("fingerprint") == print_of(name, record["recipe"])
+            if record["base"].get("fingerprint") == _try(print_of, name, record["recipe"])
         ]
         if not matching and folder_name is not None and folder_name in mask.denoisers:
             matching = [folder_name]

@@ -9,7 +9,8 @@ import torch
 
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import check_targets
-from ditprune.checkpoints.weights import Weights, as_tensor, sha256
+from ditprune.checkpoints.skeleton import weight_fingerprints
+from ditprune.checkpoints.weights import Weights, as_tensor, dtype_of, sha256
 from ditprune.errors import ModelError
 from ditprune.pruning.job import Outcome, base_of, claims
 from ditprune.pruning.mask_transfer import extract_masks
@@ -58,6 +59,7 @@ def _claims_of(outcome: Outcome, folder: Path) -> dict[str, object]:
         raise ModelError(f"{folder}: its weights are compact; save it with save_pretrained")
     weights = Weights(folder)
     check_targets(weights, {name: target.shape for name, target in outcome.targets.items()})
+    _check_weights(outcome, weights, folder)
     hashes, targets = {}, dict(outcome.targets)
     for entry in weights.in_order():
         raw = weights.raw(entry)
@@ -70,6 +72,21 @@ def _claims_of(outcome: Outcome, folder: Path) -> dict[str, object]:
     base = base_of(model, folder, weights, outcome.fingerprint)
     here = replace(outcome, targets=targets, num_parameters=weights.num_parameters)
     return claims(here, base, hashes)
+
+
+def _check_weights(outcome: Outcome, weights: Weights, folder: Path) -> None:
+    """Refuse other weights than those that were pruned; in another dtype their zeros tell.
+
+    Raises ModelError.
+    """
+    prints = weight_fingerprints(weights, outcome.targets.values())
+    for name, expected in outcome.pruned.items():
+        dtype = dtype_of(weights.entries[f"{name}.weight"])
+        if expected.startswith(f"{dtype} ") and expected != f"{dtype} {prints[name]}":
+            raise ModelError(
+                f"{folder}: {name} is not the weight that was pruned; call save_pretrained after "
+                "prune_, and save the outcome there"
+            )
 
 
 def _write(folder: Path, content: dict[str, object]) -> None:

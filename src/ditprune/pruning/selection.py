@@ -16,7 +16,7 @@ from ditprune.checkpoints.skeleton import (
 )
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, dtype_of
-from ditprune.errors import ModelError, RecipeError, StatisticsError, TargetError
+from ditprune.errors import DitpruneError, ModelError, RecipeError, StatisticsError, TargetError
 from ditprune.method.granularity import CAG
 from ditprune.method.recipe import Recipe
 from ditprune.targets.coverage import LeftOut, left_out, warn_of_outside
@@ -182,7 +182,10 @@ def statistics_of(
         return next(iter(stats.values()))
     if len(denoisers) == 1 and stats:
         for part in stats.values():
-            prints = fingerprints(part.blocks)
+            try:
+                prints = fingerprints(part.blocks)
+            except DitpruneError:  # the globs of another denoiser match nothing here
+                continue
             if part.fingerprints and part.fingerprints.items() <= prints.items():
                 return part
         raise StatisticsError(

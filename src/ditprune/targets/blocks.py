@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -76,6 +76,15 @@ def find_blocks(denoiser: nn.Module, globs: Sequence[str] = ()) -> list[Block]:
     others = [listed for listed in lists if listed not in trunk]
     auxiliary = [block for listed in others for block in _blocks_of(listed, auxiliary=True)]
     return core + _lone_blocks(denoiser, core, auxiliary) + auxiliary
+
+
+def check_named(globs: Globs, denoisers: Collection[str]) -> None:
+    """Refuse globs of a denoiser that is not there. Raises TargetError."""
+    for name in globs if isinstance(globs, Mapping) else ():
+        if name not in denoisers:
+            raise TargetError(
+                f"--blocks {name}=…: no such denoiser; expected {', '.join(denoisers)}"
+            )
 
 
 def globs_of(globs: Globs, denoiser: str) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ def write_beside(file: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise OutputError(why(file, error)) from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is none has been told
+            part.unlink()
 
 
 def check_file(file: Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 import ditprune as package
-from ditprune.api import folders
+from ditprune.api import prune_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 def test_a_folder_that_is_sampled_by_itself_tells_its_share_and_error(
     ditprune, tiny_pipeline, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(folders, "Sampling", lambda: Sampling(16, batch_size=8))
+    monkeypatch.setattr(prune_folder, "Sampling", lambda: Sampling(16, batch_size=8))
     command = ["prune", tiny_pipeline, "-o"]
     code, out, err = ditprune(*command, tmp_path / "a", "--max-error", 0.3, "--dry-run")
     assert code == 0, err

@@ -1,0 +1,202 @@
+"""How is a model folder pruned into another, with what was given and what is still missing?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ditprune.api.calls import Calls, load_calls
+from ditprune.api.given import component_alone, read_batches, read_statistics
+from ditprune.api.memory import Recipes
+from ditprune.calibration.collect import calibrate_folder
+from ditprune.calibration.sample import Sampling
+from ditprune.calls import Call
+from ditprune.checkpoints.calibration_set import CalibrationSet, load_calibration_set
+from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
+from ditprune.denoiser.placement import Placement, parse_size
+from ditprune.errors import RecipeError
+from ditprune.method.recipe import Recipe
+from ditprune.method.words import build_each
+from ditprune.progress import Progress
+from ditprune.pruning.job import Outcome, open_jobs
+from ditprune.pruning.loop import prune_checkpoint
+from ditprune.pruning.scoring import can_score
+from ditprune.pruning.update.folder import Source
+from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
+from ditprune.reporting.bars import ProgressArgument, telling
+from ditprune.writing.files import ensure_folder
+from ditprune.writing.staging import check_early
+
+_log = logging.getLogger("ditprune")
+
+
+def prune(
+    model: str | Path,
+    out: str | Path,
+    stats: Statistics | str | Path | None = None,
+    sparsity: float | Mapping[str, float] | None = None,
+    *,
+    batches: Any = None,
+    device: str | None = None,
+    gram_memory: str | int | None = None,
+    overwrite: bool = False,
+    progress: ProgressArgument = None,
+    recipe: Recipes = None,
+    **words: Any,
+) -> Outcome:
+    """Prune a model folder into another, tensor by tensor. The default is the paper at 50 %.
+
+        outcome = ditprune.prune("bundled", "pruned", sparsity=0.5)
+        print(outcome.num_pruned, ditprune.verify("pruned"))
+        pipe = diffusers.DiTPipeline.from_pretrained("pruned")
+
+    `out` appears whole or not at all. A call that was stopped goes on when it is made again.
+
+    Without `stats`, a pipeline is sampled and calibrated with the defaults. The calls and the
+    statistics stay beside `out` and serve the next call; the logger `ditprune` says so.
+
+    Args:
+        model: a pipeline's folder, a denoiser's folder, a hub id, or `bundled`.
+        out: the new folder, a mirror of the model's.
+        stats: from `calibrate`, or their file. Those of a pipeline serve one of its denoisers.
+        sparsity: share of each comparison group to remove; 0.5 by default.
+        batches: calls, or their folder, where a recipe updates weights or measures errors.
+        device: where weights are updated, and where a pipeline is sampled; the CPU by default.
+        gram_memory: memory for Grams in bytes or as `"8GB"`; 4 GB by default.
+        overwrite: replace an `out` that ditprune wrote.
+        progress, recipe, words: as for `prune_`.
+
+    Returns:
+        What was done to each target.
+
+    Raises:
+        DitpruneError: before any work where it can be known, else with `out` as it was.
+    """
+    ready = check_prune(
+        model, out, stats, sparsity, batches=batches, device=device, gram_memory=gram_memory,
+        overwrite=overwrite, recipe=recipe, **words,
+    )  # fmt: skip
+    all_stats = ready.stats
+    with telling(progress) as tell:
+        if ready.samples_first:
+            all_stats, batches = sampled_beside(ready, batches, tell)
+        with _source(batches, ready) as source:
+            outcomes = prune_checkpoint(
+                ready.model, ready.out, all_stats, ready.recipes, overwrite, tell, source
+            )
+    joined: Outcome = Outcome.joined(outcomes)
+    return joined
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What `prune` was asked to do, checked as far as that needs no weights.
+
+    Args:
+        stats: by denoiser.
+        samples_first: whether the pipeline is sampled, as statistics or calls were not given.
+    """
+
+    model: ModelFolder
+    out: Path
+    recipes: Mapping[str, Recipe]
+    stats: Mapping[str, Statistics] | None
+    batches: Any
+    placement: Placement
+    max_gram_bytes: int | None
+    overwrite: bool
+    samples_first: bool
+
+
+def check_prune(
+    model: str | Path, out: str | Path, stats: Statistics | str | Path | None = None,
+    sparsity: float | Mapping[str, float] | None = None, *, batches: Any = None,
+    device: str | None = None, gram_memory: str | int | None = None, overwrite: bool = False,
+    recipe: Recipes = None, **words: Any,
+) -> Ready:  # fmt: skip
+    """The checks of `prune`, with its arguments. Raises DitpruneError."""
+    folder = locate(str(model))
+    recipes = build_each(folder.denoisers, recipe, sparsity=sparsity, **words)
+    all_stats = read_statistics(stats)
+    most = parse_size(gram_memory, "--gram-memory")
+    if most is not None:
+        check_needs_grams(recipes.values())
+    lacks_stats = not all(can_score(part, all_stats) for part in recipes.values())
+    lacks_calls = batches is None and any(part.needs_calls for part in recipes.values())
+    samples_first = folder.is_pipeline and (lacks_stats or (lacks_calls and all_stats is None))
+    for option, value in {"--calibration-set": batches, "--device": device}.items():
+        if value is not None and not (option == "--device" and samples_first):
+            check_needs_calls(recipes.values(), option)
+    return Ready(
+        folder, Path(out), recipes, all_stats, batches, Placement.of(device), most, overwrite,
+        samples_first,
+    )  # fmt: skip
+
+
+def sampled_beside(
+    ready: Ready, batches: Any, progress: Progress
+) -> tuple[dict[str, Statistics], Any]:
+    """Statistics and calls with the defaults, kept beside `out`; calls that were given serve too.
+
+    Returns the statistics, and the calls if a recipe needs them.
+    """
+    model, stem, beside = ready.model, ready.model.root.resolve().name, ready.out.parent
+    file, folder = beside / f"{stem}.statistics.safetensors", beside / f"{stem}.calls"
+    check_early(ready.out, model.root, ready.overwrite)
+    # What no statistics can mend, such as a glob without targets, is refused before long work.
+    open_jobs(model, None, ready.recipes)
+    needs_calls = any(recipe.needs_calls for recipe in ready.recipes.values())
+    if isinstance(batches, (str, Path)):
+        folder = Path(batches)
+    if file.is_file():
+        if needs_calls and batches is None and not folder.is_dir():
+            raise RecipeError(
+                f"{folder}: no such calibration set, and {file} was made with it; remove the file "
+                "to sample again, or pass --calibration-set"
+            )
+        _log.info("no statistics given: using %s, which was made before", file)
+    else:
+        _log.info(
+            "no statistics given: sampling %s with the defaults, and keeping %s and %s",
+            model.name, folder, file,
+        )  # fmt: skip
+        blocks = {name: recipe.blocks for name, recipe in ready.recipes.items()}
+        ensure_folder(beside)
+        calibrate_folder(
+            model, file, Sampling(), ready.placement, folder, progress=progress, blocks=blocks
+        )
+    return read_statistics_file(file), folder if needs_calls and batches is None else batches
+
+
+@contextmanager
+def _source(batches: Any, ready: Ready) -> Iterator[Source | None]:
+    """The calls of a recipe that needs them, on disk as long as the block runs."""
+    if batches is None:
+        yield None
+    elif isinstance(batches, (str, Path)):
+        yield source_of(load_calibration_set(Path(batches)), ready)
+    elif isinstance(batches, Calls) and isinstance(batches.source, CalibrationSet):
+        yield source_of(batches.source, ready, batches.component)
+    else:
+        with TemporaryDirectory() as temporary:
+            yield source_of(_stored(batches, ready.model, Path(temporary) / "calls"), ready)
+
+
+def source_of(calls: CalibrationSet, ready: Ready, component: str | None = None) -> Source:
+    """The calls for `prune`. Raises ModelError where it is not known which are of a denoiser."""
+    component = component or component_alone(calls, ready.model)
+    return Source(calls, ready.placement, ready.max_gram_bytes, component)
+
+
+def _stored(batches: Any, model: ModelFolder, folder: Path) -> CalibrationSet:
+    """Calls from memory as a calibration set."""
+    given = read_batches(batches, model.denoisers, not model.is_pipeline)
+    calls = [replace(Call.of(b), denoiser=name) for name in given for b in given[name] or ()]
+    Calls(calls, getattr(batches, "protocol", {})).save(folder)
+    return load_calls(folder).source  # type: ignore[return-value]
