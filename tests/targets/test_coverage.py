@@ -11,6 +11,7 @@ from torch import nn
 from ditprune.targets import coverage
 from ditprune.targets.coverage import EMBEDDER, MULTIHEAD, PER_HEAD, LeftOut, left_out
 from ditprune.targets.discover import Target, discover, select
+from ditprune.targets.writable import PARAMETRISED
 
 
 def full_size(name: str) -> nn.Module:
@@ -109,7 +110,7 @@ def test_every_kind_of_matrix_has_its_reason() -> None:
         "places": (5 * 64, EMBEDDER),
         "table": (6 * 64, raw),
         "shared": (6, raw),
-        "normed.parametrizations.weight": (64 + 64 * 64, coverage.PACKED),
+        "normed": (64 + 64 * 64, PARAMETRISED),
     }
     assert {n.removeprefix("1.") for n in dense if n.startswith("1.")} == set(first) - {"shared"}
 

@@ -16,15 +16,16 @@ from ditprune.checkpoints.statistics_file import Statistics, read_statistics_fil
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError, StatisticsError
+from ditprune.targets.wrapped import unwrapped
 
 
 def read_denoisers(model: Any) -> dict[str, nn.Module]:
     """The denoisers of a pipeline by component, or one denoiser alone. Raises ModelError."""
     if isinstance(model, nn.Module):
-        return {DENOISER: model}
+        return {DENOISER: unwrapped(model)}
     if isinstance(getattr(model, "components", None), Mapping):
         if denoisers := denoisers_of(model):
-            return denoisers
+            return {name: unwrapped(denoiser) for name, denoiser in denoisers.items()}
         raise ModelError(
             f"{type(model).__name__}: no component is a denoiser with a transformer; pass the "
             "denoiser itself"

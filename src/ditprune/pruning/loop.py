@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ from ditprune.pruning.update.update import (
 from ditprune.reporting import card
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
+from ditprune.targets.writable import check_written
 from ditprune.writing.files import write_manifest
 from ditprune.writing.staging import Staging, resumable_folder
 
@@ -105,7 +107,7 @@ def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
     """Prune a checked denoiser in place."""
     recipe, stats, selection = checked.recipe, checked.stats, checked.selection
     denoiser, calls, most = checked.denoiser, checked.calls, checked.max_gram_bytes
-    read, targets = read_module(denoiser), selection.targets
+    targets = selection.targets
     chosen, judge = None, None
     if recipe.max_error is not None:
         calls, aside = keep_aside(calls)
@@ -124,18 +126,30 @@ def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
             None if chosen is None else chosen.costs,
         )
         outcomes = {
-            name: write_update_(read(update.layer.target), update)
+            name: _written(denoiser, update.layer.target, partial(write_update_, done=update))
             for name, update in updates.items()
         }
     else:
         outcomes = {}
         for number, (name, target) in enumerate(targets.items(), start=1):
-            outcomes[name] = prune_weight_(target, read(target), stats, recipe)
+            write_ = partial(prune_weight_, target, stats=stats, recipe=recipe)
+            outcomes[name] = _written(denoiser, target, write_)
             progress("pruning", number, len(targets))
     outcome = outcome_of(selection, outcomes, recipe, stats)
     if chosen and judge:
         outcome = replace(outcome, error=chosen.measured(judge, denoiser))
     return replace(outcome, pruned=weights_print(denoiser, targets.values()))
+
+
+def _written(
+    denoiser: nn.Module, target: Target, write_: Callable[[Tensor], TargetOutcome]
+) -> TargetOutcome:
+    """Write a target's weight, and read it back from its layer. Raises ModelError."""
+    weight = read_module(denoiser)(target)
+    before = weight.clone()
+    outcome = write_(weight)
+    check_written(denoiser, target.name, weight, before)
+    return outcome
 
 
 def prune_checkpoint(

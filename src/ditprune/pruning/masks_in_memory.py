@@ -20,6 +20,7 @@ from ditprune.pruning.job import Outcome, TargetOutcome
 from ditprune.targets.coverage import LeftOut
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
+from ditprune.targets.writable import check_written, refuse_unwritable
 from ditprune.writing.files import MALFORMED
 
 MALFORMED_RECORDS = (DitpruneError, *MALFORMED)
@@ -38,6 +39,8 @@ def apply_to_modules_(denoisers: Mapping[str, nn.Module], mask: MaskFile) -> dic
         }
         for name, masks in masks_of.items()
     }
+    for name, chosen in weights.items():
+        refuse_unwritable(denoisers[name], chosen)
     sizes = {n: sum(p.numel() for p in denoisers[n].parameters()) for n in masks_of}
     for name, masks in masks_of.items():
         recorded_outcome(mask, masks, sizes[name], {})
@@ -53,7 +56,9 @@ def apply_to_modules_(denoisers: Mapping[str, nn.Module], mask: MaskFile) -> dic
             keep = torch.from_numpy(
                 np.unpackbits(mask.bits(masks, target), bitorder="little", count=weight.numel())
             )
+            before = weight.clone()
             weight.masked_fill_(keep.view(weight.shape).to(weight.device) == 0, 0)
+            check_written(denoisers[name], target, weight, before)
             num_nonzero[target] = int(torch.count_nonzero(weight))
         outcomes[name] = replace(
             recorded_outcome(mask, masks, sizes[name], num_nonzero),

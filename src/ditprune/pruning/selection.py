@@ -21,6 +21,7 @@ from ditprune.method.granularity import CAG
 from ditprune.method.recipe import Recipe
 from ditprune.targets.coverage import LeftOut, left_out, warn_of_outside
 from ditprune.targets.discover import Target, discover, select
+from ditprune.targets.writable import refuse_unwritable
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Selection:
 def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
     """The targets of a loaded module under a recipe; every check before work."""
     targets = discover(denoiser, recipe.auxiliary, _blocks(recipe, stats))
+    refuse_unwritable(denoiser, targets)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     fingerprints = module_fingerprints(denoiser, targets.values())
     return _select(denoiser, targets, fingerprints, num_parameters, recipe, stats)

@@ -26,11 +26,18 @@ from ditprune.runtime.fused_gelu import fuse_, unfuse_
 from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import cold_buffer
-from ditprune.targets.blocks import find_blocks
+from ditprune.targets.blocks import find_blocks, join
+from ditprune.targets.wrapped import is_adapted, unwrapped
+from ditprune.targets.writable import no_values
+from ditprune.targets.writable import obstacle as unwritable
 
 # Used without a call: the modulation of one guided image, and its tokens at 256².
 NUM_TOKENS = (2, 512)
 MIN_GAIN = 1.05  # less is noise
+UNDER_ADAPTER = (
+    "under an adapter, or part of one; merge it and remove it (pipe.fuse_lora(), then "
+    "pipe.unload_lora_weights()), and call sparsify_ again"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Decision:
 
     Args:
         shape: (C_out, C_in).
-        sparsity: the share of zeros.
+        sparsity: the share of zeros; 0 where the weight is no plain tensor with values.
         dense_s, sparse_s: the best time of one call by number of tokens; empty if not timed.
         size_bytes: of the weight as it is now.
         reason: why the layer stays dense; empty if it was swapped.
@@ -98,7 +105,7 @@ def sparsify_(
         TargetError: one of `blocks` matches no module.
         KernelError: `semi-structured` without a CUDA device.
     """
-    runner = backend_of(backend)
+    denoiser, runner = unwrapped(denoiser), backend_of(backend)
     names = _names(denoiser, as_globs("blocks", blocks))
     try:
         runner.check()
@@ -109,13 +116,15 @@ def sparsify_(
         return {n: _decision(m, "no kernel") for n, m in _linears(denoiser) if n in names}
     num_tokens = {} if call is None else _count_tokens(denoiser, call)
     uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
+    adapted = _of_adapters(denoiser)
     timed: dict[Any, _Times] = {}
     decisions = {}
     deadline = time.perf_counter() + limit_s
     for name in names:
         linear = cast(nn.Linear, denoiser.get_submodule(name))
         counts = NUM_TOKENS if call is None else num_tokens[name]
-        reason = _obstacle(linear, uses[id(linear.weight)], counts) or runner.obstacle(linear)
+        reason = adapted.get(name) or _obstacle(linear, uses[id(linear.weight)], counts)
+        reason = reason or runner.obstacle(linear)
         if reason:
             decisions[name] = _decision(linear, reason)
             continue
@@ -143,6 +152,7 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
 
     Returns the names of the layers.
     """
+    denoiser = unwrapped(denoiser)
     layers = {n: m for n, m in denoiser.named_modules() if n and isinstance(m, StandIn)}
     for name, layer in layers.items():
         denoiser.set_submodule(name, layer.to_linear())
@@ -170,10 +180,29 @@ def _linears(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
+def _of_adapters(denoiser: nn.Module) -> dict[str, str]:
+    """Why layers under adapters, and the layers of adapters, stay dense, by name.
+
+    Merging an adapter writes into the layer under it, and would write into a copy if it were
+    sparse.
+    """
+    wrappers = {n: m for n, m in denoiser.named_modules() if is_adapted(m)}
+    return {
+        join(path, name): UNDER_ADAPTER
+        for path, wrapper in wrappers.items()
+        for name, part in wrapper.named_modules()
+        if type(part) is nn.Linear
+    }
+
+
 def _obstacle(linear: nn.Linear, num_uses: int, counts: tuple[int, ...]) -> str:
     """Why no backend can swap a layer; empty if one can."""
     if num_uses > 1:
         return "its weight is shared"
+    if reason := unwritable(linear) or no_values(linear):
+        return reason
+    if "forward" in vars(linear):
+        return "its forward is replaced (by a hook of accelerate or diffusers)"
     if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
         return "it has hooks"
     if not counts:
@@ -227,7 +256,9 @@ def _why_slower(
 
 def _decision(linear: nn.Linear, reason: str, times: _Times = ({}, {})) -> Decision:
     weight, shape = linear.weight, (linear.out_features, linear.in_features)
-    return Decision(shape, share_of_zeros(weight), *times, weight.nbytes, reason)
+    is_known = not (unwritable(linear) or no_values(linear))
+    sparsity = share_of_zeros(weight) if is_known else 0.0
+    return Decision(shape, sparsity, *times, weight.nbytes, reason)
 
 
 def share_of_zeros(weight: Tensor) -> float:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ditprune.errors import TargetError, did_you_mean
 from ditprune.targets import exceptions
+from ditprune.targets.wrapped import without_base
 
 # The globs of every denoiser, or those of each by its name.
 Globs = Sequence[str] | Mapping[str, Sequence[str]]
@@ -149,7 +150,8 @@ def _near(denoiser: nn.Module, glob: str) -> str:
 
 
 def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    linears = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
+    return [(without_base(name), linear) for name, linear in linears]
 
 
 def _block_lists(module: nn.Module, path: str, owner: str) -> Iterator[_BlockList]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ditprune.targets import exceptions, outside
 from ditprune.targets.blocks import Block, find_blocks, join
-from ditprune.targets.matrix import CONVOLUTIONS, kind_of, matrix_shape
+from ditprune.targets.matrix import CONVOLUTIONS, expected_shape, kind_of, matrix_shape
 from ditprune.targets.refused import left_behind
+from ditprune.targets.wrapped import adapter_parts, base_of, is_adapted, is_lora, without_base
+from ditprune.targets.writable import ADAPTED, PARAMETRISED, QUANTISED, obstacle, tied
 
 # Why a layer stays dense.
 EMBEDDER = "embeds the timestep or the label; original models keep it outside the blocks"
@@ -25,7 +28,7 @@ PER_HEAD = "one output for each head or expert: too few rows to compare"
 AUXILIARY = "blocks outside the trunk (text refiners, perceivers), dense unless asked for"
 NOT_CHOSEN = "prunable, and not among the chosen targets"
 MIXES = "a convolution that mixes positions or keeps channels apart, not one matrix"
-PACKED = "a layer whose weight is packed or computed, not stored as [C_out, C_in]"
+ADAPTER = "part of an adapter (LoRA, IP-Adapter), which stays as it is"
 
 _Part = tuple[str, str, list[Tensor]]  # path, reason to stay dense, matrices
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -73,15 +76,41 @@ class LeftOut:
     reason: str
 
 
-def prunable(block: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """(path in the block, layer, kind) of every layer to prune."""
+def prunable(
+    block: nn.Module, shared: Collection[int] = ()
+) -> Iterator[tuple[str, nn.Module, str]]:
+    """(path in the block, layer, kind) of every layer to prune.
+
+    Args:
+        shared: ids of layers that share their weight with another.
+    """
     dense = _dense_parts(block)
+    under_lora = {id(base_of(layer)) for layer in block.modules() if is_lora(layer)}
     for name, layer in block.named_modules():
         kind = kind_of(layer)
         if kind is None or _is_within(name, dense) or _is_per_head(name, layer):
             continue
+        if id(layer) in under_lora or id(base_of(layer)) in shared or obstacle(layer):
+            continue
         if layer.get_parameter("weight").numel():
             yield name, layer, kind
+
+
+def blocked(blocks: Sequence[Block], shared: Mapping[int, str]) -> dict[str, str]:
+    """Why the weights of layers in these blocks may not be written, by path.
+
+    Args:
+        shared: as `writable.tied` gives it.
+    """
+    reasons = {}
+    for block in blocks:
+        for name, layer in block.module.named_modules():
+            reason = QUANTISED if packed_size(layer) else ""
+            if expected_shape(layer) or is_adapted(layer):
+                reason = obstacle(layer) or shared.get(id(layer), "")
+            if reason:
+                reasons[join(block.path, name)] = reason
+    return reasons
 
 
 def left_out(
@@ -98,11 +127,12 @@ def left_out(
     pruned_blocks = {target.block for target in targets.values()}
     pruned_lists = {block.list_path for block in found_blocks if block.path in pruned_blocks}
     parts: list[_Part] = []
+    shared = tied(denoiser)
     for block in found_blocks:
         if block.auxiliary and block.list_path not in pruned_lists:
             parts.append((block.list_path, AUXILIARY, _matrices(block.module)))
         else:
-            parts += _parts(block)
+            parts += _parts(block, shared)
     if not blocks:
         for path, module in outside.outside(denoiser, found_blocks).items():
             parts.append((path, outside.reason(path, module), _matrices(module)))
@@ -124,7 +154,7 @@ def warn_of_outside(denoiser: nn.Module, blocks: Sequence[str] = ()) -> None:
         warnings.warn(text, stacklevel=3)
 
 
-def _parts(block: Block) -> Iterator[_Part]:
+def _parts(block: Block, shared: Mapping[int, str]) -> Iterator[_Part]:
     """(path, reason to stay dense, matrices) of all that a block holds, targets included."""
     dense = _dense_parts(block.module)
     for name, reason in dense.items():
@@ -132,20 +162,39 @@ def _parts(block: Block) -> Iterator[_Part]:
     for name, module in block.module.named_modules():
         if _is_within(name, dense):
             continue
+        path = join(block.path, without_base(name))
+        if size := packed_size(module):
+            yield path, QUANTISED, [torch.empty(size, device="meta")]
         for leaf, matrix in module.named_parameters(recurse=False):
             if matrix.ndim >= 2:
-                yield *_path_and_reason(block, name, module, leaf), [matrix]
+                yield *_path_and_reason(path, module, leaf, shared), [matrix]
 
 
-def _path_and_reason(block: Block, name: str, layer: nn.Module, leaf: str) -> tuple[str, str]:
-    path = join(block.path, name)
-    if leaf == "weight" and kind_of(layer):
-        return path, PER_HEAD if _is_per_head(name, layer) else NOT_CHOSEN
-    if isinstance(layer, (*CONVOLUTIONS, *_TRANSPOSED)):
+def packed_size(layer: nn.Module) -> tuple[int, int] | None:
+    """The size of a quantised layer that keeps its weight in no parameter; None for others."""
+    if "quantized" not in type(layer).__module__.split("."):
+        return None
+    sizes = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
+    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
+
+
+def _path_and_reason(
+    path: str, layer: nn.Module, leaf: str, shared: Mapping[int, str]
+) -> tuple[str, str]:
+    if isinstance(layer, ParametrizationList):
+        return path.removesuffix(".parametrizations.weight"), PARAMETRISED
+    is_convolution = isinstance(layer, (*CONVOLUTIONS, *_TRANSPOSED))
+    if expected_shape(layer) and leaf.startswith("weight") and not _is_grouped(layer):
+        if reason := obstacle(layer) or shared.get(id(layer), ""):
+            return path, reason
+        return path, PER_HEAD if _is_per_head(path, layer) else NOT_CHOSEN
+    if is_convolution:
         return path, MIXES
-    if isinstance(layer, (nn.Linear, ParametrizationList)):
-        return path, PACKED
     return join(path, leaf), f"a raw parameter of {type(layer).__name__}, not of a Linear"
+
+
+def _is_grouped(layer: nn.Module) -> bool:
+    return isinstance(layer, CONVOLUTIONS) and layer.groups > 1
 
 
 def _dense_parts(block: nn.Module) -> dict[str, str]:
@@ -157,6 +206,12 @@ def _dense_parts(block: nn.Module) -> dict[str, str]:
             continue
         if isinstance(module, nn.MultiheadAttention):
             parts[name] = MULTIHEAD
+        elif is_adapted(module) and not is_lora(module):
+            parts[name] = ADAPTED
+        elif exceptions.ADAPTER_CLASS.search(type(module).__name__):
+            parts[name] = ADAPTER
+        elif is_lora(module):
+            parts |= {f"{name}.{part}": ADAPTER for part in adapter_parts(module)}
         elif name in copies:
             parts[name] = LEFT_BEHIND
         elif not kind_of(module) and exceptions.EMBEDDER_CLASS.search(type(module).__name__):

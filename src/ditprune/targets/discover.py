@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -10,9 +10,10 @@ from torch import nn
 from ditprune.errors import ModelError, TargetError, did_you_mean
 from ditprune.targets import exceptions
 from ditprune.targets.blocks import Block, find_blocks, join
-from ditprune.targets.coverage import Target, prunable
+from ditprune.targets.coverage import Target, blocked, packed_size, prunable
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.refused import refuse_fused, refuse_sparse
+from ditprune.targets.writable import tied
 
 __all__ = ["Target", "discover", "role_of", "select"]
 
@@ -37,12 +38,16 @@ def discover(
     refuse_sparse(denoiser)
     found_blocks = find_blocks(denoiser, blocks)
     if not found_blocks:
+        _refuse_packed(denoiser)
         raise ModelError(
             f"{type(denoiser).__name__}: no transformer blocks found; expected a ModuleList whose "
             "items hold attention and Linears; pass the denoiser, not the pipeline, or say where "
             "its blocks are (blocks=\"layers.*\", or --blocks 'layers.*')"
         )
-    targets = _targets_in(found_blocks, auxiliary)
+    shared = tied(denoiser)
+    targets = _targets_in(found_blocks, auxiliary, shared)
+    if not targets:
+        _refuse_all(denoiser, found_blocks, shared)
     if blocks and not targets:
         raise TargetError(
             f"--blocks '{' '.join(blocks)}': no layer to prune in the {len(found_blocks)} modules "
@@ -53,7 +58,30 @@ def discover(
     return dict(sorted(targets.items(), key=lambda item: order[item[0]]))
 
 
-def _targets_in(blocks: Sequence[Block], auxiliary: bool) -> dict[str, Target]:
+def _refuse_all(denoiser: nn.Module, blocks: Sequence[Block], shared: Mapping[int, str]) -> None:
+    """Raises ModelError where the weight of no layer may be written."""
+    reasons = blocked(blocks, shared)
+    if reasons:
+        first, reason = next(iter(reasons.items()))
+        raise ModelError(
+            f"{type(denoiser).__name__}: none of the {len(reasons)} layers in its blocks can be "
+            f"pruned; {first}: {reason}"
+        )
+
+
+def _refuse_packed(denoiser: nn.Module) -> None:
+    """Raises ModelError where there are quantised layers in the place of Linears."""
+    packed = [name for name, layer in denoiser.named_modules() if packed_size(layer)]
+    if packed:
+        raise ModelError(
+            f"{type(denoiser).__name__}: {len(packed)} of its layers are quantised, first "
+            f"{packed[0]}; prune first, then quantise"
+        )
+
+
+def _targets_in(
+    blocks: Sequence[Block], auxiliary: bool, tied_layers: Collection[int]
+) -> dict[str, Target]:
     """The targets, block by block; a weight that layers share counts once."""
     targets: dict[str, Target] = {}
     shared: set[int] = set()
@@ -61,7 +89,7 @@ def _targets_in(blocks: Sequence[Block], auxiliary: bool) -> dict[str, Target]:
         if block.auxiliary and not auxiliary:
             continue
         refuse_fused(block.module, block.path)
-        for name, layer, kind in prunable(block.module):
+        for name, layer, kind in prunable(block.module, tied_layers):
             weight = layer.get_parameter("weight")
             if id(weight) in shared:
                 continue

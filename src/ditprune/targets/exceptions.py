@@ -35,6 +35,9 @@ FUSED_COPIES = {
     "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
 
+# A class of attention processor that has weights of its own is an adapter's (IP-Adapter).
+ADAPTER_CLASS = re.compile(r"AttnProcessor|IPAdapter")
+
 # What `runtime.sparsify_` puts in a Linear's place.
 SPARSE_CLASSES = ("SparseLinear", "SemiStructuredLinear")
 

@@ -10,26 +10,36 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ditprune.targets.wrapped import base_of
+
 # What PyTorch calls a convolution; only the forward ones can be pointwise.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def kind_of(layer: nn.Module) -> str | None:
-    """`linear`, `convolution` (pointwise), or None for another layer.
+    """`linear`, `convolution` (pointwise), or None for another layer; LoRAs on it do not count.
 
     None also for a layer whose weight is packed or computed (quantised, parametrised).
     """
-    if isinstance(layer, nn.Linear):
-        expected, kind = (layer.out_features, layer.in_features), "linear"
-    elif isinstance(layer, CONVOLUTIONS) and _is_pointwise(layer):
-        expected, kind = (layer.out_channels, layer.in_channels), "convolution"
-    else:
+    layer = base_of(layer)
+    shape = expected_shape(layer)
+    if shape is None:
         return None
     weight = layer._parameters.get("weight")
     if weight is None or not weight.is_floating_point():
         return None
     # Groups show in the shape: [C_out, C_in / groups, …].
-    return kind if tuple(weight.shape[:2]) == expected else None
+    is_matrix = tuple(weight.shape[:2]) == shape
+    return ("linear" if isinstance(layer, nn.Linear) else "convolution") if is_matrix else None
+
+
+def expected_shape(layer: nn.Module) -> tuple[int, int] | None:
+    """(C_out, C_in) of a Linear or a pointwise convolution, as it says; None for another layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    if isinstance(layer, CONVOLUTIONS) and _is_pointwise(layer):
+        return layer.out_channels, layer.in_channels
+    return None
 
 
 def _is_pointwise(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
@@ -56,6 +66,7 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:
     """The input of a target as [*positions, C_in]."""
+    layer = base_of(layer)
     if isinstance(layer, CONVOLUTIONS):
         return inputs.movedim(-1 - len(layer.kernel_size), -1)
     return inputs
