@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "tensor subclass": (subclassed, "is a Packed, a tensor subclass"),
     "repeated memory": (repeated, "repeats the same memory"),
     "made in inference mode": (inferring, "torch.inference_mode"),
-    "tied": (tied_to_another, "also that of also"),
+    "tied": (tied_to_another, "also that of"),
     "overlapping": (overlapping, "also that of also"),
     "another adapter": (rotated, "fuse_lora"),
 }  # fmt: skip
@@ -237,6 +237,20 @@ def test_a_layer_that_hands_out_copies_is_no_target() -> None:
     layer = denoiser.get_submodule(NAME)
     layer.__class__ = ZeroFree
     assert NAME not in discover(denoiser)
+
+
+def test_a_weight_that_layers_of_the_blocks_share_alone_is_one_target() -> None:
+    denoiser = make()
+    first, second = (denoiser.get_submodule(f"blocks.{i}.attn.qkv") for i in range(2))
+    second.weight = first.weight
+    assert "blocks.0.attn.qkv" in discover(denoiser) and NAME not in discover(denoiser)
+    denoiser.also = nn.Embedding(96, 32)
+    denoiser.also.weight = first.weight
+    assert "blocks.0.attn.qkv" not in discover(denoiser)
+    reason = left_out(denoiser, discover(denoiser))["blocks.0.attn.qkv"].reason
+    assert "its weight is also that of" in reason
+    ditprune.prune_(denoiser, saliency="magnitude")
+    assert (denoiser.also.weight != 0).all()
 
 
 @pytest.mark.parametrize("words", [{}, {"reconstruction": "obs"}], ids=str)

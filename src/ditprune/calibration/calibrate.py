@@ -58,7 +58,7 @@ def calibrate_denoiser(
         raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
     globs = as_globs("blocks", blocks)
     targets = discover(denoiser, auxiliary=True, blocks=globs)
-    refuse_unwritable(denoiser, targets)
+    refuse_unwritable(denoiser, targets, globs)
     warn_of_outside(denoiser, globs)
     fingerprints = module_fingerprints(denoiser, targets.values())
     unused_layers: list[str] = []

@@ -32,6 +32,9 @@ def apply_to_modules_(denoisers: Mapping[str, nn.Module], mask: MaskFile) -> dic
     Raises ModelError: other denoisers, targets or shapes, or malformed records.
     """
     masks_of = match_masks(denoisers, mask, partial(_print_of, denoisers))
+    for name, masks in masks_of.items():
+        blocks = _blocks_of(mask.denoisers[masks]["recipe"])
+        refuse_unwritable(denoisers[name], mask.shapes(masks), blocks)
     weights = {
         name: {
             target: _weight_of(denoisers[name], target, shape, name)
@@ -39,8 +42,6 @@ def apply_to_modules_(denoisers: Mapping[str, nn.Module], mask: MaskFile) -> dic
         }
         for name, masks in masks_of.items()
     }
-    for name, chosen in weights.items():
-        refuse_unwritable(denoisers[name], chosen)
     sizes = {n: sum(p.numel() for p in denoisers[n].parameters()) for n in masks_of}
     for name, masks in masks_of.items():
         recorded_outcome(mask, masks, sizes[name], {})
@@ -102,8 +103,11 @@ def _try(
 
 def targets_of_record(denoiser: nn.Module, recipe: Mapping[str, Any]) -> dict[str, Target]:
     """All targets that a recipe, as JSON, chooses among."""
-    blocks = tuple(recipe.get("blocks") or ())
-    return discover(denoiser, recipe.get("auxiliary") is True, blocks)
+    return discover(denoiser, recipe.get("auxiliary") is True, _blocks_of(recipe))
+
+
+def _blocks_of(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(recipe.get("blocks") or ())
 
 
 def match_masks(

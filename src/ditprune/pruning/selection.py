@@ -42,8 +42,9 @@ class Selection:
 
 def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
     """The targets of a loaded module under a recipe; every check before work."""
-    targets = discover(denoiser, recipe.auxiliary, _blocks(recipe, stats))
-    refuse_unwritable(denoiser, targets)
+    blocks = _blocks(recipe, stats)
+    targets = discover(denoiser, recipe.auxiliary, blocks)
+    refuse_unwritable(denoiser, targets, blocks)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
     fingerprints = module_fingerprints(denoiser, targets.values())
     return _select(denoiser, targets, fingerprints, num_parameters, recipe, stats)

@@ -15,7 +15,7 @@ from ditprune.targets.blocks import Block, find_blocks, join
 from ditprune.targets.matrix import CONVOLUTIONS, expected_shape, kind_of, matrix_shape
 from ditprune.targets.refused import left_behind
 from ditprune.targets.wrapped import adapter_parts, base_of, is_adapted, is_lora, without_base
-from ditprune.targets.writable import ADAPTED, PARAMETRISED, QUANTISED, obstacle, tied
+from ditprune.targets.writable import ADAPTED, PARAMETRISED, QUANTISED, is_layer, obstacle, packed_size, tied
 
 # Why a layer stays dense.
 EMBEDDER = "embeds the timestep or the label; original models keep it outside the blocks"
@@ -105,10 +105,9 @@ def blocked(blocks: Sequence[Block], shared: Mapping[int, str]) -> dict[str, str
     reasons = {}
     for block in blocks:
         for name, layer in block.module.named_modules():
-            reason = QUANTISED if packed_size(layer) else ""
-            if expected_shape(layer) or is_adapted(layer):
-                reason = obstacle(layer) or shared.get(id(layer), "")
-            if reason:
+            if not is_layer(layer):
+                continue
+            if reason := obstacle(layer) or shared.get(id(layer), ""):
                 reasons[join(block.path, name)] = reason
     return reasons
 
@@ -127,7 +126,7 @@ def left_out(
     pruned_blocks = {target.block for target in targets.values()}
     pruned_lists = {block.list_path for block in found_blocks if block.path in pruned_blocks}
     parts: list[_Part] = []
-    shared = tied(denoiser)
+    shared = tied(denoiser, found_blocks)
     for block in found_blocks:
         if block.auxiliary and block.list_path not in pruned_lists:
             parts.append((block.list_path, AUXILIARY, _matrices(block.module)))
@@ -168,14 +167,6 @@ def _parts(block: Block, shared: Mapping[int, str]) -> Iterator[_Part]:
         for leaf, matrix in module.named_parameters(recurse=False):
             if matrix.ndim >= 2:
                 yield *_path_and_reason(path, module, leaf, shared), [matrix]
-
-
-def packed_size(layer: nn.Module) -> tuple[int, int] | None:
-    """The size of a quantised layer that keeps its weight in no parameter; None for others."""
-    if "quantized" not in type(layer).__module__.split("."):
-        return None
-    sizes = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
-    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
 
 
 def _path_and_reason(

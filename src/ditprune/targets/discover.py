@@ -10,10 +10,10 @@ from torch import nn
 from ditprune.errors import ModelError, TargetError, did_you_mean
 from ditprune.targets import exceptions
 from ditprune.targets.blocks import Block, find_blocks, join
-from ditprune.targets.coverage import Target, blocked, packed_size, prunable
+from ditprune.targets.coverage import Target, blocked, prunable
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.refused import refuse_fused, refuse_sparse
-from ditprune.targets.writable import tied
+from ditprune.targets.writable import packed_size, tied
 
 __all__ = ["Target", "discover", "role_of", "select"]
 
@@ -44,7 +44,7 @@ def discover(
             "items hold attention and Linears; pass the denoiser, not the pipeline, or say where "
             "its blocks are (blocks=\"layers.*\", or --blocks 'layers.*')"
         )
-    shared = tied(denoiser)
+    shared = tied(denoiser, found_blocks)
     targets = _targets_in(found_blocks, auxiliary, shared)
     if not targets:
         _refuse_all(denoiser, found_blocks, shared)

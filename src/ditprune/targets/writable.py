@@ -1,18 +1,20 @@
 """May a layer's weight be written, so that the layer multiplies with what was written?
 
-One rule for all that writes: a plain tensor with values, of the layer's shape, that no other layer
-reads. All else has its reason.
+One rule for all that writes: a plain tensor with values, of the layer's shape, that nothing
+outside the blocks reads. All else has its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ditprune.errors import ModelError
+from ditprune.targets.blocks import Block, find_blocks
 from ditprune.targets.matrix import as_matrix, expected_shape
 from ditprune.targets.wrapped import base_of, is_adapted
 
@@ -46,6 +48,8 @@ def obstacle(layer: nn.Module) -> str:
     Says nothing of values, so that plans can be made on the meta device; see `no_values`.
     """
     layer = base_of(layer)
+    if packed_size(layer):
+        return QUANTISED
     if is_adapted(layer):
         return ADAPTED
     if is_parametrized(layer, "weight"):
@@ -87,54 +91,111 @@ def no_values(layer: nn.Module) -> str:
     return OFFLOADED if hasattr(layer, "_hf_hook") else NO_VALUES
 
 
-def tied(denoiser: nn.Module) -> dict[int, str]:
-    """Why it is no layer's own weight, by the id of each layer that shares it with another.
+def tied(denoiser: nn.Module, blocks: Sequence[Block]) -> dict[int, str]:
+    """Why a weight is not a layer's own, by the id of the layer.
 
-    Weights are shared if they are one tensor, or if they overlap in memory.
+    Layers of the blocks that share one tensor among them alone multiply with the same zeros, and
+    are one target. A tensor that is also outside the blocks, or that overlaps another one in
+    memory, may not be written.
     """
-    spans = sorted(_spans(denoiser), key=lambda span: span[:3])
+    owners: dict[int, list[_Owner]] = {}
+    for owner in _owners(denoiser):
+        owners.setdefault(id(owner.tensor), []).append(owner)
+    inside = {id(module) for block in blocks for module in block.module.modules()}
     reasons: dict[int, str] = {}
-    for before, after in zip(spans, spans[1:]):  # noqa: B905
-        if before[0] == after[0] and after[1] < before[2]:
-            for (*_, name, layer), (*_, other, _) in ((before, after), (after, before)):
-                reasons[id(layer)] = _tied_to(other)
+    for group in owners.values():
+        if any(id(owner.layer) not in inside for owner in group):
+            _tie_(reasons, group, group)
+    firsts = sorted((group[0] for group in owners.values()), key=lambda owner: owner.span)
+    for before, after in zip(firsts, firsts[1:]):  # noqa: B905
+        if before.span[0] == after.span[0] and after.span[1] < before.span[2]:
+            pair = owners[id(before.tensor)], owners[id(after.tensor)]
+            _tie_(reasons, *pair)
+            _tie_(reasons, *reversed(pair))
     return reasons
 
 
-def _tied_to(other: str) -> str:
-    return f"its weight is also that of {other}; give each its own copy to prune them"
+@dataclass(frozen=True, eq=False)
+class _Owner:
+    """A layer that holds a tensor.
+
+    Args:
+        name: of the layer, or of the parameter where it is no weight.
+        span: where the tensor is: device, first byte, end.
+    """
+
+    name: str
+    layer: nn.Module
+    tensor: Tensor
+    span: tuple[str, int, int]
 
 
-def _spans(denoiser: nn.Module) -> Iterator[tuple[str, int, int, str, nn.Module]]:
-    """(device, first byte, end, name, layer) of every plain parameter."""
-    for name, module in denoiser.named_modules():
-        for leaf, tensor in module._parameters.items():
-            if tensor is None or type(tensor) is not nn.Parameter or not tensor.numel():
-                continue
-            owner = name if leaf == "weight" else f"{name}.{leaf}"
-            if tensor.is_meta:
-                yield "meta", id(tensor), id(tensor) + 1, owner, module
-                continue
-            steps = zip(tensor.shape, tensor.stride())  # noqa: B905
-            num_items = 1 + sum((size - 1) * step for size, step in steps)
-            start = tensor.data_ptr()
-            end = start + num_items * tensor.element_size()
-            yield str(tensor.device), start, end, owner, module
+def _tie_(reasons: dict[int, str], layers: Sequence[_Owner], others: Sequence[_Owner]) -> None:
+    """Give each of these layers the name of another one."""
+    for owner in layers:
+        other = next((other for other in others if other.layer is not owner.layer), None)
+        if other is not None:
+            reasons[id(owner.layer)] = (
+                f"its weight is also that of {other.name}; give each its own copy to prune them"
+            )
 
 
-def refuse_unwritable(denoiser: nn.Module, names: Iterable[str]) -> None:
-    """Raises ModelError if a layer of these names has no values, or may not be written."""
-    shared = tied(denoiser)
+def _owners(denoiser: nn.Module) -> Iterator[_Owner]:
+    """Every plain parameter of every layer."""
+    for name, layer in denoiser.named_modules():
+        for leaf, tensor in layer._parameters.items():
+            if tensor is not None and type(tensor) is nn.Parameter and tensor.numel():
+                path = name if leaf == "weight" else f"{name}.{leaf}"
+                yield _Owner(path, layer, tensor, _span(tensor))
+
+
+def _span(tensor: Tensor) -> tuple[str, int, int]:
+    """Device, first byte, end; on the meta device a number of the tensor's own."""
+    if tensor.is_meta:
+        return "meta", id(tensor), id(tensor) + 1
+    steps = zip(tensor.shape, tensor.stride())  # noqa: B905
+    num_items = 1 + sum((size - 1) * step for size, step in steps)
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + num_items * tensor.element_size()
+
+
+def refuse_unwritable(
+    denoiser: nn.Module, names: Iterable[str], blocks: Sequence[str] = ()
+) -> None:
+    """Refuse layers of these names that have no values, or may not be written.
+
+    Names of what is no Linear and no convolution are passed over; `blocks` are as for `discover`.
+
+    Raises ModelError.
+    """
+    shared = tied(denoiser, find_blocks(denoiser, blocks))
+    layers = dict(denoiser.named_modules())
     reasons = {}
     for name in names:
-        layer = denoiser.get_submodule(name)
+        layer = layers.get(name)
+        if layer is None or not is_layer(layer):
+            continue
         reason = obstacle(layer) or no_values(layer) or shared.get(id(base_of(layer)), "")
         if reason:
             reasons[name] = reason
     if reasons:
         first, reason = next(iter(reasons.items()))
-        more = f" (and {len(reasons) - 1} more layers like it)" if len(reasons) > 1 else ""
+        more = f" (and {len(reasons) - 1} more layers)" if len(reasons) > 1 else ""
         raise ModelError(f"{first}{more}: {reason}")
+
+
+def is_layer(layer: nn.Module) -> bool:
+    """Whether it is a Linear or a pointwise convolution, however its weight is kept."""
+    is_known = expected_shape(base_of(layer)) is not None or is_adapted(layer)
+    return is_known or packed_size(layer) is not None
+
+
+def packed_size(layer: nn.Module) -> tuple[int, int] | None:
+    """(C_out, C_in) of a quantised layer of torch, which has no parameters; None for others."""
+    if "quantized" not in type(layer).__module__.split("."):
+        return None
+    sizes = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
+    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
 
 
 @torch.no_grad()
