@@ -14,8 +14,16 @@ from ditprune.targets import exceptions, outside
 from ditprune.targets.blocks import Block, find_blocks, join
 from ditprune.targets.matrix import CONVOLUTIONS, expected_shape, kind_of, matrix_shape
 from ditprune.targets.refused import left_behind
-from ditprune.targets.wrapped import adapter_parts, base_of, is_adapted, is_lora, without_base
-from ditprune.targets.writable import ADAPTED, PARAMETRISED, QUANTISED, is_layer, obstacle, packed_size, tied
+from ditprune.targets.wrapped import adapter_parts, inner_layer, is_adapted, is_lora, without_base
+from ditprune.targets.writable import (
+    ADAPTED,
+    PARAMETRISED,
+    QUANTISED,
+    is_layer,
+    obstacle,
+    packed_size,
+    tied,
+)
 
 # Why a layer stays dense.
 EMBEDDER = "embeds the timestep or the label; original models keep it outside the blocks"
@@ -85,12 +93,12 @@ def prunable(
         shared: ids of layers that share their weight with another.
     """
     dense = _dense_parts(block)
-    under_lora = {id(base_of(layer)) for layer in block.modules() if is_lora(layer)}
+    inner = {id(inner_layer(layer)) for layer in block.modules() if is_lora(layer)}
     for name, layer in block.named_modules():
         kind = kind_of(layer)
         if kind is None or _is_within(name, dense) or _is_per_head(name, layer):
             continue
-        if id(layer) in under_lora or id(base_of(layer)) in shared or obstacle(layer):
+        if id(layer) in inner or id(inner_layer(layer)) in shared or obstacle(layer):
             continue
         if layer.get_parameter("weight").numel():
             yield name, layer, kind

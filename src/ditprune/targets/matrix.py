@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ditprune.targets.wrapped import base_of
+from ditprune.targets.wrapped import inner_layer
 
 # What PyTorch calls a convolution; only the forward ones can be pointwise.
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,7 +21,7 @@ def kind_of(layer: nn.Module) -> str | None:
 
     None also for a layer whose weight is packed or computed (quantised, parametrised).
     """
-    layer = base_of(layer)
+    layer = inner_layer(layer)
     shape = expected_shape(layer)
     if shape is None:
         return None
@@ -66,7 +66,7 @@ def as_matrix(weight: Tensor) -> Tensor:
 
 def channels_last(layer: nn.Module, inputs: Tensor) -> Tensor:
     """The input of a target as [*positions, C_in]."""
-    layer = base_of(layer)
+    layer = inner_layer(layer)
     if isinstance(layer, CONVOLUTIONS):
         return inputs.movedim(-1 - len(layer.kernel_size), -1)
     return inputs

@@ -40,7 +40,7 @@ def is_adapted(layer: nn.Module) -> bool:
     return layer._modules.get(_BASE) is not None or "modules_to_save" in layer._modules
 
 
-def base_of(layer: nn.Module) -> nn.Module:
+def inner_layer(layer: nn.Module) -> nn.Module:
     """The layer under LoRAs, which is pruned; the layer itself where there are none."""
     while is_lora(layer):
         layer = layer.get_submodule(_BASE)

@@ -6,6 +6,7 @@ outside the blocks reads. All else has its reason.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ditprune.errors import ModelError
 from ditprune.targets.blocks import Block, find_blocks
 from ditprune.targets.matrix import as_matrix, expected_shape
-from ditprune.targets.wrapped import base_of, is_adapted
+from ditprune.targets.wrapped import inner_layer, is_adapted
 
 PARAMETRISED = (
     "its weight is computed by torch.nn.utils.parametrize; call "
@@ -47,7 +48,7 @@ def obstacle(layer: nn.Module) -> str:
 
     Says nothing of values, so that plans can be made on the meta device; see `no_values`.
     """
-    layer = base_of(layer)
+    layer = inner_layer(layer)
     if packed_size(layer):
         return QUANTISED
     if is_adapted(layer):
@@ -84,7 +85,7 @@ def _memory_obstacle(layer: nn.Module, weight: Tensor) -> str:
 
 def no_values(layer: nn.Module) -> str:
     """Why there are no values to read or to write; empty if there are."""
-    layer = base_of(layer)
+    layer = inner_layer(layer)
     weight = layer._parameters.get("weight")
     if weight is None or not (weight.is_meta or _is_fake(weight)):
         return ""
@@ -107,7 +108,7 @@ def tied(denoiser: nn.Module, blocks: Sequence[Block]) -> dict[int, str]:
         if any(id(owner.layer) not in inside for owner in group):
             _tie_(reasons, group, group)
     firsts = sorted((group[0] for group in owners.values()), key=lambda owner: owner.span)
-    for before, after in zip(firsts, firsts[1:]):  # noqa: B905
+    for before, after in itertools.pairwise(firsts):
         if before.span[0] == after.span[0] and after.span[1] < before.span[2]:
             pair = owners[id(before.tensor)], owners[id(after.tensor)]
             _tie_(reasons, *pair)
@@ -175,7 +176,7 @@ def refuse_unwritable(
         layer = layers.get(name)
         if layer is None or not is_layer(layer):
             continue
-        reason = obstacle(layer) or no_values(layer) or shared.get(id(base_of(layer)), "")
+        reason = obstacle(layer) or no_values(layer) or shared.get(id(inner_layer(layer)), "")
         if reason:
             reasons[name] = reason
     if reasons:
@@ -186,7 +187,7 @@ def refuse_unwritable(
 
 def is_layer(layer: nn.Module) -> bool:
     """Whether it is a Linear or a pointwise convolution, however its weight is kept."""
-    is_known = expected_shape(base_of(layer)) is not None or is_adapted(layer)
+    is_known = expected_shape(inner_layer(layer)) is not None or is_adapted(layer)
     return is_known or packed_size(layer) is not None
 
 
@@ -208,7 +209,7 @@ def check_written(denoiser: nn.Module, name: str, written: Tensor, before: Tenso
 
     Raises ModelError.
     """
-    weight = base_of(denoiser.get_submodule(name))._parameters["weight"]
+    weight = inner_layer(denoiser.get_submodule(name))._parameters["weight"]
     assert weight is not None
     held = as_matrix(weight.detach())
     same = (held == written) | (held.isnan() & written.isnan())
