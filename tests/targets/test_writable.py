@@ -95,7 +95,6 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "float8": (in_float8, "stored as torch.float8_e4m3fn"),
     "tensor subclass": (subclassed, "is a Packed, a tensor subclass"),
     "repeated memory": (repeated, "repeats the same memory"),
-    "made in inference mode": (inferring, "torch.inference_mode"),
     "tied": (tied_to_another, "also that of"),
     "overlapping": (overlapping, "also that of also"),
     "another adapter": (rotated, "fuse_lora"),
@@ -262,6 +261,30 @@ def test_a_weight_that_layers_of_the_blocks_share_alone_is_one_target() -> None:
     assert "its weight is also that of" in reason
     ditprune.prune_(denoiser, saliency="magnitude")
     assert (denoiser.also.weight != 0).all()
+
+
+def test_a_weight_made_in_inference_mode_is_pruned_there_only() -> None:
+    denoiser = make()
+    inferring(denoiser.get_submodule(NAME), denoiser)
+    other = denoiser.get_submodule(OTHER).weight
+    with pytest.raises(ModelError, match=rf"^{NAME}: .*load the model outside of torch.inference"):
+        ditprune.prune_(denoiser, saliency="magnitude")
+    assert (other != 0).all()
+    with torch.inference_mode():
+        assert NAME in ditprune.prune_(denoiser, saliency="magnitude").targets
+    assert (denoiser.get_submodule(NAME).weight == 0).any()
+
+
+def test_a_layer_that_holds_something_else_is_as_it_was_before() -> None:
+    denoiser = make()
+    weight = denoiser.get_submodule(NAME).weight.detach()
+    before, written = weight.clone(), weight * (weight > 0)
+    weight.copy_(written)
+    writable.check_written(denoiser, NAME, written, before)
+    weight[3, 4] = 1.5
+    with pytest.raises(ModelError, match=rf"^{NAME}: 1 of 3072 weights are not what was written"):
+        writable.check_written(denoiser, NAME, written, before)
+    assert torch.equal(weight, before)
 
 
 @pytest.mark.parametrize("words", [{}, {"reconstruction": "obs"}], ids=str)

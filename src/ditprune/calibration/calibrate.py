@@ -21,7 +21,7 @@ from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.method.choices import as_globs
 from ditprune.targets.coverage import warn_of_outside
 from ditprune.targets.discover import discover
-from ditprune.targets.writable import refuse_unwritable
+from ditprune.targets.writable import refuse_without_values
 
 _MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 
@@ -58,7 +58,7 @@ def calibrate_denoiser(
         raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
     globs = as_globs("blocks", blocks)
     targets = discover(denoiser, auxiliary=True, blocks=globs)
-    refuse_unwritable(denoiser, targets, globs)
+    refuse_without_values(denoiser, targets)
     warn_of_outside(denoiser, globs)
     fingerprints = module_fingerprints(denoiser, targets.values())
     unused_layers: list[str] = []

@@ -7,7 +7,7 @@ outside the blocks reads. All else has its reason.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,10 @@ ADAPTED = (
     "(pipe.fuse_lora(), then pipe.unload_lora_weights())"
 )
 EXPANDED = "its weight repeats the same memory; store a copy (weight.clone())"
-INFERENCE = "its weight was made under torch.inference_mode(); load the model outside of it"
+INFERENCE = (
+    "its weight was made under torch.inference_mode() and is read-only outside of it; load the "
+    "model outside of torch.inference_mode()"
+)
 OFFLOADED = (
     "its weight is offloaded: hooks bring it before each call and what is written is lost; "
     "load the model without offloading it by layers (enable_model_cpu_offload() is fine)"
@@ -80,7 +83,7 @@ def _memory_obstacle(layer: nn.Module, weight: Tensor) -> str:
         return COMPUTED
     if any(step == 0 and size > 1 for step, size in zip(weight.stride(), weight.shape)):  # noqa: B905
         return EXPANDED
-    return INFERENCE if weight.is_inference() else ""
+    return ""
 
 
 def no_values(layer: nn.Module) -> str:
@@ -177,12 +180,29 @@ def refuse_unwritable(
         if layer is None or not is_layer(layer):
             continue
         reason = obstacle(layer) or no_values(layer) or shared.get(id(inner_layer(layer)), "")
-        if reason:
+        if reason := reason or _read_only(layer):
             reasons[name] = reason
+    _refuse(reasons)
+
+
+def refuse_without_values(denoiser: nn.Module, names: Iterable[str]) -> None:
+    """Raises ModelError if there are no values in layers of these names."""
+    reasons = {name: no_values(denoiser.get_submodule(name)) for name in names}
+    _refuse({name: reason for name, reason in reasons.items() if reason})
+
+
+def _refuse(reasons: Mapping[str, str]) -> None:
     if reasons:
         first, reason = next(iter(reasons.items()))
         more = f" (and {len(reasons) - 1} more layers)" if len(reasons) > 1 else ""
         raise ModelError(f"{first}{more}: {reason}")
+
+
+def _read_only(layer: nn.Module) -> str:
+    """Why the weight cannot be changed in place here; empty if it can."""
+    weight = inner_layer(layer)._parameters["weight"]
+    is_read_only = weight is not None and weight.is_inference()
+    return INFERENCE if is_read_only and not torch.is_inference_mode_enabled() else ""
 
 
 def is_layer(layer: nn.Module) -> bool:
