@@ -77,15 +77,10 @@ def rotated(layer: nn.Module, denoiser: nn.Module) -> None:
 
 CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "parametrised": (
-        lambda layer, _: nn.utils.parametrizations.weight_norm(layer),
-        "remove_parametrizations",
+        lambda layer, _: nn.utils.parametrizations.weight_norm(layer), "remove_parametrizations"
     ),
-    "weight_norm": (
-        lambda layer, _: nn.utils.weight_norm(layer), "computed before each call"
-    ),
-    "spectral_norm": (
-        lambda layer, _: nn.utils.spectral_norm(layer), "computed before each call"
-    ),
+    "weight_norm": (lambda layer, _: nn.utils.weight_norm(layer), "computed before each call"),
+    "spectral_norm": (lambda layer, _: nn.utils.spectral_norm(layer), "computed before each call"),
     "torch's pruning": (
         lambda layer, _: prune.random_unstructured(layer, "weight", 0.1),
         "computed before each call",
