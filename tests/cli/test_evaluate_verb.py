@@ -42,7 +42,7 @@ def test_the_recorded_command_gives_the_same_again(
 def test_all_numbers_are_printed_however_narrow_the_screen(
     ditprune, tmp_path, pruned, monkeypatch
 ) -> None:
-    monkeypatch.setattr(console.out, "width", 50)
+    monkeypatch.setattr(console, "width", lambda: 50)
     out = tmp_path / "half"
     assert ditprune("prune", "bundled", "-o", out, "--saliency", "magnitude")[0] == 0
     code, printed, err = ditprune("evaluate", "bundled", out, "-o", tmp_path / "e", *SMALL)

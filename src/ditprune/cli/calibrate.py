@@ -97,8 +97,8 @@ def calibrate(
             )
         if worker.is_first:
             if set_folder is not None:
-                console.out.print(f"calibration set: {set_folder}", markup=False)
-            console.out.print(f"statistics: {out}", markup=False)
+                console.show([f"calibration set: {set_folder}"])
+            console.show([f"statistics: {out}"])
             show_findings(read_statistics_file(out))
 
 
@@ -115,29 +115,28 @@ def _show_forecast(
     loading_s = start_s + forecast.loading_s
     total_s = loading_s + forecast.sampling_s + forecast.observing_s
     if call_set is not None and not forecast.num_units:
-        work = (
-            f"sampling: nothing, the calibration set {call_set.folder} is complete\n"
+        work = [
+            f"sampling: nothing, the calibration set {call_set.folder} is complete",
             "loading the denoiser and observing it: about "
-            f"{formats.duration(forecast.observing_s)}"
-        )
+            f"{formats.duration(forecast.observing_s)}",
+        ]
         calls = ""
     else:
         of_all = f"of {call_set.num_units} " if call_set is not None else ""
-        work = (
-            f"loading the pipeline: about {formats.duration(loading_s)}\n"
+        work = [
+            f"loading the pipeline: about {formats.duration(loading_s)}",
             f"{forecast.num_samples} samples in {forecast.num_units} {of_all}sampling runs, "
-            f"{forecast.num_steps} denoiser steps: about {formats.duration(forecast.sampling_s)}\n"
-            f"observing all {sampling.num_samples}: about {formats.duration(forecast.observing_s)}"
-        )
+            f"{forecast.num_steps} denoiser steps: about {formats.duration(forecast.sampling_s)}",
+            f"observing all {sampling.num_samples}: about {formats.duration(forecast.observing_s)}",
+        ]
         calls = f"calls {formats.size(forecast.calls_bytes)}, "
-    console.out.print(
-        f"{work}\n"
-        f"in all: about {formats.duration(total_s)}\n"
-        f"peak memory: about {formats.size(forecast.peak_bytes)}\n"
-        f"writes: {calls}statistics {formats.size(forecast.statistics_bytes)}\n"
+    console.show([
+        *work,
+        f"in all: about {formats.duration(total_s)}",
+        f"peak memory: about {formats.size(forecast.peak_bytes)}",
+        f"writes: {calls}statistics {formats.size(forecast.statistics_bytes)}",
         "nothing was written",
-        markup=False,
-    )
+    ])  # fmt: skip
 
 
 def _check_given_options(

@@ -8,29 +8,34 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.table import Table
 
 from ditprune.progress import Progress
+from ditprune.reporting.terminal import Terminal
 from ditprune.writing.staging import part_of
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out, _err = Terminal(), Terminal(stderr=True)
 
 
 def say(line: str) -> None:
     """One line of progress that is worth keeping; stays one line whatever names stand in it."""
-    err.print(printable(line), markup=False)
-
-
-def printable(text: str) -> str:
-    """The text with line breaks, escape codes and halves of characters written out."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    _err.print(line)
 
 
 def show(lines: Iterable[str], prefix: str = "") -> None:
     """Results, a line each."""
     for line in lines:
-        out.print(f"{prefix}{line}", markup=False)
+        _out.print(f"{prefix}{line}")
+
+
+def show_table(table: Table) -> None:
+    """Results with columns."""
+    _out.print(table)
+
+
+def width() -> int:
+    """How many characters a line of results can have."""
+    return _out.width
 
 
 def prefix(name: str, among: Sized) -> str:
@@ -44,11 +49,11 @@ def progress() -> Iterator[Progress]:
     each half minute."""
     from ditprune.reporting.bars import bars, line_now_and_then
 
-    if not err.is_terminal:
+    if not _err.is_terminal:
         yield line_now_and_then(say)
         return
-    with bars(err) as show:
-        yield show
+    with bars(_err) as tell:
+        yield tell
 
 
 @contextmanager

@@ -49,12 +49,13 @@ def demo(out: Path, num_images: int, sparsity: float, seed: int) -> None:
         )  # fmt: skip
     show_results(results)
     write_cards([(name, locate(str(out / name))) for name in recipes], results)
-    console.out.print(
-        f"\npicture:       {out / 'grid.png'}\nnumbers:       {out / 'results.json'}\n"
-        f"pruned models: {', '.join(str(out / name) for name in recipes)}\n"
+    console.show([
+        "",
+        f"picture:       {out / 'grid.png'}",
+        f"numbers:       {out / 'results.json'}",
+        f"pruned models: {', '.join(str(out / name) for name in recipes)}",
         f"statistics:    {out / STATISTICS}",
-        markup=False,
-    )
+    ])  # fmt: skip
 
 
 def _calibrate_and_prune(

@@ -98,7 +98,7 @@ def show_results(results: dict[str, Any]) -> None:
     metrics = results["metrics"]
     shown = {key: metric for key, metric in metrics.items() if metric["unavailable"] is None}
     for table in _tables(results["models"], shown):
-        console.out.print(table)
+        console.show_table(table)
     console.show(
         f"{metric['title']}: not available: {metric['unavailable']}"
         for metric in metrics.values()
@@ -120,14 +120,15 @@ def _tables(rows: Sequence[dict[str, Any]], metrics: dict[str, Any]) -> Iterator
         title = f"{metric['title']} {metric['unit']}".strip()
         columns.append((title, [_cell(row["metrics"][key], metric["digits"]) for row in rows]))
     names = [row["name"] for row in rows]
-    width = console.out.width - max(map(len, [*names, "model"]))
+    width = console.width() - max(map(len, [*names, "model"]))
     while columns:
         count = max(1, _num_fitting(columns, width))
         table = Table("model", box=None, pad_edge=False)
         for title, _ in columns[:count]:
             table.add_column(Text(title), justify="right", no_wrap=True)
         for number, name in enumerate(names):
-            table.add_row(Text(name), *(cells[number] for _, cells in columns[:count]))
+            cells = (Text(cells[number]) for _, cells in columns[:count])  # of two lines
+            table.add_row(name, *cells)
         yield table
         columns = columns[count:]
 

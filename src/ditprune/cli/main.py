@@ -10,6 +10,7 @@ import click
 
 from ditprune.cli import console
 from ditprune.errors import DitpruneError, did_you_mean, is_out_of_memory, reason_of
+from ditprune.reporting.terminal import write_what_fits
 
 # The verbs in the order of use, each with the first sentence of its help. The module of a verb is
 # imported when the verb runs, because it imports torch.
@@ -73,6 +74,7 @@ def app() -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 for success, 1 for a false claim, 2 for bad input."""
     share_processors()
+    write_what_fits()
     with console.plain_warnings():
         sys.exit(run(args))
 
@@ -94,7 +96,7 @@ def run(args: list[str] | None = None) -> int:
             result = app.main(args, prog_name="ditprune", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
-        console.out.print(error.ctx.get_help(), markup=False)
+        console.show(error.ctx.get_help().splitlines())
         return 0
     except click.ClickException as error:
         console.say(f"error: {error.format_message()}")

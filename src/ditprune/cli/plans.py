@@ -43,16 +43,16 @@ def show_findings(stats: Mapping[str, Statistics]) -> None:
     """What calibration noticed."""
     for name, denoiser_stats in stats.items():
         for line in findings(denoiser_stats):
-            console.out.print(f"{console.prefix(name, stats)}{line}", markup=False)
+            console.show([line], console.prefix(name, stats))
 
 
 def show_forecast(expected: RunForecast) -> None:
     """The bytes, time and memory that pruning will take."""
-    console.out.print(
-        f"pruning it writes {expected.num_bytes:,} bytes and takes about "
-        f"{formats.duration(expected.seconds)} here, with {formats.size(expected.peak_bytes)} of "
-        "memory at most"
-    )
+    console.show(
+        [f"pruning it writes {expected.num_bytes:,} bytes and takes about "
+         f"{formats.duration(expected.seconds)} here, with {formats.size(expected.peak_bytes)} of "
+         "memory at most"]
+    )  # fmt: skip
 
 
 def show_dry_run(ready: Ready, out: Path) -> None:
@@ -103,20 +103,20 @@ def _show_plan(plan: Plan, prefix: str) -> None:
             target.granularity or "by G_out",
             g_out,
         )
-    console.out.print(table)
+    console.show_table(table)
     console.show(dense_lines(plan), prefix)
     console.show(error_lines(plan), prefix)
     share = plan.num_weights / plan.num_parameters
-    console.out.print(
-        f"\n{prefix}{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
+    sums = [
+        f"{len(plan.targets)} targets, {plan.num_weights:,} of {plan.num_parameters:,} "
         f"parameters ({share:.1%}); 50 % of the targets is {share / 2:.1%} of the whole model"
-    )
+    ]
     if plan.cag_threshold is not None:
-        console.out.print(
-            f"{prefix}CAG: per channel from G_out {plan.cag_threshold:.3g}, else per layer"
-        )
+        sums.append(f"CAG: per channel from G_out {plan.cag_threshold:.3g}, else per layer")
     elif any(target.granularity is None for target in plan.targets.values()):
-        console.out.print(f"{prefix}CAG chooses the group by G_out: pass --statistics to see it")
+        sums.append("CAG chooses the group by G_out: pass --statistics to see it")
+    console.show([""])
+    console.show(sums, prefix)
 
 
 def show_update_forecast(model: ModelFolder, job: Job, source: Source, prefix: str) -> None:
@@ -130,24 +130,21 @@ def show_update_forecast(model: ModelFolder, job: Job, source: Source, prefix: s
     try:
         row = row_cost(skeleton(model.denoisers[job.name]), targets, first)
     except ModelError as error:
-        console.out.print(f"{prefix}{error}", markup=False)
+        console.show([str(error)], prefix)
         return
     size, most = job.selection.num_parameters, source.max_gram_bytes
     expected = forecast_updates(targets, recipe, row, total, size, most)
-    console.out.print(
-        f"{prefix}before that it updates the weights of the loaded denoiser, from {total:,} rows "
-        f"of calls; Grams take {expected.num_passes} passes over them\n"
-        f"{prefix}  memory: about {formats.size(expected.peak_bytes)} and the activations of "
-        f"a batch\n{prefix}  {_times(expected, 'this CPU', measured_rate(), 'measured')}\n"
-        f"{prefix}  {_on_gpu(expected)}",
-        markup=False,
-    )
+    lines = [
+        f"before that it updates the weights of the loaded denoiser, from {total:,} rows "
+        f"of calls; Grams take {expected.num_passes} passes over them",
+        f"  memory: about {formats.size(expected.peak_bytes)} and the activations of a batch",
+        f"  {_times(expected, 'this CPU', measured_rate(), 'measured')}",
+        f"  {_on_gpu(expected)}",
+    ]
     for words, other in _cheaper(recipe).items():
         less = forecast_updates(targets, other, row, total, size, most)
-        console.out.print(
-            f"{prefix}  with {words}: {formats.size(less.peak_bytes)}; {_on_gpu(less)}",
-            markup=False,
-        )
+        lines.append(f"  with {words}: {formats.size(less.peak_bytes)}; {_on_gpu(less)}")
+    console.show(lines, prefix)
 
 
 def _cheaper(recipe: Recipe) -> dict[str, Recipe]:

@@ -57,12 +57,12 @@ def prune(
     for name, part in outcome.denoisers.items():
         prefix = console.prefix(name, outcome.denoisers)
         console.show(dense_lines(part), prefix)
-        console.out.print(
-            f"{prefix}removed {part.num_pruned:,} of {part.num_weights:,} target weights "
-            f"({part.sparsity:.2%}), {part.model_sparsity:.2%} of the whole denoiser",
-            markup=False,
+        line = (
+            f"removed {part.num_pruned:,} of {part.num_weights:,} target weights "
+            f"({part.sparsity:.2%}), {part.model_sparsity:.2%} of the whole denoiser"
         )
+        console.show([line], prefix)
         console.show(error_lines(part), prefix)
-    console.out.print(f"pruned model: {out}", markup=False)
+    console.show([f"pruned model: {out}"])
     if repo is not None:
-        console.out.print(f"pushed: {hub.push_folder(out, repo)}", markup=False)
+        console.show([f"pushed: {hub.push_folder(out, repo)}"])

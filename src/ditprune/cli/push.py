@@ -27,4 +27,4 @@ def push(out: str, repo: str, private: bool) -> None:
     false_claim = next(false_claims(model), None)
     if false_claim is not None:
         raise ModelError(f"{out}: not pushed, because one of its claims is false: {false_claim}")
-    console.out.print(f"pushed: {push_folder(model.root, repo, private)}", markup=False)
+    console.show([f"pushed: {push_folder(model.root, repo, private)}"])

@@ -31,5 +31,5 @@ def report(folder: Path, out: Path | None) -> None:
     dense, *pruned = results["models"]
     for model in pruned:
         verdict = judge(model, dense, results["metrics"])
-        console.out.print(console.printable(f"{model['name']}: {verdict.text}"), markup=False)
-    console.out.print(f"page: {page}", markup=False)
+        console.show([f"{model['name']}: {verdict.text}"])
+    console.show([f"page: {page}"])

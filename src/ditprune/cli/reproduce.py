@@ -92,11 +92,11 @@ def reproduce(
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None
     for name, results in studies.items():
-        console.out.print(f"\n{name} · {results['title']}", markup=False)
-        console.out.print(f"paper: {results['paper']['said']}", markup=False)
+        console.show(["", f"{name} · {results['title']}"])
+        console.show([f"paper: {results['paper']['said']}"])
         for line in results["conclusions"]:
-            console.out.print(f"here:  {line}", markup=False)
-        console.out.print(f"table: {out / name / TABLE}", markup=False)
+            console.show([f"here:  {line}"])
+        console.show([f"table: {out / name / TABLE}"])
 
 
 def _numbers(flag: str, text: str | None, kind: Callable[[str], float]) -> Any:

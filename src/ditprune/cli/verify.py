@@ -15,10 +15,10 @@ def verify(out: str) -> int:
     """Read the folder OUT back from disk; exit 1 when any claim of its manifest is false."""
     count = 0
     for claim in false_claims(out):
-        console.out.print(f"false: {claim}", markup=False)
+        console.show([f"false: {claim}"])
         count += 1
     if count:
-        console.out.print(f"{out}: {count} false claims", markup=False)
+        console.show([f"{out}: {count} false claims"])
         return 1
-    console.out.print(f"{out}: every claim holds", markup=False)
+    console.show([f"{out}: every claim holds"])
     return 0

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +21,7 @@ from rich.progress import (
 )
 
 from ditprune.progress import Progress, silent
+from ditprune.reporting.terminal import Terminal, printable
 
 ProgressArgument = Progress | bool | None
 
@@ -29,19 +29,19 @@ _QUIET_S = 30.0
 
 
 @contextmanager
-def bars(console: Console | None = None) -> Iterator[Progress]:
+def bars(console: Terminal | None = None) -> Iterator[Progress]:
     """One bar for each thing that is done, with the time left, on stderr by default."""
     shown: dict[str, Any] = {}
     live = Bars(
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-        console=console or Console(stderr=True),
+        console=console or Terminal(stderr=True),
     )  # fmt: skip
 
     def show(what: str, done: int, total: int) -> None:
         if what not in shown:
             live.start()
-            shown[what] = live.add_task(what, total=total)
+            shown[what] = live.add_task(printable(what), total=total)
         live.update(shown[what], completed=done)
 
     try:
