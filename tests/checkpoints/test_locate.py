@@ -12,7 +12,7 @@ import pytest
 from ditprune import bundled
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError
-from ditprune.writing.files import read_json
+from ditprune.writing.json_file import read_json
 from folders import add_denoiser, edit_json
 
 

@@ -247,3 +247,23 @@ def test_a_layer_taken_out_is_noticed_when_pruning(tiny_dit, file) -> None:
     rewrite(file, None, change)
     with pytest.raises(StatisticsError, match=r"no layer 'transformer_blocks\.0\.attn1\.to_q'"):
         ditprune.prune_(tiny_dit(), read_statistics_file(file)["transformer"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"padding": {"mask": [0, 0]}}, "0 of 0 tokens masked"),
+        ({"padding": {"mask": [3, 2]}}, "3 of 2 tokens masked"),
+        ({"padding": {"mask": [1]}}, "not statistics"),
+        ({"never_called": [1]}, "in place of names"),
+        ({"unused": [{}]}, "in place of names"),
+        ({"unused": "ab"}, "in place of names"),
+        ({"protocol": {"prompts": ["\ud800"]}}, "half of a character"),
+        ({"num_calls": 10**4000}, "digits"),
+        ({"num_inputs": {"a": float("nan")}}, "NaN"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_values_are_refused_when_they_are_read(file, change, said) -> None:
+    rewrite(file, change_record=lambda record: record["denoisers"]["transformer"].update(change))
+    refused(file, said)

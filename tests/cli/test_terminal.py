@@ -83,7 +83,7 @@ def test_a_terminal_that_lacks_characters_ends_nothing(encoding: str, tmp_path: 
     """Names that are not UTF-8 reach Python as halves of characters."""
     missing = os.fsdecode(str(tmp_path).encode() + b"/caf\xe9 \xe2\x86\x92")
     for words in (["--help"], ["demo", "--help"], ["verify", missing]):
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             [sys.executable, "-m", "ditprune", *words],
             env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,69 @@ def test_a_bare_denoiser_has_one_too(tiny_dit: Any, tmp_path: Path) -> None:
     )
     assert "AutoModel.from_pretrained" in text_of(tmp_path / "out")
     assert "| the model |" in text_of(tmp_path / "out")
+
+
+ODD = {
+    "an impossible date": "date: 2024-02-30",
+    "a timestamp that is none": "a: !!timestamp x",
+    "an integer that is none": "a: !!int x",
+    "a float that is none": "a: !!float x",
+    "bytes that are none": "a: !!binary é",
+    "an integer without digits": "a: 0b_",
+    "an integer of 5000 digits": "a: " + "9" * 5000,
+    "a tag that is an object": "tags:\n- {a: b}\n- good",
+    "a tag that is a list": "tags:\n- [a]\n- good",
+    "tags that are an object": "tags: {a: b}",
+    "tags of other kinds": "tags: [1, null, true, 2024-01-01, good]",
+    "a key that is a list": "? [a, b]\n: c",
+    "a key that is an object": "? {a: b}\n: c",
+    "keys of several kinds": "1: a\nb: c\nnull: d\n2024-01-01: e",
+    "lists without end": "a: " + "[" * 3000,
+    "lists 3000 deep": "a: " + "[" * 3000 + "]" * 3000,
+    "objects 50 deep": "a: " + "{a: " * 50 + "b" + "}" * 50,
+    "an object of Python": "a: !!python/object/apply:os.system [echo]",
+    "an unknown tag": "a: !mine x",
+    "an unknown tag of a list": "a: !mine [x]",
+    "itself": "a: &a [*a]",
+    "aliases that multiply": "a0: &a0 {x: y}\n" + "\n".join(
+        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 30)
+    ),
+    "a set": "a: !!set {b, c}",
+    "pairs that are none": "a: !!omap [b]",
+    "half a character": r'a: "\ud800"',
+    "a control character": r'a: "\x1b[2J"',
+    "a base model that is a list": "base_model: [a/b, c/d]",
+    "a base model that is an object": "base_model: {a: b}",
+    "Inf and NaN": "a: [.inf, .nan]",
+    "no end": "license: mit\na: 'b",
+    "two documents": "a: b\n...\n--- c",
+    "the tab": "a:\n\t- b",
+    "a megabyte": "a: " + "b" * 1_000_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_no_front_matter_ends_a_run(name: str, is_ours: bool, own: Path) -> None:
+    file = own / "README.md"
+    body = file.read_text(encoding="utf-8").split("---\n", 2)[2] if is_ours else "text\n"
+    file.write_text(f"---\nlicense: mit\n{ODD[name]}\n---\n{body}", encoding="utf-8")
+    assert card.write(own)
+    written = front(own)
+    assert {"diffusers", "ditprune"} <= set(written["tags"])
+    assert written["library_name"] == "diffusers"
+    assert all(isinstance(tag, str) for tag in written["tags"])
+    assert isinstance(written.get("base_model", ""), str)
+    if "good" in ODD[name]:
+        assert written["tags"][0] == "good"
+    if name.startswith(("an i", "a t", "a f", "a b", "bytes", "tag")):
+        assert written["license"] == "mit"  # what is beside it stays
+
+
+def test_names_that_are_not_utf_8_are_written_out(own: Path) -> None:
+    edit_json(
+        own / "transformer" / "ditprune.json",
+        lambda claims: claims["base"].update(model=os.fsdecode(b"caf\xe9")),
+    )
+    assert card.write(own)
+    assert "# caf" in text_of(own)

@@ -37,7 +37,7 @@ def test_a_later_key_does_no_harm() -> None:
     [
         (None, "no such file"),
         ("{", "cannot be read as JSON"),
-        ("[]", "the file is [], expected an object"),
+        ("[]", "holds list, expected a JSON object"),
         ('{"format": NaN}', "NaN is no number of JSON"),
         ('{"format": 1}', "format is 1, expected 2"),
         ("[" * 100_000, "cannot be read as JSON"),

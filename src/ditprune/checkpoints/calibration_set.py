@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ditprune.calls import NUM_BINS, Call
 from ditprune.errors import ModelError, OutputError
-from ditprune.writing.files import MALFORMED, ensure_folder, read_json, why
+from ditprune.writing.files import ensure_folder, why
+from ditprune.writing.json_file import MALFORMED, parse_json, read_json
 from ditprune.writing.tensors_file import format_name, save_tensors
 
 HEADER = "calibration_set.json"
@@ -123,7 +124,7 @@ def _reading(file: Path) -> Iterator[Any]:
 
 
 def _records(content: Any) -> dict[str, Any]:
-    return dict(json.loads((content.metadata() or {}).get(_KEY, "")))
+    return dict(parse_json((content.metadata() or {}).get(_KEY, "")))
 
 
 def save_calibration_set(

@@ -12,7 +12,7 @@ from typing import Any
 from ditprune import bundled
 from ditprune.calls import DENOISER
 from ditprune.errors import ModelError, reason_of
-from ditprune.writing.files import read_json
+from ditprune.writing.json_file import read_json
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.

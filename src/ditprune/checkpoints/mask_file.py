@@ -21,7 +21,8 @@ from ditprune.checkpoints.compact.packing import num_set
 from ditprune.checkpoints.weights import Entry, Weights, dtype_of, read_header, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.targets.matrix import matrix_shape
-from ditprune.writing.files import MALFORMED, write_beside
+from ditprune.writing.files import write_beside
+from ditprune.writing.json_file import MALFORMED, parse_json
 from ditprune.writing.tensors_file import Stored, header, read_metadata
 
 # The parts of a manifest that a mask file holds.
@@ -48,7 +49,7 @@ class MaskFile:
             raise ModelError(f"{file}: no such mask file; make one with `ditprune mask extract`")
         try:
             self._entries = {entry.name: entry for entry in read_header(file)}
-            content = json.loads(read_metadata(file)[_KEY])
+            content = parse_json(read_metadata(file)[_KEY])
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
             self.denoisers: _Records = dict(content["denoisers"])

@@ -21,7 +21,8 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError, did_you_mean
 from ditprune.method.choices import as_globs
 from ditprune.targets.discover import Target, discover
-from ditprune.writing.files import MANIFEST, is_compact, read_json, read_manifest
+from ditprune.writing.files import MANIFEST, is_compact, read_manifest
+from ditprune.writing.json_file import read_json
 
 # Far above any model; a module takes memory even without weights, so more would be built for ever.
 _MOST_LAYERS = 1_000

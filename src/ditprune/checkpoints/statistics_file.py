@@ -23,7 +23,7 @@ from ditprune.denoisers import DENOISER, OfDenoisers, qualified, qualified_names
 from ditprune.errors import RecipeError, StatisticsError, did_you_mean
 from ditprune.method.choices import as_globs
 from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
-from ditprune.writing.files import MALFORMED
+from ditprune.writing.json_file import MALFORMED, parse_json
 from ditprune.writing.tensors_file import save_tensors
 
 _FORMAT = 2
@@ -250,7 +250,7 @@ def read_statistics_file(file: Path) -> dict[str, Statistics]:
             f"{file}: not a complete safetensors file ({error}); calibrate again"
         ) from None
     try:
-        record = json.loads(metadata or "")
+        record = parse_json(metadata or "")
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']}, this version reads {_FORMAT}")
         for key, sums in tensors.items():
@@ -282,10 +282,22 @@ def _restore(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statis
         norms,
         {str(name): str(value) for name, value in record["fingerprints"].items()},
         int(record["num_calls"]),
-        tuple(record["never_called"]),
+        _names(record["never_called"]),
         dict(record["protocol"]),
         {str(name): int(count) for name, count in record["num_inputs"].items()},
-        tuple(record["unused"]),
-        {name: (int(masked), int(total)) for name, (masked, total) in record["padding"].items()},
+        _names(record["unused"]),
+        {name: _padding(*counts) for name, counts in record["padding"].items()},
         as_globs("blocks", record.get("blocks", ())),  # older files have none
     )
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+        raise ValueError(f"{values!r:.60} in place of names of layers")
+    return tuple(values)
+
+
+def _padding(masked: Any, total: Any) -> tuple[int, int]:
+    if not 0 <= int(masked) <= int(total) or not int(total):
+        raise ValueError(f"{masked!r:.20} of {total!r:.20} tokens masked")
+    return int(masked), int(total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import ModelError
-from ditprune.writing.files import read_json
+from ditprune.writing.json_file import parse_json, read_json
 
 _STEM = "diffusion_pytorch_model"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -154,7 +153,7 @@ def read_header(file: Path) -> Iterator[Entry]:
             pass
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(header_size))
+            header = parse_json(stream.read(header_size))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:  # the last from mmap
         raise ModelError(
             f"{file}: not a complete safetensors file ({error}); fetch it again"

@@ -20,7 +20,8 @@ from ditprune.errors import OutputError
 from ditprune.reporting import formats
 from ditprune.runtime.backends import BACKENDS
 from ditprune.runtime.bench.does_it_pay import BenchOptions, bench_model
-from ditprune.writing.files import read_json, write_beside
+from ditprune.writing.files import write_beside
+from ditprune.writing.json_file import read_json
 
 _PATHS = {
     "dense_fp32": "dense float32", "dense_bf16": "dense bfloat16",

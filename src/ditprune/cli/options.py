@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import click
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
+from ditprune.writing.json_file import parse_json
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -116,7 +116,7 @@ def read_pipeline_options(given: tuple[str, ...]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise RecipeError(f"--pipeline-option '{text}': expected NAME=VALUE")
         try:
-            options[name] = json.loads(value)
+            options[name] = parse_json(value)
         except ValueError:
             options[name] = value
     return options

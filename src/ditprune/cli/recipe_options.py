@@ -6,7 +6,6 @@ given for each denoiser, as in `--sparsity transformer=0.5 --sparsity transforme
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -21,7 +20,7 @@ from ditprune.errors import RecipeError
 from ditprune.method.choices import AXES, PRESETS, constant_words, flag
 from ditprune.method.recipe import DEFAULT_METHODS, GLOBS, NAMES, Recipe
 from ditprune.method.words import build, from_json
-from ditprune.writing.files import read_json
+from ditprune.writing.json_file import parse_json, read_json
 
 _BY_DENOISER = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _TYPES = {part.name: part.metadata.get("kind", str) for part in fields(Recipe)}
@@ -146,7 +145,7 @@ def _method(text: str) -> Any:
         if not equals:
             raise RecipeError(f"'{text}': expected NAME,constant=value, as in admm,num_steps=30")
         try:
-            values[word] = json.loads(value)
+            values[word] = parse_json(value)
         except ValueError:
             raise RecipeError(f"'{text}': {word} is '{value}', expected a number") from None
     return values

@@ -17,7 +17,8 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.offload import offloaded
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, is_out_of_memory, reason_of
-from ditprune.writing.files import is_compact, read_json
+from ditprune.writing.files import is_compact
+from ditprune.writing.json_file import read_json
 
 _CPU = Placement()
 _LIBRARIES = ("diffusers", "transformers")

@@ -15,7 +15,8 @@ from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import Stock
 from ditprune.evaluation.in_memory import AnyModel
 from ditprune.targets.discover import Target, discover
-from ditprune.writing.files import MALFORMED, MANIFEST, read_manifest
+from ditprune.writing.files import MANIFEST, read_manifest
+from ditprune.writing.json_file import MALFORMED
 
 _OF_TARGETS = [part.name for part in fields(Target) if part.name != "name"]
 

@@ -21,7 +21,7 @@ from ditprune.targets.coverage import LeftOut
 from ditprune.targets.discover import Target, discover
 from ditprune.targets.matrix import as_matrix
 from ditprune.targets.writable import check_written, refuse_unwritable
-from ditprune.writing.files import MALFORMED
+from ditprune.writing.json_file import MALFORMED
 
 MALFORMED_RECORDS = (DitpruneError, *MALFORMED)
 

@@ -18,13 +18,8 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.words import from_json
 from ditprune.pruning.error_bound import ErrorBound
 from ditprune.targets.matrix import matrix_shape
-from ditprune.writing.files import (
-    MALFORMED,
-    MANIFEST,
-    MANIFEST_FORMAT,
-    is_compact,
-    read_manifest,
-)
+from ditprune.writing.files import MANIFEST, MANIFEST_FORMAT, is_compact, read_manifest
+from ditprune.writing.json_file import MALFORMED
 
 # What reading a manifest raises when someone has changed its form.
 _MALFORMED = (DitpruneError, *MALFORMED)

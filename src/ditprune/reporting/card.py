@@ -8,7 +8,6 @@ README.base.md, and its front matter about licence and use is kept. Text that so
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,9 @@ from ditprune.errors import ModelError
 from ditprune.reporting import formats
 from ditprune.reporting.commands import repeat_commands
 from ditprune.reporting.formats import fill
-from ditprune.writing.files import (
-    CARD_PICTURE,
-    MALFORMED,
-    MANIFEST,
-    is_compact,
-    read_manifest,
-    write_beside,
-)
+from ditprune.reporting.front_matter import read_front_matter, write_front_matter
+from ditprune.writing.files import CARD_PICTURE, MANIFEST, is_compact, read_manifest, write_beside
+from ditprune.writing.json_file import MALFORMED
 
 CARD, BASE_CARD = "README.md", "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
@@ -32,7 +26,6 @@ END = "<!-- what stands below is kept when the card is written again -->"
 _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")
 # Keys of the base model's front matter that are not true of its pruned copy.
 _NOT_KEPT = {"base_model", "base_model_relation", "library_name", "model-index", "tags", "widget"}
-_FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 # The picture of samples: pixels of a sample and of the gap between two, and how many samples.
 _TILE, _GAP, _MOST_COLUMNS = 128, 4, 8
 
@@ -60,11 +53,11 @@ def write(
     if not claims or card.is_symlink():
         return False
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    front, is_ours = _read_front_matter(text), BEGIN in text
+    front, is_ours = read_front_matter(text), BEGIN in text
     if text and not is_ours:
         _keep_base(folder)
     if is_ours and base_model is None:
-        base_model = front.get("base_model")
+        base_model = _text(front.get("base_model"))
     model = _model_in(results, folder.resolve().name if name is None else name)
     has_picture = bool(model) and _write_picture(results, model["name"], folder / CARD_PICTURE)
     if not has_picture:
@@ -93,18 +86,6 @@ def _manifests(folder: Path) -> dict[str, Any]:
     }
 
 
-def _read_front_matter(text: str) -> Mapping[str, Any]:
-    """The front matter of a README.md; empty if it is no YAML object."""
-    import yaml
-
-    match = _FRONT.match(text)
-    try:
-        data = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError:
-        data = {}
-    return data if isinstance(data, dict) else {}
-
-
 def _keep_base(folder: Path) -> None:
     """Move the base model's card to a free name, or to the one that a killed run gave it."""
     card, number = (folder / CARD).read_bytes(), 1
@@ -119,16 +100,19 @@ def _keep_base(folder: Path) -> None:
         number += 1
 
 
-def _front_matter(before: Mapping[str, Any], base_model: str | None) -> str:
-    import yaml
+def _text(value: object) -> str | None:
+    """The value if it is a line of text: others edit our cards too."""
+    return value if isinstance(value, str) and value.isprintable() else None
 
+
+def _front_matter(before: Mapping[str, Any], base_model: str | None) -> str:
     given = before.get("tags")
-    tags = given if isinstance(given, list) else [given] if isinstance(given, str) else []
+    tags = [tag for tag in (given if isinstance(given, list) else [given]) if _text(tag)]
     data = {key: value for key, value in before.items() if key not in _NOT_KEPT}
     data |= {"library_name": "diffusers", "tags": list(dict.fromkeys([*tags, *_TAGS]))}
     if base_model is not None:
         data["base_model"] = base_model
-    return f"---\n{yaml.safe_dump(data, allow_unicode=True, sort_keys=True)}---\n"
+    return write_front_matter(data)
 
 
 def _model_in(results: Mapping[str, Any] | None, name: str) -> Any:

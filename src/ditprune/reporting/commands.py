@@ -13,7 +13,8 @@ from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError
 from ditprune.method.choices import flag
 from ditprune.method.words import from_json
-from ditprune.writing.files import MALFORMED, MANIFEST
+from ditprune.writing.files import MANIFEST
+from ditprune.writing.json_file import MALFORMED
 
 # The file names that the commands use for what one of them writes and the next one reads.
 STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"

@@ -122,7 +122,8 @@ def fill(name: str, is_html: bool = False, **context: Any) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(words=words, fenced=fenced)
-    return environment.get_template(name).render(n=sys.modules[__name__], **context)
+    text = environment.get_template(name).render(n=sys.modules[__name__], **context)
+    return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold no UTF-8
 
 
 def words(text: object) -> str:

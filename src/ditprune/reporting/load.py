@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.errors import ResultsError
+from ditprune.writing.json_file import read_json
 
 FILE = "results.json"
 DENSE = "dense"
+_MOST_BYTES = 512 * 1024**2  # with the images of many samples
 
 SCHEMA = Path(__file__).parent / "results.schema.json"
 _TYPES = {"number": "a number", "string": "text", "array": "a list", "object": "an object"}
@@ -25,11 +27,9 @@ def load(path: Path) -> dict[str, Any]:
             f"{file}: no such file; expected the folder that `ditprune evaluate -o` wrote"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ResultsError(
-            f"{file}: cannot be read as JSON ({error}); run `ditprune evaluate` again"
-        ) from None
+        content = read_json(file, _MOST_BYTES, ResultsError)
+    except ResultsError as error:
+        raise ResultsError(f"{error}; run `ditprune evaluate` again") from None
     return check(content, str(file))
 
 
@@ -47,10 +47,6 @@ def check(content: Any, source: str) -> dict[str, Any]:
             f"{source}: {where} is {shown}, expected {expected}; run `ditprune evaluate` again"
         )
     return dict(content)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _schema_error(content: Any) -> tuple[str, Any, str] | None:

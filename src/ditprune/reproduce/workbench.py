@@ -40,7 +40,8 @@ from ditprune.progress import Progress, silent
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.reproduce.rows import Row
 from ditprune.targets.blocks import Globs
-from ditprune.writing.files import check_no_link, ensure_folder, read_json, write_beside
+from ditprune.writing.files import check_no_link, ensure_folder, write_beside
+from ditprune.writing.json_file import read_json
 
 FOLDER = ".work"
 _DIGITS = 24

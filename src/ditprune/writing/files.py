@@ -15,7 +15,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ditprune.errors import ModelError, OutputError
+from ditprune.errors import OutputError
+from ditprune.writing.json_file import read_json
 
 MANIFEST = "ditprune.json"
 COMPACT_MANIFEST = "ditprune-compact.json"
@@ -156,25 +157,6 @@ def why(path: Path, error: OSError | SafetensorError) -> str:
         return f"{path}: no space left on the disk; make room or choose another place"
     reason = getattr(error, "strerror", None) or error
     return f"{path}: cannot be written ({reason}); choose another place"
-
-
-# What reading values raises where a file of ours is JSON, but not in the form that we write.
-MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError with the file's name."""
-    if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
-        raise ModelError(f"{file}: is no regular file; expected a JSON object")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{file}: cannot be read as JSON ({error}); expected a JSON object"
-        ) from None
-    if not isinstance(content, dict):
-        raise ModelError(f"{file}: holds {type(content).__name__}, expected a JSON object")
-    return content
 
 
 MANIFEST_FORMAT = 1

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.errors import OutputError
-from ditprune.writing.files import check_file, check_no_link, ensure_folder, read_json, write_beside
+from ditprune.writing.files import check_file, check_no_link, ensure_folder, write_beside
+from ditprune.writing.json_file import read_json
 
 _GUARD = "guard.json"
 _LONGEST = 60  # characters of a value to show

@@ -18,13 +18,8 @@ from ditprune.checkpoints.compact.head import ITEM_BYTES, Head, read_head
 from ditprune.checkpoints.compact.packing import unpack_weight
 from ditprune.checkpoints.weights import Entry, Layout, Weights, entries_of, sha256
 from ditprune.errors import ModelError
-from ditprune.writing.files import (
-    COMPACT_MANIFEST,
-    MALFORMED,
-    installed_versions,
-    is_compact,
-    read_json,
-)
+from ditprune.writing.files import COMPACT_MANIFEST, installed_versions, is_compact
+from ditprune.writing.json_file import MALFORMED, parse_json, read_json
 from ditprune.writing.tensors_file import Stored, header
 
 FORMAT = 1
@@ -168,7 +163,7 @@ def packed_layout(weights: Weights, heads: Mapping[str, Head]) -> Layout:
     entries: dict[str, Entry] = {}
     for shard in weights.shards:
         in_shard = sorted(map(packed, weights.in_shard(shard)), key=rank)
-        metadata = json.loads(weights.header(shard)[8:]).get("__metadata__") or {}
+        metadata = parse_json(weights.header(shard)[8:]).get("__metadata__") or {}
         stored = (Stored(e.name, e.dtype, e.shape, e.size_bytes) for e in in_shard)
         headers[shard.name] = header({**metadata, "ditprune": _NOTE}, stored)
         offset = len(headers[shard.name])
@@ -215,7 +210,7 @@ def write_compact_manifest(
 
 def _named(config: bytes) -> dict[str, Any]:
     """The dense config.json with our quantization config."""
-    return {**json.loads(config), "quantization_config": _QUANTIZATION_CONFIG}
+    return {**parse_json(config), "quantization_config": _QUANTIZATION_CONFIG}
 
 
 def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:
@@ -230,7 +225,7 @@ def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:
     for shard in packed.shards:
         text = headers[shard.name].encode()
         raw[shard.name] = len(text).to_bytes(8, "little") + text
-        in_shard = list(entries_of(json.loads(text), len(text), shard))
+        in_shard = list(entries_of(parse_json(text), len(text), shard))
         if {entry.name for entry in in_shard} != {entry.name for entry in packed.in_shard(shard)}:
             raise ValueError(f"the dense header of {shard.name} lists other tensors than it holds")
         start = len(raw[shard.name])

@@ -34,6 +34,7 @@ from ditprune.pruning.update.update import (
     check_needs_grams,
     update_targets,
 )
+from ditprune.writing.json_file import parse_json
 from ditprune.writing.tensors_file import load_tensors, save_tensors
 
 _KEY = "ditprune.updates"
@@ -192,7 +193,7 @@ def _save(updates: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> No
 
 def _restore(file: Path) -> dict[str, tuple[Tensor, TargetOutcome]]:
     tensors, metadata = load_tensors(file)
-    outcomes = json.loads(metadata[_KEY])
+    outcomes = parse_json(metadata[_KEY])
     return {
         name: (weight, TargetOutcome.from_json(outcomes[name])) for name, weight in tensors.items()
     }
