@@ -216,6 +216,13 @@ for name, entry in {
     "of a number": [3, "DDIMScheduler"],
     "of an empty list": [],
     "of a list": [["diffusers"], "DDIMScheduler"],
+    "of an object": {"os": 1, "system": 2},
+    "of nothing and a number": [None, 3],
+    "of three": ["diffusers", "DDIMScheduler", "x"],
+    "of the machinery of pipelines": ["pipeline_utils", "os"],
+    "of a dunder": ["__path__", "DDIMScheduler"],
+    "of a path of modules": ["diffusers.schedulers", "DDIMScheduler"],
+    "that is a pipeline": ["diffusers", "DiTPipeline"],
 }.items():
     add(f"model_index.json: a scheduler {name}", "calibrate", NEVER_RUN,
         with_index(lambda index, entry=entry: index.update(scheduler=entry)))  # fmt: skip
@@ -228,12 +235,16 @@ for name, entry in {
     "of another kind": ["diffusers", "AutoencoderKL"],
     "that is a number": ["diffusers", 3],
     "that is nothing": ["diffusers", None],
+    "that chooses by the folder": ["transformers", "AutoTokenizer"],
+    "that is a helper": ["diffusers", "VaeImageProcessor"],
+    "of another library's kind": ["transformers", "PretrainedConfig"],
 }.items():
-    add(f"model_index.json: a scheduler class {name}", "calibrate", "diffusers cannot load it",
+    add(f"model_index.json: a scheduler class {name}", "calibrate",
+        f"{NEVER_RUN}|diffusers cannot load it",
         with_index(lambda index, entry=entry: index.update(scheduler=entry)))  # fmt: skip
 
 
-@hostile("calibrate", "scheduler/config.json: cannot be read|diffusers cannot load it")
+@hostile("calibrate", "scheduler/config.json: cannot be read")
 def scheduler_that_asks_for_remote_code(ground: Ground) -> None:
     ground.code(ground.model / "scheduler" / "modeling.py")
     edit_json(ground.model / "scheduler" / "scheduler_config.json", lambda config: config.update(
@@ -241,7 +252,7 @@ def scheduler_that_asks_for_remote_code(ground: Ground) -> None:
     with_index(lambda index: index.update(scheduler=["diffusers", "AutoModel"]))(ground)
 
 
-@hostile("calibrate", "diffusers cannot load it|no denoiser")
+@hostile("calibrate", NEVER_RUN)
 def decoder_that_asks_for_remote_code(ground: Ground) -> None:
     ground.code(ground.model / "vae" / "modeling.py")
     edit_json(

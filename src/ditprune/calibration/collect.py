@@ -36,7 +36,8 @@ from ditprune.checkpoints.statistics_file import (
     save_statistics,
 )
 from ditprune.denoiser.capture import denoisers_of
-from ditprune.denoiser.pipeline import check_components, load_denoiser, load_pipeline
+from ditprune.denoiser.components import check_components
+from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement

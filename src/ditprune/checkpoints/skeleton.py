@@ -41,7 +41,10 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
 
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
-    known = [n for n in dir(diffusers) if "Transformer" in n or n.endswith("Model")]
+    known = [
+        n for n in dir(diffusers)
+        if ("Transformer" in n or n.endswith("Model")) and n != "AutoModel"  # of another's class
+    ]  # fmt: skip
     if not isinstance(name, str) or name not in known:
         raise ModelError(
             f"{folder / 'config.json'}: class {name!r} is no denoiser of diffusers "

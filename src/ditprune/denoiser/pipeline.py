@@ -14,14 +14,13 @@ from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.components import check_components
 from ditprune.denoiser.offload import offloaded
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.writing.files import is_compact
-from ditprune.writing.json_file import read_json
 
 _CPU = Placement()
-_LIBRARIES = ("diffusers", "transformers")
 # The share of the memory allowed that weights may take; the rest is for activations.
 _SHARE = 0.5
 
@@ -112,63 +111,3 @@ def _loading(name: str) -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-
-
-def check_components(model: ModelFolder) -> tuple[str, str]:
-    """Refuse a pipeline whose index names code outside diffusers and transformers.
-
-    Returns the class names of the pipeline and of its scheduler. Raises ModelError.
-    """
-    import diffusers
-
-    if not model.is_pipeline:
-        raise ModelError(
-            f"{model.name}: is a bare denoiser, and sampling needs its pipeline; pass the "
-            "pipeline's folder, or a --calibration-set sampled before"
-        )
-    file = model.root / "model_index.json"
-    index = read_json(file)
-    _check_no_module(model.root / "None.py")  # where diffusers looks when no module is named
-    for name, value in index.items():
-        if name == "_class_name":
-            if not isinstance(value, str) or not hasattr(diffusers, value):
-                raise ModelError(
-                    f"{file}: pipeline class {value!r} is not in diffusers "
-                    f"{diffusers.__version__}; code from model folders is never run"
-                )
-        elif _is_component(value):
-            library = value[0] if value else None
-            if library not in _LIBRARIES and not hasattr(diffusers.pipelines, str(library)):
-                raise ModelError(
-                    f"{file}: component '{name}' comes from {library!r}, expected one of "
-                    f"{', '.join(_LIBRARIES)}; code from model folders is never run"
-                )
-            _check_no_module(model.root / name / f"{library}.py")
-            _check_no_pipeline(model.root / name / "model_index.json")
-    scheduler = index.get("scheduler")
-    class_name = scheduler[1:2] if isinstance(scheduler, list) else []
-    return str(index.get("_class_name")), str(class_name[0] if class_name else None)
-
-
-def _is_component(value: object) -> bool:
-    """Whether diffusers unpacks an index's value as (library, class); two letters unpack too."""
-    return (isinstance(value, list) and value != [None, None]) or (
-        isinstance(value, str) and len(value) == 2
-    )
-
-
-def _check_no_pipeline(index: Path) -> None:
-    """Refuse a component that is a pipeline itself: nothing would check its own components."""
-    if index.exists():
-        raise ModelError(
-            f"{index}: a component that is a pipeline itself is not loaded; remove the file, "
-            "code from model folders is never run"
-        )
-
-
-def _check_no_module(file: Path) -> None:
-    """Refuse a file that diffusers would run instead of its own library."""
-    if file.exists():
-        raise ModelError(
-            f"{file}: diffusers would run it; remove it, code from model folders is never run"
-        )

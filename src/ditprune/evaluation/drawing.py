@@ -27,7 +27,7 @@ from torch import Tensor
 from ditprune.calibration.draw import draw, item_seed
 from ditprune.calibration.sample import Sampling, calibration_identity
 from ditprune.calibration.workers import Worker
-from ditprune.denoiser.pipeline import check_components
+from ditprune.denoiser.components import check_components
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation.in_memory import AnyModel, ModelInMemory

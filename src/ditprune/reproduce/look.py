@@ -15,7 +15,8 @@ from ditprune.calibration.sample import Sampling, sample_calls
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import denoisers_of
-from ditprune.denoiser.pipeline import check_components, load_pipeline
+from ditprune.denoiser.components import check_components
+from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import TargetError
 from ditprune.method.granularity import CAG, heterogeneity

@@ -1,0 +1,202 @@
+"""May diffusers see the folder of a pipeline? Only if nothing in it names or holds code.
+
+Everything that the index names is looked up here first: a class of a known kind, from diffusers or
+transformers themselves. What these libraries would run from the folder, or fetch, is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.errors import ModelError
+from ditprune.writing.json_file import read_json
+
+_LIBRARIES = ("diffusers", "transformers")
+_NEVER_RUN = "code from model folders is never run"
+_INDEX = "model_index.json"
+_UNPACKED = 2  # diffusers unpacks every value of the index into a library and a class
+# The kinds of classes that a component can be of, by library.
+_KINDS = {
+    "diffusers": ("ModelMixin", "SchedulerMixin", "ConfigMixin"),
+    "transformers": (
+        "PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin",
+        "ImageProcessingMixin", "ProcessorMixin",
+    ),
+}  # fmt: skip
+_AUTO = "transformers.models.auto."  # classes that choose another by the folder's config
+# The files from which transformers learns of classes in the folder, or of kernels to fetch.
+_CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
+            "processor_config.json", "video_preprocessor_config.json")  # fmt: skip
+
+
+def check_components(model: ModelFolder) -> tuple[str, str]:
+    """Refuse a pipeline that names or holds code outside diffusers and transformers.
+
+    Returns the class names of the pipeline and of its scheduler. Raises ModelError.
+    """
+    if not model.is_pipeline:
+        raise ModelError(
+            f"{model.name}: is a bare denoiser, and sampling needs its pipeline; pass the "
+            "pipeline's folder, or a --calibration-set sampled before"
+        )
+    file = model.root / _INDEX
+    index = read_json(file)
+    _check_no_module(model.root / "None.py")  # where diffusers looks when no module is named
+    _check_pipeline(file, index.get("_class_name"))
+    for name, entry in index.items():
+        if name != "_class_name":
+            _check_entry(file, name, entry)
+    scheduler = index.get("scheduler")
+    class_name = scheduler[-1] if isinstance(scheduler, list) else None
+    return str(index["_class_name"]), str(class_name)
+
+
+def _check_pipeline(file: Path, name: object) -> None:
+    import diffusers
+
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+        raise ModelError(
+            f"{file}: pipeline class {name!r} is not in diffusers {diffusers.__version__}; "
+            f"{_NEVER_RUN}"
+        )
+
+
+def _check_entry(file: Path, name: str, entry: object) -> None:
+    """Refuse a value of the index that is neither a plain setting nor a known component."""
+    match entry:
+        case [None, None]:
+            return
+        case [str(library), str(class_name)]:
+            _check_component(file, name, library, class_name)
+        case list() if entry and not any(isinstance(part, (str, list, dict)) for part in entry):
+            if entry[0] is None:
+                raise _refused(file, name, entry)
+        case list():
+            raise _refused(file, name, entry)
+        case str() | dict() if len(entry) == _UNPACKED:  # two letters or two keys unpack as well
+            library = next(iter(entry))
+            if not library.isdecimal():  # as a setting can have, of two labels
+                raise _refused(file, name, [*entry])
+            _check_no_module(file.parent / name / f"{library}.py")
+
+
+def _refused(file: Path, name: str, entry: object) -> ModelError:
+    library = entry[0] if isinstance(entry, list) and entry else entry
+    return ModelError(
+        f"{file}: component '{name}' comes from {library!r:.60}, expected one of "
+        f"{', '.join(_LIBRARIES)}; {_NEVER_RUN}"
+    )
+
+
+def _check_component(file: Path, name: str, library: str, class_name: str) -> None:
+    if library not in _LIBRARIES and not _is_pipelines_own(library):
+        raise _refused(file, name, [library])
+    found = _class_of(file, name, library, class_name)
+    if found is None or not _is_of_a_kind(found):
+        raise ModelError(
+            f"{file}: component '{name}' is a {class_name!r:.60}, which is no model, scheduler, "
+            f"tokenizer or processor of {library}; {_NEVER_RUN}"
+        )
+    folder = file.parent / name
+    _check_no_module(folder / f"{library}.py")
+    if (folder / _INDEX).exists():  # nothing would check its own components
+        raise ModelError(
+            f"{folder / _INDEX}: a component that is a pipeline itself is not loaded; remove the "
+            f"file, {_NEVER_RUN}"
+        )
+    if library != "diffusers":
+        _check_configs(folder, found)
+
+
+def _is_pipelines_own(library: str) -> bool:
+    """Whether it is a folder of pipelines in diffusers; some bring classes of their own."""
+    import diffusers
+
+    folder = Path(diffusers.__file__).parent / "pipelines" / library
+    return library.isidentifier() and (folder / "__init__.py").is_file()
+
+
+def _class_of(file: Path, name: str, library: str, class_name: str) -> type | None:
+    """The class; None if there is none. Raises ModelError where packages are missing."""
+    place = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
+    try:
+        found = getattr(import_module(place), _renamed(library, class_name), None)
+    except (ImportError, RuntimeError) as error:
+        missing = getattr(error, "name", None) or str(error).splitlines()[0]
+        raise ModelError(
+            f"{file}: component '{name}' is a {class_name} of {library}, which needs packages "
+            f"that are not installed ({missing}); install them"
+        ) from None
+    if not isinstance(found, type):
+        return None
+    if ".dummy_" in found.__module__:  # what stands in its place where packages are missing
+        needed = ", ".join(getattr(found, "_backends", ()))
+        raise ModelError(
+            f"{file}: component '{name}' is a {class_name} of {library}, which needs packages "
+            f"that are not installed (of {needed}); install them"
+        )
+    return found
+
+
+def _renamed(library: str, class_name: str) -> str:
+    """The name that the installed transformers has for a class of older ones, as diffusers says."""
+    from diffusers.pipelines import pipeline_loading_utils
+
+    rename = getattr(pipeline_loading_utils, "_maybe_remap_transformers_class", None)
+    renamed = rename(class_name) if rename and library == "transformers" else None
+    return str(renamed or class_name)
+
+
+def _is_of_a_kind(found: type) -> bool:
+    import diffusers
+
+    library = found.__module__.split(".")[0]
+    if library not in _LIBRARIES or issubclass(found, diffusers.DiffusionPipeline):
+        return False
+    if found is diffusers.AutoModel:  # it takes its class from the folder
+        return False
+    if found.__module__.startswith(_AUTO):
+        return True
+    return any(map(partial(_is_one_of, found), _LIBRARIES))
+
+
+def _is_one_of(found: type, library: str) -> bool:
+    """Whether a class is of one of the kinds of a library, which may not be installed."""
+    if find_spec(library) is None:
+        return False
+    kinds = (getattr(import_module(library), name, None) for name in _KINDS[library])
+    return issubclass(found, tuple(kind for kind in kinds if isinstance(kind, type)))
+
+
+def _check_configs(folder: Path, found: type) -> None:
+    """Refuse a config that names code in the folder, or a kernel on the hub. Raises ModelError."""
+    chooses = found.__module__.startswith(_AUTO) or found.__name__.endswith("Processor")
+    for file in (folder / name for name in _CONFIGS):
+        if not file.exists():
+            continue
+        for key, value in _pairs(read_json(file)):
+            names_kernel = key.endswith("_implementation") and "/" in str(value)
+            if names_kernel or (chooses and key == "auto_map"):
+                raise ModelError(f"{file}: {key} names code; remove it, {_NEVER_RUN}")
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a JSON value, at every depth."""
+    if isinstance(value, Mapping):
+        yield from value.items()
+    parts = value.values() if isinstance(value, Mapping) else value
+    for part in parts if isinstance(value, (Mapping, list)) else ():
+        yield from _pairs(part)
+
+
+def _check_no_module(file: Path) -> None:
+    """Refuse a file that diffusers would run instead of its own library."""
+    if file.exists() or file.is_symlink():
+        raise ModelError(f"{file}: diffusers would run it; remove it, {_NEVER_RUN}")

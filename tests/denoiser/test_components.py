@@ -1,0 +1,147 @@
+"""What the index of a pipeline may name: known kinds of classes, from the libraries themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser.components import check_components
+from ditprune.errors import ModelError
+
+NEVER = "code from model folders is never run"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A pipeline with a text encoder, as far as the index tells."""
+    write(tmp_path)
+    for name in ("text_encoder", "tokenizer"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def write(folder: Path, **entries: Any) -> None:
+    index = {
+        "_class_name": "PixArtSigmaPipeline",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index | entries), encoding="utf-8")
+
+
+def check(folder: Path) -> tuple[str, str]:
+    return check_components(ModelFolder("m", folder, {"transformer": folder / "transformer"}))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [None, None], None, True, 7, 0.5, "text", ["diffusers", "VaeImageProcessor"],
+        ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        ["transformers", "AutoTokenizer"], ["transformers", "CLIPImageProcessor"], [10, 20, 30],
+        ["transformers", "CLIPFeatureExtractor"], {"0": "cat", "1": "dog"}, {"0": "cat"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_pipelines_of_the_hub_have_is_taken(entry: object, folder: Path) -> None:
+    if entry == ["transformers", "CLIPFeatureExtractor"]:
+        from diffusers.pipelines import pipeline_loading_utils
+
+        if not hasattr(pipeline_loading_utils, "_maybe_remap_transformers_class"):
+            pytest.skip("this diffusers does not know the new name")
+    write(folder, extra=entry)
+    assert check(folder) == ("PixArtSigmaPipeline", "DPMSolverMultistepScheduler")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "os", "", [], ["os", "system"], ["diffusers"], ["diffusers", "utils"], [None, "x"],
+        ["diffusers", "DiTPipeline"], ["diffusers", "AutoModel"], ["diffusers", "logging"],
+        ["diffusers.utils", "logging"], ["", "x"],
+        ["transformers", "pipeline"], ["transformers", "Trainer"], ["transformers", "os"],
+        ["pipeline_utils", "DiffusionPipeline"], ["stable_diffusion", "StableDiffusionPipeline"],
+        ["stable_diffusion", "os"], ["../x", "y"], ["pag", "torch"], [["a", "b"], "c"],
+        {"os": 1, "system": 2}, [["a", "b"]], [{"a": "b"}, 1], [None, 3], ["a", "b", "c"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_all_else_is_refused(entry: object, folder: Path) -> None:
+    write(folder, extra=entry)
+    if entry == "":
+        check(folder)  # a setting
+        return
+    with pytest.raises(ModelError, match=NEVER):
+        check(folder)
+
+
+@pytest.mark.parametrize("name", [None, 3, "os", "utils", "AutoModel", "DiTTransformer2DModel",
+                                  ["pipeline", "Mine"], "", "Mine"])  # fmt: skip
+def test_a_pipeline_of_no_known_class_is_refused(name: object, folder: Path) -> None:
+    write(folder, _class_name=name)
+    with pytest.raises(ModelError, match=NEVER):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["None.py", "vae/diffusers.py", "text_encoder/transformers.py", "vae/model_index.json",
+     "extra/0.py", "safety/stable_diffusion.py"],
+)  # fmt: skip
+def test_a_file_that_diffusers_would_run_is_refused(file: str, folder: Path) -> None:
+    write(
+        folder, extra={"0": "cat", "1": "dog"},
+        safety=["stable_diffusion", "StableDiffusionSafetyChecker"],
+    )  # fmt: skip
+    check(folder)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match=NEVER):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "config"),
+    [
+        ("tokenizer", "AutoTokenizer", {"auto_map": {"AutoTokenizer": "mine.Mine"}}),
+        ("tokenizer", "CLIPProcessor", {"auto_map": {"AutoProcessor": "mine.Mine"}}),
+        ("text_encoder", "AutoModel", {"a": [{"auto_map": {"AutoModel": "mine.Mine"}}]}),
+        ("text_encoder", "T5EncoderModel", {"attn_implementation": "who/kernel"}),
+        ("text_encoder", "T5EncoderModel", {"sub": {"_attn_implementation": {"": "who/kernel"}}}),
+    ],
+)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_config_that_names_code_is_refused(
+    name: str, entry: str, config: Any, file: str, folder: Path
+) -> None:
+    write(folder, **{name: ["transformers", entry]})
+    check(folder)
+    (folder / name / file).write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match=NEVER):
+        check(folder)
+
+
+def test_what_a_class_of_its_own_ignores_is_taken(folder: Path) -> None:
+    """Configs of the hub name remote code beside a class that transformers has."""
+    config = {"auto_map": {"AutoModel": "mine.Mine"}, "attn_implementation": "sdpa"}
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    check(folder)
+
+
+def test_missing_packages_are_named(folder: Path, monkeypatch) -> None:
+    import transformers
+
+    class Missing:
+        _backends = ("sentencepiece",)
+
+    Missing.__module__ = "transformers.utils.dummy_sentencepiece_objects"
+    monkeypatch.setattr(transformers, "T5TokenizerFast", Missing, raising=False)
+    with pytest.raises(ModelError, match=r"'tokenizer' is a T5TokenizerFast .*sentencepiece"):
+        check(folder)
