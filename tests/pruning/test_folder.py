@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import ditprune
 from ditprune.checkpoints.locate import locate
-from ditprune.errors import OutputError, RecipeError
+from ditprune.errors import ModelError, OutputError, RecipeError
 from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.loop import prune_checkpoint
@@ -209,3 +209,24 @@ def test_a_failure_midway_leaves_no_out_or_the_old_one(
     assert calls[0] == (1 if when == "manifest" else when)
     assert files_of(tmp_path) == before
     assert list(tmp_path.iterdir()) == ([out] if overwrite else [])
+
+
+def test_a_file_that_would_seem_our_own_is_refused_before_work(
+    tiny_dit, tmp_path, monkeypatch
+) -> None:
+    folder = save_pipeline(tiny_dit(), tmp_path / "model")
+    monkeypatch.setattr(prune_module, "_prune_job", lambda *_: pytest.fail("it worked"))
+    recipe = build(saliency="magnitude")
+    for file in (folder / "vae" / "ditprune.json", folder / "ditprune.json",
+                 folder / "vae" / "ditprune-compact.json"):  # fmt: skip
+        file.write_text("{}", encoding="utf-8")
+        with pytest.raises(ModelError, match=f"{file}: lies beside no denoiser"):
+            prune_checkpoint(locate(str(folder)), tmp_path / "out", None, recipe)
+        file.unlink()
+    for name in ("README.md", "ditprune.png"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+        with pytest.raises(ModelError, match=f"{name}: is a folder"):
+            prune_checkpoint(locate(str(folder)), tmp_path / "out", None, recipe)
+        (folder / name).rmdir()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]

@@ -338,3 +338,15 @@ def test_names_that_are_not_utf_8_are_written_out(own: Path) -> None:
     )
     assert card.write(own)
     assert "# caf" in text_of(own)
+
+
+def test_a_card_that_cannot_be_written_is_a_warning(own: Path, tmp_path: Path, capsys) -> None:
+    """After an evaluation, whose results are on disk."""
+    from ditprune.cli.evaluate import write_cards
+
+    other = shutil.copytree(own, tmp_path / "other")
+    (own / "transformer" / "ditprune.json").write_text("{", encoding="utf-8")
+    write_cards([("stw 50", locate(str(own))), ("other", locate(str(other)))], results())
+    said = capsys.readouterr().err
+    assert said.startswith("warning: the card of stw 50 stays as it was: ")
+    assert len(said.splitlines()) == 1

@@ -12,7 +12,13 @@ from typing import Any
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.weights import PICKLES, Weights
 from ditprune.errors import ModelError
-from ditprune.writing.files import CARD_PICTURE, installed_versions
+from ditprune.writing.files import (
+    CARD,
+    CARD_PICTURE,
+    COMPACT_MANIFEST,
+    MANIFEST,
+    installed_versions,
+)
 
 _WEIGHTS = (".safetensors", *PICKLES)
 
@@ -24,8 +30,12 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
     there, or at the root of a pipeline, would be dense copies under the pruned model's name.
 
     Raises ModelError for a link out of the model, whose file nobody meant to hand on, and for a
-    link to a folder, whose files would be missing from the copy.
+    link to a folder, whose files would be missing from the copy. Raises it for what would be taken
+    for a file that we write into the copy at the end, too.
     """
+    for name in (CARD, CARD_PICTURE):
+        if (model.root / name).is_dir():
+            raise ModelError(f"{model.root / name}: is a folder, where a file belongs; rename it")
     indices = {denoiser_weights.index for denoiser_weights in weights.values()}
     folders = tuple(model.denoisers.values())
     for file in sorted(model.root.rglob("*")):
@@ -42,6 +52,11 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
             is_copied = file.parent != model.root or file.suffix not in _WEIGHTS
         if is_copied:
             check_inside(file, model.root)
+            if file.name in (MANIFEST, COMPACT_MANIFEST):
+                raise ModelError(
+                    f"{file}: lies beside no denoiser, so it is not of this model; remove it, for "
+                    "the copy would seem to be pruned there"
+                )
             yield file
 
 

@@ -26,6 +26,7 @@ from ditprune.cli.options import (
     read_prompts,
     sampling_options,
 )
+from ditprune.errors import DitpruneError
 from ditprune.evaluation.evaluate import evaluate as evaluate_models
 from ditprune.evaluation.evaluate import model_name
 from ditprune.reporting import card, formats
@@ -73,9 +74,15 @@ def evaluate(
 
 
 def write_cards(models: Sequence[tuple[str, ModelFolder]], results: dict[str, Any]) -> None:
-    """Put the numbers into README.md of the folders that `prune` wrote; skip other folders."""
+    """Put the numbers into README.md of the folders that `prune` wrote; skip other folders.
+
+    The results are on disk already, so a card that cannot be written is a warning.
+    """
     for name, model in models:
-        card.write(model.root, results, name)
+        try:
+            card.write(model.root, results, name)
+        except (DitpruneError, OSError) as error:
+            console.say(f"warning: the card of {name} stays as it was: {error}")
 
 
 def own_command() -> str:

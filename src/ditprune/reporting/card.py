@@ -17,10 +17,17 @@ from ditprune.reporting import formats
 from ditprune.reporting.commands import repeat_commands
 from ditprune.reporting.formats import fill
 from ditprune.reporting.front_matter import read_front_matter, write_front_matter
-from ditprune.writing.files import CARD_PICTURE, MANIFEST, is_compact, read_manifest, write_beside
+from ditprune.writing.files import (
+    CARD,
+    CARD_PICTURE,
+    MANIFEST,
+    is_compact,
+    read_manifest,
+    write_beside,
+)
 from ditprune.writing.json_file import MALFORMED
 
-CARD, BASE_CARD = "README.md", "README.base{}.md"
+BASE_CARD = "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
 END = "<!-- what stands below is kept when the card is written again -->"
 _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")

@@ -20,6 +20,7 @@ from ditprune.writing.json_file import read_json
 
 MANIFEST = "ditprune.json"
 COMPACT_MANIFEST = "ditprune-compact.json"
+CARD = "README.md"
 CARD_PICTURE = "ditprune.png"
 _PACKAGES = ("ditprune", "torch", "numpy", "safetensors", "diffusers")
 
