@@ -112,7 +112,9 @@ for name, change in {
         with_calls(spoil_unit), is_midway=True)  # fmt: skip
 
 add("calibration unit: nested as deep as JSON may", "calibrate", "cannot run the calibration calls",
-    first_call(lambda c: c["args"].update(tuple=[nested(240)])), is_midway=True)  # fmt: skip
+    first_call(lambda c: c["args"].update(tuple=[nested(20)])), is_midway=True)  # fmt: skip
+add("calibration unit: nested deeper than ours", "calibrate", NO_UNIT,
+    first_call(lambda c: c["args"].update(tuple=[nested(240)])))  # fmt: skip
 add("calibration unit: a tensor that is a list", "calibrate", "cannot run the calibration calls",
     first_call(lambda c: c["args"].update(tuple=[{"list": []}] * 3)), is_midway=True)  # fmt: skip
 

@@ -57,7 +57,7 @@ for name, given in {
     "with a name that is too long": "x" * 5000,
 }.items():
     add(f"index: a shard {name}", "inspect",
-        "is missing|expected a plain file name|File name too long",
+        "is missing|expected a plain file name|File name too long|half of a character",
         with_map(lambda where, given=given: where.update({NAME: given})))  # fmt: skip
 for name, text, word in (
     ("no JSON", "{", "cannot be read as JSON"),
