@@ -331,3 +331,48 @@ def test_a_preset_replaces_the_words_of_a_file_that_presets_stand_for() -> None:
     assert from_json(best, "recipe.json", preset="paper") == paper
     with_obs = from_json(best, "recipe.json", preset="paper", reconstruction="obs")
     assert with_obs == Recipe(sparsity=0.7, include=("*.attn1.*",), reconstruction="obs")
+
+
+@pytest.mark.parametrize(
+    ("axis", "constants"),
+    [
+        ("refinement", {"num_steps": 2.5}),
+        ("refinement", {"num_steps": True}),
+        ("refinement", {"num_steps": "3"}),
+        ("refinement", {"batch_size": 1.5}),
+        ("refinement", {"seed": "x"}),
+        ("refinement", {"seed": 2**70}),
+        ("refinement", {"seed": None}),
+        ("refinement", {"learning_rate": "x"}),
+        ("refinement", {"learning_rate": float("inf")}),
+        ("refinement", {"block_weight": float("inf")}),
+        ("refinement", {"block_weight": float("nan")}),
+        ("refinement", {"mixing": [1]}),
+        ("refinement", {"held_back": {}}),
+        ("reconstruction", {"num_steps": 2.5}),
+        ("reconstruction", {"num_support_steps": 1.0}),
+        ("reconstruction", {"damping": float("nan")}),
+        ("reconstruction", {"penalty": True}),
+        ("reconstruction", {"penalty": 10**400}),
+        ("reconstruction", "ab"),
+    ],
+    ids=str,
+)
+def test_constants_of_a_wrong_type_are_refused(axis: str, constants: object) -> None:
+    method = {"refinement": "distill", "reconstruction": "admm"}[axis]
+    with pytest.raises(RecipeError) as error:
+        from_json({axis: method, f"{axis}_constants": constants}, "r.json")
+    assert str(error.value).startswith("r.json: ")
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_constants_that_are_whole_floats_or_none_are_taken() -> None:
+    recipe = from_json(
+        {
+            "refinement": "distill",
+            "refinement_constants": {"learning_rate": None, "mixing": 0, "block_weight": 2},
+        },
+        "r.json",
+    )
+    assert recipe.refinement.block_weight == 2

@@ -60,8 +60,8 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
 def _check_pipeline(file: Path, name: object) -> None:
     import diffusers
 
-    found = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not (isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline)):
+    named = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(named, type) and issubclass(named, diffusers.DiffusionPipeline)):
         raise ModelError(
             f"{file}: pipeline class {name!r} is not in diffusers {diffusers.__version__}; "
             f"{_NEVER_RUN}"
@@ -98,8 +98,8 @@ def _refused(file: Path, name: str, entry: object) -> ModelError:
 def _check_component(file: Path, name: str, library: str, class_name: str) -> None:
     if library not in _LIBRARIES and not _is_pipelines_own(library):
         raise _refused(file, name, [library])
-    found = _class_of(file, name, library, class_name)
-    if found is None or not _is_of_a_kind(found):
+    named = _class_of(file, name, library, class_name)
+    if named is None or not _is_of_a_kind(named):
         raise ModelError(
             f"{file}: component '{name}' is a {class_name!r:.60}, which is no model, scheduler, "
             f"tokenizer or processor of {library}; {_NEVER_RUN}"
@@ -112,7 +112,7 @@ def _check_component(file: Path, name: str, library: str, class_name: str) -> No
             f"file, {_NEVER_RUN}"
         )
     if library != "diffusers":
-        _check_configs(folder, found)
+        _check_configs(folder, named)
 
 
 def _is_pipelines_own(library: str) -> bool:
@@ -127,22 +127,22 @@ def _class_of(file: Path, name: str, library: str, class_name: str) -> type | No
     """The class; None if there is none. Raises ModelError where packages are missing."""
     place = library if library in _LIBRARIES else f"diffusers.pipelines.{library}"
     try:
-        found = getattr(import_module(place), _renamed(library, class_name), None)
+        named = getattr(import_module(place), _renamed(library, class_name), None)
     except (ImportError, RuntimeError) as error:
         missing = getattr(error, "name", None) or str(error).splitlines()[0]
         raise ModelError(
             f"{file}: component '{name}' is a {class_name} of {library}, which needs packages "
             f"that are not installed ({missing}); install them"
         ) from None
-    if not isinstance(found, type):
+    if not isinstance(named, type):
         return None
-    if ".dummy_" in found.__module__:  # what stands in its place where packages are missing
-        needed = ", ".join(getattr(found, "_backends", ()))
+    if ".dummy_" in named.__module__:  # what stands in its place where packages are missing
+        needed = ", ".join(getattr(named, "_backends", ()))
         raise ModelError(
             f"{file}: component '{name}' is a {class_name} of {library}, which needs packages "
             f"that are not installed (of {needed}); install them"
         )
-    return found
+    return named
 
 
 def _renamed(library: str, class_name: str) -> str:
@@ -154,30 +154,30 @@ def _renamed(library: str, class_name: str) -> str:
     return str(renamed or class_name)
 
 
-def _is_of_a_kind(found: type) -> bool:
+def _is_of_a_kind(named: type) -> bool:
     import diffusers
 
-    library = found.__module__.split(".")[0]
-    if library not in _LIBRARIES or issubclass(found, diffusers.DiffusionPipeline):
+    library = named.__module__.split(".")[0]
+    if library not in _LIBRARIES or issubclass(named, diffusers.DiffusionPipeline):
         return False
-    if found is diffusers.AutoModel:  # it takes its class from the folder
+    if named is diffusers.AutoModel:  # it takes its class from the folder
         return False
-    if found.__module__.startswith(_AUTO):
+    if named.__module__.startswith(_AUTO):
         return True
-    return any(map(partial(_is_one_of, found), _LIBRARIES))
+    return any(map(partial(_is_one_of, named), _LIBRARIES))
 
 
-def _is_one_of(found: type, library: str) -> bool:
+def _is_one_of(named: type, library: str) -> bool:
     """Whether a class is of one of the kinds of a library, which may not be installed."""
     if find_spec(library) is None:
         return False
     kinds = (getattr(import_module(library), name, None) for name in _KINDS[library])
-    return issubclass(found, tuple(kind for kind in kinds if isinstance(kind, type)))
+    return issubclass(named, tuple(kind for kind in kinds if isinstance(kind, type)))
 
 
-def _check_configs(folder: Path, found: type) -> None:
+def _check_configs(folder: Path, named: type) -> None:
     """Refuse a config that names code in the folder, or a kernel on the hub. Raises ModelError."""
-    chooses = found.__module__.startswith(_AUTO) or found.__name__.endswith("Processor")
+    chooses = named.__module__.startswith(_AUTO) or named.__name__.endswith("Processor")
     for file in (folder / name for name in _CONFIGS):
         if not file.exists():
             continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ditprune.errors import RecipeError
+from ditprune.method.constants import check_numbers
 
 HELD_BACK = 0.08
 
@@ -39,6 +40,7 @@ class Distill:
     name: ClassVar[str] = "distill"
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         is_rate = self.learning_rate is None or self.learning_rate > 0
         is_possible = self.num_steps >= 1 and self.batch_size >= 1 and is_rate
         is_mixing = 0 <= self.mixing <= math.pi / 2

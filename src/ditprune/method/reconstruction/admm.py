@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError
+from ditprune.method.constants import check_numbers
 from ditprune.method.reconstruction.layer import (
     Choice,
     LayerResult,
@@ -85,6 +86,7 @@ class ADMM:
     needs: ClassVar[frozenset[type]] = frozenset({Gram})
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if not (0 < self.penalty < math.inf and 0 <= self.damping < math.inf):
             raise RecipeError(
                 f"admm: penalty {self.penalty} and damping {self.damping} given; expected a "

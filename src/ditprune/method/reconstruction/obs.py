@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from ditprune.errors import RecipeError, StatisticsError
+from ditprune.method.constants import check_numbers
 from ditprune.method.reconstruction.layer import (
     Choice,
     LayerResult,
@@ -44,6 +45,7 @@ class OBS:
     needs: ClassVar[frozenset[type]] = frozenset({Gram})
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.block_size < 1 or not 0 < self.damping < math.inf:
             raise RecipeError(
                 f"obs: block size {self.block_size} and damping {self.damping} given; expected a "

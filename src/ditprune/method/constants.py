@@ -1,0 +1,37 @@
+"""Are the constants of a method numbers of their kind? Checked when it is made, before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from ditprune.errors import RecipeError
+
+_LARGEST = 2**63 - 1
+
+
+def check_numbers(method: Any) -> None:
+    """Refuse constants that are no finite number, or no whole number where the field is an int.
+
+    Args:
+        method: a dataclass whose fields are int or float, or None where the annotation says so.
+
+    Raises RecipeError.
+    """
+    for constant in dataclasses.fields(method):
+        value, kind = getattr(method, constant.name), str(constant.type)
+        if value is None and "None" in kind:
+            continue
+        is_whole = kind.startswith("int")
+        if not _is_number(value, is_whole):
+            expected = "a whole number of 64 bits" if is_whole else "a finite number"
+            raise RecipeError(
+                f"{method.name}: {constant.name} is {value!r:.60}, expected {expected}"
+            )
+
+
+def _is_number(value: Any, is_whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
+        return False
+    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
