@@ -41,6 +41,8 @@ def test_a_later_key_does_no_harm() -> None:
         ('{"format": NaN}', "NaN is no number of JSON"),
         ('{"format": 1}', "format is 1, expected 2"),
         ("[" * 100_000, "cannot be read as JSON"),
+        ('{"format": ' + "9" * 400 + "}", "an integer has 400 digits"),
+        (r'{"command": "\ud800"}', "half of a character"),
     ],
 )
 def test_what_is_no_results_file(text: str | None, said: str, tmp_path: Path) -> None:
@@ -56,7 +58,10 @@ def test_what_is_no_results_file(text: str | None, said: str, tmp_path: Path) ->
     ("path", "value", "expected"),
     [
         ("metrics.fid.better", "smaller", "lower or higher or none"),
-        ("metrics.fid.digits", "3", "a number"),
+        ("metrics.fid.digits", "3", "a whole number"),
+        ("metrics.fid.digits", -1, "a whole number of digits, 0 to 12"),
+        ("metrics.fid.digits", 5e8, "a whole number of digits, 0 to 12"),
+        ("metrics.fid.digits", 2.5, "a whole number"),
         ("models", [], "'dense' first"),
         ("models.0.name", "other", "'dense' first"),
         ("models.2.name", "stw 50", "names that differ"),

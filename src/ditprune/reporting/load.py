@@ -16,7 +16,13 @@ DENSE = "dense"
 _MOST_BYTES = 512 * 1024**2  # with the images of many samples
 
 SCHEMA = Path(__file__).parent / "results.schema.json"
-_TYPES = {"number": "a number", "string": "text", "array": "a list", "object": "an object"}
+_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "array": "a list",
+    "object": "an object",
+}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ditprune.writing.files import (
     put_back,
     why,
 )
+from ditprune.writing.json_file import parse_json
 from ditprune.writing.lock import lock
 from ditprune.writing.unfinished import differences
 
@@ -100,7 +101,7 @@ class Journal:
         lines, size = [], 0
         for line in self._stream.readall().splitlines(keepends=True):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 break
             if not line.endswith(b"\n") or not isinstance(record, dict):
