@@ -128,7 +128,7 @@ def test_a_manifest_with_numbers_that_json_lacks_is_refused(change, of_prompts, 
         held[change] = float("nan")
 
     edit_json(folder / "transformer" / "ditprune.json", spoil)
-    with pytest.raises(ModelError, match=r"ditprune\.json cannot be read"):
+    with pytest.raises(ModelError, match=r"ditprune\.json: cannot be read as JSON \(NaN"):
         run(place / "model", tmp_path / "e", Measures())
     assert not (tmp_path / "e").exists()
 

@@ -105,7 +105,7 @@ def test_its_numbers_are_shown_and_its_names_are_escaped(evaluated, monkeypatch)
     plot = plots.quality(NAME, results["metrics"][NAME], results["models"])
     assert "&lt;b&gt;$x$ [red]" in plot  # no formula
     printed = Console(width=120, record=True, file=io.StringIO())
-    monkeypatch.setattr(console, "out", printed)
+    monkeypatch.setattr(console, "_out", printed)
     show_results(results)
     text = printed.export_text()
     assert NAME in text.splitlines()[0]  # the head of the table

@@ -4,6 +4,7 @@ says what is wrong."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +32,8 @@ def read_json(
         raise error_type(f"{file}: is no regular file; expected a JSON object")
     try:
         with file.open("rb") as stream:
-            raw = stream.read(most_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size  # a read takes the memory that it is told
+            raw = stream.read(min(size, most_bytes) + 1)
         if len(raw) > most_bytes:
             raise ValueError(f"it is larger than {most_bytes / 1024**2:.0f} MiB")
         content = parse_json(raw)
