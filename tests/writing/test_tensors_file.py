@@ -62,7 +62,10 @@ def test_a_file_may_be_read_by_whom_the_user_lets_read(tmp_path) -> None:
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("dtype", ["complex128", "float4_e2m1fn_x2"])
+@pytest.mark.parametrize(
+    "dtype",
+    [n for n in ("complex128", "float4_e2m1fn_x2") if hasattr(torch, n)],  # new in 2.8
+)
 def test_numbers_that_the_format_cannot_hold_are_refused(dtype, tmp_path) -> None:
     tensors = {"a": torch.ones(2), "b": torch.empty(4, 3, dtype=getattr(torch, dtype))}
     with pytest.raises(OutputError, match=rf"file: b is of torch\.{dtype}, which a safetensors"):

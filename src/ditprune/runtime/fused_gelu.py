@@ -52,7 +52,7 @@ class Fused:
 
         A caller may have kept this method after the module is diffusers' own again.
         """
-        is_fusable = self.approximate == "tanh" and "gelu" not in vars(self)
+        is_fusable = self.approximate == "tanh" and "gelu" not in self.__dict__
         if (
             not is_fusable or torch.is_grad_enabled() or torch.compiler.is_compiling()
             or _is_watched(self.proj)
@@ -81,6 +81,7 @@ def _is_watched(layer: nn.Module) -> bool:
     """Whether calling a layer runs more than a sparse layer's forward."""
     hooks = (
         layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks,
-        layer._backward_pre_hooks, modules._has_any_global_hook(),
+        layer._backward_pre_hooks, modules._global_forward_hooks, modules._global_backward_hooks,
+        modules._global_forward_pre_hooks, modules._global_backward_pre_hooks,
     )  # fmt: skip
-    return any(hooks) or "forward" in vars(layer) or type(layer) is not SparseLinear
+    return any(hooks) or "forward" in layer.__dict__ or type(layer) is not SparseLinear
