@@ -80,7 +80,7 @@ def test_the_help_lists_the_verbs_in_the_order_of_use(ditprune) -> None:
 def test_threads_wait_briefly_before_they_sleep() -> None:
     modules, variables = started("--help")
     assert "torch" not in modules  # which reads them when it is imported
-    assert [variables.get(name) for name in WAITING] == [None, "8000"]
+    assert [variables.get(name) for name in WAITING] == [None, "5000"]
 
 
 @pytest.mark.parametrize("name", WAITING)

@@ -86,7 +86,7 @@ def share_processors() -> None:
     (log/2026-11-27-threads.md). It reads the environment once, when torch is imported.
     """
     if _HOW_TO_WAIT.isdisjoint(os.environ):
-        os.environ["GOMP_SPINCOUNT"] = "8000"
+        os.environ["GOMP_SPINCOUNT"] = "5000"
 
 
 def run(args: list[str] | None = None) -> int:
