@@ -6,6 +6,7 @@ import inspect
 import re
 import shutil
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,42 @@ OTHERS = [
     ditprune.Statistics.save, ditprune.Outcome.save, ditprune.Calls, ditprune.runtime.sparsify_,
     ditprune.runtime.desparsify_,
 ]  # fmt: skip
+
+
+def _half_is_zero(scope: dict[str, Any]) -> bool:
+    weight = scope["pipe"].transformer.transformer_blocks[0].attn1.to_q.weight
+    return 0.4 < (weight == 0).float().mean() < 0.6
+
+
+# What is there, or is true, once an example has run.
+LEAVES: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "sample": lambda scope: len(scope["calls"]) > 0,
+    "load_calls": lambda scope: list(scope["stats"].denoisers) == ["transformer"],
+    "calibrate": lambda scope: scope["stats"].denoisers["transformer"].num_calls > 0,
+    "load_statistics": lambda scope: scope["plan"].num_weights > 0,
+    "inspect": lambda scope: len(scope["plan"].denoisers["transformer"].targets) > 0,
+    "prune_": lambda scope: abs(scope["outcome"].sparsity - 0.5) < 0.01 and _half_is_zero(scope),
+    "prune": lambda scope: not ditprune.verify("pruned") and _half_is_zero(scope),
+    "verify": lambda scope: scope["failures"] == [] and scope["outcome"].num_pruned > 0,
+    "extract_mask": lambda scope: (
+        Path("mask.safetensors").stat().st_size >= scope["size_bytes"] and _half_is_zero(scope)
+    ),
+    "apply_mask_": lambda scope: scope["outcome"].num_pruned > 0 and _half_is_zero(scope),
+    "evaluate": lambda scope: scope["ssim"]["low"] <= scope["ssim"]["value"] < 1,
+    "convert": lambda scope: not ditprune.verify("again"),
+    "report": lambda scope: Path(scope["page"]).read_text().startswith("<!"),
+    "recorded": lambda scope: scope["stats"].denoisers["transformer"].num_calls == 2,
+    "Statistics.save": lambda scope: len(scope["stats"].denoisers) == 1,
+    "Outcome.save": lambda scope: not ditprune.verify("out"),
+    "Calls": lambda scope: (Path("calls") / "calibration_set.json").is_file(),
+    "sparsify_": lambda scope: set(scope["names"]) <= set(scope["decisions"]),
+    "desparsify_": lambda scope: (
+        not any(
+            isinstance(module, ditprune.runtime.SparseLinear)
+            for module in scope["pruned_pipe"].transformer.modules()
+        )
+    ),
+}
 
 
 def example_in(documented: Any) -> str:
@@ -86,3 +123,4 @@ def test_it_runs(documented, work, tmp_path, monkeypatch, capsys) -> None:
     }  # fmt: skip
     code = example_in(getattr(ditprune, documented) if isinstance(documented, str) else documented)
     exec(compile(code, str(documented), "exec"), scope)
+    assert LEAVES[_name_of(documented)](scope)
