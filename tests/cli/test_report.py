@@ -27,7 +27,7 @@ def test_the_page_lies_beside_the_results_and_is_made_again(
 ) -> None:
     code, out, err = ditprune("report", evaluation)
     assert code == 0, err
-    assert "stw 50: indistinguishable from dense in this sample" in out
+    assert "stw 50: not told apart from dense by 1,000 images" in out
     assert "magnitude 50: visibly worse than dense" in out
     page = evaluation / "report.html"
     assert f"page: {page}" in out
@@ -65,7 +65,7 @@ def test_names_do_not_write_to_the_terminal(evaluation: Path, ditprune: Run) -> 
     code, out, _ = ditprune("report", evaluation)
     assert code == 0
     assert "\x1b" not in out
-    assert "a\\x1b[31m\\nb: indistinguishable" in out
+    assert "a\\x1b[31m\\nb: not told apart" in out
 
 
 def test_from_pruning_to_the_card_and_the_page(ditprune: Run, tmp_path: Path) -> None:

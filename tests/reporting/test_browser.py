@@ -153,6 +153,30 @@ def test_the_worst_come_first_for_the_model_that_is_chosen(opened: Any) -> None:
     assert shown()[0].startswith("stw 50")
 
 
+def test_all_models_stand_in_one_row_or_as_a_difference(opened: Any) -> None:
+    page = opened()
+    shown = page.locator(".samples > li").first.locator("img:visible")
+    assert shown.count() == 2
+    page.get_by_label("all models in one row").check()
+    assert shown.count() == 3
+    assert len({round(shown.nth(n).bounding_box()["y"]) for n in range(3)}) == 1
+    page.get_by_label("difference", exact=True).check()
+    assert shown.count() == 2
+    assert shot(shown.last).mean() > 200  # white against nearly black
+    width = shown.first.bounding_box()["width"]
+    page.get_by_label("large").check()
+    assert shown.first.bounding_box()["width"] > 1.5 * width
+
+
+def test_a_table_says_where_it_is_cut(opened: Any) -> None:
+    page = opened(360)
+    cut = page.locator("#quality .scroll.cut")
+    cut.wait_for()
+    cut.evaluate("table => table.scrollLeft = table.scrollWidth")
+    page.locator("#quality .scroll.wide:not(.cut)").wait_for()
+    assert opened(1600).locator("#quality .scroll.wide").count() == 0
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_scrolls_up_and_down_only(scheme: str, opened: Any) -> None:
     page = opened(360, color_scheme=scheme)

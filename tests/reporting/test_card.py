@@ -99,7 +99,8 @@ def test_an_evaluation_puts_its_numbers_and_a_picture_in(own: Path) -> None:
     before = text_of(own)
     assert card.write(own, results())
     text = text_of(own)
-    assert "**indistinguishable from dense in this sample: intervals overlap for FID" in text
+    assert "**not told apart from dense by 1,000 images: intervals overlap for FID" in text
+    assert "50 % of the target weights removed; 11.2 MB, the dense model's size; no time" in text
     assert "| 1,000 same-seed images | dense | pruned |" in text
     assert "| FID, lower is better | 0.083 \\[0.070, 0.100\\] | 0.072 \\[0.060, 0.088\\] |" in text
     assert "- Not measured: CLIP score, no CLIP weights" in text

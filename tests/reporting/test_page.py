@@ -100,7 +100,7 @@ def test_the_name_of_a_model_is_escaped_everywhere() -> None:
 def test_it_says_the_verdict_the_warnings_and_what_was_not_measured() -> None:
     text = Tags(plain()).words()
     assert (
-        "stw 50: indistinguishable from dense in this sample; magnitude 50: visibly worse than"
+        "stw 50: not told apart from dense by 1,000 images; magnitude 50: visibly worse than"
         " dense." in text
     )
     assert "stw 50: FID of stw 50 is below dense" in text

@@ -30,6 +30,7 @@ from ditprune.errors import DitpruneError
 from ditprune.evaluation.evaluate import evaluate as evaluate_models
 from ditprune.evaluation.evaluate import model_name
 from ditprune.reporting import card, formats
+from ditprune.reporting.notes import metric_notes, told_of, unavailable_notes, warnings_of
 
 
 @click.command(cls=GroupedCommand)
@@ -106,13 +107,10 @@ def show_results(results: dict[str, Any]) -> None:
     shown = {key: metric for key, metric in metrics.items() if metric["unavailable"] is None}
     for table in _tables(results["models"], shown):
         console.show_table(table)
-    console.show(
-        f"{metric['title']}: not available: {metric['unavailable']}"
-        for metric in metrics.values()
-        if metric["unavailable"] is not None
-    )
-    for row in results["models"]:
-        console.show(row["warnings"], prefix=f"{row['name']}: ")
+    console.show(f"{titles}: not available: {why}" for titles, why in unavailable_notes(metrics))
+    models = results["models"]
+    for notes in (metric_notes(metrics, models), told_of(models), warnings_of(models)):
+        console.show(f"{names}: {text}" for names, text in notes)
     _show_costs(results["models"])
     _show_protocol(results["protocol"])
 

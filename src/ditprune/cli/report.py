@@ -24,12 +24,14 @@ def report(folder: Path, out: Path | None) -> None:
     from ditprune.api.folders import report as write_page
     from ditprune.cli import console
     from ditprune.reporting.load import load
-    from ditprune.reporting.verdict import judge
+    from ditprune.reporting.notes import told_of, unavailable_notes
+    from ditprune.reporting.verdict import verdicts_of
 
     page = write_page(folder, out)
     results = load(folder)
-    dense, *pruned = results["models"]
-    for model in pruned:
-        verdict = judge(model, dense, results["metrics"])
-        console.show([f"{model['name']}: {verdict.text}"])
+    for name, verdict in verdicts_of(results).items():
+        console.show([f"{name}: {verdict.text}"])
+    told, unavailable = told_of(results["models"]), unavailable_notes(results["metrics"])
+    console.show(f"{names}: {text}" for names, text in told)
+    console.show(f"not measured: {titles}: {reason}" for titles, reason in unavailable)
     console.show([f"page: {page}"])

@@ -132,15 +132,19 @@ def _measured(results: Any, model: Any) -> dict[str, Any]:
     """What the template shows of an evaluation; `model` is None if there is none."""
     if model is None:
         return {"model": None}
-    from ditprune.reporting.verdict import judge
+    from ditprune.reporting.costs import cost_text
+    from ditprune.reporting.notes import metric_notes, unavailable_notes
+    from ditprune.reporting.verdict import verdicts_of
 
     dense, metrics = results["models"][0], results["metrics"]
     return {
         "model": model,
         "dense": dense,
         "metrics": {key: metric for key, metric in metrics.items() if not metric["unavailable"]},
-        "unavailable": [metric for metric in metrics.values() if metric["unavailable"]],
-        "verdict": judge(model, dense, metrics),
+        "unavailable": unavailable_notes(metrics),
+        "notes": metric_notes(metrics, [dense, model]),
+        "verdict": verdicts_of(results)[model["name"]],
+        "costs": cost_text(model, dense, results.get("bench")),
         "protocol": results["protocol"],
     }
 

@@ -12,15 +12,17 @@ from typing import Any
 
 from ditprune.errors import ResultsError
 from ditprune.reporting import formats, plots
+from ditprune.reporting.costs import cost_text
 from ditprune.reporting.formats import TEMPLATES, fill
 from ditprune.reporting.load import load
+from ditprune.reporting.notes import metric_notes, told_of, unavailable_notes, warnings_of
 from ditprune.reporting.sections import (
     Sample,
     heterogeneity_tables,
     samples_of,
     sparsity_tables,
 )
-from ditprune.reporting.verdict import headline, judge, num_images_of
+from ditprune.reporting.verdict import headline, images_text, num_images_of, verdicts_of
 from ditprune.writing.files import check_file, write_beside
 
 MOST_BYTES = 5_000_000
@@ -91,18 +93,21 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows but the gallery."""
     models, metrics = results["models"], results["metrics"]
     dense, pruned = models[0], models[1:]
-    verdicts = {model["name"]: judge(model, dense, metrics) for model in pruned}
+    verdicts, bench = verdicts_of(results), results.get("bench")
     shown = {key: metric for key, metric in metrics.items() if not metric["unavailable"]}
     return {
         "results": results,
         "models": models,
         "metrics": shown,
-        "unavailable": {k: m["unavailable"] for k, m in metrics.items() if m["unavailable"]},
+        "unavailable": unavailable_notes(metrics),
+        "notes": metric_notes(metrics, models),
         "titles": {key: metric["title"] for key, metric in metrics.items()},
         "verdicts": verdicts,
         "headline": headline(verdicts),
-        "num_images": num_images_of(results["protocol"]),
-        "warnings": [(model["name"], text) for model in models for text in model["warnings"]],
+        "costs": {model["name"]: cost_text(model, dense, bench) for model in pruned},
+        "images": images_text(num_images_of(results["protocol"])),
+        "warnings": warnings_of(models),
+        "told": told_of(pruned),
         "plots": {
             key: plots.quality(key, metric, models)
             for key, metric in shown.items()
@@ -126,7 +131,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "is_small": _is_small(results["protocol"]),
         "version": metadata.version("ditprune"),
-        "bench": results.get("bench"),
+        "bench": bench,
         "as_json": lambda value: json.dumps(value, indent=1, ensure_ascii=False),
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ditprune.reporting.load import DENSE
 
+_SEED_DIGITS = 6
 _SHORT = {"layer": "L", "channel": "C"}
 
 
@@ -41,6 +42,11 @@ class Sample:
     seed: str
     dense: str
     shots: tuple[Shot, ...]
+
+    @property
+    def short_seed(self) -> str:
+        """Its first digits; seeds have up to 19."""
+        return self.seed if len(self.seed) <= _SEED_DIGITS else f"{self.seed[:_SEED_DIGITS]}…"
 
 
 def samples_of(

@@ -111,7 +111,8 @@ def kernel_distance(
 ) -> Interval:
     """KID of two images or more on each side, with an interval over the samples.
 
-    Up to 1,000 images, all pairs count. More are cut into blocks, and KID is the mean over blocks.
+    It is an unbiased estimate, so it and its interval may reach below 0, which the distance itself
+    never is. Up to 1,000 images, all pairs count. More are cut into blocks, and KID is the mean over blocks.
     `seed` shuffles both sides first: a folder of real images is often sorted by class.
     """
     num_blocks = max(1, -(-max(len(real), len(features)) // _BLOCK))

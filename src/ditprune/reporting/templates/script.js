@@ -11,16 +11,32 @@ for (const compare of document.querySelectorAll(".compare")) {
   show();
 }
 
+for (const table of document.querySelectorAll(".scroll")) {
+  const look = () => {
+    const hidden = table.scrollWidth - table.clientWidth;
+    table.classList.toggle("wide", hidden > 1);
+    table.classList.toggle("cut", hidden - table.scrollLeft > 1);
+  };
+  table.addEventListener("scroll", look);
+  new ResizeObserver(look).observe(table);
+}
+
 const list = document.querySelector(".samples");
 const choices = [...document.querySelectorAll("input[name=model]")];
+const views = [...document.querySelectorAll("input[name=view]")];
+const large = document.querySelector("input[name=large]");
 const choose = () => {
+  const view = (views.find((one) => one.checked) ?? { value: "slider" }).value;
+  for (const name of ["difference", "row"]) list.classList.toggle(name, view === name);
+  list.classList.toggle("large", large.checked);
   const chosen = (choices.find((one) => one.checked) ?? { value: "0" }).value;
   const ranked = [];
   for (const sample of list.children) {
     let rank = Infinity;
     for (const shot of sample.querySelectorAll("[data-model]")) {
-      shot.hidden = shot.dataset.model !== chosen;
-      if (!shot.hidden) rank = Number(shot.dataset.rank);
+      const isChosen = shot.dataset.model === chosen;
+      shot.hidden = view !== "row" && !isChosen;
+      if (isChosen) rank = Number(shot.dataset.rank);
     }
     sample.hidden = rank === Infinity;
     ranked.push([rank, sample]);
@@ -29,6 +45,6 @@ const choose = () => {
   list.append(...ranked.map((pair) => pair[1]));
 };
 if (list) {
-  choices.forEach((one) => one.addEventListener("change", choose));
+  [...choices, ...views, large].forEach((one) => one.addEventListener("change", choose));
   choose();
 }
