@@ -112,8 +112,8 @@ def kernel_distance(
     """KID of two images or more on each side, with an interval over the samples.
 
     It is an unbiased estimate, so it and its interval may reach below 0, which the distance itself
-    never is. Up to 1,000 images, all pairs count. More are cut into blocks, and KID is the mean over blocks.
-    `seed` shuffles both sides first: a folder of real images is often sorted by class.
+    never is. Up to 1,000 images, all pairs count. More are cut into blocks, and KID is the mean
+    over blocks. `seed` shuffles both sides first: a folder of real images is often sorted by class.
     """
     num_blocks = max(1, -(-max(len(real), len(features)) // _BLOCK))
     num_blocks = min(num_blocks, len(real) // 2, len(features) // 2)
