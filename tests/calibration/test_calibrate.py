@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ditprune import calibrate, prune_
 from ditprune.calls import Call
-from ditprune.checkpoints.statistics_file import Statistics, merge_statistics
+from ditprune.checkpoints.merge_statistics import merge_statistics
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.replay import predicted_noise, run_call
 from ditprune.errors import ModelError, RecipeError, StatisticsError
 from ditprune.method.statistics.column_norm import ColumnNorm

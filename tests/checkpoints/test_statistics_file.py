@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import ditprune
 from ditprune.checkpoints.statistics_file import read_statistics_file, save_statistics
 from ditprune.errors import OutputError, StatisticsError
+from ditprune.method.statistics.column_norm import start_norm, update_norm
 from ditprune.writing import tensors_file
 
 KEY = "ditprune.statistics"
@@ -59,6 +60,21 @@ def test_every_bit_comes_back(tiny_dit, tiny_stats, file, same_bits) -> None:
     ditprune.prune_(two, loaded)
     for name, tensor in one.state_dict().items():
         same_bits(two.state_dict()[name], tensor)
+
+
+def test_what_one_float64_does_not_hold_comes_back(tmp_path, same_bits) -> None:
+    """Amplitudes that spread over a million, in a file that goes on."""
+    state = start_norm(3)
+    for size in (1e-3, 1.0, 1e4):
+        state = update_norm(state, size * torch.rand(100, 3))
+    assert state.rest.any()
+    saved = ditprune.Statistics({"q": state}, {"q": "f"}, 3)
+    save_statistics({"transformer": saved}, tmp_path / "s.safetensors")
+    (loaded,) = read_statistics_file(tmp_path / "s.safetensors").values()
+    same_bits(loaded.column_norms["q"].rest, state.rest)
+    rewrite(tmp_path / "s.safetensors", lambda tensors: [t.mul_(1e20) for t in tensors.values()
+                                                         if (t < 0).any()])  # fmt: skip
+    refused(tmp_path / "s.safetensors", "is not what the sums of a layer lack")
 
 
 def test_shared_states_are_stored_once_and_stay_shared(tiny_stats, file) -> None:

@@ -28,10 +28,10 @@ from ditprune.checkpoints.calibration_set import (
     start_calibration_set,
 )
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.merge_statistics import merge_statistics
 from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.checkpoints.statistics_file import (
     Statistics,
-    merge_statistics,
     read_statistics_file,
     save_statistics,
 )
@@ -237,7 +237,7 @@ def _observe_denoiser(run: _Run, name: str, denoiser: nn.Module | None) -> Stati
     if not run.worker.is_first:
         return None
     others = (_part_of(run, name, rank) for rank in range(1, run.worker.world))
-    # Sums are exact in any order, see `update_norm`.
+    # Sums are exact in any order, see `column_norm.py`.
     total = reduce(merge_statistics, (part for part in (total, *others) if part is not None))
     unused = find_unused(denoiser, run.moved(first), total.fingerprints)
     warn_of_never_called(total, f"{name}: " if len(run.model.denoisers) > 1 else "")

@@ -22,12 +22,13 @@ from ditprune.calls import NUM_BINS
 from ditprune.denoisers import DENOISER, OfDenoisers, qualified, qualified_names
 from ditprune.errors import RecipeError, StatisticsError, did_you_mean
 from ditprune.method.choices import as_globs
-from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm, merge_norms
+from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm
 from ditprune.writing.json_file import MALFORMED, parse_json
 from ditprune.writing.tensors_file import save_tensors
 
 _FORMAT = 2
 _KEY = "ditprune.statistics"
+_REST = ":rest"
 
 
 @dataclass(frozen=True, repr=False)
@@ -163,49 +164,6 @@ def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def merge_statistics(first: Statistics, second: Statistics) -> Statistics:
-    """The statistics of both calibrations of one model, as if they had been one."""
-    if first.fingerprints != second.fingerprints:
-        raise StatisticsError(
-            "statistics: cannot merge calibrations of different weights; calibrate the same model"
-        )
-    merged: dict[tuple[int, int], ColumnNorm] = {}
-    norms: dict[str, ColumnNorm] = {}
-    for name in _union(first.column_norms, second.column_norms):
-        a, b = first.column_norms.get(name), second.column_norms.get(name)
-        if a is None or b is None:
-            norms[name] = a or b  # type: ignore[assignment]
-            continue
-        key = (id(a), id(b))
-        norms[name] = merged.setdefault(key, merge_norms(a, b))
-    return Statistics(
-        norms,
-        first.fingerprints,
-        first.num_calls + second.num_calls,
-        tuple(n for n in first.never_called if n in second.never_called),
-        first.protocol,
-        {
-            n: first.num_inputs.get(n, 0) + second.num_inputs.get(n, 0)
-            for n in _union(first.num_inputs, second.num_inputs)
-        },
-        tuple(_union(dict.fromkeys(first.unused), dict.fromkeys(second.unused))),
-        {
-            n: tuple(
-                a + b
-                for a, b in zip(
-                    first.padding.get(n, (0, 0)), second.padding.get(n, (0, 0)), strict=True
-                )
-            )  # type: ignore[misc]
-            for n in _union(first.padding, second.padding)
-        },
-        first.blocks,
-    )
-
-
-def _union(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
-    return [*first, *(name for name in second if name not in first)]
-
-
 def save_statistics(statistics: Mapping[str, Statistics], file: Path) -> None:
     """Write the statistics of each denoiser, all or nothing. Raises OutputError."""
     tensors: dict[str, Tensor] = {}
@@ -221,6 +179,8 @@ def _record(denoiser: str, statistics: Statistics, tensors: dict[str, Tensor]) -
     for name, state in statistics.column_norms.items():
         key = keys.setdefault(id(state), f"{denoiser}/column_norm.{name}")
         tensors.setdefault(key, state.sum_squares.cpu().contiguous())
+        if state.rest.any():  # amplitudes spread so far that one float64 does not hold the sums
+            tensors.setdefault(_rest_of(key), state.rest.cpu().contiguous())
         layers[name] = {"state": key, "tokens_in_bin": list(state.tokens_in_bin)}
     return {
         "fingerprints": dict(statistics.fingerprints),
@@ -254,7 +214,7 @@ def read_statistics_file(file: Path) -> dict[str, Statistics]:
         if record["format"] != _FORMAT:
             raise ValueError(f"format {record['format']}, this version reads {_FORMAT}")
         for key, sums in tensors.items():
-            _check_sums(key, sums)
+            _check_sums(key, sums, tensors)
         return {str(name): _restore(stats, tensors) for name, stats in record["denoisers"].items()}
     except (RecipeError, *MALFORMED) as error:
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
@@ -263,10 +223,19 @@ def read_statistics_file(file: Path) -> dict[str, Statistics]:
         ) from None
 
 
-def _check_sums(key: str, sums: Tensor) -> None:
+def _rest_of(key: str) -> str:
+    """The key of what sums under `key` lack."""
+    return f"{key}{_REST}"
+
+
+def _check_sums(key: str, sums: Tensor, tensors: Mapping[str, Tensor]) -> None:
     if sums.dtype != torch.float64 or sums.ndim != 2:
         raise ValueError(f"{key} is {sums.dtype} {list(sums.shape)}, not float64 [bins, C_in]")
-    if not (sums.isfinite() & (sums >= 0)).all():
+    if key.endswith(_REST):
+        whole = tensors.get(key.removesuffix(_REST))
+        if whole is None or whole.shape != sums.shape or not (whole + sums == whole).all():
+            raise ValueError(f"{key} is not what the sums of a layer lack")
+    elif not (sums.isfinite() & (sums >= 0)).all():
         raise ValueError(f"{key} holds a sum of squares that is negative, NaN or Inf")
 
 
@@ -277,7 +246,9 @@ def _restore(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Statis
         key, counts = layer["state"], tuple(int(count) for count in layer["tokens_in_bin"])
         if len(counts) != len(tensors[key]):
             raise ValueError(f"{name} counts tokens in {len(counts)} bins of {len(tensors[key])}")
-        norms[name] = states.setdefault(key, ColumnNorm(tensors[key], counts))
+        rest = tensors.get(_rest_of(key), torch.zeros_like(tensors[key]))
+        state = ColumnNorm(tensors[key], counts, rest)
+        norms[name] = states.setdefault(key, state)
     return Statistics(
         norms,
         {str(name): str(value) for name, value in record["fingerprints"].items()},

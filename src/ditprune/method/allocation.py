@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from ditprune.errors import RecipeError
@@ -26,7 +26,7 @@ OUTLIER_RATIO = 5.0
 LARGEST_DEVIATION = 0.08
 
 
-def outlier_share(scores: Float32[Tensor, "out in"], ratio: float = OUTLIER_RATIO) -> float:
+def outlier_share(scores: Float[Tensor, "out in"], ratio: float = OUTLIER_RATIO) -> float:
     """The share of scores above `ratio` times the layer's mean.
 
     Source: Yin et al., arXiv 2310.05175, Eq. 2 (the layer outlier distribution).

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ditprune.errors import TargetError
@@ -23,7 +23,7 @@ CHUNK_WEIGHTS = 1 << 24  # weights compared together when there are many groups:
 
 
 def keep_best(
-    scores_GK: Float32[Tensor, "groups weights"], num_keep: int
+    scores_GK: Float[Tensor, "groups weights"], num_keep: int
 ) -> Bool[Tensor, "groups weights"]:
     """The mask of weights that stay: True for exactly `num_keep` in each row of scores.
 

@@ -117,7 +117,8 @@ def _digest(stats: Statistics) -> str:
     digest = hashlib.sha256()
     for name, state in sorted(stats.column_norms.items()):
         digest.update(f"{name} {state.tokens_in_bin}\n".encode())
-        digest.update(state.sum_squares.cpu().numpy().tobytes())
+        for sums in (state.sum_squares, state.rest):
+            digest.update(sums.cpu().numpy().tobytes())
     rest = {f.name: getattr(stats, f.name) for f in fields(stats) if f.name != "column_norms"}
     digest.update(json.dumps(rest, sort_keys=True, default=dict).encode())
     return digest.hexdigest()

@@ -26,20 +26,51 @@ def can_score(recipe: Recipe, stats: object | None) -> bool:
 
 
 def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
-    """The saliency of every weight of a target, float32 [C_out, C_in].
+    """The saliency of every weight of a target, [C_out, C_in]: float32, or float64 where float32
+    would round scores to 0 or to Inf, so that their position would decide.
 
-    Raises TargetError where a score is NaN or Inf.
+    Raises TargetError where a score is NaN or Inf, or where float64 does not hold them either.
     """
-    scores = _by_rows(
-        recipe.saliency, weight, norms_for(recipe.saliency, target.name, stats, recipe)
-    )
-    if not scores.amax().isfinite():
-        if weight.isfinite().all():
-            reason = f"its {recipe.saliency.name} scores exceed float32; use smaller powers"
-        else:
-            reason = "its weight holds NaN or Inf; repair the model or exclude it"
-        raise TargetError(f"{target.name}: {reason}")
+    saliency = recipe.saliency
+    norms = norms_for(saliency, target.name, stats, recipe)
+    scores = _by_rows(saliency, weight, norms)
+    if _are_told_apart(scores, saliency, weight, norms):
+        return scores
+    if not weight.isfinite().all():
+        raise TargetError(
+            f"{target.name}: its weight holds NaN or Inf; repair the model or exclude it"
+        )
+    exact = {name: norm.double() for name, norm in norms.items()}
+    scores = _by_rows(saliency, weight.double(), exact).double()
+    if not _are_told_apart(scores, saliency, weight, norms):
+        raise TargetError(
+            f"{target.name}: float64 does not hold its {saliency.name} scores; use smaller powers"
+        )
     return scores
+
+
+def _are_told_apart(
+    scores: Tensor, saliency: Saliency, weight: Tensor, norms: Mapping[str, Tensor]
+) -> bool:
+    """Whether the dtype holds the scores and their sum, and none was rounded to 0."""
+    limits = torch.finfo(scores.dtype)
+    lowest, highest = (end.item() for end in scores.aminmax())
+    if not highest * scores.numel() <= limits.max or lowest < -limits.max:  # NaN too
+        return False
+    if lowest >= limits.tiny or not getattr(saliency, "is_product", False):
+        return True
+    return not any(
+        ((scores[rows] < limits.tiny) & _counts(weight[rows], norms)).any()
+        for rows in row_chunks(weight)
+    )
+
+
+def _counts(weight: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
+    """Where no factor of a score is zero."""
+    counts = weight != 0
+    for norm in norms.values():
+        counts &= norm.to(weight.device) != 0
+    return counts
 
 
 def row_chunks(weight: Tensor) -> Iterator[slice]:
@@ -67,7 +98,8 @@ def _by_rows(saliency: Saliency, weight: Tensor, norms: Mapping[str, Tensor]) ->
     """
     if weight.device.type != "cpu" or not getattr(saliency, "is_rowwise", False):
         return saliency(weight, **norms)
-    scores = torch.from_numpy(np.empty(weight.shape, np.float32))  # numpy asks for huge pages
+    kind = np.float64 if weight.dtype == torch.float64 else np.float32
+    scores = torch.from_numpy(np.empty(weight.shape, kind))  # numpy asks for huge pages
     for rows in row_chunks(weight):
         scores[rows] = saliency(weight[rows], **norms)
     return scores

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ditprune.checkpoints.statistics_file import Statistics, findings, merge_statistics
+from ditprune.checkpoints.merge_statistics import merge_statistics
+from ditprune.checkpoints.statistics_file import Statistics, findings
 from ditprune.errors import StatisticsError
 from ditprune.method.statistics.column_norm import ColumnNorm
 

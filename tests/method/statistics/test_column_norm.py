@@ -140,6 +140,28 @@ def test_the_order_of_updates_does_not_change_a_bit(same_bits) -> None:
     same_bits(some.sum_squares, forward.sum_squares)
 
 
+def test_nor_where_amplitudes_spread_over_a_billion(same_bits) -> None:
+    """Their squares spread over more bits than a float64 has."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = 10 ** (9 * torch.rand(40, 1, 1, generator=generator) - 3)
+    parts = list(sizes * torch.randn(40, 70, 9, generator=generator))
+    forward, backward = observe(*parts), observe(*parts[::-1])
+    shared = [observe(*parts[first::3]) for first in (2, 0, 1)]
+    merged = merge_norms(merge_norms(*shared[:2]), shared[2])
+    for state in (backward, merged):
+        same_bits(state.sum_squares, forward.sum_squares)
+        same_bits(state.rest, forward.rest)
+    check(forward, torch.cat(parts))
+    assert forward.rest.any()
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-22, 1e18, 1e37])
+def test_squares_beyond_float32_are_summed(scale: float) -> None:
+    inputs = draw(200, 5).sign() * scale
+    inputs[:, 4] = 0
+    check(observe(*inputs.split(90)), inputs)
+
+
 def test_bins_are_kept_apart_and_add_up(same_bits) -> None:
     inputs = draw(30, 4)
     state = start_norm(4, num_bins=3)

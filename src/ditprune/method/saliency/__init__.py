@@ -4,7 +4,10 @@ A saliency is a frozen dataclass of its constants with a `name`, the statistics 
 `__call__(weight [C_out, C_in], norm [C_in]) → scores [C_out, C_in]`, higher is kept. One that does
 not need `ColumnNorm` is called without `norm`.
 A saliency whose scores of a row depend on that row alone may set `is_rowwise = True`; it is then
-called with a few rows at a time. A new saliency needs its own file and a line in the dict below.
+called with a few rows at a time. One whose scores are 0 only where a weight or a norm is 0 may set
+`is_product = True`; other zeros are then rounding. Scores are float32; where float32 does not tell
+them apart, the saliency is called again with `weight` and `norm` in float64.
+A new saliency needs its own file and a line in the dict below.
 """
 
 from __future__ import annotations

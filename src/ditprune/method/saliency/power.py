@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from ditprune.errors import RecipeError
@@ -26,6 +26,7 @@ class Power:
     activation_power: float
     name: ClassVar[str] = "power"
     is_rowwise: ClassVar[bool] = True
+    is_product: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_powers(weight_power=self.weight_power, activation_power=self.activation_power)
@@ -36,7 +37,7 @@ class Power:
 
     def __call__(
         self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None = None
-    ) -> Float32[Tensor, "out in"]:
+    ) -> Float[Tensor, "out in"]:
         return power_score(weight, norm, self.weight_power, self.activation_power)
 
 
@@ -54,16 +55,20 @@ def power_score(
     norm_I: Float[Tensor, " in"] | None,
     weight_power: float,
     activation_power: float,
-) -> Float32[Tensor, "out in"]:
-    """Scores [C_out, C_in] in float32; higher is kept. `norm_I` may be None where n = 0."""
-    scores_OI = power_(weight_OI.detach().abs().to(torch.float32, copy=True), weight_power)
+) -> Float[Tensor, "out in"]:
+    """Scores [C_out, C_in]; higher is kept. `norm_I` may be None where n = 0.
+
+    In float32; for a weight in float64 in that, which holds what float32 rounds to 0 or to Inf.
+    """
+    dtype = torch.promote_types(weight_OI.dtype, torch.float32)
+    scores_OI = power_(weight_OI.detach().abs().to(dtype, copy=True), weight_power)
     if activation_power:
         assert norm_I is not None
-        scores_OI *= power_(norm_I.to(scores_OI.device, torch.float32, copy=True), activation_power)
+        scores_OI *= power_(norm_I.to(scores_OI.device, dtype, copy=True), activation_power)
     return scores_OI
 
 
-def power_(values: Float32[Tensor, "..."], exponent: float) -> Float32[Tensor, "..."]:
+def power_(values: Float[Tensor, "..."], exponent: float) -> Float[Tensor, "..."]:
     """`values ** exponent` in place, with the same bits whatever the number of threads.
 
     Vector and scalar `pow` may differ in the last bit, and which elements take which depends on
@@ -87,11 +92,12 @@ class Magnitude:
 
     name: ClassVar[str] = "magnitude"
     is_rowwise: ClassVar[bool] = True
+    is_product: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset()
 
     def __call__(
         self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None = None
-    ) -> Float32[Tensor, "out in"]:
+    ) -> Float[Tensor, "out in"]:
         return power_score(weight, None, 1, 0)
 
 
@@ -101,11 +107,12 @@ class Wanda:
 
     name: ClassVar[str] = "wanda"
     is_rowwise: ClassVar[bool] = True
+    is_product: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
 
     def __call__(
         self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"] | None = None
-    ) -> Float32[Tensor, "out in"]:
+    ) -> Float[Tensor, "out in"]:
         return power_score(weight, norm, 1, 1)
 
 

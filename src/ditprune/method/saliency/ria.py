@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from ditprune.method.saliency.power import check_powers, power_, power_score
 from ditprune.method.statistics.column_norm import ColumnNorm
-
-_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,7 @@ class RIA:
 
     activation_power: float = 0.5
     name: ClassVar[str] = "ria"
+    is_product: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
 
     def __post_init__(self) -> None:
@@ -31,10 +30,20 @@ class RIA:
 
     def __call__(
         self, weight: Float[Tensor, "out in"], norm: Float[Tensor, " in"]
-    ) -> Float32[Tensor, "out in"]:
+    ) -> Float[Tensor, "out in"]:
         magnitude_OI = power_score(weight, None, 1, 0)
-        column_I = magnitude_OI.sum(0).clamp_min_(_SMALLEST)
-        row_O1 = magnitude_OI.sum(1, keepdim=True).clamp_min_(_SMALLEST)
-        norm_I = norm.to(magnitude_OI.device, torch.float32, copy=True)
-        relative_OI = magnitude_OI / column_I + magnitude_OI / row_O1
+        column_I, row_O1 = magnitude_OI.sum(0), magnitude_OI.sum(1, keepdim=True)
+        if magnitude_OI.dtype != torch.float64 and not _are_finite(column_I, row_O1):
+            return self(weight.double(), norm)
+        norm_I = norm.to(magnitude_OI.device, magnitude_OI.dtype, copy=True)
+        relative_OI = magnitude_OI / _or_one(column_I) + magnitude_OI / _or_one(row_O1)
         return relative_OI.mul_(power_(norm_I, self.activation_power))
+
+
+def _are_finite(*sums: Tensor) -> bool:
+    return all(bool(some.isfinite().all()) for some in sums)
+
+
+def _or_one(sums: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The sums to divide by: those of zeros are 1."""
+    return sums.masked_fill(sums == 0, 1)

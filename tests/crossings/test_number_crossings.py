@@ -1,0 +1,132 @@
+"""Every recipe × what numbers can be: half precision, NaN, tiny and huge ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ditprune
+from conftest import redraw_
+from ditprune.method.words import build
+
+DISTILL = {"name": "distill", "num_steps": 4, "batch_size": 4}
+BY_SALIENCY: dict[str, dict[str, Any]] = {
+    "stw": {},
+    "wanda": {"saliency": "wanda"},
+    "magnitude": {"saliency": "magnitude"},
+    "ria": {"saliency": "ria"},
+    "power": {"saliency": {"name": "power", "weight_power": 3, "activation_power": 0.7}},
+    "channel": {"granularity": "channel"},
+    "layer": {"granularity": "layer"},
+    "2:4": {"pattern": "2:4"},
+    "owl": {"allocation": "owl"},
+}
+WITH_CALLS: dict[str, dict[str, Any]] = {
+    "obs": {"reconstruction": "obs"},
+    "obs, its mask": {"reconstruction": "obs", "mask": "reconstruction"},
+    "obs 2:4": {"reconstruction": "obs", "mask": "reconstruction", "pattern": "2:4"},
+    "admm": {"reconstruction": "admm"},
+    "admm, its mask": {"reconstruction": "admm", "mask": "reconstruction"},
+    "packages": {"reconstruction": "obs", "packages": 2},
+    "sensitivity": {"allocation": "sensitivity"},
+    "proxy": {"allocation": "proxy"},
+    "admm, proxy": {"reconstruction": "admm", "allocation": "proxy"},
+    "distill": {"refinement": DISTILL},
+    "best": {"preset": "best", "refinement": {**DISTILL, "held_back": 0.2}},
+    "max_error": {"max_error": 0.5},
+    "max_error, obs": {"max_error": 0.5, "reconstruction": "obs"},
+}
+RECIPES = BY_SALIENCY | WITH_CALLS
+
+
+def make(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A DiT of two blocks, the smallest that packages cut."""
+    from diffusers import DiTTransformer2DModel
+
+    denoiser = DiTTransformer2DModel(
+        num_attention_heads=1, attention_head_dim=16, num_layers=2, in_channels=4, out_channels=4,
+        sample_size=4, patch_size=2, num_embeds_ada_norm=10,
+    )  # fmt: skip
+    return redraw_(denoiser, 0).to(dtype)
+
+
+def calls_of(dtype: torch.dtype = torch.float32, num: int = 3) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "hidden_states": torch.randn(2, 4, 4, 4, generator=generator).to(dtype),
+            "timestep": torch.randint(0, 1000, (2,), generator=generator),
+            "class_labels": torch.randint(0, 10, (2,), generator=generator),
+        }
+        for _ in range(num)
+    ]
+
+
+def prune(denoiser: nn.Module, words: dict[str, Any], calls: Any, stats: Any = None) -> Any:
+    needs_calls = build(**words).needs_calls
+    stats = ditprune.calibrate(denoiser, calls_of()) if stats is None else stats
+    return ditprune.prune_(denoiser, stats, batches=calls if needs_calls else None, **words)
+
+
+def masks(denoiser: nn.Module, outcome: Any) -> dict[str, Tensor]:
+    return {name: denoiser.get_parameter(f"{name}.weight") != 0 for name in outcome.targets}
+
+
+def bits(denoiser: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+
+
+def assert_untouched(denoiser: nn.Module, before: dict[str, Tensor]) -> None:
+    for name, tensor in denoiser.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+# --- tiny and huge ---
+
+
+@pytest.fixture(scope="module")
+def stats() -> Any:
+    return ditprune.calibrate(make(), calls_of())
+
+
+@pytest.mark.parametrize("scale", [-110, -80, 90, 110])
+@pytest.mark.parametrize("name", BY_SALIENCY)
+def test_weights_of_any_size_are_chosen_as_if_they_were_ordinary(name, scale, stats) -> None:
+    """2^scale times the weights is the same layer to every saliency, so the same weights go."""
+    words = BY_SALIENCY[name] | {"include": "*.attn1.to_q"}
+    ordinary, other = make(), make()
+    expected = masks(ordinary, prune(ordinary, words, None, stats))
+    layers = [layer for path, layer in other.named_modules() if path.endswith("attn1.to_q")]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(2.0**scale)
+    outcome = prune(other, words, None, of_these_weights(stats, other))
+    found = masks(other, outcome)
+    assert all(torch.equal(found[layer], expected[layer]) for layer in expected)
+    assert all(math.isfinite(target.g_out) for target in outcome.targets.values())
+
+
+def of_these_weights(stats: Any, denoiser: nn.Module) -> Any:
+    return dataclasses.replace(
+        stats, fingerprints=ditprune.calibrate(denoiser, calls_of(num=1)).fingerprints
+    )
+
+
+@pytest.mark.parametrize("scale", [-100, 100])
+def test_norms_of_any_size_are_too(scale, stats) -> None:
+    """Inputs of any size, that is: their squares are beyond float32, and the norms are not."""
+    expected = make()
+    masks_before = masks(expected, prune(expected, {}, None, stats))
+    norms = {
+        name: dataclasses.replace(state, sum_squares=state.sum_squares * 4.0**scale)
+        for name, state in stats.column_norms.items()
+    }
+    denoiser = make()
+    outcome = prune(denoiser, {}, None, dataclasses.replace(stats, column_norms=norms))
+    found = masks(denoiser, outcome)
+    assert all(torch.equal(found[name], masks_before[name]) for name in found)
