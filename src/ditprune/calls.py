@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,12 @@ from ditprune.errors import ModelError
 
 # The default number of bins between noise and image. Calls without a position have one more bin.
 NUM_BINS = 10
+
+# What denoisers call the tensor that they take the noise out of, the commonest first.
+SAMPLE_NAMES = (
+    "hidden_states", "sample", "x", "latents", "latent", "noisy_latents", "noisy", "x_t", "xt",
+    "x_noisy", "z", "z_t", "img", "input_ids", "decoder_input_tokens",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,21 @@ class Call:
         return leaves
 
     def sample(self) -> Tensor:
-        """The tensor being denoised: the first tensor among the arguments."""
-        for leaf in self.leaves():
-            if isinstance(leaf, Tensor):
-                return leaf
-        raise ModelError("a denoiser call without any tensor; expected its noisy sample")
+        """The tensor being denoised: one of a known name, else the first floating one with two
+        axes or more, else the first.
+        """
+        named = next((self.kwargs[n] for n in SAMPLE_NAMES if n in self.kwargs), None)
+        tensors = list(_tensors(named)) or list(_tensors((self.args, dict(self.kwargs))))
+        if not tensors:
+            raise ModelError("a denoiser call without any tensor; expected its noisy sample")
+        floating = (leaf for leaf in tensors if leaf.is_floating_point() and leaf.ndim > 1)
+        return next(floating, tensors[0])
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    leaves: list[Any] = []
+    map_leaves(leaves.append, tree)
+    return (leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:

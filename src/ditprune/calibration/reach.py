@@ -7,7 +7,7 @@ like any other, but pruning them changes nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ditprune.calls import Call
-from ditprune.denoiser.replay import evaluating
+from ditprune.denoiser.replay import evaluating, tensors_in
 from ditprune.errors import ModelError
 
 Change = Callable[[str, Tensor], Tensor]
@@ -110,21 +110,33 @@ def _tensors_after(
 
     The random state is put back.
     """
-    copied = call.map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else copy.deepcopy(leaf)
-    )
+    copied = call.map(_copied)
     devices = sorted({p.device.index for p in denoiser.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices))
         for name in names:
             handle = denoiser.get_submodule(name).register_forward_hook(_hook(name, change))
             stack.callback(handle.remove)
-        output = list(_tensors(denoiser(*copied.args, **copied.kwargs)))
+        output = _tensors(denoiser(*copied.args, **copied.kwargs))
     if not output:
         raise ModelError(
             f"{type(denoiser).__name__}: its output holds no tensor; expected the predicted noise"
         )
     return [*output, *_tensors((copied.args, copied.kwargs))]
+
+
+def _copied(leaf: Any) -> Any:
+    """A copy of an argument; what cannot be copied (a lock, a file) is passed on itself."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # a class raises what it likes
+        return leaf
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [tensor for _, tensor in tensors_in(tree)]
 
 
 def _hook(name: str, change: Change) -> Any:
@@ -172,22 +184,3 @@ def _marks_behind(tensors: Iterable[Tensor]) -> set[str]:
             seen.add(node)
             nodes.extend(following for following, _ in node.next_functions)
     return {node.ditprune_layer for node in seen if hasattr(node, "ditprune_layer")}
-
-
-def _tensors(tree: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
-    """Every tensor in nested mappings, sequences and attributes of plain objects."""
-    seen = set() if seen is None else seen
-    if isinstance(tree, Tensor):
-        yield tree
-        return
-    if id(tree) in seen or isinstance(tree, (nn.Module, type, str, bytes)):
-        return
-    seen.add(id(tree))
-    if isinstance(tree, Mapping):
-        items: Iterable[Any] = tree.values()
-    elif isinstance(tree, (list, tuple, set, frozenset)):
-        items = tree
-    else:
-        items = getattr(tree, "__dict__", {}).values()
-    for item in items:
-        yield from _tensors(item, seen)

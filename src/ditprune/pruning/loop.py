@@ -40,6 +40,7 @@ from ditprune.pruning.job import (
 from ditprune.pruning.plan import make_plan, read_module
 from ditprune.pruning.scoring import can_score, row_chunks, scores_of
 from ditprune.pruning.selection import Selection, select_in_module
+from ditprune.pruning.update.distill import check_gradients
 from ditprune.pruning.update.error_folder import known_error, measure_error, share_in_folder
 from ditprune.pruning.update.folder import (
     Loading,
@@ -52,6 +53,7 @@ from ditprune.pruning.update.judge import Judge, keep_aside
 from ditprune.pruning.update.share import choose_share
 from ditprune.pruning.update.update import (
     check_has_calls,
+    needs_gradients,
     update_targets,
 )
 from ditprune.reporting import card
@@ -100,6 +102,8 @@ def check_denoiser_to_prune(
     calls_read = [Call.of(batch) for batch in calls or ()]
     if recipe.needs_calls:
         check_has_calls(calls_read)
+    if needs_gradients(recipe):
+        check_gradients(denoiser, selection.targets, calls_read)
     return Checked(denoiser, recipe, stats, selection, calls_read, max_gram_bytes)
 
 
@@ -110,7 +114,7 @@ def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
     targets = selection.targets
     chosen, judge = None, None
     if recipe.max_error is not None:
-        calls, aside = keep_aside(calls)
+        calls, aside = keep_aside(denoiser, calls)
         judge = Judge(denoiser, aside)
         chosen = choose_share(denoiser, targets, stats, recipe, calls, progress, most)
         recipe = chosen.recipe

@@ -63,7 +63,7 @@ def test_the_share_is_the_largest_and_the_error_is_that_of_unseen_rows(
 ) -> None:
     denoiser, dense = tiny_dit(), tiny_dit()
     outcome = ditprune.prune_(denoiser, tiny_stats, batches=calls, max_error=ASKED, **words)
-    seen, aside = keep_aside(calls)
+    seen, aside = keep_aside(dense, calls)
     bound, sparsity = outcome.error, outcome.recipe.sparsity
     assert outcome.recipe == build(sparsity=sparsity, **words)
     assert round(100 * sparsity) / 100 == sparsity
@@ -94,7 +94,7 @@ def test_nothing_sees_the_rows_kept_aside(tiny_dit, tiny_stats, calls, same_bits
         "reconstruction": "obs", "allocation": "sensitivity", "refinement": DISTILL,
         "max_error": ASKED,
     }  # fmt: skip
-    _, aside = keep_aside(calls)
+    _, aside = keep_aside(tiny_dit(), calls)
     samples = {id(call): call.sample().clone() for call in calls}
     rows = torch.cat([call.sample() for call in aside])
     first, second = tiny_dit(), tiny_dit()
@@ -116,8 +116,9 @@ def test_nothing_sees_the_rows_kept_aside(tiny_dit, tiny_stats, calls, same_bits
 
 @pytest.mark.parametrize("num_calls", [1, 2, 7, 8, 300])
 def test_rows_aside_are_few_and_spread(num_calls, tiny_dit, batches) -> None:
-    calls = [Call.of(batch) for batch in batches(tiny_dit(), num_calls)]
-    seen, aside = keep_aside(calls)
+    denoiser = tiny_dit()
+    calls = [Call.of(batch) for batch in batches(denoiser, num_calls)]
+    seen, aside = keep_aside(denoiser, calls)
     count = sum(map(num_rows, aside))
     assert count == min(64, max(1, 2 * num_calls // 8))
     assert count + sum(map(num_rows, seen)) == 2 * num_calls

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.denoiser.replay import predicted_noise
+from ditprune.denoiser.replay import predicted
 from ditprune.method.allocation import Curve, allocate, outlier_share, sparsities
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
-from ditprune.pruning.update.distill import training
+from ditprune.pruning.update.distill import outside_inference, training
 from ditprune.pruning.update.judge import Judge, some_rows
 from ditprune.pruning.update.layers import Layer, update_layer
 from ditprune.targets.matrix import as_matrix
@@ -35,11 +35,12 @@ def costs_of(
 ) -> dict[str, list[float]] | None:  # fmt: skip
     """What every layer's pruning costs at `LEVELS`; None where the allocation measures nothing."""
     if recipe.allocation == "proxy":
-        gains = output_gains(denoiser, list(layers), some_rows(calls))
+        gains = output_gains(denoiser, list(layers), some_rows(denoiser, calls))
         return proxy_costs(layers, gram_of, gains, recipe, progress)
     if recipe.allocation == "sensitivity":
         with torch.no_grad():
-            return measure_costs(denoiser, layers, gram_of, some_rows(calls), recipe, progress)
+            rows = some_rows(denoiser, calls)
+            return measure_costs(denoiser, layers, gram_of, rows, recipe, progress)
     return None
 
 
@@ -172,15 +173,21 @@ def output_gains(
     handles = [denoiser.get_submodule(name).register_forward_hook(watch(name)) for name in names]
     try:
         with training(denoiser, ()), torch.enable_grad():
-            for call in calls:
-                given = denoiser(*call.args, **call.kwargs)
-                output = predicted_noise(given, call.sample().shape[1])
-                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                (output * signs).sum().backward()
+            for call in outside_inference(calls):
+                given = predicted(denoiser(*call.args, **call.kwargs), call)
+                torch.stack([_signed(output, generator) for _, output in given]).sum().backward()
     finally:
         for handle in handles:
             handle.remove()
-    return {name: sums[name] / max(1, counts[name]) for name in names}
+    gains = {name: sums[name] / counts[name] for name in names if counts[name]}
+    # Nothing is known of a layer that no gradient reaches: it counts as the middle one.
+    middle = sorted(gains.values())[len(gains) // 2] if gains else 0.0
+    return {name: gains.get(name, middle) for name in names}
+
+
+def _signed(output: Tensor, generator: torch.Generator) -> Tensor:
+    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+    return (output * signs).sum()
 
 
 def _step(layer: Layer) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,19 +12,28 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.capture import moment_of
-from ditprune.denoiser.replay import evaluating, predicted_noise, relative_error
-from ditprune.denoiser.rows import merge_calls, num_rows, take_item
+from ditprune.denoiser.layout import RowLayout
+from ditprune.denoiser.replay import Prediction, evaluating, predicted
+from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.method.distill import Distill
 from ditprune.progress import Progress
+from ditprune.pruning.update.judge import Judge
+from ditprune.pruning.update.swap import exchanged
 from ditprune.pruning.update.thinning import Thinning
 from ditprune.targets.matrix import as_matrix
 
 
-def draws(denoiser: nn.Module, rows: Sequence[Call], settings: Distill) -> Iterator[list[Call]]:
+def draws(
+    denoiser: nn.Module, layout: RowLayout, rows: Sequence[Call], settings: Distill
+) -> Iterator[list[Call]]:
     """Batches of `batch_size` rows, all rows once before any comes again."""
     generator = torch.Generator().manual_seed(settings.seed)
     of_moment: dict[Any, list[int]] = {}
-    moments = [(moment_of(denoiser, row), row.sample().shape) for row in rows]
+    samples = [layout.sample(row) for row in rows]
+    moments = [
+        (moment_of(denoiser, row), None if sample is None else sample.shape)
+        for row, sample in zip(rows, samples, strict=True)
+    ]
     for number, moment in enumerate(moments):
         of_moment.setdefault(moment, []).append(number)
     size = min(settings.batch_size, len(rows))
@@ -36,16 +45,15 @@ def draws(denoiser: nn.Module, rows: Sequence[Call], settings: Distill) -> Itera
                 likes = of_moment[moments[number]]
                 other = likes[int(torch.randint(len(likes), (), generator=generator))]
                 angle = settings.mixing * float(torch.rand((), generator=generator))
-                batch.append(_turned(rows[number], rows[other], angle))
+                batch.append(_turned(rows[number], samples[number], samples[other], angle))
             yield batch
 
 
-def _turned(row: Call, other: Call, angle: float) -> Call:
+def _turned(row: Call, sample: Tensor | None, other: Tensor | None, angle: float) -> Call:
     """The row with its noisy input turned towards another's: the variance stays what it was."""
-    if not angle or row is other:
+    if not angle or sample is other or sample is None or other is None:
         return row
-    sample = row.sample()
-    mixture = math.cos(angle) * sample + math.sin(angle) * other.sample()
+    mixture = math.cos(angle) * sample + math.sin(angle) * other
     return row.map(lambda leaf: mixture if leaf is sample else leaf)
 
 
@@ -62,30 +70,39 @@ class Refinement:
     One row in sixteen is kept aside to judge by.
 
     Args:
-        denoiser: trained in place.
-        dense: the denoiser as it was; the teacher.
+        denoiser: trained in place; dense as yet. Its weights are kept to make it the teacher.
+        names: of the layers that are trained.
         blocks: paths of the modules whose outputs are compared too.
     """
 
     def __init__(
-        self, denoiser: nn.Module, dense: nn.Module, blocks: Sequence[str],
+        self, denoiser: nn.Module, names: Sequence[str], blocks: Sequence[str],
         calls: Sequence[Call], settings: Distill,
     ) -> None:  # fmt: skip
-        self._denoiser, self._dense = denoiser, dense
-        self._blocks, self._settings = blocks, settings
-        rows = [
-            take_item(call, row, num_rows(call)) for call in calls for row in range(num_rows(call))
-        ]
+        self._denoiser, self._blocks, self._settings = denoiser, blocks, settings
+        self._layout = RowLayout(denoiser, calls)
+        self._dense = {
+            name: denoiser.get_parameter(f"{name}.weight").detach().clone() for name in names
+        }
+        rows = [row for call in calls for row in self._layout.rows_of(call)]
         self._rows, aside = _split(rows, settings.seed)
-        self._aside = aside or self._rows
+        aside = aside or self._rows
+        together = [
+            call
+            for first in range(0, len(aside), _JUDGED_TOGETHER)
+            for call in self._layout.merged(aside[first : first + _JUDGED_TOGETHER])
+        ]
+        self._judge = Judge(denoiser, together)
+        self.unreached: list[str] = []  # layers to which training led no gradient
 
     def error(self) -> float:
         """The relative error of the denoiser's predictions on the rows kept aside."""
-        return _error(self._denoiser, self._dense, self._aside)
+        return self._judge.error(self._denoiser)
 
     def train_(
-        self, keep: Mapping[str, Tensor], rate: float, thinning: Thinning | None, progress: Progress
-    ) -> dict[str, Tensor]:
+        self, keep: Mapping[str, Tensor], rate: float, thinning: Thinning | None,
+        settled: Mapping[str, tuple[Tensor, Tensor]], progress: Progress,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Train the kept weights of the targets in place; the mask's zeros stay zero.
 
         Adam with a short warm-up and a cosine to zero.
@@ -94,21 +111,24 @@ class Refinement:
             keep: by target, True where a weight is kept, [C_out, C_in].
             rate: the largest learning rate.
             thinning: what else is removed on the way.
+            settled: the weight and the mask that a target takes where no gradient reached it when
+                the removal begins, [C_out, C_in].
 
         Returns:
             The masks at the end.
         """
         settings, keep = self._settings, dict(keep)
         weights = {name: self._denoiser.get_parameter(f"{name}.weight") for name in keep}
-        batches = draws(self._denoiser, self._rows, settings)
-        with training(self._denoiser, list(weights.values())), evaluating(self._dense):
+        batches = draws(self._denoiser, self._layout, self._rows, settings)
+        with training(self._denoiser, list(weights.values())):
             optimizer = torch.optim.Adam(weights.values(), lr=rate, betas=_BETAS, foreach=True)
             for step in range(settings.num_steps):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * _rate(step, settings.num_steps)
                 if thinning and thinning.is_due(step, settings.num_steps):
                     scores = _scores(weights, optimizer)
-                    keep = thinning.masks(keep, scores, step, settings.num_steps)
+                    thinning = self._settled_(weights, keep, thinning, scores, settled)
+                    keep |= thinning.masks(keep, scores, step, settings.num_steps)
                 optimizer.zero_grad()
                 self._backward(next(batches))
                 optimizer.step()
@@ -116,12 +136,37 @@ class Refinement:
                 progress("refining", step + 1, settings.num_steps)
         return keep
 
+    @torch.no_grad()
+    def _settled_(
+        self, weights: Mapping[str, Tensor], keep: dict[str, Tensor], thinning: Thinning,
+        reached: Mapping[str, Tensor], settled: Mapping[str, tuple[Tensor, Tensor]],
+    ) -> Thinning:  # fmt: skip
+        """Give targets that no gradient has reached what they settle for; the others go on."""
+        late = thinning.layers.keys() - reached.keys()
+        for name in late:
+            weight, keep[name] = settled[name]
+            weights[name].copy_(weight.view(weights[name].shape))
+        return thinning.without(late)
+
     def _backward(self, batch: Sequence[Call]) -> None:
         """Gradients of the relative errors of a batch."""
-        for call in merge_calls(batch):
-            share = num_rows(call) / len(batch)
-            weight = self._settings.block_weight
-            _backward(self._denoiser, self._dense, self._blocks, call, weight, share)
+        compared = self._blocks if self._settings.block_weight else ()
+        for call in self._layout.merged(batch):
+            share = self._layout.num_rows(call) / len(batch)
+            with (
+                torch.no_grad(),
+                _outputs_of(self._denoiser, compared) as expected,
+                exchanged(self._denoiser, self._dense),
+            ):
+                target = _predict(self._denoiser, call)
+            with torch.enable_grad(), _outputs_of(self._denoiser, compared) as got:
+                loss = _distance(_predict(self._denoiser, call), target)
+                pairs = [(a, b) for n in compared for a, b in zip(got[n], expected[n], strict=True)]
+                if pairs:
+                    distances = sum(_relative(a, b) for a, b in pairs)
+                    loss = loss + self._settings.block_weight * distances / len(pairs)
+                if loss.requires_grad:
+                    (loss * share).backward()
 
 
 def rate_for(error: float, settings: Distill) -> float:
@@ -137,10 +182,11 @@ def _mask_(weights: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _scores(weights: Mapping[str, Tensor], optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """W² √v of every weight, as matrices."""
+    """W² √v of every weight that a gradient has reached, as matrices."""
     return {
         name: as_matrix(weight.square() * optimizer.state[weight]["exp_avg_sq"].sqrt()).float()
         for name, weight in weights.items()
+        if "exp_avg_sq" in optimizer.state.get(weight, {})
     }
 
 
@@ -151,31 +197,59 @@ def _split(rows: list[Call], seed: int) -> tuple[list[Call], list[Call]]:
     return [rows[i] for i in sorted(order[count:])], [rows[i] for i in sorted(order[:count])]
 
 
-@torch.no_grad()
-def _error(denoiser: nn.Module, dense: nn.Module, rows: Sequence[Call]) -> float:
-    """The relative error of the denoiser's predictions over these rows."""
-    with evaluating(denoiser), evaluating(dense):
-        return relative_error(
-            (_predict(denoiser, call), _predict(dense, call))
-            for first in range(0, len(rows), _JUDGED_TOGETHER)
-            for call in merge_calls(rows[first : first + _JUDGED_TOGETHER])
+def check_gradients(denoiser: nn.Module, names: Iterable[str], calls: Sequence[Call]) -> None:
+    """Take gradients for one row, before anything long runs. Raises ModelError if there are none.
+
+    Layers that no gradient reaches are not told here: another row may reach them.
+    """
+    weights = [denoiser.get_parameter(f"{name}.weight") for name in names]
+    if any(weight.is_inference() for weight in weights):
+        raise ModelError(
+            f"{type(denoiser).__name__}: this recipe takes gradients, and its weights were made "
+            "under torch.inference_mode(), which allows none; load the model outside of it"
         )
+    why = "no gradient reaches a target, as its forward runs without (torch.no_grad)"
+    try:
+        with torch.inference_mode(False):
+            call = outside_inference(calls[:1])[0]
+            row = RowLayout(denoiser, [call]).rows_of(call)[0]
+            with training(denoiser, weights), torch.enable_grad():
+                loss = _distance(_predict(denoiser, row), [])
+                if loss.requires_grad:
+                    loss.backward()
+                if any(weight.grad is not None for weight in weights):
+                    return
+    except (RuntimeError, NotImplementedError) as error:
+        if is_out_of_memory(error):
+            raise
+        why = reason_of(error)
+    raise ModelError(
+        f"{type(denoiser).__name__}: this recipe takes gradients and gets none ({why}); leave the "
+        "refinement out and let the reconstruction choose the mask (refinement=None, "
+        "mask='reconstruction'), with allocation='sensitivity' or 'owl'"
+    )
 
 
-def _backward(
-    denoiser: nn.Module, dense: nn.Module, blocks: Sequence[str], call: Call,
-    block_weight: float, share: float,
-) -> None:  # fmt: skip
-    """Gradients of the relative errors of one call."""
-    compared = blocks if block_weight else ()
-    with torch.no_grad(), _outputs_of(dense, compared) as expected:
-        target = _predict(dense, call)
-    with torch.enable_grad(), _outputs_of(denoiser, compared) as got:
-        loss = _relative(_predict(denoiser, call), target)
-        pairs = [(a, b) for n in compared for a, b in zip(got[n], expected[n], strict=True)]
-        if pairs:
-            loss = loss + block_weight * sum(_relative(a, b) for a, b in pairs) / len(pairs)
-        (loss * share).backward()
+def outside_inference(calls: Sequence[Call]) -> list[Call]:
+    """The calls with copies of what was made under torch.inference_mode(), which no gradient takes.
+
+    Run it outside of that mode.
+    """
+    return [call.map(_normal) for call in calls]
+
+
+def _normal(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
+
+def _distance(given: Prediction, reference: Prediction) -> Tensor:
+    """The mean relative error of all tensors of a prediction; their squares without reference."""
+    if not reference:
+        return torch.stack([tensor.square().mean().float() for _, tensor in given]).mean()
+    distances = [_relative(a, b) for (_, a), (_, b) in zip(given, reference, strict=True)]
+    return (
+        distances[0] if len(distances) == 1 else sum(distances[1:], distances[0]) / len(distances)
+    )
 
 
 def _relative(output: Tensor, reference: Tensor) -> Tensor:
@@ -184,8 +258,8 @@ def _relative(output: Tensor, reference: Tensor) -> Tensor:
     return (output - reference).square().mean() / scale
 
 
-def _predict(denoiser: nn.Module, call: Call) -> Tensor:
-    return predicted_noise(denoiser(*call.args, **call.kwargs), call.sample().shape[1])
+def _predict(denoiser: nn.Module, call: Call) -> Prediction:
+    return predicted(denoiser(*call.args, **call.kwargs), call)
 
 
 @contextmanager
@@ -220,7 +294,7 @@ def training(denoiser: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
             parameter.grad = None
         for weight in weights:
             weight.requires_grad_(True)
-        with evaluating(denoiser):
+        with torch.inference_mode(False), evaluating(denoiser):
             yield
     finally:
         for parameter, requires_grad, gradient in before:

@@ -36,7 +36,7 @@ def share_in_folder(
     known = _recorded(journal, loading.job.name, _SHARE)
     if known is not None:
         return Chosen.from_json(known, recipe)
-    calls, _ = keep_aside(loading.calls)
+    calls, _ = keep_aside(loading.denoiser, loading.calls)
     job = loading.job
     chosen = choose_share(
         loading.denoiser, job.selection.targets, job.stats, recipe, calls, progress,
@@ -52,7 +52,7 @@ def measure_error(loading: Loading, chosen: Chosen, folder: Path, journal: Journ
     if known_error(journal, job.name) is not None:
         return
     denoiser = loading.denoiser
-    _, aside = keep_aside(loading.calls)
+    _, aside = keep_aside(loading.denoiser, loading.calls)
     judge, written = Judge(denoiser, aside), Weights(folder)
     pruned = {name: as_matrix(written.read(f"{name}.weight")) for name in job.selection.targets}
     with replaced(denoiser, pruned):

@@ -158,7 +158,7 @@ def updated_tensors(
         return _restore(file)
     job, calls = loading.job, loading.calls if recipe.needs_calls or chosen else []
     if chosen is not None:
-        calls, _ = keep_aside(calls)
+        calls, _ = keep_aside(loading.denoiser, calls)
     done = update_targets(
         loading.denoiser, job.selection.targets, job.stats, recipe, calls, progress,
         loading.max_gram_bytes, None if chosen is None else chosen.costs,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from ditprune.calls import Call
-from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
-from ditprune.denoiser.rows import merge_calls, num_rows, take_rows
+from ditprune.denoiser.layout import RowLayout
+from ditprune.denoiser.replay import Prediction, predicted, relative_error, run_call
+from ditprune.denoiser.rows import num_rows
 from ditprune.errors import ModelError, RecipeError
 
 NUM_MEASURING_ROWS = 64  # of calibration, on which budgets and shares are measured
@@ -26,12 +27,13 @@ class Judge:
     def __init__(self, denoiser: nn.Module, calls: Sequence[Call]) -> None:
         self._calls = calls
         self._dense = [_predict(denoiser, call) for call in calls]
-        if not all(noise.isfinite().all() for noise in self._dense):
+        tensors = [tensor for given in self._dense for _, tensor in given]
+        if not all(tensor.isfinite().all() for tensor in tensors):
             raise ModelError(
                 "the dense denoiser predicts NaN or Inf for calibration calls, so no error can be "
                 "measured; look at the calls, or run it in float32"
             )
-        if not any(noise.any() for noise in self._dense):
+        if not any(tensor.any() for tensor in tensors):
             raise ModelError(
                 "the dense denoiser predicts zeros for all calibration calls, so no relative error "
                 "can be measured; look at its weights: is it trained?"
@@ -50,19 +52,21 @@ class Judge:
         )
 
 
-def some_rows(calls: Sequence[Call]) -> list[Call]:
+def some_rows(denoiser: nn.Module, calls: Sequence[Call]) -> list[Call]:
     """Rows spread over all of the calls, as many as budgets are measured on, few to a call."""
-    places = _places(calls)
+    layout = RowLayout(denoiser, calls)
+    places = _places(layout, calls)
     every = max(1, len(places) // NUM_MEASURING_ROWS)
-    return _together([take_rows(calls[i], [row]) for i, row in places[::every]])
+    return _together(layout, [layout.take(calls[i], [row]) for i, row in places[::every]])
 
 
-def keep_aside(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+def keep_aside(denoiser: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
     """The calls without some rows, and these rows: one in eight, at most 64, spread over all.
 
     Raises RecipeError for fewer than two rows.
     """
-    places = _places(calls)
+    layout = RowLayout(denoiser, calls)
+    places = _places(layout, calls)
     if len(places) < 2:
         raise RecipeError(
             "--max-error is measured on rows of calibration calls, some of them kept aside: "
@@ -70,32 +74,33 @@ def keep_aside(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
             "--calibration-set)"
         )
     count = min(_MOST_ASIDE, max(1, len(places) // _SHARE_ASIDE))
-    aside = {places[(2 * i + 1) * len(places) // (2 * count)] for i in range(count)}
-    return (
-        list(_without(calls, aside)),
-        _together([take_rows(calls[i], [row]) for i, row in sorted(aside)]),
-    )
+    chosen = {places[(2 * i + 1) * len(places) // (2 * count)] for i in range(count)}
+    rows = [layout.take(calls[i], [row]) for i, row in sorted(chosen)]
+    return list(_without(layout, calls, chosen)), _together(layout, rows)
 
 
-def _without(calls: Sequence[Call], aside: set[tuple[int, int]]) -> Iterator[Call]:
+def _without(
+    layout: RowLayout, calls: Sequence[Call], aside: set[tuple[int, int]]
+) -> Iterator[Call]:
     for i, call in enumerate(calls):
-        rest = [row for row in range(num_rows(call)) if (i, row) not in aside]
-        if len(rest) == num_rows(call):
+        count = layout.num_rows(call)
+        rest = [row for row in range(count) if (i, row) not in aside]
+        if len(rest) == count:
             yield call
         elif rest:
-            yield take_rows(call, rest)
+            yield layout.take(call, rest)
 
 
-def _places(calls: Sequence[Call]) -> list[tuple[int, int]]:
+def _places(layout: RowLayout, calls: Sequence[Call]) -> list[tuple[int, int]]:
     """(number of the call, row) of every row."""
-    return [(i, row) for i, call in enumerate(calls) for row in range(num_rows(call))]
+    return [(i, row) for i, call in enumerate(calls) for row in range(layout.num_rows(call))]
 
 
-def _together(rows: Sequence[Call]) -> list[Call]:
+def _together(layout: RowLayout, rows: Sequence[Call]) -> list[Call]:
     """Calls of several rows, where all else about them agrees."""
     firsts = range(0, len(rows), _MEASURED_TOGETHER)
-    return [call for i in firsts for call in merge_calls(rows[i : i + _MEASURED_TOGETHER])]
+    return [call for i in firsts for call in layout.merged(rows[i : i + _MEASURED_TOGETHER])]
 
 
-def _predict(denoiser: nn.Module, call: Call) -> Tensor:
-    return predicted_noise(run_call(denoiser, call), call.sample().shape[1])
+def _predict(denoiser: nn.Module, call: Call) -> Prediction:
+    return predicted(run_call(denoiser, call), call)

@@ -101,7 +101,8 @@ def choose_share(
     assert recipe.max_error is not None
     layers, grams = prepare_all(denoiser, targets, stats, recipe, calls, progress, max_gram_bytes)
     costs = budgets.costs_of(denoiser, layers, grams.of, calls, recipe, progress)
-    tries = _Tries(denoiser, layers, grams, costs, recipe, some_rows(calls), progress)
+    rows = some_rows(denoiser, calls)
+    tries = _Tries(denoiser, layers, grams, costs, recipe, rows, progress)
     curve = None if costs is None else tries.curve
     percent, error = largest_below(tries.error, recipe.max_error, curve)
     return Chosen(_at(recipe, percent), recipe.max_error, error, costs)

@@ -26,6 +26,24 @@ def replaced(denoiser: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Non
                 matrix_of(denoiser, name).copy_(weight)
 
 
+@contextmanager
+def exchanged(denoiser: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """These tensors as weights for as long as the block runs; nothing is copied.
+
+    Args:
+        weights: by target, in the dtype and the shape of its parameter.
+    """
+    parameters = {name: denoiser.get_parameter(f"{name}.weight") for name in weights}
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = before[name]
+
+
 def matrix_of(denoiser: nn.Module, name: str) -> Tensor:
     """A target's weight as a matrix, a view."""
     return as_matrix(denoiser.get_parameter(f"{name}.weight").detach())

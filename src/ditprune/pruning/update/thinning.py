@@ -7,8 +7,8 @@ stays removed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,13 @@ class Thinning:
     after: Mapping[str, int]
     is_joint: bool
 
+    def without(self, names: Collection[str]) -> Thinning:
+        """For the other layers alone."""
+        layers = {name: layer for name, layer in self.layers.items() if name not in names}
+        before = {name: count for name, count in self.before.items() if name in layers}
+        after = {name: count for name, count in self.after.items() if name in layers}
+        return replace(self, layers=layers, before=before, after=after)
+
     def is_due(self, step: int, num_steps: int) -> bool:
         """Whether something goes before this step."""
         begin, end, every = self._times(num_steps)
@@ -48,12 +55,14 @@ class Thinning:
         """What stays at this step; at the last one exactly what the recipe asks for.
 
         Args:
-            keep: by target, [C_out, C_in], True stays as yet.
+            keep: by target, [C_out, C_in], True stays as yet; there may be others.
             scores: likewise, float32, from 0 up; higher is kept.
         """
+        if not self.layers:
+            return {}
         begin, end, _ = self._times(num_steps)
         ramp = 1 - (1 - (step - begin + 1) / (end - begin + 1)) ** 3
-        left = {name: scores[name].masked_fill(~mask, _GONE) for name, mask in keep.items()}
+        left = {name: scores[name].masked_fill(~keep[name], _GONE) for name in self.layers}
         if self.is_joint:
             return self._jointly(
                 left, _between(sum(self.before.values()), sum(self.after.values()), ramp)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,12 @@ from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
-from ditprune.pruning.update.distill import Refinement, rate_for
+from ditprune.pruning.update.distill import (
+    Refinement,
+    check_gradients,
+    outside_inference,
+    rate_for,
+)
 from ditprune.pruning.update.grams import Grams
 from ditprune.pruning.update.layers import Layer, prepare, update_layer
 from ditprune.pruning.update.swap import matrix_of, replaced
@@ -90,6 +95,8 @@ def prepare_all(
     calls: Sequence[Call], progress: Progress, max_gram_bytes: int | None,
 ) -> tuple[dict[str, Layer], Grams]:  # fmt: skip
     """Every layer before anything is removed, and the Grams of their inputs when asked for."""
+    if needs_gradients(recipe):
+        check_gradients(denoiser, targets, calls)
     limit = DEFAULT_GRAM_BYTES if max_gram_bytes is None else max_gram_bytes
     with torch.no_grad():
         layers = {
@@ -98,6 +105,11 @@ def prepare_all(
         }
     num_bins = NUM_BINS if stats is None else stats.num_bins
     return layers, Grams(denoiser, targets, calls, recipe, limit, progress, num_bins)
+
+
+def needs_gradients(recipe: Recipe) -> bool:
+    """Whether a recipe runs the denoiser backwards."""
+    return recipe.refinement is not None or recipe.allocation == "proxy"
 
 
 def check_has_calls(calls: Sequence[Call]) -> None:
@@ -172,15 +184,24 @@ def _refined(
     settings = recipe.refinement
     assert settings is not None
     blocks = list(dict.fromkeys(update.layer.target.block for update in updates.values()))
-    refinement = Refinement(denoiser, copy.deepcopy(denoiser), blocks, calls, settings)
-    with replaced(denoiser, _weights(updates)):
-        before = refinement.error()
-    with replaced(denoiser, _weights(first_updates)):
-        keep = {name: update.keep for name, update in first_updates.items()}
-        keep = refinement.train_(keep, rate_for(before, settings), thin, progress)
-        if not refinement.error() < before:
-            return dict(updates)
-        refined = {name: matrix_of(denoiser, name).float().clone() for name in updates}
+    settled = {name: (update.weight, update.keep) for name, update in updates.items()}
+    with torch.inference_mode(False):
+        refinement = Refinement(denoiser, list(updates), blocks, outside_inference(calls), settings)
+        with replaced(denoiser, _weights(updates)):
+            before = refinement.error()
+        with replaced(denoiser, _weights(first_updates)):
+            keep = {name: update.keep for name, update in first_updates.items()}
+            keep = refinement.train_(keep, rate_for(before, settings), thin, settled, progress)
+            if not refinement.error() < before:
+                return dict(updates)
+            refined = {name: matrix_of(denoiser, name).float().clone() for name in updates}
+    if refinement.unreached:
+        warnings.warn(
+            f"the refinement's gradients never reached {len(refinement.unreached)} of "
+            f"{len(updates)} layers, which keep what their reconstruction gave (first "
+            f"{refinement.unreached[0]})",
+            stacklevel=2,
+        )
     return {
         name: replace(
             update, weight=refined[name], keep=keep[name],
