@@ -34,7 +34,8 @@ def test_there_and_back(ditprune, pruned, tmp_path) -> None:
     assert out.splitlines()[-1] == f"dense model: {again}"
     assert files_of(again) == files_of(pruned)
     code, out, _ = ditprune("verify", small)
-    assert (code, out) == (0, f"{small}: every claim holds\n")
+    assert code == 0
+    assert out.endswith(f"{small}: every claim holds\n")
 
 
 def test_layers_that_do_not_gain_are_named(ditprune, tiny_pipeline, tmp_path) -> None:

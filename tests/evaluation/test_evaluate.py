@@ -25,7 +25,7 @@ from folders import files_of, save_pipeline
 SMALL = {"num_images": 10, "num_inference_steps": 2, "guidance_scale": 1.5, "num_held_out": 6}
 KEYS = {
     "name", "sparsity_asked", "sparsity", "recipe", "calibrate_command", "command", "metrics",
-    "num_spoiled", "warnings", "error_by_timestep", "accounting", "targets",
+    "num_spoiled", "warnings", "error_by_timestep", "accounting", "targets", "told",
 }  # fmt: skip
 
 

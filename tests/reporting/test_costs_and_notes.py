@@ -94,3 +94,5 @@ def test_what_was_dropped_and_what_was_not_measured_stand_in_the_summary() -> No
     text = Tags(render(content)).words()
     assert "Dropped or not reached stw 50: its refinement was dropped" in text
     assert "Values with 95 % intervals; not measured: CLIP score" in text
+    content["models"][1]["told"] = ["stays dense: <script>alert(1)</script>"]
+    assert "stays dense: <script>alert(1)</script>" in Tags(render(content)).text

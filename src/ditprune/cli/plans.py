@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,7 @@ from ditprune.pruning.job import Job, Outcome, num_bytes, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
 from ditprune.pruning.update.folder import Source, calls_of, check_source
-from ditprune.reporting import formats
-from ditprune.targets.coverage import LeftOut
+from ditprune.reporting import formats, told
 from ditprune.writing.files import check_folder, existing_parent
 from ditprune.writing.staging import missing_bytes
 
@@ -190,17 +189,7 @@ def error_lines(done: Plan | Outcome) -> Iterator[str]:
         yield done.error.line()
 
 
-def dense_lines(done: Plan | Outcome) -> Iterator[str]:
-    """What stays dense in the blocks, a line each: skipped targets, then the rest by reason."""
-    for name, reason in done.skipped.items():
-        yield f"stays dense: {name} ({reason})"
-    by_reason: dict[str, list[LeftOut]] = {}
-    for layer in done.left_out.values():
-        by_reason.setdefault(layer.reason, []).append(layer)
-    for reason, group in by_reason.items():
-        num_weights = sum(layer.num_weights for layer in group)
-        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        yield (
-            f"stays dense: {group[0].name}{more}, {num_weights:,} weights "
-            f"({num_weights / done.num_parameters:.1%} of the denoiser): {reason}"
-        )
+def dense_lines(plan: Plan) -> Iterator[str]:
+    """What stays dense in the blocks, a line each."""
+    left_out = {name: asdict(layer) for name, layer in plan.left_out.items()}
+    return told.dense_lines(plan.skipped, left_out, plan.num_parameters)

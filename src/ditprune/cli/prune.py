@@ -12,7 +12,7 @@ from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import statistics_option
-from ditprune.cli.plans import dense_lines, error_lines, show_dry_run
+from ditprune.cli.plans import error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
 
 
@@ -56,7 +56,7 @@ def prune(
         outcome = prune_folder.prune(model, out, progress=progress, **given)
     for name, part in outcome.denoisers.items():
         prefix = console.prefix(name, outcome.denoisers)
-        console.show(dense_lines(part), prefix)
+        console.show(part.told(), prefix)
         line = (
             f"removed {part.num_pruned:,} of {part.num_weights:,} target weights "
             f"({part.sparsity:.2%}), {part.model_sparsity:.2%} of the whole denoiser"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import click
 
 from ditprune.api.folders import verify as false_claims
+from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
+from ditprune.reporting.told import facts_of_denoisers
 
 
 @click.command(cls=GroupedCommand)
@@ -20,5 +22,6 @@ def verify(out: str) -> int:
     if count:
         console.show([f"{out}: {count} false claims"])
         return 1
+    console.show(facts_of_denoisers(locate(out).denoisers))
     console.show([f"{out}: every claim holds"])
     return 0

@@ -14,6 +14,7 @@ from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import Stock
 from ditprune.evaluation.in_memory import AnyModel
+from ditprune.reporting.told import facts_of_denoisers
 from ditprune.targets.discover import Target, discover
 from ditprune.writing.files import MANIFEST, read_manifest
 from ditprune.writing.json_file import MALFORMED
@@ -31,6 +32,7 @@ class Claims:
         statistics: what the manifest says of the statistics; None if the recipe read none.
         targets: the targets of each denoiser by name, from its manifest or from its structure.
         has_mask: whether the mask came from another model.
+        told: what stays dense, was dropped or was not reached, from the manifests.
         recipes: by denoiser, where there are several that differ; there is no `asked` then.
     """
 
@@ -39,6 +41,7 @@ class Claims:
     statistics: Mapping[str, Any] | None
     targets: Mapping[str, Mapping[str, Mapping[str, Any]]]
     has_mask: bool = False
+    told: tuple[str, ...] = ()
     recipes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,8 +66,14 @@ def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
         asked=None if differ else first.asked,
         targets=targets,
         has_mask=any(claim.has_mask for claim in claims),
+        told=tuple(facts_of_denoisers(_folders(model))),
         recipes=recipes if differ else {},
     )
+
+
+def _folders(model: AnyModel) -> dict[str, Path]:
+    """The folders of its denoisers; none of those in memory."""
+    return {name: part for name, part in model.denoisers.items() if isinstance(part, Path)}
 
 
 def dense_claims(denoisers: Mapping[str, nn.Module], pruned: Sequence[Claims] = ()) -> Claims:

@@ -123,6 +123,7 @@ def _row(
         "recipe": claims.recipe,
         "calibrate_command": calibrate,
         "command": prune,
+        "told": list(claims.told),
         "metrics": {
             key: _interval_json(model.measured.intervals.get(key)) for key in tools.catalogue
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -23,6 +24,7 @@ from ditprune.method.words import build_each
 from ditprune.pruning.error_bound import ErrorBound
 from ditprune.pruning.plan import Plan, make_plan, read_weights
 from ditprune.pruning.selection import Selection, select_in_checkpoint, statistics_of
+from ditprune.reporting.told import facts_of
 from ditprune.targets.discover import Target
 from ditprune.writing.files import installed_versions
 
@@ -207,6 +209,12 @@ class Outcome(Plan):
         from ditprune.pruning.saving import save_outcome
 
         save_outcome(self, Path(folder))
+
+    def told(self) -> list[str]:
+        """What stays dense, was dropped or was not reached, a line each."""
+        facts = {n: facts_of(claims(o, {}, defaultdict(str))) for n, o in self.denoisers.items()}
+        prefixes = {name: f"{name}: " if len(facts) > 1 else "" for name in facts}
+        return [prefixes[name] + fact for name, lines in facts.items() for fact in lines]
 
     @property
     def num_pruned(self) -> int:
