@@ -69,6 +69,11 @@ def test_what_pipelines_of_the_hub_have_is_taken(entry: object, folder: Path) ->
         ["transformers", "pipeline"], ["transformers", "Trainer"], ["transformers", "os"],
         ["pipeline_utils", "DiffusionPipeline"], ["stable_diffusion", "StableDiffusionPipeline"],
         ["stable_diffusion", "os"], ["../x", "y"], ["pag", "torch"], [["a", "b"], "c"],
+        ["diffusers", "ModularPipeline"], ["diffusers", "ModularPipelineBlocks"],
+        ["diffusers", "AutoPipelineForText2Image"], ["diffusers", "FluxModularPipeline"],
+        ["diffusers", "ConfigMixin"], ["diffusers", "DDIMScheduler\u200b"],
+        ["diffu\u0455ers", "DDIMScheduler"], ["\uff44iffusers", "DDIMScheduler"],
+        ["diffusers", "__loader__"], ["diffusers", "schedulers.DDIMScheduler"],
         {"os": 1, "system": 2}, [["a", "b"]], [{"a": "b"}, 1], [None, 3], ["a", "b", "c"],
     ],
     ids=str,
@@ -80,6 +85,19 @@ def test_all_else_is_refused(entry: object, folder: Path) -> None:
         return
     with pytest.raises(ModelError, match=NEVER):
         check(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a/b", "/etc", "..", ".", "", "a.b", "vae ", "\0", "a\nb", "\uff56ae", "x" * 999],
+)
+@pytest.mark.parametrize("entry", [["diffusers", "DDIMScheduler"], "12"], ids=str)
+def test_a_component_of_no_plain_name_is_refused(name: str, entry: object, folder: Path) -> None:
+    """diffusers joins it to the folder."""
+    write(folder, **{name: entry})
+    with pytest.raises(ModelError, match=NEVER) as error:
+        check(folder)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("name", [None, 3, "os", "utils", "AutoModel", "DiTTransformer2DModel",
@@ -114,6 +132,8 @@ def test_a_file_that_diffusers_would_run_is_refused(file: str, folder: Path) -> 
         ("tokenizer", "CLIPProcessor", {"auto_map": {"AutoProcessor": "mine.Mine"}}),
         ("text_encoder", "AutoModel", {"a": [{"auto_map": {"AutoModel": "mine.Mine"}}]}),
         ("text_encoder", "T5EncoderModel", {"attn_implementation": "who/kernel"}),
+        ("text_encoder", "T5EncoderModel", {"_attn_implementation_internal": "who/kernel"}),
+        ("text_encoder", "T5EncoderModel", {"experts_implementation": "who/kernel@main:f"}),
         ("text_encoder", "T5EncoderModel", {"sub": {"_attn_implementation": {"": "who/kernel"}}}),
     ],
 )
@@ -124,6 +144,14 @@ def test_a_config_that_names_code_is_refused(
     write(folder, **{name: ["transformers", entry]})
     check(folder)
     (folder / name / file).write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match=NEVER):
+        check(folder)
+
+
+def test_an_adapter_that_names_another_model_is_refused(folder: Path) -> None:
+    """transformers would read that model's config, from wherever it lies."""
+    config = json.dumps({"base_model_name_or_path": "/elsewhere", "megatron_core": "os"})
+    (folder / "text_encoder" / "adapter_config.json").write_text(config, encoding="utf-8")
     with pytest.raises(ModelError, match=NEVER):
         check(folder)
 

@@ -21,9 +21,10 @@ _LIBRARIES = ("diffusers", "transformers")
 _NEVER_RUN = "code from model folders is never run"
 _INDEX = "model_index.json"
 _UNPACKED = 2  # diffusers unpacks every value of the index into a library and a class
+_LONGEST_NAME = 200  # of a component, which is an argument of the pipeline and a folder
 # The kinds of classes that a component can be of, by library.
 _KINDS = {
-    "diffusers": ("ModelMixin", "SchedulerMixin", "ConfigMixin"),
+    "diffusers": ("ModelMixin", "SchedulerMixin", "BaseGuidance", "VaeImageProcessor"),
     "transformers": (
         "PreTrainedModel", "PreTrainedTokenizerBase", "FeatureExtractionMixin",
         "ImageProcessingMixin", "ProcessorMixin",
@@ -31,6 +32,7 @@ _KINDS = {
 }  # fmt: skip
 _AUTO = "transformers.models.auto."  # classes that choose another by the folder's config
 # The files from which transformers learns of classes in the folder, or of kernels to fetch.
+_ADAPTER = "adapter_config.json"
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
             "processor_config.json", "video_preprocessor_config.json")  # fmt: skip
 
@@ -50,6 +52,8 @@ def check_components(model: ModelFolder) -> tuple[str, str]:
     _check_no_module(model.root / "None.py")  # where diffusers looks when no module is named
     _check_pipeline(file, index.get("_class_name"))
     for name, entry in index.items():
+        if not (name.isidentifier() and name.isascii() and len(name) < _LONGEST_NAME):
+            raise ModelError(f"{file}: {name!r:.60} is no name of a component; {_NEVER_RUN}")
         if name != "_class_name":
             _check_entry(file, name, entry)
     scheduler = index.get("scheduler")
@@ -113,6 +117,11 @@ def _check_component(file: Path, name: str, library: str, class_name: str) -> No
         )
     if library != "diffusers":
         _check_configs(folder, named)
+        if (folder / _ADAPTER).exists():  # transformers would load the model that it names
+            raise ModelError(
+                f"{folder / _ADAPTER}: an adapter names another model, which is not loaded; merge "
+                f"it into the weights, {_NEVER_RUN}"
+            )
 
 
 def _is_pipelines_own(library: str) -> bool:
@@ -182,7 +191,7 @@ def _check_configs(folder: Path, named: type) -> None:
         if not file.exists():
             continue
         for key, value in _pairs(read_json(file)):
-            names_kernel = key.endswith("_implementation") and "/" in str(value)
+            names_kernel = "_implementation" in key and "/" in str(value)
             if names_kernel or (chooses and key == "auto_map"):
                 raise ModelError(f"{file}: {key} names code; remove it, {_NEVER_RUN}")
 

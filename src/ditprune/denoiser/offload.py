@@ -7,7 +7,6 @@ Memory holds one layer, the activations and the buffers; each call reads the who
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.quiet import quiet
 from ditprune.errors import ModelError
 
 
@@ -45,9 +45,7 @@ def offloaded(folder: Path, placement: Placement) -> nn.Module:
     for name, parameter in denoiser.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])  # later reads are cast to this dtype
     parameters = {name: dtypes[name] for name, _ in denoiser.named_parameters()}
-    # It would warn that weights are on disk, as asked.
-    logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-    with torch.no_grad():
+    with torch.no_grad(), quiet():  # accelerate would warn that weights are on disk, as asked
         dispatch_model(
             denoiser,
             device_map={"": "disk"},

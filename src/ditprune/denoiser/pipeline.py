@@ -17,7 +17,8 @@ from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.components import check_components
 from ditprune.denoiser.offload import offloaded
 from ditprune.denoiser.placement import Placement
-from ditprune.errors import ModelError, is_out_of_memory, reason_of
+from ditprune.denoiser.quiet import quiet
+from ditprune.errors import DitpruneError, ModelError, is_out_of_memory, reason_of
 from ditprune.writing.files import is_compact
 
 _CPU = Placement()
@@ -96,18 +97,13 @@ def _in_dtype(placement: Placement) -> dict[str, torch.dtype]:
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """diffusers is silent inside the block, and its errors become ModelErrors."""
-    from diffusers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Other libraries are silent inside the block, and their errors become ModelErrors."""
     try:
-        yield
+        with quiet():
+            yield
+    except DitpruneError:  # one line already
+        raise
     except Exception as error:  # diffusers raises a dozen unrelated types
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{name}: diffusers cannot load it ({reason_of(error)})") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
