@@ -209,7 +209,7 @@ def test_the_hook_goes_even_when_sampling_fails(pipeline, monkeypatch) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(pipeline.transformer, "forward", fail)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ModelError, match=r"DiTPipeline failed \(ZeroDivisionError"):
         calls_of(pipeline)
     assert len(pipeline.transformer._forward_pre_hooks) == before
 

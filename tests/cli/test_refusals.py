@@ -342,7 +342,7 @@ def test_weights_that_hold_nan_are_refused_midway(
     [
         (["--num-samples", 0], "--num-samples 0: expected at least 1"),
         (["--num-inference-steps", 0], "--num-inference-steps 0"),
-        (["--timesteps", "erly"], "--timesteps 'erly': did you mean 'early'"),
+        (["--timesteps", "erly"], "--timesteps 'erly' is unknown; did you mean 'early'"),
         (["--labels", "1,a"], "--labels '1,a': expected class ids"),
         (["--labels", ""], "--labels ''"),
         (["--labels", "-1"], "--labels -1: expected class ids from 0 to 999"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,7 +21,6 @@ from ditprune.errors import ModelError, RecipeError, did_you_mean
 
 _OWN_WORDS = tuple(part.name for part in fields(Sampling))
 _NOT_GIVEN = ("purpose", "pipeline_options")
-_LISTS = {"prompts": "prompts=['a fox in snow']", "labels": "labels=[3, 7]"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,8 +131,8 @@ def sample(
         raise RecipeError("sample: pass arguments of the pipeline by name, as in guidance_scale=4")
     words = {word: options.pop(word) for word in _OWN_WORDS if word in options}
     sampling = Sampling(
-        num_samples=num_samples, seed=seed, labels=_listed("labels", labels, int),
-        prompts=_listed("prompts", prompts, str), pipeline_options=options, **words,
+        num_samples=num_samples, seed=seed, labels=labels, prompts=prompts,
+        pipeline_options=options, **words,
     )  # fmt: skip
     names = tuple(denoisers_of(pipe))
     if not names:
@@ -166,18 +165,6 @@ def load_calls(folder: str | Path) -> Calls:
             "the `ditprune calibrate` that began it"
         )
     return Calls(call_set, call_set.protocol)
-
-
-def _listed(word: str, given: Any, kind: type) -> tuple[Any, ...] | None:
-    """The conditions as a tuple. Raises RecipeError; a text would be a list of its letters."""
-    if given is None:
-        return None
-    items = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
-    numbers = tuple(int(item) for item in items if hasattr(item, "__index__"))
-    items = numbers if kind is int and len(numbers) == len(items) else items
-    if not items or not all(isinstance(item, kind) for item in items):
-        raise RecipeError(f"sample: {word}={given!r}; expected a list, as in {_LISTS[word]}")
-    return items
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from ditprune.calibration.reach import unused
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.errors import ModelError, StatisticsError
+from ditprune.method import numbers
 from ditprune.method.choices import as_globs
 from ditprune.targets.coverage import warn_of_outside
 from ditprune.targets.discover import discover
@@ -54,8 +55,7 @@ def calibrate_denoiser(
         TargetError: one of `blocks` matches no module, or all of them no layer to prune.
         StatisticsError: there are no batches, or an input holds NaN or Inf.
     """
-    if num_bins < 1:
-        raise RecipeError(f"--num-bins {num_bins}: expected at least 1")
+    num_bins = numbers.whole("num_bins", num_bins, numbers.MOST_BINS)
     globs = as_globs("blocks", blocks)
     targets = discover(denoiser, auxiliary=True, blocks=globs)
     refuse_without_values(denoiser, targets)

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from ditprune import bundled
-from ditprune.errors import RecipeError
+from ditprune.errors import (
+    DitpruneError,
+    ModelError,
+    RecipeError,
+    is_out_of_memory,
+    reason_of,
+)
+from ditprune.method import numbers
+
+_CONDITIONS = {"labels": int, "prompts": str}
+_EXAMPLES = {"prompts": "prompts=['a fox in snow']", "labels": "labels=[3, 7]"}
 
 
 def item_seed(purpose: str, seed: int, item: int) -> int:
     """A 63-bit seed of one item; different purposes never share noise."""
     digest = hashlib.sha256(f"{purpose}:{seed}:{item}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def listed(word: str, given: Any) -> tuple[Any, ...] | None:
+    """`labels` or `prompts` as a tuple. Raises RecipeError; a text would be a list of letters."""
+    if given is None:
+        return None
+    items = () if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    if word == "labels":
+        items = tuple(numbers.integer(word, item) for item in items)
+    if not items or not all(isinstance(item, _CONDITIONS[word]) for item in items):
+        raise RecipeError(f"{word}={given!r:.60}: expected a list, as in {_EXAMPLES[word]}")
+    return items
 
 
 def condition_argument(pipeline: Any) -> str:
@@ -94,14 +116,24 @@ def check_options(pipeline: Any, **options: Any) -> dict[str, Any]:
 
 
 def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
-    """Run the pipeline for these conditions; each item has noise from its own seed."""
+    """Run the pipeline for these conditions; each item has noise from its own seed.
+
+    Raises ModelError for what the pipeline itself raises.
+    """
     if isinstance(options.get("negative_prompt"), str):
         options["negative_prompt"] = [options["negative_prompt"]] * len(batch)
-    return pipeline(
-        **{condition_argument(pipeline): list(batch)},
-        **check_options(pipeline, **options),
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-    )
+    given = check_options(pipeline, **options)
+    condition = {condition_argument(pipeline): list(batch)}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    try:
+        return pipeline(**condition, **given, generator=generators)
+    except Exception as error:  # of any kind: pipelines check little
+        if isinstance(error, DitpruneError) or is_out_of_memory(error):
+            raise
+        words = ", ".join(f"{word}={value!r:.40}" for word, value in given.items())
+        raise ModelError(
+            f"{type(pipeline).__name__} failed ({reason_of(error)}); it was called with {words}"
+        ) from error
 
 
 def draw(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:

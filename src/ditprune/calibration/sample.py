@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 
-from ditprune.calibration.draw import conditions, item_seed, of_items, run
+from ditprune.calibration.draw import conditions, item_seed, listed, of_items, run
 from ditprune.calls import NUM_BINS, Call, bin_of
 from ditprune.checkpoints import copy_folder
+from ditprune.checkpoints.calibration_set import MOST_UNITS
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
-from ditprune.errors import RecipeError, did_you_mean
-from ditprune.method.choices import flag
+from ditprune.errors import RecipeError
+from ditprune.method import numbers
+from ditprune.method.choices import check_name
 from ditprune.targets.blocks import Globs, globs_of
 from ditprune.writing.files import installed_versions
 
@@ -40,6 +42,12 @@ TIMESTEPS = {
 _RESERVED = {
     "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
     "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
+}  # fmt: skip
+# The largest number that each option takes.
+_MOST = {
+    "num_samples": numbers.MOST, "batch_size": numbers.MOST_AT_ONCE,
+    "num_inference_steps": numbers.MOST, "height": numbers.MOST_PIXELS,
+    "width": numbers.MOST_PIXELS, "num_bins": numbers.MOST_BINS,
 }  # fmt: skip
 
 
@@ -65,8 +73,8 @@ class Sampling:
     timesteps: str = "uniform"
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
-    labels: tuple[int, ...] | None = None
-    prompts: tuple[str, ...] | None = None
+    labels: Sequence[int] | None = None
+    prompts: Sequence[str] | None = None
     seed: int = 0
     purpose: str = "calibration"
     batch_size: int = 16
@@ -76,20 +84,22 @@ class Sampling:
     num_bins: int = NUM_BINS
 
     def __post_init__(self) -> None:
-        for option in (
-            "num_samples", "num_inference_steps", "batch_size", "height", "width", "num_bins",
-        ):  # fmt: skip
-            value = getattr(self, option)
-            if value is not None and not isinstance(value, int):
-                raise RecipeError(f"{flag(option)} {value!r}: expected a whole number")
-            if value is not None and value < 1:
-                raise RecipeError(f"{flag(option)} {value}: expected at least 1")
+        for option, most in _MOST.items():
+            if (value := getattr(self, option)) is not None:
+                object.__setattr__(self, option, numbers.whole(option, value, most))
+        object.__setattr__(self, "seed", numbers.integer("seed", self.seed))
+        for word in ("labels", "prompts"):
+            object.__setattr__(self, word, listed(word, getattr(self, word)))
+        if self.guidance_scale is not None:
+            numbers.finite("guidance_scale", self.guidance_scale)
+        if self.num_units > MOST_UNITS:
+            raise RecipeError(
+                f"--num-samples {self.num_samples}: {self.num_units:,} sampling runs of "
+                f"--batch-size {self.batch_size}; expected at most {MOST_UNITS:,} runs"
+            )
         for name in sorted(self.pipeline_options.keys() & _RESERVED):
             raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
-        if self.timesteps not in TIMESTEPS:
-            raise RecipeError(
-                f"--timesteps '{self.timesteps}': {did_you_mean(self.timesteps, TIMESTEPS)}"
-            )
+        check_name("timesteps", TIMESTEPS, self.timesteps)
 
     @property
     def num_units(self) -> int:

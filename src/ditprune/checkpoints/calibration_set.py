@@ -28,7 +28,7 @@ from ditprune.writing.tensors_file import format_name, save_tensors
 HEADER = "calibration_set.json"
 _FORMAT = 2
 _KEY = "ditprune.calls"
-_MOST_UNITS = 100_000  # what five digits of a file name can number
+MOST_UNITS = 100_000  # what five digits of a file name can number
 _MOST_BINS = 1000
 _CALLS_IN_UNIT = 16  # of calls that were in memory
 
@@ -180,8 +180,8 @@ def load_calibration_set(folder: Path) -> CalibrationSet:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
         num_units = int(content["num_units"])
-        if not 1 <= num_units <= _MOST_UNITS:
-            raise ValueError(f"{num_units} units, expected 1 to {_MOST_UNITS}")
+        if not 1 <= num_units <= MOST_UNITS:
+            raise ValueError(f"{num_units} units, expected 1 to {MOST_UNITS}")
         return CalibrationSet(folder, num_units, dict(content["protocol"]), dict(content["guard"]))
     except _MALFORMED as error:
         raise ModelError(f"{folder}: not a calibration set ({error}); sample it again") from None

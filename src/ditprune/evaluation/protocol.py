@@ -12,6 +12,7 @@ from ditprune.calibration.draw import condition_argument
 from ditprune.calibration.sample import Sampling
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.catalogue import AGAINST_IMAGES, CATALOGUE, OF_FEATURES
+from ditprune.method import numbers
 
 CLIP_MODEL = "openai/clip-vit-base-patch16"
 EXTRACTORS = ("auto", "classifier", "inception")
@@ -47,9 +48,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for option in ("num_images", "num_held_out", "batch_size"):
-            if getattr(self, option) < 1:
-                flag = "--" + option.replace("_", "-")
-                raise RecipeError(f"{flag} {getattr(self, option)}: expected at least 1")
+            most = numbers.MOST_AT_ONCE if option == "batch_size" else numbers.MOST
+            object.__setattr__(self, option, numbers.whole(option, getattr(self, option), most))
         self.held_out()  # raises for options that sampling refuses
 
     def held_out(self) -> Sampling:

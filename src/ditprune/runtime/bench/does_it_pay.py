@@ -19,6 +19,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import KernelError, RecipeError
+from ditprune.method import numbers
 from ditprune.progress import Progress, silent
 from ditprune.runtime import build
 from ditprune.runtime.backends import BACKENDS, Backend, backend_of
@@ -70,9 +71,9 @@ class BenchOptions:
     blocks: Globs = ()
 
     def __post_init__(self) -> None:
-        if self.num_tokens is not None and self.num_tokens < 1:
-            raise RecipeError(f"--num-tokens {self.num_tokens}: expected at least 1")
-        if not self.limit_s > 0:
+        if self.num_tokens is not None:
+            numbers.whole("num_tokens", self.num_tokens)
+        if not numbers.finite("time_limit", self.limit_s) > 0:
             raise RecipeError(f"--time-limit {self.limit_s}: expected seconds above 0")
         sampling = self.sampling
         shapes_a_call = sampling.height or sampling.width or sampling.pipeline_options
