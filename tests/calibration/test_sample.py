@@ -269,7 +269,7 @@ def test_calls_that_differ_elsewhere_stay_apart(other) -> None:
         ({"batch_size": 0}, "--batch-size 0"),
         ({"height": -1}, "--height -1"),
         ({"num_bins": 0}, "--num-bins 0"),
-        ({"timesteps": "latte"}, "--timesteps 'latte': did you mean 'late'"),
+        ({"timesteps": "latte"}, "--timesteps 'latte' is unknown; did you mean 'late'"),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -335,6 +336,51 @@ def test_weights_that_hold_nan_are_refused_midway(
     line = refused(*command, midway=True)
     assert f"{name}: its weight holds NaN or Inf" in line
     assert not overwrite or files_of(out) == files_of(pruned)
+
+
+BEYOND = {
+    "calibrate": [
+        ["--num-samples", 10**12], ["--num-samples", 10**20], ["--num-samples", 10**400],
+        ["--num-samples", 10**6, "--batch-size", 1], ["--batch-size", 10**6],
+        ["--num-inference-steps", 10**9], ["--height", 10**6], ["--width", 10**30],
+        ["--num-bins", 10**5], ["--seed", 10**30], ["--labels", "9" * 30],
+        ["--guidance-scale", "nan"], ["--guidance-scale", "-inf"], ["--guidance-scale", 1e30],
+        ["--max-memory", "9" * 400 + "GB"],
+    ],
+    "evaluate": [["--num-images", 10**12], ["--num-held-out", 10**12], ["--batch-size", 10**6]],
+    "bench": [["--num-tokens", 10**12], ["--time-limit", "inf"], ["--time-limit", "nan"]],
+    "prune": [
+        ["--packages", 10**12], ["--refinement", "distill,num_steps=1000000000000"],
+        ["--refinement", "distill,learning_rate=1e300"], ["--reconstruction", "obs,damping=1e300"],
+        ["--reconstruction", "admm,num_steps=1000000000"], ["--cag-threshold", "inf"],
+        ["--gram-memory", "9" * 400 + "GB"],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [(verb, args) for verb, rows in BEYOND.items() for args in rows],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_number_beyond_all_bounds_is_refused_at_once(
+    verb, args, refused, tiny_pipeline, tmp_path
+) -> None:
+    start_s = time.monotonic()
+    out = [] if verb == "bench" else ["-o", tmp_path / "out"]
+    line = refused(verb, tiny_pipeline, *(["m"] if verb == "evaluate" else []), *out, *args)
+    assert re.search(r"expected (a|at most|seconds)\b.* (size|number|above|[\d,]+)", line), line
+    assert len(line) < 200
+    assert time.monotonic() - start_s < 5
+
+
+@pytest.mark.parametrize("verb", ["calibrate", "evaluate"])
+def test_a_pipeline_that_raises_while_it_draws(verb, refused, tiny_pipeline, tmp_path) -> None:
+    """DDIM has a thousand steps; its own error is a ValueError."""
+    pruned = [tiny_pipeline] if verb == "evaluate" else []
+    line = refused(verb, tiny_pipeline, *pruned, "-o", tmp_path / "e", "--num-inference-steps",
+                   1001)  # fmt: skip
+    assert re.search("DiTPipeline failed .*1000 timesteps.*num_inference_steps=1001", line)
 
 
 @pytest.mark.parametrize(

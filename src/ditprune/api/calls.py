@@ -18,6 +18,7 @@ from ditprune.checkpoints.calibration_set import (
 )
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.errors import ModelError, RecipeError, did_you_mean
+from ditprune.writing.paths import path_of
 
 _OWN_WORDS = tuple(part.name for part in fields(Sampling))
 _NOT_GIVEN = ("purpose", "pipeline_options")
@@ -82,7 +83,7 @@ class Calls:
 
         Raises OutputError.
         """
-        save_calibration_set(list(self), self.protocol, Path(folder), self.notes)
+        save_calibration_set(list(self), self.protocol, path_of(folder), self.notes)
 
     def _counts(self) -> dict[str, int]:
         """The number of calls of each denoiser."""
@@ -158,7 +159,7 @@ def load_calls(folder: str | Path) -> Calls:
 
     Raises ModelError for anything else, and for a set that is not complete.
     """
-    call_set = load_calibration_set(Path(folder))
+    call_set = load_calibration_set(path_of(folder, ModelError))
     if missing := call_set.missing():
         raise ModelError(
             f"{folder}: {len(missing)} of {call_set.num_units} units are missing; finish it with "

@@ -18,6 +18,7 @@ from ditprune.pruning.plan import Plan
 from ditprune.pruning.verify import false_claims
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.reporting.page import write_report
+from ditprune.writing.paths import path_of
 
 _CONVERSIONS = {"compact": to_compact, "dense": to_dense}
 
@@ -60,7 +61,7 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Returns the page's path. Raises ResultsError, OutputError.
     """
-    return write_report(Path(folder), None if out is None else Path(out))
+    return write_report(path_of(folder), None if out is None else path_of(out))
 
 
 def verify(out: str | Path) -> list[str]:
@@ -93,7 +94,7 @@ def extract_mask(
         OutputError: `file` cannot be written.
     """
     with telling(progress) as tell:
-        return extract_masks(locate(str(out)), Path(file), overwrite, tell)
+        return extract_masks(locate(str(out)), path_of(file), overwrite, tell)
 
 
 def convert(
@@ -117,4 +118,4 @@ def convert(
     if to not in _CONVERSIONS:
         raise RecipeError(f"--to '{to}': expected {' or '.join(_CONVERSIONS)}")
     with telling(progress) as tell:
-        return _CONVERSIONS[to](locate(str(model)), Path(out), overwrite, tell)
+        return _CONVERSIONS[to](locate(str(model)), path_of(out), overwrite, tell)

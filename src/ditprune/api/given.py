@@ -17,6 +17,7 @@ from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError, StatisticsError
 from ditprune.targets.wrapped import unwrapped
+from ditprune.writing.paths import path_of
 
 
 def read_denoisers(model: Any) -> dict[str, nn.Module]:
@@ -48,7 +49,7 @@ def read_statistics(given: Statistics | str | Path | None) -> dict[str, Statisti
             f"statistics: {type(given).__name__} given, expected what ditprune.calibrate returns, "
             "or its file"
         )
-    return read_statistics_file(Path(given))
+    return read_statistics_file(path_of(given))
 
 
 def load_statistics(file: str | Path) -> Statistics:
@@ -60,7 +61,7 @@ def load_statistics(file: str | Path) -> Statistics:
 
     Raises StatisticsError for a missing, damaged or other file.
     """
-    return Statistics.joined(read_statistics_file(Path(file)))
+    return Statistics.joined(read_statistics_file(path_of(file, StatisticsError)))
 
 
 def read_batches(

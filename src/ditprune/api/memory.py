@@ -19,6 +19,7 @@ from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.placement import parse_size
 from ditprune.denoiser.rows import to_placement
+from ditprune.errors import ModelError
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build_each
 from ditprune.progress import Progress
@@ -31,6 +32,7 @@ from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.targets.blocks import Globs, check_named, globs_of
 from ditprune.targets.discover import discover
+from ditprune.writing.paths import path_of
 
 Recipes = Recipe | Mapping[str, Recipe] | None
 
@@ -174,7 +176,7 @@ def apply_mask_(model: Any, file: str | Path) -> Outcome:
 
     Raises ModelError, before anything is changed.
     """
-    outcomes = apply_to_modules_(read_denoisers(model), MaskFile(Path(file)))
+    outcomes = apply_to_modules_(read_denoisers(model), MaskFile(path_of(file, ModelError)))
     joined: Outcome = Outcome.joined(outcomes)
     return joined
 

@@ -31,6 +31,7 @@ from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.writing.files import ensure_folder
+from ditprune.writing.paths import path_of
 from ditprune.writing.staging import check_early
 
 _log = logging.getLogger("ditprune")
@@ -134,7 +135,7 @@ def check_prune(
         if value is not None and not (option == "--device" and samples_first):
             check_needs_calls(recipes.values(), option)
     return Ready(
-        folder, Path(out), recipes, all_stats, batches, Placement.of(device), most, overwrite,
+        folder, path_of(out), recipes, all_stats, batches, Placement.of(device), most, overwrite,
         samples_first,
     )  # fmt: skip
 
@@ -153,7 +154,7 @@ def sampled_beside(
     open_jobs(model, None, ready.recipes)
     needs_calls = any(recipe.needs_calls for recipe in ready.recipes.values())
     if isinstance(batches, (str, Path)):
-        folder = Path(batches)
+        folder = path_of(batches)
     if file.is_file():
         if needs_calls and batches is None and not folder.is_dir():
             raise RecipeError(
@@ -180,7 +181,7 @@ def _source(batches: Any, ready: Ready) -> Iterator[Source | None]:
     if batches is None:
         yield None
     elif isinstance(batches, (str, Path)):
-        yield source_of(load_calibration_set(Path(batches)), ready)
+        yield source_of(load_calibration_set(path_of(batches)), ready)
     elif isinstance(batches, Calls) and isinstance(batches.source, CalibrationSet):
         yield source_of(batches.source, ready, batches.component)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ditprune import bundled
 from ditprune.calls import DENOISER
 from ditprune.errors import ModelError, reason_of
 from ditprune.writing.json_file import read_json
+from ditprune.writing.paths import path_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.
@@ -88,7 +88,7 @@ def check_inside(file: Path, folder: Path) -> None:
 def _root(model: str) -> Path:
     if model == "bundled":
         return bundled.PIPELINE
-    path = Path(os.path.expanduser(model))  # noqa: PTH111  (leaves an unknown ~user as it is)
+    path = path_of(model, ModelError)
     if path.is_dir():
         return path
     if path.exists():

@@ -24,6 +24,7 @@ from ditprune.errors import RecipeError, StatisticsError, did_you_mean
 from ditprune.method.choices import as_globs
 from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm
 from ditprune.writing.json_file import MALFORMED, parse_json
+from ditprune.writing.paths import path_of
 from ditprune.writing.tensors_file import save_tensors
 
 _FORMAT = 2
@@ -97,7 +98,7 @@ class Statistics(OfDenoisers):
 
         Raises OutputError.
         """
-        save_statistics(self.denoisers, Path(file))
+        save_statistics(self.denoisers, path_of(file))
 
     def column_norm(
         self, name: str, weights: Sequence[float] | None = None

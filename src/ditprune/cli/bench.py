@@ -14,7 +14,7 @@ from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import read_pipeline_options
+from ditprune.cli.options import PATH, read_pipeline_options
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
 from ditprune.reporting import formats
@@ -47,7 +47,7 @@ _PATHS = {
 @click.option("--time-limit", "limit_s", type=float, default=120, show_default=True,
               help="seconds for all timings, past two runs of each")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="machine-readable, everything")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="results.json",
+@click.option("-o", "--out", type=PATH, metavar="results.json",
               help="add the table to results of ditprune evaluate, for its report")  # fmt: skip
 def bench(
     model: str, device: str | None, max_memory: str | None, height: int | None,

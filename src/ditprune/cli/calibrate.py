@@ -23,6 +23,7 @@ from ditprune.cli import console
 from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import (
+    PATH,
     placement_options,
     read_labels,
     read_pipeline_options,
@@ -37,7 +38,7 @@ from ditprune.reporting import formats
 
 @click.command(cls=GroupedCommand)
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@click.option("-o", "--out", required=True, type=PATH, metavar="FILE")
 @click.option("--num-samples", type=int, default=128, show_default=True, help="denoiser inputs")
 @click.option(
     "--timesteps", default="uniform", show_default=True, help="uniform, early, middle or late"
@@ -56,7 +57,7 @@ from ditprune.reporting import formats
 @click.option(
     "--calibration-set",
     "set_folder",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="keep the sampled calls there, or take them from there if it exists",
 )

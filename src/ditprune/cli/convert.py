@@ -10,6 +10,7 @@ import click
 from ditprune.api.folders import convert as convert_folder
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
+from ditprune.cli.options import PATH
 from ditprune.pruning.convert import Converted
 from ditprune.reporting import formats
 
@@ -19,7 +20,7 @@ _MOST_LINES = 8
 @click.command(cls=GroupedCommand)
 @click.argument("model")
 @click.option("--to", type=click.Choice(["compact", "dense"]), required=True)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")
+@click.option("-o", "--out", required=True, type=PATH, metavar="OUT")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
     """Pack the sparse weights of MODEL into the folder OUT, or unpack them; no bit is lost.

@@ -10,6 +10,7 @@ import click
 
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
+from ditprune.cli.options import PATH
 from ditprune.reproduce.studies import STUDIES
 
 if TYPE_CHECKING:
@@ -21,9 +22,7 @@ NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 25, 1.5
 
 
 @click.command(cls=GroupedCommand)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True
-)
+@click.option("-o", "--out", type=PATH, default=Path("demo"), show_default=True)
 @click.option("--num-images", type=int, default=250, show_default=True)
 @click.option("--sparsity", type=float, default=0.5, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)

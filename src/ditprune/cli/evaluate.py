@@ -18,6 +18,7 @@ from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import (
+    PATH,
     measuring_options,
     placement_options,
     read_labels,
@@ -36,13 +37,13 @@ from ditprune.reporting.notes import metric_notes, told_of, unavailable_notes, w
 @click.command(cls=GroupedCommand)
 @click.argument("dense")
 @click.argument("pruned", nargs=-1, required=True)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR")
 @click.option("--num-images", type=int, default=500, show_default=True)
 @click.option("--num-held-out", type=int, default=128, show_default=True,
               help="denoiser calls for the relative error")  # fmt: skip
 @click.option("--batch-size", type=int, default=50, show_default=True, help="images drawn together")
 @measuring_options
-@click.option("--images", type=click.Path(path_type=Path), metavar="DIR",
+@click.option("--images", type=PATH, metavar="DIR",
               help="[default: .images in the results] where drawn images are kept")  # fmt: skip
 @sampling_options
 @placement_options

@@ -11,6 +11,7 @@ from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
+from ditprune.cli.options import PATH
 from ditprune.errors import RecipeError
 from ditprune.pruning.mask_transfer import apply_masks, filled_in
 from ditprune.reporting import formats
@@ -23,7 +24,7 @@ def mask() -> None:
 
 @mask.command(cls=GroupedCommand)
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@click.option("-o", "--out", required=True, type=PATH, metavar="FILE")
 @click.option("--overwrite", is_flag=True, help="replace FILE if it exists")
 def extract(model: str, out: Path, overwrite: bool) -> None:
     """Write the mask of the pruned folder MODEL to FILE, at most one bit for each weight."""
@@ -35,8 +36,8 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
 
 @mask.command(cls=GroupedCommand)
 @click.argument("model")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("file", type=PATH)
+@click.option("-o", "--out", type=PATH, metavar="OUT")
 @click.option("--check", is_flag=True, help="only report what is not zero; exit 1 if anything is")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool) -> int:

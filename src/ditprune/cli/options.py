@@ -14,9 +14,24 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
 from ditprune.writing.json_file import parse_json
+from ditprune.writing.paths import path_of
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
+
+
+class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """A path, with `~` for the home."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:  # fmt: skip
+        return path_of(value)
+
+
+PATH = _PathType()
 
 
 def _together(*options: Decorator) -> Decorator:
@@ -31,7 +46,7 @@ def _together(*options: Decorator) -> Decorator:
 
 
 statistics_option = click.option(
-    "--statistics", type=click.Path(path_type=Path), metavar="FILE", help="from ditprune calibrate"
+    "--statistics", type=PATH, metavar="FILE", help="from ditprune calibrate"
 )
 # Where the denoiser runs.
 placement_options = _together(
@@ -49,7 +64,7 @@ condition_options = _together(
         help="[default: all] class ids to draw in turn; if there are fewer items, spread over them",
     ),
     click.option(
-        "--prompts", type=click.Path(path_type=Path), metavar="FILE",
+        "--prompts", type=PATH, metavar="FILE",
         help="[default: our own 128] .txt with one prompt a line, or .tsv with id and caption; "
         "drawn in turn or spread, as labels are",
     ),
@@ -80,7 +95,7 @@ measuring_options = _together(
         help=f"{', '.join(EXTRACTORS)}, or a file of InceptionV3's weights",
     ),
     click.option(
-        "--reference", type=click.Path(path_type=Path), metavar="DIR",
+        "--reference", type=PATH, metavar="DIR",
         help="real images for FID [default: the bundled digits]",
     ),
     click.option(

@@ -11,18 +11,18 @@ from ditprune.api import prune_folder
 from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import statistics_option
+from ditprune.cli.options import PATH, statistics_option
 from ditprune.cli.plans import error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
 
 
 @click.command(cls=GroupedCommand)
 @click.argument("model")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="OUT")
+@click.option("-o", "--out", required=True, type=PATH, metavar="OUT")
 @statistics_option
 @recipe_options
 @click.option(
-    "--calibration-set", "set_folder", type=click.Path(path_type=Path), metavar="DIR",
+    "--calibration-set", "set_folder", type=PATH, metavar="DIR",
     help="calls from ditprune calibrate; for recipes that update weights",
 )  # fmt: skip
 @click.option("--device", metavar="NAME", help="[default: cpu] where weights are updated")

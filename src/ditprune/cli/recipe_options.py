@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +20,7 @@ from ditprune.method.choices import AXES, PRESETS, constant_words, flag
 from ditprune.method.recipe import DEFAULT_METHODS, GLOBS, NAMES, Recipe
 from ditprune.method.words import build, from_json
 from ditprune.writing.json_file import parse_json, read_json
+from ditprune.writing.paths import path_of
 
 _BY_DENOISER = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _TYPES = {part.name: part.metadata.get("kind", str) for part in fields(Recipe)}
@@ -144,6 +144,8 @@ def _method(text: str) -> Any:
         word, equals, value = constant.partition("=")
         if not equals:
             raise RecipeError(f"'{text}': expected NAME,constant=value, as in admm,num_steps=30")
+        if word in values:
+            raise RecipeError(f"'{text}': {word} is given twice; leave one out")
         try:
             values[word] = parse_json(value)
         except ValueError:
@@ -163,7 +165,8 @@ def _number(word: str, text: str, kind: type) -> Any:
 def _from_file(file: str | None, words: Mapping[str, Any]) -> Recipe:
     if file is None:
         return build(**words)
-    if not Path(file).is_file():
+    path = path_of(file, RecipeError)
+    if not path.is_file():
         raise RecipeError(f"--recipe {file}: no such file; expected a JSON recipe")
-    content = read_json(Path(file))
+    content = read_json(path)
     return from_json(content.get("recipe", content), file, **words)

@@ -7,12 +7,13 @@ from pathlib import Path
 import click
 
 from ditprune.cli.groups import GroupedCommand
+from ditprune.cli.options import PATH
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=PATH, metavar="DIR")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE",
+    "-o", "--out", type=PATH, metavar="FILE",
     help="[default: DIR/report.html]",
 )  # fmt: skip
 def report(folder: Path, out: Path | None) -> None:

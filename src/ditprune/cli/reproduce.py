@@ -15,6 +15,7 @@ from ditprune.cli.evaluate import own_command
 from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import (
+    PATH,
     condition_options,
     measuring_options,
     placement_options,
@@ -33,7 +34,7 @@ from ditprune.reproduce.run import TABLE, reproduce_study
 @click.command(cls=GroupedCommand)
 @click.argument("study", metavar="STUDY")
 @click.argument("model", default="bundled")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("-o", "--out", required=True, type=PATH, metavar="DIR")
 @click.option("--num-images", type=int, help=f"[default: {Protocol.num_images}] of each model")
 @click.option(
     "--num-held-out",

@@ -63,7 +63,9 @@ def parse_size(text: str | int | None, option: str = "--max-memory") -> int | No
         return None
     if isinstance(text, int) and not isinstance(text, bool) and text > 0:
         return text
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", str(text).strip(), re.IGNORECASE)
+    match = re.fullmatch(
+        r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMG]i?B)", str(text).strip(), re.IGNORECASE
+    )
     if match is None or float(match[1]) == 0:
-        raise RecipeError(f"{option} '{text}': expected a size such as 8GB or 500MB")
+        raise RecipeError(f"{option} '{text!s:.60}': expected a size such as 8GB or 500MB")
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -23,6 +23,7 @@ from ditprune.evaluation.in_memory import (
 from ditprune.evaluation.user_judge import Judge, UserJudge
 from ditprune.evaluation.words import placement_of, read_words
 from ditprune.reporting.bars import ProgressArgument, telling
+from ditprune.writing.paths import path_of
 
 
 def evaluate(
@@ -87,7 +88,7 @@ def evaluate(
     placement = _placement(places, dense_model, [model for _, model in models])
     with telling(progress) as tell:
         return compare(
-            dense_model, models, Path(out), protocol, tell, placement, worker, measures, command,
+            dense_model, models, path_of(out), protocol, tell, placement, worker, measures, command,
             checked,
         )  # fmt: skip
 

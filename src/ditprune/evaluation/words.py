@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from ditprune.denoiser.placement import DTYPES, Placement
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.protocol import Measures, Protocol
+from ditprune.writing.paths import path_of
 
 _OF_PROTOCOL = tuple(field.name for field in fields(Protocol))
 # A field of Measures by its word.
@@ -47,9 +47,9 @@ def _value(word: str, value: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise RecipeError(f"evaluate: {word} is {value!r:.60}, expected a list")
         return tuple(value)
-    if word == "feature_extractor" or word == "clip":
-        return str(value)
-    return Path(value) if word in _PATHS else value
+    if word in ("feature_extractor", "clip"):
+        return str(path_of(value, RecipeError))
+    return path_of(value, RecipeError) if word in _PATHS else value
 
 
 def placement_of(places: Mapping[str, Any], default: Placement) -> Placement:

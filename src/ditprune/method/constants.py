@@ -8,6 +8,7 @@ from typing import Any
 
 from ditprune.errors import RecipeError
 
+MOST = 1_000_000  # of things counted one by one
 _LARGEST = 2**63 - 1
 
 
@@ -23,9 +24,10 @@ def check_numbers(method: Any) -> None:
         value, kind = getattr(method, constant.name), str(constant.type)
         if value is None and "None" in kind:
             continue
-        is_whole = kind.startswith("int")
-        if not _is_number(value, is_whole):
-            expected = "a whole number of 64 bits" if is_whole else "a finite number"
+        is_whole, is_seed = kind.startswith("int"), constant.name == "seed"
+        if not _is_number(value, is_whole) or abs(value) > (_LARGEST if is_seed else MOST):
+            size = "of 64 bits" if is_seed else f"of at most {MOST:,}"
+            expected = f"a {'whole' if is_whole else 'finite'} number {size}"
             raise RecipeError(
                 f"{method.name}: {constant.name} is {value!r:.60}, expected {expected}"
             )
@@ -34,4 +36,4 @@ def check_numbers(method: Any) -> None:
 def _is_number(value: Any, is_whole: bool) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if is_whole else (int, float)):
         return False
-    return abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)
+    return isinstance(value, int) or math.isfinite(value)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ditprune.errors import RecipeError
 from ditprune.method.choices import flag
+from ditprune.method.constants import MOST
 
-MOST = 1_000_000  # of things counted one by one
 MOST_PIXELS = 2**16  # along a side
 MOST_AT_ONCE = 10_000  # items of a batch
 MOST_BINS = 1_000
@@ -39,8 +39,8 @@ def integer(word: str, value: Any) -> int:
 
 
 def finite(word: str, value: Any) -> float:
-    """It, if it is a finite number. Raises RecipeError."""
+    """It, if it is a finite number of no great size. Raises RecipeError."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not abs(value) <= _LARGEST:
-        raise RecipeError(f"{flag(word)} {value!s:.60}: expected a finite number")
+    if not is_number or not abs(value) <= MOST:
+        raise RecipeError(f"{flag(word)} {value!s:.60}: expected a number of at most {MOST:,}")
     return value

@@ -25,6 +25,7 @@ from ditprune.method.choices import (
 )
 from ditprune.method.distill import Distill
 from ditprune.method.granularity import CAG, NM
+from ditprune.method.numbers import whole
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.reconstruction.layer import Nothing
 from ditprune.method.saliency import Saliency
@@ -193,9 +194,8 @@ class Recipe:
                 f"held_back {refinement.held_back} is the share that the refinement removes; pass "
                 "--mask refinement, or leave it out"
             )
-        packages = self.packages
-        if isinstance(packages, bool) or not isinstance(packages, int) or packages < 1:
-            raise RecipeError(f"--packages {packages!r}: expected a number of packages, from 1 up")
+        packages = whole("packages", self.packages)
+        object.__setattr__(self, "packages", packages)
         if packages > 1 and not self.reconstructs:
             raise RecipeError(
                 f"--packages {packages} says in which steps layers are reconstructed; pass "

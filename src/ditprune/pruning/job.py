@@ -27,6 +27,7 @@ from ditprune.pruning.selection import Selection, select_in_checkpoint, statisti
 from ditprune.reporting.told import facts_of
 from ditprune.targets.discover import Target
 from ditprune.writing.files import installed_versions
+from ditprune.writing.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,7 @@ class Outcome(Plan):
         """
         from ditprune.pruning.saving import save_outcome
 
-        save_outcome(self, Path(folder))
+        save_outcome(self, path_of(folder))
 
     def told(self) -> list[str]:
         """What stays dense, was dropped or was not reached, a line each."""
