@@ -29,7 +29,7 @@ def item_seed(purpose: str, seed: int, item: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def listed(word: str, given: Any) -> tuple[Any, ...] | None:
+def as_conditions(word: str, given: Any) -> tuple[Any, ...] | None:
     """`labels` or `prompts` as a tuple. Raises RecipeError; a text would be a list of letters."""
     if given is None:
         return None

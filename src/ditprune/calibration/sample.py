@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ditprune.calibration.draw import conditions, item_seed, listed, of_items, run
+from ditprune.calibration.draw import as_conditions, conditions, item_seed, of_items, run
 from ditprune.calls import NUM_BINS, Call, bin_of
 from ditprune.checkpoints import copy_folder
 from ditprune.checkpoints.calibration_set import MOST_UNITS
@@ -89,7 +89,7 @@ class Sampling:
                 object.__setattr__(self, option, numbers.whole(option, value, most))
         object.__setattr__(self, "seed", numbers.integer("seed", self.seed))
         for word in ("labels", "prompts"):
-            object.__setattr__(self, word, listed(word, getattr(self, word)))
+            object.__setattr__(self, word, as_conditions(word, getattr(self, word)))
         if self.guidance_scale is not None:
             numbers.finite("guidance_scale", self.guidance_scale)
         if self.num_units > MOST_UNITS:
