@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import ditprune
 from conftest import redraw_
+from ditprune.errors import DitpruneError, RecipeError
 from ditprune.method.words import build
+from layer_problems import layer
 
 DISTILL = {"name": "distill", "num_steps": 4, "batch_size": 4}
 BY_SALIENCY: dict[str, dict[str, Any]] = {
@@ -52,7 +54,10 @@ def make(dtype: torch.dtype = torch.float32) -> nn.Module:
         num_attention_heads=1, attention_head_dim=16, num_layers=2, in_channels=4, out_channels=4,
         sample_size=4, patch_size=2, num_embeds_ada_norm=10,
     )  # fmt: skip
-    return redraw_(denoiser, 0).to(dtype)
+    redraw_(denoiser, 0)
+    for parameter in denoiser.parameters():  # `to` of diffusers warns
+        parameter.data = parameter.data.to(dtype)
+    return denoiser
 
 
 def calls_of(dtype: torch.dtype = torch.float32, num: int = 3) -> list[dict[str, Tensor]]:
@@ -130,3 +135,51 @@ def test_norms_of_any_size_are_too(scale, stats) -> None:
     outcome = prune(denoiser, {}, None, dataclasses.replace(stats, column_norms=norms))
     found = masks(denoiser, outcome)
     assert all(torch.equal(found[name], masks_before[name]) for name in found)
+
+
+# --- what is refused before the work ---
+
+
+@pytest.mark.parametrize("words", [{"preset": "best"}, {"allocation": "sensitivity"}])
+def test_a_share_that_no_layer_may_lose_is_refused_at_once(words) -> None:
+    with pytest.raises(RecipeError, match=r"removes at most 98% of a layer, 99\.0% asked for"):
+        build(sparsity=0.99, **words)
+
+
+def test_a_share_that_these_layers_may_not_lose_is_refused_before_measuring(stats) -> None:
+    """Channels of 16 weights lose 15 at most, 94 %."""
+    denoiser, said = make(), list[str]()
+    words = {"allocation": "proxy", "reconstruction": "obs", "granularity": "channel"}
+    with pytest.raises(RecipeError, match=r"the bounds of the layers allow 0\.0% to 9"):
+        ditprune.prune_(
+            denoiser, stats, 0.979, batches=calls_of(), progress=lambda *a: said.append(a[0]),
+            **words,
+        )  # fmt: skip
+    assert said == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", WITH_CALLS)
+def test_calls_that_hold_a_nan_are_refused_and_nothing_changes(name, value, stats) -> None:
+    denoiser, calls = make(), calls_of()
+    calls[1]["hidden_states"][0, 0, 0, 0] = value
+    before = bits(denoiser)
+    with pytest.raises(DitpruneError, match="call 1 of 3 holds NaN or Inf") as caught:
+        prune(denoiser, WITH_CALLS[name], calls, stats)
+    assert "\n" not in str(caught.value)
+    assert_untouched(denoiser, before)
+
+
+@pytest.mark.parametrize("scale", [-90, 90])
+@pytest.mark.parametrize("name", [n for n in WITH_CALLS if "obs" in n or "admm" in n])
+def test_updates_of_weights_of_any_size_are_those_of_ordinary_ones(name, scale) -> None:
+    """Of one layer; both methods, both ways to choose the mask."""
+    from ditprune.method.reconstruction.layer import Choice
+
+    weight, gram = layer(16, 32)
+    method = build(**WITH_CALLS[name]).reconstruction
+    for mask in (weight.abs() > 0.5, Choice(4, 2), Choice(32, 16)):
+        expected, got = method(weight, mask, gram), method(weight * 2.0**scale, mask, gram)
+        assert torch.equal(got.keep, expected.keep)
+        assert torch.equal(got.weight, expected.weight * 2.0**scale)
+        assert got.error == math.ldexp(expected.error, 2 * scale)

@@ -24,6 +24,17 @@ from ditprune.errors import RecipeError
 ALLOCATIONS = ("uniform", "owl", "sensitivity", "proxy")
 OUTLIER_RATIO = 5.0
 LARGEST_DEVIATION = 0.08
+MEASURED = ("sensitivity", "proxy")  # those that measure what each share costs, up to
+LARGEST_SHARE = 0.98
+
+
+def check_reachable(allocation: str, sparsity: float) -> None:
+    """Raises RecipeError for a share beyond the bounds that an allocation has for each layer."""
+    if allocation in MEASURED and sparsity > LARGEST_SHARE:
+        raise RecipeError(
+            f"--allocation {allocation} removes at most {LARGEST_SHARE:.0%} of a layer, "
+            f"{sparsity:.1%} asked for; ask for less, or pass --allocation owl or uniform"
+        )
 
 
 def outlier_share(scores: Float[Tensor, "out in"], ratio: float = OUTLIER_RATIO) -> float:

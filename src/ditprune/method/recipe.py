@@ -11,7 +11,7 @@ from dataclasses import InitVar, dataclass, field, fields
 from typing import Any
 
 from ditprune.errors import RecipeError
-from ditprune.method.allocation import ALLOCATIONS
+from ditprune.method.allocation import ALLOCATIONS, check_reachable
 from ditprune.method.choices import (
     AXES,
     as_error,
@@ -154,6 +154,7 @@ class Recipe:
         if self.max_error is None:
             share = DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
             object.__setattr__(self, "sparsity", as_share(share))
+            check_reachable(self.allocation, as_share(share))
             return
         object.__setattr__(self, "max_error", as_error(self.max_error))
         if self.sparsity is not None:

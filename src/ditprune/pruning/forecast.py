@@ -32,6 +32,7 @@ from ditprune.denoiser.capture import counting_tokens
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import num_rows
 from ditprune.errors import ModelError
+from ditprune.method.allocation import MEASURED
 from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import CHUNK_WEIGHTS
 from ditprune.method.recipe import Recipe
@@ -231,7 +232,7 @@ def forecast_updates(
 
     Raises RecipeError for `max_gram_bytes` where it collects no Grams.
     """
-    measures, trains = recipe.allocation in ("sensitivity", "proxy"), recipe.refinement is not None
+    measures, trains = recipe.allocation in MEASURED, recipe.refinement is not None
     cut = stages(targets, recipe.packages, max_gram_bytes or DEFAULT_GRAM_BYTES)
     tries = most_tries(recipe)
     rounds = 1 + tries + measures if len(cut) > 1 else 1 + (tries > 0)

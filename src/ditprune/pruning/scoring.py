@@ -40,6 +40,10 @@ def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: 
         raise TargetError(
             f"{target.name}: its weight holds NaN or Inf; repair the model or exclude it"
         )
+    if weight.device.type == "mps":  # has no float64
+        raise TargetError(
+            f"{target.name}: float32 does not hold its {saliency.name} scores; prune on the CPU"
+        )
     exact = {name: norm.double() for name, norm in norms.items()}
     scores = _by_rows(saliency, weight.double(), exact).double()
     if not _are_told_apart(scores, saliency, weight, norms):

@@ -223,7 +223,7 @@ def test_the_denoiser_is_whole_after_a_failed_try(
 ) -> None:
     denoiser, dense = tiny_dit(), tiny_dit()
     times: list[int] = []
-    whole = update.update_layer
+    whole = update.update_at
 
     def fails_later(*args: Any) -> Any:
         times.append(1)
@@ -231,7 +231,7 @@ def test_the_denoiser_is_whole_after_a_failed_try(
             raise KeyboardInterrupt
         return whole(*args)
 
-    monkeypatch.setattr(update, "update_layer", fails_later)
+    monkeypatch.setattr(update, "update_at", fails_later)
     with pytest.raises(KeyboardInterrupt):
         ditprune.prune_(denoiser, tiny_stats, batches=calls, max_error=ASKED)
     for name, tensor in dense.state_dict().items():

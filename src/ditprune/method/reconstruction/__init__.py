@@ -4,7 +4,9 @@ A reconstruction is a frozen dataclass of its constants with a `name`, the stati
 and `__call__(weight [C_out, C_in], mask, gram [C_in, C_in]) → LayerResult`. The mask is given; or
 it is a `Choice`, and the method chooses the mask during the update. On the inputs of the Gram, no
 method does worse than zeroing the same weights. A method that needs `ColumnNorm` is called with
-`norm` [C_in] too, and one that does not need `Gram` without `gram`.
+`norm` [C_in] too, and one that does not need `Gram` without `gram`. A method may have
+`prepare`, which is called in place of it with all but the mask, and gives a function of the mask:
+what it works out there serves every share at which a layer's cost is measured.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from ditprune.method.constants import check_numbers
 from ditprune.method.reconstruction.layer import (
     Choice,
     LayerResult,
+    Normalised,
+    Solve,
     best_rows,
     normalise,
     row_errors,
@@ -104,15 +107,27 @@ class ADMM:
         mask: Bool[Tensor, "out in"] | Choice,
         gram: Float[Tensor, "in in"],
     ) -> LayerResult:
+        return self.prepare(weight, gram)(mask)
+
+    def prepare(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> Solve:
+        """For several masks of one layer: the Gram is factored once."""
         problem = normalise(weight, gram)
-        damped_II = problem.gram.clone()
+        damped_II, shifted_II = problem.gram.clone(), problem.gram.clone()
         damped_II.diagonal().add_(self.damping)
+        shifted_II.diagonal().add_(self.damping).add_(self.penalty)
+        inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(shifted_II))
+        return partial(self._solve, weight, problem, damped_II, inverse_II)
+
+    def _solve(
+        self, weight: Tensor, problem: Normalised, damped_II: Tensor, inverse_II: Tensor,
+        mask: Tensor | Choice,
+    ) -> LayerResult:  # fmt: skip
         target_OI = problem.weight @ damped_II
-        start_OI, keep_OI = self._alternate(problem.weight, target_OI, damped_II, mask)
+        start_OI, keep_OI = self._alternate(problem.weight, target_OI, inverse_II, mask)
         update_OI = solve_on_support(
             start_OI, target_OI, damped_II, keep_OI, self.num_support_steps
         )
-        return best_rows(
+        result = best_rows(
             weight,
             problem.restore(update_OI, weight, keep_OI),
             keep_OI,
@@ -120,18 +135,16 @@ class ADMM:
             row_errors(problem.weight * ~keep_OI, problem.gram),
             self.damping,
         )
+        return replace(result, error=problem.error(result.error))
 
     def _alternate(
         self,
         weight_OI: Float32[Tensor, "out in"],
         target_OI: Float32[Tensor, "out in"],
-        damped_II: Float32[Tensor, "in in"],
+        inverse_II: Float32[Tensor, "in in"],
         mask: Bool[Tensor, "out in"] | Choice,
     ) -> tuple[Float32[Tensor, "out in"], Bool[Tensor, "out in"]]:
-        """The last Z and its mask."""
-        shifted_II = damped_II.clone()
-        shifted_II.diagonal().add_(self.penalty)
-        inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(shifted_II))
+        """The last Z and its mask; `inverse_II` is that of H + (λ + ρ) I."""
         free_OI, dual_OI = weight_OI, torch.zeros_like(weight_OI)
         keep_OI = torch.ones_like(weight_OI, dtype=torch.bool) if isinstance(mask, Choice) else mask
         for step in range(self.num_steps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +13,9 @@ from torch import Tensor
 
 from ditprune.errors import StatisticsError
 from ditprune.method.masks import keep_best
+
+_TINY = torch.finfo(torch.float32).tiny
+_LARGEST_EXPONENT = 40  # of two; the squares of numbers below, and their sums, fit float32
 
 
 @dataclass(frozen=True)
@@ -44,17 +49,19 @@ class Normalised:
 
     It holds W_ij ‖X_j‖ and the Gram of X_j / ‖X_j‖. Channels differ by orders of magnitude; in
     these units one damping suits all of them, |W_ij| is Wanda's score, and rounding in float32 is
-    harmless.
+    harmless. Weights whose squares float32 does not hold are scaled by a power of two.
 
     Args:
         weight: zero in columns whose input is always zero, so that they go first.
         gram: unit diagonal, but zero where the input is always zero.
         norm: ‖X_j‖; zero where the input is always zero.
+        exponent: the weights are as many times 2 smaller; 0 for all but tiny and huge ones.
     """
 
     weight: Float32[Tensor, "out in"]
     gram: Float32[Tensor, "in in"]
     norm: Float32[Tensor, " in"]
+    exponent: int = 0
 
     def restore(
         self,
@@ -65,7 +72,13 @@ class Normalised:
         """The update in the layer's own units; kept weights of silent inputs stay as they were."""
         silent_I = self.norm == 0
         raw_OI = update_OI / torch.where(silent_I, torch.ones_like(self.norm), self.norm)
+        if self.exponent:
+            raw_OI = (_wide(raw_OI) * 2.0**self.exponent).float().to(raw_OI.device)
         return torch.where(silent_I, dense_OI.float(), raw_OI) * keep_OI
+
+    def error(self, error: float) -> float:
+        """An error of the scaled weights in the layer's own units."""
+        return math.ldexp(error, 2 * self.exponent)
 
 
 def normalise(weight_OI: Float[Tensor, "out in"], gram_II: Float[Tensor, "in in"]) -> Normalised:
@@ -79,7 +92,17 @@ def normalise(weight_OI: Float[Tensor, "out in"], gram_II: Float[Tensor, "in in"
     norm_I = diagonal_I.sqrt()
     inverse_I = torch.where(norm_I > 0, 1 / norm_I, torch.zeros_like(norm_I))
     unit_II = gram_II.float() * inverse_I[:, None] * inverse_I
-    return Normalised(weight_OI.float() * norm_I, unit_II, norm_I)
+    largest = (_wide(weight_OI.abs().amax(0)) * _wide(norm_I)).max().item()
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    if abs(exponent) <= _LARGEST_EXPONENT:
+        return Normalised(weight_OI.float() * norm_I, unit_II, norm_I)
+    scaled_OI = (_wide(weight_OI) * _wide(norm_I) * 2.0**-exponent).float()
+    return Normalised(scaled_OI.to(norm_I.device), unit_II, norm_I, exponent)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In float64, on the CPU where a device has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +122,15 @@ class LayerResult:
     error: float
 
 
+Solve = Callable[[Tensor | Choice], LayerResult]  # of one layer, for a mask or a choice
+
+
 def best_rows(
     weight_OI: Float[Tensor, "out in"],
     update_OI: Float32[Tensor, "out in"],
     keep_OI: Bool[Tensor, "out in"],
-    error_O: Float32[Tensor, " out"],
-    error_of_zeros_O: Float32[Tensor, " out"],
+    error_O: Float[Tensor, " out"],
+    error_of_zeros_O: Float[Tensor, " out"],
     damping: float = 0.0,
 ) -> LayerResult:
     """Take the update of each output channel that it helps; only zero weights in the others."""
@@ -116,9 +142,13 @@ def best_rows(
 
 def row_errors(
     difference_OI: Float32[Tensor, "out in"], gram_II: Float[Tensor, "in in"]
-) -> Float32[Tensor, " out"]:
-    """‖D_o X‖² = D_o (XᵀX) D_oᵀ of every output channel."""
-    return (difference_OI @ gram_II.float()).mul_(difference_OI).sum(1).clamp_min_(0)
+) -> Float[Tensor, " out"]:
+    """‖D_o X‖² = D_o (XᵀX) D_oᵀ of every output channel; float64 where float32 does not hold it."""
+    error_O = (difference_OI @ gram_II.float()).mul_(difference_OI).sum(1).clamp_min_(0)
+    if _TINY <= error_O.max().item() < math.inf or not difference_OI.any():
+        return error_O
+    wide_OI = _wide(difference_OI)
+    return (wide_OI @ _wide(gram_II)).mul_(wide_OI).sum(1).clamp_min_(0).to(error_O.device)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,8 @@ from ditprune.method.constants import check_numbers
 from ditprune.method.reconstruction.layer import (
     Choice,
     LayerResult,
+    Normalised,
+    Solve,
     best_rows,
     normalise,
     row_errors,
@@ -30,9 +33,9 @@ class OBS:
     """Remove columns from first to last; each removed weight's error goes to the columns after it.
 
     Source: Frantar and Alistarh, SparseGPT, arXiv 2301.00774, Algorithm 1, in normalised units.
-    If it chooses the mask, a weight scores W_ij² / (H⁻¹)_jj, with H over the columns that are still
-    to come. N:M is chosen when a group is reached; other groups are chosen among all columns still
-    to come, about eight times in all, before a block of columns.
+    If it chooses the mask, a weight scores W_ij² / (H⁻¹)_jj, or the root of that, with H over the
+    columns that are still to come. N:M is chosen when a group is reached; other groups are chosen
+    among all columns still to come, about eight times in all, before a block of columns.
 
     Args:
         block_size: columns whose updates of later columns are applied together.
@@ -58,10 +61,19 @@ class OBS:
         mask: Bool[Tensor, "out in"] | Choice,
         gram: Float[Tensor, "in in"],
     ) -> LayerResult:
+        return self.prepare(weight, gram)(mask)
+
+    def prepare(self, weight: Float[Tensor, "out in"], gram: Float[Tensor, "in in"]) -> Solve:
+        """For several masks of one layer: the Gram is factored once."""
         problem = normalise(weight, gram)
-        factor_II, damping = inverse_factor(problem.gram, self.damping)
+        return partial(self._solve, weight, problem, *inverse_factor(problem.gram, self.damping))
+
+    def _solve(
+        self, weight: Tensor, problem: Normalised, factor_II: Tensor, damping: float,
+        mask: Tensor | Choice,
+    ) -> LayerResult:  # fmt: skip
         # Columns are rows here, so that a column lies together in memory.
-        update_IO = problem.weight.T.contiguous()
+        update_IO = problem.weight.T.clone(memory_format=torch.contiguous_format)
         choose, keep_IO = None, torch.ones_like(update_IO, dtype=torch.bool)
         if isinstance(mask, Choice):
             choose = mask
@@ -81,7 +93,7 @@ class OBS:
         keep_OI, update_OI = keep_IO.T.contiguous(), update_IO.T.contiguous()
         # The squares of a row's errors sum to D (H + λI) Dᵀ, so no product with H is needed.
         distance_O = (problem.weight - update_OI).square_().sum(1)
-        return best_rows(
+        result = best_rows(
             weight,
             problem.restore(update_OI, weight, keep_OI),
             keep_OI,
@@ -89,6 +101,7 @@ class OBS:
             row_errors(problem.weight * ~keep_OI, problem.gram),
             damping,
         )
+        return replace(result, error=problem.error(result.error))
 
 
 def inverse_factor(
@@ -126,7 +139,7 @@ def _sweep_(
     for i in range(len(update_BO)):
         if choose is not None and i % choose.group_size == 0:
             group = slice(i, i + choose.group_size)
-            scores = (update_BO[group] / factor_BB.diagonal()[group, None]).square()
+            scores = (update_BO[group] / factor_BB.diagonal()[group, None]).abs()
             keep_BO[group] = choose(scores.T.contiguous()).T
         removed_O = update_BO[i].masked_fill(keep_BO[i], 0)
         errors_BO[i] = removed_O / diagonal[i]
@@ -143,7 +156,7 @@ def _choose_ahead(
     first: int,
 ) -> Bool[Tensor, "in out"]:
     """The mask of all columns; columns before `first` keep the mask they have."""
-    scores_IO = (update_IO / diagonal_I[:, None]).square()
+    scores_IO = (update_IO / diagonal_I[:, None]).abs()
     scores_IO[:first].masked_fill_(keep_IO[:first], math.inf)
     scores_IO[:first].masked_fill_(~keep_IO[:first], -math.inf)
     return choose(scores_IO.T.contiguous()).T.contiguous()

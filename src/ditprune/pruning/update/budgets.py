@@ -13,19 +13,26 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.replay import predicted
-from ditprune.method.allocation import Curve, allocate, outlier_share, sparsities
+from ditprune.errors import ModelError
+from ditprune.method.allocation import (
+    LARGEST_SHARE,
+    MEASURED,
+    Curve,
+    allocate,
+    outlier_share,
+    sparsities,
+)
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update.distill import outside_inference, training
 from ditprune.pruning.update.judge import Judge, some_rows
-from ditprune.pruning.update.layers import Layer, update_layer
+from ditprune.pruning.update.layers import Layer, update_at
 from ditprune.targets.matrix import as_matrix
 
 # Shares at which a layer's cost is measured; between them its logarithm is interpolated.
 LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)
 _NUM_POINTS = 98  # of the curve that the budget is chosen on
-_LARGEST_SHARE = 0.98
 _FLOOR = 1e-12
 
 
@@ -33,7 +40,12 @@ def costs_of(
     denoiser: nn.Module, layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor | None],
     calls: Sequence[Call], recipe: Recipe, progress: Progress,
 ) -> dict[str, list[float]] | None:  # fmt: skip
-    """What every layer's pruning costs at `LEVELS`; None where the allocation measures nothing."""
+    """What every layer's pruning costs at `LEVELS`; None where the allocation measures nothing.
+
+    Raises RecipeError, before anything is measured, for a share that the layers do not allow.
+    """
+    if recipe.allocation in MEASURED and recipe.sparsity is not None:
+        by_curves(layers, dict.fromkeys(layers, [0.0] * len(LEVELS)), recipe)
     if recipe.allocation == "proxy":
         gains = output_gains(denoiser, list(layers), some_rows(denoiser, calls))
         return proxy_costs(layers, gram_of, gains, recipe, progress)
@@ -88,7 +100,7 @@ def by_curves(
     layers: Mapping[str, Layer], costs: Mapping[str, Sequence[float]], recipe: Recipe
 ) -> dict[str, float | None]:
     """The cheapest shares under the total, by each layer's cost at `LEVELS`."""
-    points = [_LARGEST_SHARE * i / _NUM_POINTS for i in range(_NUM_POINTS + 1)]
+    points = [LARGEST_SHARE * i / _NUM_POINTS for i in range(_NUM_POINTS + 1)]
     curves = {
         name: Curve(
             layer.target.num_weights,
@@ -120,9 +132,10 @@ def measure_costs(
         before = weight.clone()
         dense_layer = replace(layer, read=partial(torch.clone, before))
         try:
+            update = update_at(dense_layer, gram_of(name), recipe)
             costs[name] = []
             for level in LEVELS:
-                weight.copy_(update_layer(dense_layer, gram_of(name), recipe, level).weight)
+                weight.copy_(update(level).weight)
                 costs[name].append(judge.error(denoiser))
         finally:
             weight.copy_(before)
@@ -139,10 +152,13 @@ def proxy_costs(
     """
     costs = {}
     for number, (name, layer) in enumerate(layers.items(), start=1):
-        gram = gram_of(name)
-        costs[name] = [
-            gains[name] * update_layer(layer, gram, recipe, level).error for level in LEVELS
-        ]
+        update = update_at(layer, gram_of(name), recipe)
+        costs[name] = [gains[name] * update(level).error for level in LEVELS]
+        if not all(math.isfinite(cost) for cost in costs[name]):
+            raise ModelError(
+                f"{name}: what its pruning costs is NaN or Inf (a gradient or an error overflows); "
+                "run the denoiser in float32 or bfloat16, or pass --allocation owl"
+            )
         progress("estimating sensitivity", number, len(layers))
     return costs
 

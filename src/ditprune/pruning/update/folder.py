@@ -30,6 +30,7 @@ from ditprune.pruning.update.judge import keep_aside
 from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
     TargetUpdate,
+    check_has_calls,
     check_needs_calls,
     check_needs_grams,
     update_targets,
@@ -133,6 +134,7 @@ class Loading:
         if self.source is None:
             return []
         calls = list(calls_of(self.job, self.source))
+        check_has_calls(calls)
         with fitting(self.source.calibration_set.folder):  # what fails later is no fault of theirs
             run_call(self.denoiser, calls[0])
         return calls

@@ -19,6 +19,9 @@ from ditprune.progress import Progress
 from ditprune.pruning.update.swap import replaced
 from ditprune.targets.discover import Target
 
+# A Gram whose squares are all smaller has lost bits, or all of them.
+_SMALLEST_SQUARE = 2.0**-100
+
 
 class Grams:
     """The Grams of a stage at a time; of all, once, where they fit."""
@@ -51,12 +54,13 @@ class Grams:
             self._states = {}
             with replaced(self._denoiser, done if done and self._in_steps else {}):
                 self._collect(self._stages[self._stage])
-        if name not in self._states:
+        state = self._states.get(name)
+        if state is None:
             raise StatisticsError(
                 f"{name}: no calibration call reaches it, so it cannot be reconstructed; exclude "
                 "it, or calibrate with the same calls"
             )
-        return finish_gram(self._states[name])
+        return _checked(name, finish_gram(state))
 
     def _collect(self, names: Sequence[str]) -> None:
         total = len(self._calls)
@@ -69,3 +73,14 @@ class Grams:
                 )
 
         self._states = collect_grams(self._denoiser, counted(), names, self._weights)
+
+
+def _checked(name: str, gram_II: Tensor) -> Tensor:
+    """The Gram. Raises StatisticsError where float32 does not hold its squares."""
+    largest = float(gram_II.diagonal().max())
+    if 0 < largest < _SMALLEST_SQUARE:
+        raise StatisticsError(
+            f"{name}: the squares of its calibration inputs are at most {largest:.1g}, and float32 "
+            "rounds such to 0; exclude it, or scale what enters it"
+        )
+    return gram_II

@@ -78,24 +78,36 @@ def prepare(
 
 
 @torch.no_grad()
-def update_layer(
-    layer: Layer, gram: Tensor | None, recipe: Recipe, sparsity: float | None
-) -> LayerResult:
-    """The layer's mask and new weight at a share, by the recipe's reconstruction.
+def update_at(
+    layer: Layer, gram: Tensor | None, recipe: Recipe
+) -> Callable[[float | None], LayerResult]:
+    """The layer's mask and new weight at any share, by the recipe's reconstruction.
+
+    What does not depend on the share is worked out once.
 
     Args:
         gram: XᵀX of the layer's inputs [C_in, C_in]; None for a recipe that needs none.
             Without a reconstruction weights are zeroed, and their squares are the error.
     """
-    weight = layer.weight()
-    method = recipe.reconstruction
+    weight, method = layer.weight(), recipe.reconstruction
     if not recipe.reconstructs and gram is None:
-        keep = layer.mask_by_saliency(sparsity)
-        return LayerResult(weight * keep, keep, 0.0, (weight * ~keep).square().sum().item())
-    chosen = (
-        layer.mask_by_saliency(sparsity) if recipe.mask == "saliency" else layer.choice(sparsity)
-    )
+        return partial(_zeroed, layer, weight)
     # A Gram that an allocation needed lets zeroing tell its error.
     sees_gram = Gram in method.needs or not recipe.reconstructs
-    grams = {"gram": gram} if sees_gram else {}
-    return method(weight, chosen, **grams, **layer.norms())
+    given = {**({"gram": gram} if sees_gram else {}), **layer.norms()}
+    prepare = getattr(method, "prepare", None)
+    solve = partial(method, weight, **given) if prepare is None else prepare(weight, **given)
+    by_saliency = recipe.mask == "saliency"
+
+    @torch.no_grad()
+    def update(sparsity: float | None) -> LayerResult:
+        chosen = layer.mask_by_saliency(sparsity) if by_saliency else layer.choice(sparsity)
+        return solve(chosen)
+
+    return update
+
+
+@torch.no_grad()
+def _zeroed(layer: Layer, weight: Tensor, sparsity: float | None) -> LayerResult:
+    keep = layer.mask_by_saliency(sparsity)
+    return LayerResult(weight * keep, keep, 0.0, (weight * ~keep).square().sum().item())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.errors import RecipeError
+from ditprune.method.allocation import MEASURED
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.error_bound import ErrorBound
@@ -71,7 +72,7 @@ def most_tries(recipe: Recipe) -> int:
     """How often all layers are pruned to find the share, at most; 0 where it is given."""
     if recipe.max_error is None:
         return 0
-    return _HALVINGS + (_MOST_GUESSES if recipe.allocation in ("sensitivity", "proxy") else 0)
+    return _HALVINGS + (_MOST_GUESSES if recipe.allocation in MEASURED else 0)
 
 
 def choose_share(

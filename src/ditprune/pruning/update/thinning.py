@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ditprune.method.allocation import MEASURED
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.update.layers import Layer
@@ -122,7 +123,7 @@ def thinning(
         {name: layer.num_pruned(shares[name]) for name, layer in layers.items()}
         for shares in (before, after)
     )
-    return Thinning(layers, first, last, recipe.allocation in ("sensitivity", "proxy"))
+    return Thinning(layers, first, last, recipe.allocation in MEASURED)
 
 
 def _between(first: int, last: int, ramp: float) -> int:

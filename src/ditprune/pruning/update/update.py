@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.errors import RecipeError
+from ditprune.errors import RecipeError, StatisticsError
 from ditprune.method.recipe import Recipe
+from ditprune.method.reconstruction.layer import LayerResult
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import (
@@ -23,7 +24,7 @@ from ditprune.pruning.update.distill import (
     rate_for,
 )
 from ditprune.pruning.update.grams import Grams
-from ditprune.pruning.update.layers import Layer, prepare, update_layer
+from ditprune.pruning.update.layers import Layer, prepare, update_at
 from ditprune.pruning.update.swap import matrix_of, replaced
 from ditprune.pruning.update.thinning import Thinning, thinning
 from ditprune.targets.discover import Target
@@ -113,12 +114,22 @@ def needs_gradients(recipe: Recipe) -> bool:
 
 
 def check_has_calls(calls: Sequence[Call]) -> None:
-    """Refuse a recipe that runs the denoiser where there are no calls. Raises RecipeError."""
+    """Refuse calls that are not there, or whose sample is not finite, before the work.
+
+    Raises RecipeError and StatisticsError.
+    """
     if not calls:
         raise RecipeError(
             "this recipe runs the denoiser on calibration calls and none were given; pass batches "
             "(on the command line --calibration-set)"
         )
+    for number, call in enumerate(calls):
+        sample = call.sample()
+        if not sample.isfinite().all():
+            raise StatisticsError(
+                f"calibration calls: the sample of call {number} of {len(calls)} holds NaN or Inf; "
+                "leave the call out, or sample in float32 or bfloat16"
+            )
 
 
 def check_needs_calls(recipes: Iterable[Recipe], given: str) -> None:
@@ -151,18 +162,15 @@ def reconstructed(
     updates: dict[str, TargetUpdate] = {}
     first_updates: dict[str, TargetUpdate] = updates if before is None else {}
     for name, layer in layers.items():
-        gram_II = grams.of(name, _weights(updates))
-        updates[name] = _target_update(layer, gram_II, recipe, after[name])
+        update = update_at(layer, grams.of(name, _weights(updates)), recipe)
+        updates[name] = _target_update(layer, update(after[name]), after[name])
         if before is not None:
-            first_updates[name] = _target_update(layer, gram_II, recipe, before[name])
+            first_updates[name] = _target_update(layer, update(before[name]), before[name])
         progress("reconstructing", len(updates), len(layers))
     return updates, first_updates
 
 
-def _target_update(
-    layer: Layer, gram: Tensor | None, recipe: Recipe, share: float | None
-) -> TargetUpdate:
-    done = update_layer(layer, gram, recipe, share)
+def _target_update(layer: Layer, done: LayerResult, share: float | None) -> TargetUpdate:
     return TargetUpdate(done.weight, done.keep, layer, share, done.damping)
 
 
