@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ditprune.evaluation.cautions import Numbers, cautions_of
 from ditprune.evaluation.metrics.interval import Interval
-from ditprune.evaluation.results import Numbers, cautions_of
 
 WIDTHS = (64, 448)
 

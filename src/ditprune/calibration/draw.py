@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ditprune import bundled
@@ -137,9 +138,15 @@ def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: An
 
 
 def draw(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: Any) -> Any:
-    """Images [N, H, W, C] in [0, 1] as numpy. Raises RecipeError for a pipeline without images."""
+    """Images [N, H, W, C], or the frames of videos [N, F, H, W, C], in [0, 1] as numpy.
+
+    Raises RecipeError for a pipeline that draws neither.
+    """
     output = run(pipeline, batch, seeds, output_type="np", **options)
-    images = getattr(output, "images", None)
-    if images is None:
-        raise RecipeError(f"{type(pipeline).__name__} draws no images; evaluate compares images")
-    return images
+    drawn = getattr(output, "images", None)
+    drawn = getattr(output, "frames", None) if drawn is None else drawn
+    if drawn is None:
+        raise RecipeError(
+            f"{type(pipeline).__name__} draws no images; evaluate compares images or frames"
+        )
+    return np.asarray(drawn)

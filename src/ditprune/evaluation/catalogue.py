@@ -40,6 +40,18 @@ CATALOGUE: dict[str, Metric] = {
     "image_reward": Metric("ImageReward", "higher", against="condition"),
     "accuracy": Metric("accuracy", "higher", against="condition"),
 }
+_OF_ALL_FRAMES = ("ssim", "psnr", "lpips")
+
+
+def frames_note(key: str, num_frames: int) -> str | None:
+    """Which of a video's frames a metric looks at; None for images."""
+    if num_frames < 2 or key == "relative_error":
+        return None
+    if key in _OF_ALL_FRAMES:
+        return f"the mean over all {num_frames} frames of a video"
+    return f"of the middle frame of each video, out of {num_frames}"
+
+
 # Metrics that are taken against real images if there are some, and all that look at features.
 AGAINST_IMAGES = tuple(key for key, metric in CATALOGUE.items() if metric.against == "real")
 OF_FEATURES = (*AGAINST_IMAGES, "inception_score")

@@ -19,10 +19,11 @@ from ditprune.errors import RecipeError
 from ditprune.evaluation.accounting import Work, count_work, take_stock, work_of
 from ditprune.evaluation.claims import Claims, claims_of, dense_claims
 from ditprune.evaluation.drawing import (
+    DRAWN,
     IMAGES_FOLDER,
     Images,
-    check_draws_images,
     draw_missing,
+    drawn_by,
     images_key,
 )
 from ditprune.evaluation.held_out import HeldOut, exchange_denoisers, predictions, sample_held_out
@@ -62,15 +63,20 @@ class _Run:
     placement: Placement
     worker: Worker
     judge: UserJudge | None
+    drawn: str
 
     def draw(
         self, pipeline: Any, name: str, model: AnyModel | None, drawn: Sequence[Any],
         asked: Sequence[Any],
     ) -> Images:  # fmt: skip
-        """Draw the missing images of a pruned model, or of the dense one for None."""
+        """Draw the missing images of a pruned model, or of the dense one for None.
+
+        Nothing is drawn where the pipeline draws neither images nor frames.
+        """
         folder = self.measures.images or self.out / IMAGES_FOLDER
         key = images_key(self.dense, model, self.protocol, self.placement, drawn)
-        images = Images(folder / key, self.protocol.num_images, self.protocol.batch_size)
+        num_images = self.protocol.num_images if self.drawn in DRAWN else 0
+        images = Images(folder / key, num_images, self.protocol.batch_size)
         draw_missing(pipeline, asked, self.protocol, images, name, self.progress, self.worker)
         return images
 
@@ -125,7 +131,9 @@ def compare(
         raise RecipeError(
             f"evaluate: two models would be called the same ({', '.join(names)}); rename a folder"
         )
-    check_draws_images(dense)
+    drawn = drawn_by(dense)
+    if judge is not None and drawn not in DRAWN:
+        raise RecipeError(f"evaluate: judge looks at images, and {dense.name} draws {drawn}")
     measures, placement = measures or Measures(), placement or Placement()
     if isinstance(dense, ModelInMemory):
         placement = replace(dense.placement, max_memory=placement.max_memory)
@@ -133,7 +141,7 @@ def compare(
         check_against(model, dense, placement)
     run = _Run(
         dense, pruned, out, protocol, measures, command, progress, placement, worker or Worker(),
-        judge,
+        judge, drawn,
     )  # fmt: skip
     images = out / IMAGES_FOLDER
     check_no_link(images)
@@ -204,8 +212,11 @@ def _measure(
     Args:
         protocol: with the pipeline's defaults filled in.
     """
-    like = sampled[0].images.read(sampled[0].images.ranges[0])
-    tools = prepare_tools(run.measures, like, asked, run.placement, run.judge)
+    first = sampled[0].images
+    like = first.read_frames(first.ranges[0]) if first.ranges else None
+    tools = prepare_tools(
+        run.measures, None if like is None else like[:, 0], asked, run.placement, run.judge
+    )
     models: list[MeasuredModel] = []
     dense: Measured | None = None
     for number, model in enumerate(sampled, start=1):
@@ -216,7 +227,8 @@ def _measure(
         stock = take_stock(model.model, model.claims.targets)
         models.append(MeasuredModel(model.name, model.claims, stock, measured, model.rows))
         run.progress("measuring", number, len(sampled))
-    content = protocol_json(protocol, pipeline, _title(run.dense), like, tools, run.placement)
+    title = _title(run.dense)
+    content = protocol_json(protocol, pipeline, title, like, tools, run.placement)
     dense_path = "DENSE" if isinstance(run.dense, ModelInMemory) else run.dense.name
     results = results_of(models, tools, work, content, run.command, dense_path)
     write_results(results, models, asked, run.protocol, run.out)

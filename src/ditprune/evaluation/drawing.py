@@ -37,6 +37,7 @@ from ditprune.writing.files import ensure_folder
 from ditprune.writing.tensors_file import load_tensors, read_metadata, save_tensors
 
 IMAGES_FOLDER = ".images"
+DRAWN = ("images", "frames")  # what metrics look at
 _DIGITS = 24
 # How many samples there are does not change a sample; the conditions stand in the key themselves.
 _NOT_OF_A_SAMPLE = {"num_images", "num_held_out", "labels", "prompts"}
@@ -62,17 +63,20 @@ class Timing:
     """How long the images of one model took.
 
     Args:
-        seconds_per_image: the median over full batches, without the first, which warms up.
+        seconds_per_image: the median over full batches, without the first, which warms up; None
+            where nothing was drawn.
         loads: the different loads under which batches were drawn, as text.
     """
 
-    seconds_per_image: float
+    seconds_per_image: float | None
     loads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one model on disk, uint8 [N, C, H, W]; some may not be drawn yet.
+    """The images of one model on disk, uint8 [N, C, H, W], or its videos, [N, F, C, H, W].
+
+    Some may not be drawn yet.
 
     Args:
         folder: holds a file for each batch.
@@ -107,8 +111,14 @@ class Images:
         save_tensors({"images": images}, words | load_now(num_processes), self._file(items))
 
     def read(self, items: range) -> UInt8[Tensor, "n c h w"]:
-        """A batch. Raises ModelError if its file is damaged."""
-        return load_tensors(self._file(items))[0]["images"]
+        """A batch; of videos the middle frames. Raises ModelError if its file is damaged."""
+        frames = self.read_frames(items)
+        return frames[:, frames.shape[1] // 2]
+
+    def read_frames(self, items: range) -> UInt8[Tensor, "n f c h w"]:
+        """All frames of a batch; an image has one. Raises ModelError if its file is damaged."""
+        drawn = load_tensors(self._file(items))[0]["images"]
+        return drawn if drawn.ndim == 5 else drawn[:, None]
 
     def take(self, wanted: Sequence[int]) -> UInt8[Tensor, "n c h w"]:
         """These images, in this order."""
@@ -124,6 +134,8 @@ class Images:
         """How long an image took, and under which load."""
         words = self._words()
         num_images = min(self.batch_size, self.num_images)  # in a full batch
+        if not words:
+            return Timing(None, ())
         full = [items for items in self.ranges if len(items) == num_images]
         times = [float(words[items]["seconds"]) / num_images for items in full]
         load = "processes: {num_processes}, threads: {num_threads} ({machine})"
@@ -176,13 +188,12 @@ def _identity(model: AnyModel, sampling: Sampling, placement: Placement) -> dict
     return {key: value for key, value in identity.items() if key != "sampling"}
 
 
-def check_draws_images(model: AnyModel) -> None:
-    """Refuse a pipeline of videos or sound before any of it is loaded.
+def drawn_by(model: AnyModel) -> str:
+    """`images`, `frames`, or what else a pipeline draws, before any of it is loaded.
 
-    The module of a diffusers pipeline also holds the class of its output, which has a field
-    `images` if the pipeline draws images.
+    The module of a diffusers pipeline also holds the class of its output, which names it.
 
-    Raises RecipeError; ModelError if the folder is no diffusers pipeline.
+    Raises ModelError if the folder is no diffusers pipeline.
     """
     import diffusers
 
@@ -190,14 +201,23 @@ def check_draws_images(model: AnyModel) -> None:
         pipeline = _of_diffusers(type(model.pipeline))
     else:
         pipeline = getattr(diffusers, check_components(model)[0])
-    name, members = pipeline.__name__, vars(sys.modules[pipeline.__module__]).values()
+    members = vars(sys.modules[pipeline.__module__]).values()
     outputs = [member for member in members if isinstance(member, type) and is_dataclass(member)
                and member.__name__.endswith("PipelineOutput")]  # fmt: skip
-    drawn = sorted({field.name for output in outputs for field in fields(output)})
-    if drawn and "images" not in drawn:
+    names = sorted({field.name for output in outputs for field in fields(output)})
+    return next((name for name in DRAWN if name in names), ", ".join(names) or "images")
+
+
+def check_draws_images(model: AnyModel) -> None:
+    """Refuse a pipeline of videos or sound before any of it is loaded.
+
+    Raises RecipeError; ModelError if the folder is no diffusers pipeline.
+    """
+    drawn = drawn_by(model)
+    if drawn != "images":
         raise RecipeError(
-            f"{model.name}: {name} draws {', '.join(drawn)}, expected images to compare; "
-            "calibrate, prune, bench and the studies 'statistics' and 'importance' take it"
+            f"{model.name}: draws {drawn}, expected images to compare; evaluate, calibrate, prune, "
+            "bench and the studies 'statistics' and 'importance' take it"
         )
 
 
@@ -213,8 +233,8 @@ def image_seed(protocol: Protocol, item: int) -> int:
 
 def draw_batch(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, items: range
-) -> tuple[UInt8[Tensor, "n c h w"], int]:
-    """Draw these images, and count those with a pixel that is NaN or Inf; NaN becomes black.
+) -> tuple[UInt8[Tensor, "n *f c h w"], int]:
+    """Draw these images or videos, and count those with NaN or Inf; NaN becomes black.
 
     Args:
         asked: the condition of every image.
@@ -225,7 +245,7 @@ def draw_batch(
         [image_seed(protocol, i) for i in items],
         **protocol.held_out().run_options(),
     )
-    pixels = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(batch).movedim(-1, -3)
     num_spoiled = int((~pixels.isfinite()).flatten(1).any(1).sum())
     return (pixels.nan_to_num() * 255).round().clamp(0, 255).to(torch.uint8), num_spoiled
 

@@ -56,7 +56,7 @@ def measure_model(
     seen = []
     for items in images.ranges:
         batch = images.read(items)
-        pairs = () if dense is None else _pairs(batch, dense.images.read(items), tools)
+        pairs = () if dense is None else _pairs(images, dense.images, items, tools)
         for name, numbers in (*pairs, *_alone(batch, [asked[i] for i in items], tools)):
             values[name] = values.get(name, ()) + tuple(numbers.double().tolist())
         if tools.extractor is not None:
@@ -87,8 +87,23 @@ def _judged(values: Mapping[str, Sequence[float]], tools: Tools, seed: int) -> d
     }
 
 
-def _pairs(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:
-    """Metrics of each image and the dense one of its seed; SSIM also orders the gallery."""
+def _pairs(
+    images: Images, dense: Images, items: range, tools: Tools
+) -> Iterable[tuple[str, Tensor]]:
+    """Metrics of each image and the dense one of its seed, and their means over frames of videos.
+
+    One number for each item, so that intervals count videos, whose frames are alike.
+    """
+    frames = zip(
+        images.read_frames(items).unbind(1), dense.read_frames(items).unbind(1), strict=True
+    )
+    by_frame = [dict(_of_pair(*pair, tools)) for pair in frames]
+    for name in by_frame[0]:
+        yield name, torch.stack([numbers[name].double() for numbers in by_frame]).mean(0)
+
+
+def _of_pair(batch: Tensor, dense: Tensor, tools: Tools) -> Iterable[tuple[str, Tensor]]:
+    """Metrics of each image and another; SSIM also orders the gallery."""
     pair = as_unit(batch), as_unit(dense)
     yield "ssim", per_image.ssim(*pair)
     if tools.has("psnr"):

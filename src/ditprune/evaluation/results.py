@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,18 @@ from torch import Tensor
 
 from ditprune.denoiser.placement import Placement
 from ditprune.evaluation.accounting import Stock, Work, account
-from ditprune.evaluation.catalogue import CATALOGUE, Metric
+from ditprune.evaluation.catalogue import CATALOGUE, frames_note
+from ditprune.evaluation.cautions import (
+    Numbers,
+    cautions_of,
+    not_finite_warnings,
+    why_no_seconds,
+)
 from ditprune.evaluation.claims import Claims, target_rows
-from ditprune.evaluation.drawing import Timing
 from ditprune.evaluation.gallery import gallery_entries, save_grid
 from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
-from ditprune.evaluation.metrics.interval import Interval, differ, overlap
+from ditprune.evaluation.metrics.interval import Interval
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.tools import Tools, library_versions
 from ditprune.evaluation.user_judge import without_nan
@@ -27,11 +32,6 @@ from ditprune.reporting.commands import repeat_commands
 from ditprune.writing.files import installed_versions, write_beside
 
 FORMAT = 2
-_DISTANCES = ("fid", "sfid", "kid")
-_ADVICE = (
-    "evaluate with another --dtype (float16 overflows where bfloat16 and float32 do not), or look "
-    "for NaN and Inf in the weights"
-)
 _NUM_COLUMNS = 10  # of the grid
 
 
@@ -87,7 +87,9 @@ def results_of(
         "format": FORMAT,
         "command": command,
         "protocol": dict(protocol),
-        "metrics": {key: _metric_json(key, tools) for key in tools.catalogue},
+        "metrics": {
+            key: _metric_json(key, tools, protocol.get("num_frames", 1)) for key in tools.catalogue
+        },
         "models": rows,
     }
 
@@ -98,13 +100,13 @@ def _comparable(values: Mapping[str, Sequence[float]], tools: Tools) -> dict[str
     return {key: without_nan(items) if key in judged else items for key, items in values.items()}
 
 
-def _metric_json(key: str, tools: Tools) -> dict[str, Any]:
-    metric = tools.catalogue[key]
+def _metric_json(key: str, tools: Tools, num_frames: int) -> dict[str, Any]:
+    metric, notes = tools.catalogue[key], (tools.note(key), frames_note(key, num_frames))
     return {
         **asdict(metric),
         "against": tools.reference.against.get(key, metric.against),
         "unavailable": tools.unavailable.get(key),
-        "note": tools.note(key),
+        "note": "; ".join(filter(None, notes)) or None,
     }
 
 
@@ -145,22 +147,26 @@ def _interval_json(interval: Interval | None) -> dict[str, float | None] | None:
 
 
 def protocol_json(
-    protocol: Protocol, pipeline: Any, dense: str, like: Tensor, tools: Tools,
+    protocol: Protocol, pipeline: Any, dense: str, like: Tensor | None, tools: Tools,
     placement: Placement,
 ) -> dict[str, Any]:  # fmt: skip
-    """The `protocol` of results.json, for images [n, C, H, W] like these.
+    """The `protocol` of results.json, for images [n, F, C, H, W] like these, or for none.
 
     Args:
         protocol: with the pipeline's defaults filled in.
         dense: the name of the dense model.
     """
     judge = {} if tools.judge is None else {"judge": tools.judge.name}
+    drawn: dict[str, Any] = {"num_images": 0}
+    if like is not None:
+        drawn = {"resolution": list(like.shape[3:])}
+        drawn |= {"num_frames": like.shape[1]} if like.shape[1] > 1 else {}
     return {
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(protocol).items()},
         "dense": dense,
         "pipeline": type(pipeline).__name__,
         "scheduler": type(pipeline.scheduler).__name__,
-        "resolution": list(like.shape[2:]),
+        **drawn,
         "dtype": str(placement.dtype).removeprefix("torch."),
         "device": placement.device,
         "feature_extractor": tools.features_text,
@@ -177,115 +183,12 @@ def write_results(
 ) -> None:  # fmt: skip
     """Add the gallery, and write results.json and grid.png. Raises OutputError."""
     images = {model.name: model.measured.images for model in models}
-    ssim = {model.name: model.measured.values["ssim"] for model in models[1:]}
-    results["gallery"] = gallery_entries(images, ssim, asked, protocol)
-    columns = range(min(_NUM_COLUMNS, protocol.num_images))
-    save_grid({name: stored.take(columns) for name, stored in images.items()}, out / "grid.png")
+    results["gallery"] = []
+    if images["dense"].num_images:
+        ssim = {model.name: model.measured.values["ssim"] for model in models[1:]}
+        results["gallery"] = gallery_entries(images, ssim, asked, protocol)
+        columns = range(min(_NUM_COLUMNS, protocol.num_images))
+        save_grid({name: stored.take(columns) for name, stored in images.items()}, out / "grid.png")
     with write_beside(out / "results.json") as part:
         text = json.dumps(results, indent=1, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers of one model.
-
-    Args:
-        intervals: by metric.
-        values: for metrics that are means over items, the number of each item. Items are the same
-            for all models, so models are compared item by item.
-    """
-
-    intervals: Mapping[str, Interval]
-    values: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-    def is_apart(self, key: str, other: Numbers) -> bool:
-        """Whether the sample tells two models apart by a metric that both have."""
-        if key in self.values and key in other.values:
-            return differ(self.values[key], other.values[key])
-        return not overlap(self.intervals[key], other.intervals[key])
-
-
-def cautions_of(
-    name: str, models: Mapping[str, Numbers], num_images: int, widths: tuple[int, int],
-    catalogue: Mapping[str, Metric] = CATALOGUE,
-) -> list[str]:  # fmt: skip
-    """Warnings about the sample, for one model.
-
-    Args:
-        models: the numbers of all models; the dense one is called `dense`.
-        widths: how many features FID and sFID use.
-        catalogue: the metrics of this run.
-    """
-    model = models[name]
-    warnings = [
-        f"{CATALOGUE[key].title} of {num_images:,} images in {width:,} features: fewer images "
-        "than features make it larger than it is, and unsure"
-        for key, width in zip(("fid", "sfid"), widths, strict=True)
-        if key in model.intervals and num_images <= width
-    ]
-    for other in list(models)[: list(models).index(name)]:  # each pair once, with the later model
-        alike = []
-        for key, metric in catalogue.items():
-            here, there = model.intervals.get(key), models[other].intervals.get(key)
-            if here is None or there is None or here.value == there.value:
-                continue
-            is_apart = model.is_apart(key, models[other])
-            if other == "dense" and key in _DISTANCES and here.value < there.value:
-                warnings.append(_below_dense(metric, here, there, is_apart, num_images))
-            elif not is_apart and (other != "dense" or metric.against != "dense"):
-                alike.append(metric.title)
-        if alike:
-            titles = ", ".join(alike)
-            warnings.append(f"{num_images:,} images cannot tell it from {other} by {titles}")
-    return warnings
-
-
-def _below_dense(
-    metric: Metric, pruned: Interval, dense: Interval, is_apart: bool, num_images: int
-) -> str:
-    """What to know of a distance that is smaller than the dense model's."""
-    numbers = (f"{interval.value:.{metric.digits}f}" for interval in (pruned, dense))
-    below = f"{metric.title} {' is below dense '.join(numbers)}, and the intervals"
-    if is_apart:
-        return (
-            f"{below} do not overlap: nearer to the reference, which is not the same as nearer to "
-            "the dense model; look at the same-seed distances"
-        )
-    return f"{below} overlap: {num_images:,} images cannot tell them apart"
-
-
-def not_finite_warnings(rows: Sequence[ErrorRow], num_spoiled: int, num_images: int) -> list[str]:
-    """Warnings about NaN and Inf, for one model.
-
-    Args:
-        rows: of its held-out calls; empty for the dense model.
-        num_spoiled: images with a pixel that was not finite.
-    """
-    of_dense = sum(not math.isfinite(row.dense) for row in rows)
-    of_pruned = sum(math.isfinite(row.dense) and not math.isfinite(row.difference) for row in rows)
-    warnings = [
-        f"{whose} predictions are not finite (NaN or Inf) in {count:,} of {len(rows):,} rows of "
-        f"held-out calls, so the relative error has no number there: {_ADVICE}"
-        for whose, count in (("the dense model's", of_dense), ("its", of_pruned))
-        if count
-    ]
-    if num_spoiled:
-        warnings.append(
-            f"{num_spoiled:,} of {num_images:,} images are not finite (NaN or Inf), and shown "
-            f"with black for NaN: {_ADVICE}"
-        )
-    return warnings
-
-
-def why_no_seconds(timing: Timing, dense: Timing) -> str | None:
-    """Why the seconds of a model would mislead beside those of the dense model; None if not."""
-    loads, dense_loads = " and ".join(timing.loads), " and ".join(dense.loads)
-    if len(timing.loads) > 1:
-        return f"no seconds: its images were drawn under several loads, {loads}"
-    if timing.loads != dense.loads:
-        return (
-            f"no seconds: its images were drawn under another load ({loads}) than the "
-            f"dense model's ({dense_loads}); without kept images both are drawn alike"
-        )
-    return None

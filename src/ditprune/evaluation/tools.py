@@ -35,6 +35,7 @@ _REWARD_WEIGHTS = Path("~/.cache/ImageReward/ImageReward.pt")
 # The file name that torch-fidelity gives the weights; to ask for it would import the library.
 _INCEPTION_WEIGHTS = "weights-inception-*.pth"
 _LIBRARIES = ("torchmetrics", "torch-fidelity", "torchvision", "transformers", "image-reward")
+_NO_IMAGES = "the pipeline draws neither images nor frames"
 _NO_PROMPTS = "the pipeline draws class labels, and this compares images with prompts"
 
 
@@ -89,14 +90,19 @@ class Tools:
 
 
 def prepare_tools(
-    measures: Measures, like: Tensor, asked: Sequence[Any], placement: Placement,
+    measures: Measures, like: Tensor | None, asked: Sequence[Any], placement: Placement,
     judge: UserJudge | None = None,
 ) -> Tools:  # fmt: skip
     """Load what the chosen metrics need for images [n, C, H, W] and conditions like these.
 
+    Where there are no images, as for sound, the error of latents alone is available.
+
     Raises ModelError or RecipeError for files that were given and cannot be used.
     """
     chosen = measures.chosen
+    if like is None:
+        return Tools(chosen, dict.fromkeys(set(chosen) - {"relative_error"}, _NO_IMAGES), None,
+                     Reference(None, {}), {}, None)  # fmt: skip
     unavailable: dict[str, str] = {}
     extractor: Extractor | str | None = None
     if set(OF_FEATURES) & set(chosen):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditprune.evaluation.catalogue import CATALOGUE
+from ditprune.evaluation.cautions import Numbers
 from ditprune.evaluation.metrics.interval import Interval, overlap
-from ditprune.evaluation.results import Numbers
 from ditprune.reproduce.studies import Claim, Study
 
 AGREES, UNSURE, DISAGREES = "agrees", "cannot tell", "disagrees"
