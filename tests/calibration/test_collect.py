@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import ditprune
-from ditprune.calibration import collect as collect_module
+from ditprune.calibration import observe_set as observe_module
 from ditprune.calibration.calibrate import observe_calls
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.calibration.workers import Worker
 from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.merge_statistics import merge_statistics
 from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.checkpoints.statistics_file import merge_statistics, read_statistics_file
+from ditprune.checkpoints.statistics_file import read_statistics_file
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.errors import ModelError, OutputError
 from tiny_pipelines import PIPELINES
@@ -138,8 +139,8 @@ def test_observing_goes_on_where_it_stopped(tiny_pipeline, tmp_path, monkeypatch
     """Not a unit is observed again, and the statistics are the same bytes."""
     model, sampling = locate(str(tiny_pipeline)), Sampling(10, num_inference_steps=2, batch_size=2)
     calibrate_folder(model, tmp_path / "whole", sampling)
-    monkeypatch.setattr(collect_module, "_SAVE_EVERY_S", 0)
-    original, seen = collect_module.observe_calls, [0]
+    monkeypatch.setattr(observe_module, "_SAVE_EVERY_S", 0)
+    original, seen = observe_module.observe_calls, [0]
 
     def stop(*args: Any) -> Any:
         seen[0] += 1
@@ -147,7 +148,7 @@ def test_observing_goes_on_where_it_stopped(tiny_pipeline, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(collect_module, "observe_calls", stop)
+    monkeypatch.setattr(observe_module, "observe_calls", stop)
     with pytest.raises(KeyboardInterrupt):
         calibrate_folder(model, tmp_path / "out", sampling)
     calibrate_folder(model, tmp_path / "out", sampling)

@@ -26,8 +26,8 @@ from killed import OUT_EXISTS, Server, serving, trials
 PREPARE = """
 import diffusers
 diffusers.DiTPipeline, diffusers.AutoencoderKL, diffusers.DDIMScheduler
-from ditprune.calibration import collect
-collect._SAVE_EVERY_S = 0
+from ditprune.calibration import observe_set
+observe_set._SAVE_EVERY_S = 0
 """
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ditprune.calibration import collect
+from ditprune.calibration import collect, observe_set
 from ditprune.checkpoints import rewrite_tensors
 from folders import STEM, Payload, edit_json, edit_tensors, files_of, save_denoiser, save_pipeline
 
@@ -297,7 +297,8 @@ def test_memory_that_runs_out_in_calibration(
     command = ["calibrate", tiny_pipeline, "-o", out, "--num-samples", 4]
     command += ["--num-inference-steps", 2]
     with monkeypatch.context() as patch:
-        patch.setattr(collect, where, TOO_MUCH["torch"])
+        module = collect if where == "sample_unit" else observe_set
+        patch.setattr(module, where, TOO_MUCH["torch"])
         code, _, err = ditprune(*command, "--batch-size", 4)
     assert code == 2
     assert err.splitlines()[-1].startswith("error: out of memory (")

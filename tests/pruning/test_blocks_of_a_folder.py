@@ -103,7 +103,7 @@ def test_unfinished_calibration_of_other_blocks_is_not_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "_observe_set", stop)
+        patch.setattr(collect, "observe_set", stop)
         with pytest.raises(KeyboardInterrupt):
             calibrate_folder(model, tmp_path / "s", SAMPLING, blocks=BLOCKS)
     with pytest.raises(OutputError, match="blocks"):

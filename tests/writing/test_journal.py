@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ditprune.errors import OutputError
-from ditprune.writing import lock, staging
+from ditprune.writing import lock
 from ditprune.writing.staging import Journal
 
 GUARD = {"recipe": {"sparsity": 0.1}, "text": "ä"}
@@ -176,7 +176,7 @@ def test_a_journal_that_is_removed_is_gone(file, system, monkeypatch) -> None:
         unlink(path, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", unlink_closed)
-    monkeypatch.setattr(staging, "ON_WINDOWS", system == "nt")
+    monkeypatch.setattr(lock, "ON_WINDOWS", system == "nt")
     journal.remove()
     assert not file.exists()
     assert journal._stream.closed

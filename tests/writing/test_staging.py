@@ -16,7 +16,7 @@ from folders import files_of
 
 GUARD = {"recipe": {"sparsity": 0.5}, "versions": {"torch": "1"}}
 OTHER = {"recipe": {"sparsity": 0.3}, "versions": {"torch": "1"}}
-NEW = {"one": b"1", MANIFEST: b"{}"}
+NEW = {"config.json": b"1", MANIFEST: b"{}"}
 
 
 @pytest.fixture
@@ -43,14 +43,14 @@ def run(out: Path, model: Path, guard=GUARD, overwrite=False):
 def write(out: Path, model: Path, guard=GUARD, overwrite=False, text: bytes = b"1") -> None:
     with run(out, model, guard, overwrite) as staging:
         if not staging.is_written:
-            (staging.part / "one").write_bytes(text)
+            (staging.part / "config.json").write_bytes(text)
             (staging.part / MANIFEST).write_text("{}", encoding="utf-8")
 
 
 def fail(failure: BaseException, out: Path, model: Path, guard=GUARD, overwrite=False) -> None:
     """A run that writes and records one file, then fails."""
     with run(out, model, guard, overwrite) as staging:
-        (staging.part / "one").write_bytes(b"1")
+        (staging.part / "config.json").write_bytes(b"1")
         staging.journal.append({"tensor": "one"})
         raise failure
 
@@ -69,9 +69,9 @@ def test_it_appears_at_the_end_only(out, model) -> None:
     with run(out, model) as staging:
         assert list(staging.part.iterdir()) == []
         assert not staging.is_written
-        (staging.part / "one").write_bytes(b"1")
+        (staging.part / "config.json").write_bytes(b"1")
         assert not out.exists()
-    assert files_of(out.parent) == {"out/one": b"1"}
+    assert files_of(out.parent) == {"out/config.json": b"1"}
 
 
 def test_an_interrupt_keeps_what_is_done_for_the_same_run(out, model) -> None:
@@ -79,7 +79,7 @@ def test_an_interrupt_keeps_what_is_done_for_the_same_run(out, model) -> None:
     assert left(out) == {".out.part", ".out.journal"}
     assert not out.exists()
     with run(out, model) as staging:
-        assert files_of(staging.part) == {"one": b"1"}
+        assert files_of(staging.part) == {"config.json": b"1"}
         assert staging.journal.records == [{"tensor": "one"}]
         (staging.part / MANIFEST).write_text("{}", encoding="utf-8")
     assert files_of(out) == NEW
@@ -103,7 +103,7 @@ def test_another_run_is_refused_by_what_differs(out, model) -> None:
 def test_overwrite_drops_another_run_and_goes_on_with_the_same(guard, out, model) -> None:
     kill_midway(out, model)
     with run(out, model, guard, overwrite=True) as staging:
-        assert files_of(staging.part) == ({"one": b"1"} if guard == GUARD else {})
+        assert files_of(staging.part) == ({"config.json": b"1"} if guard == GUARD else {})
         assert bool(staging.journal.records) == (guard == GUARD)
     assert left(out) == set()
 
@@ -182,14 +182,14 @@ def test_dropping_a_run_between_its_renames_puts_the_old_folder_back(out, model)
     out.rename(out.with_name(".out.old"))
     with pytest.raises(ValueError, match="x"):
         fail(ValueError("x"), out, model, OTHER, overwrite=True)
-    assert files_of(out)["one"] == b"old"
+    assert files_of(out)["config.json"] == b"old"
     assert left(out) == set()
 
 
 def test_an_out_that_was_removed_is_made_again(out, model) -> None:
     shutil.rmtree(sealed(out, model, False))
     write(out, model, text=b"again")
-    assert files_of(out)["one"] == b"again"
+    assert files_of(out)["config.json"] == b"again"
 
 
 def test_a_folder_that_is_not_ours_is_never_taken_for_a_finished_run(out, model) -> None:

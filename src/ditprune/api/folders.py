@@ -18,7 +18,9 @@ from ditprune.pruning.plan import Plan
 from ditprune.pruning.verify import false_claims
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.reporting.page import write_report
+from ditprune.writing.files import check_file
 from ditprune.writing.paths import path_of
+from ditprune.writing.staging import check_before
 
 _CONVERSIONS = {"compact": to_compact, "dense": to_dense}
 
@@ -93,6 +95,7 @@ def extract_mask(
         ModelError: there is no manifest, or it does not describe these weights.
         OutputError: `file` cannot be written.
     """
+    check_file(path_of(file), overwrite)
     with telling(progress) as tell:
         return extract_masks(locate(str(out)), path_of(file), overwrite, tell)
 
@@ -117,5 +120,6 @@ def convert(
     """
     if to not in _CONVERSIONS:
         raise RecipeError(f"--to '{to}': expected {' or '.join(_CONVERSIONS)}")
+    check_before(path_of(out), overwrite)
     with telling(progress) as tell:
         return _CONVERSIONS[to](locate(str(model)), path_of(out), overwrite, tell)

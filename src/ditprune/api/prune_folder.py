@@ -32,7 +32,7 @@ from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.writing.files import ensure_folder
 from ditprune.writing.paths import path_of
-from ditprune.writing.staging import check_early
+from ditprune.writing.staging import check_before, check_early
 
 _log = logging.getLogger("ditprune")
 
@@ -122,6 +122,7 @@ def check_prune(
     recipe: Recipes = None, **words: Any,
 ) -> Ready:  # fmt: skip
     """The checks of `prune`, with its arguments. Raises DitpruneError."""
+    check_before(path_of(out), overwrite)
     folder = locate(str(model))
     recipes = build_each(folder.denoisers, recipe, sparsity=sparsity, **words)
     all_stats = read_statistics(stats)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calibration.calibrate import observe_calls
-from ditprune.calibration.collect import unreached
+from ditprune.calibration.observe_set import unreached
 from ditprune.calibration.sample import Sampling, run_unit
 from ditprune.calls import Call, bin_of
 from ditprune.checkpoints.calibration_set import CalibrationSet

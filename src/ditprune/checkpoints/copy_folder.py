@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints.locate import ModelFolder, check_inside
-from ditprune.checkpoints.weights import PICKLES, Weights
+from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError
-from ditprune.writing.files import (
+from ditprune.writing.files import installed_versions
+from ditprune.writing.model_files import (
     CARD,
     CARD_PICTURE,
     COMPACT_MANIFEST,
     MANIFEST,
-    installed_versions,
+    MASK,
+    PICKLES,
+    belongs,
+    components_of,
+    files_below,
+    is_hidden,
+    is_text,
 )
 
-_WEIGHTS = (".safetensors", *PICKLES)
+_log = logging.getLogger("ditprune")
+_MOST_NAMED = 5
 
 
 def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[Path]:
-    """All files of the model but the denoisers' weights: pipeline parts, configs, the card.
+    """All files that belong to the model but the denoisers' weights: parts, configs, cards.
 
-    Of a denoiser's own folder only the config, the index and the card are taken: other weights
-    there, or at the root of a pipeline, would be dense copies under the pruned model's name.
+    Of a denoiser's own folder only the config, the index and texts are taken: other weights there,
+    or at the root of a pipeline, would be dense copies under the pruned model's name.
 
     Raises ModelError for a link out of the model, whose file nobody meant to hand on, and for a
     link to a folder, whose files would be missing from the copy. Raises it for what would be taken
@@ -36,32 +46,105 @@ def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
     for name in (CARD, CARD_PICTURE):
         if (model.root / name).is_dir():
             raise ModelError(f"{model.root / name}: is a folder, where a file belongs; rename it")
-    indices = {denoiser_weights.index for denoiser_weights in weights.values()}
-    folders = tuple(model.denoisers.values())
-    for file in sorted(model.root.rglob("*")):
-        relative = file.relative_to(model.root)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
+    ours = {folder / name for folder in model.denoisers.values() for name in _OURS}
+    for file, is_copied in _sorted_out(model, weights):
         if file.is_symlink() and file.is_dir():
             raise ModelError(f"{file}: is a link to a folder; copy the folder in")
-        if not file.is_file():
+        seems_ours = file.name in (MANIFEST, COMPACT_MANIFEST) and file not in ours
+        if not is_copied and not (seems_ours and file.parent == model.root):
+            continue
+        check_inside(file, model.root)
+        if seems_ours:
+            raise ModelError(
+                f"{file}: lies beside no denoiser, so it is not of this model; remove it, for "
+                "the copy would seem to be pruned there"
+            )
+        yield file
+
+
+def not_copied(model: ModelFolder, weights: Mapping[str, Weights]) -> list[str]:
+    """What lies in a model folder and is no part of the model, by its path from the root."""
+    mine = {shard for part in weights.values() for shard in part.shards}
+    mine |= {folder / name for folder in model.denoisers.values() for name in _OURS}
+    return [
+        file.relative_to(model.root).as_posix()
+        for file, is_copied in _sorted_out(model, weights)
+        if not is_copied and file not in mine
+    ]
+
+
+_OURS = (MANIFEST, COMPACT_MANIFEST, MASK)
+
+
+def _sorted_out(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[tuple[Path, bool]]:
+    """Every file that is not hidden, and whether it is copied."""
+    indices = {denoiser_weights.index for denoiser_weights in weights.values()}
+    folders = tuple(model.denoisers.values())
+    components = components_of(model.root)
+    for path in sorted(files_below(model.root)):
+        file = model.root / path
+        if is_hidden(path):
             continue
         if any(file.is_relative_to(folder) for folder in folders):
-            is_copied = file.parent in folders and (file in indices or _is_card(file))
+            is_card = file.name == "config.json" or is_text(file.name)
+            yield file, file.parent in folders and (file in indices or is_card)
         else:
-            is_copied = file.parent != model.root or file.suffix not in _WEIGHTS
-        if is_copied:
-            check_inside(file, model.root)
-            if file.name in (MANIFEST, COMPACT_MANIFEST):
-                raise ModelError(
-                    f"{file}: lies beside no denoiser, so it is not of this model; remove it, for "
-                    "the copy would seem to be pruned there"
-                )
-            yield file
+            is_sole = file.suffix in PICKLES and not any(file.parent.glob("*.safetensors"))
+            is_part = len(path.parts) > 1 and path.parts[0] in components
+            yield file, belongs(path, components) or (is_sole and is_part)
 
 
-def _is_card(file: Path) -> bool:
-    return file.name == "config.json" or file.name.startswith(("README", "LICENSE"))
+def check_unchanged(
+    model: ModelFolder, weights: Mapping[str, Weights], identity: Mapping[str, Any]
+) -> None:
+    """Refuse a copy of files that were replaced while they were read: half old, half new.
+
+    Args:
+        identity: from before the first byte was read; its `files` is a `stamp`.
+
+    Raises ModelError.
+    """
+    try:
+        is_same = stamp(model, weights) == identity["files"]
+    except OSError:  # one is gone
+        is_same = False
+    if not is_same:
+        raise ModelError(
+            f"{model.name}: its files were changed while they were read; run the same command "
+            "again when nothing writes there"
+        )
+
+
+def beside(
+    model: ModelFolder, weights: Mapping[str, Weights], root: Path | None = None
+) -> dict[str, dict[str, str]]:
+    """For each denoiser the hashes of all that is no denoiser's, by the path from its folder.
+
+    Cards are left out: an evaluation writes them anew.
+
+    Args:
+        root: of the copy; by default the model's own.
+    """
+    folders = tuple(model.denoisers.values())
+    parts = [
+        file.relative_to(model.root)
+        for file in other_files(model, weights)
+        if not any(file.is_relative_to(folder) for folder in folders) and not _describes(file)
+    ]
+    hashes = {path: sha256_of((root or model.root) / path) for path in parts}
+    return {
+        name: {
+            Path(os.path.relpath(model.root / path, folder)).as_posix(): digest
+            for path, digest in hashes.items()
+        }
+        for name, folder in model.denoisers.items()
+    }
+
+
+def sha256_of(file: Path) -> str:
+    """The hash of a file, a piece in memory at a time."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _describes(file: Path) -> bool:
@@ -117,9 +200,16 @@ def copy_identity(
 
 
 def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destination: Path) -> None:
-    """Copy them under `destination`, at the same relative paths; what is there already stays."""
+    """Copy them under `destination`, at the same relative paths; what is there already stays.
+
+    The log names what is left behind.
+    """
     for source in other_files(model, weights):
         target = destination / source.relative_to(model.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
             shutil.copyfile(source, target)
+    left = not_copied(model, weights)
+    if left:
+        more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
+        _log.info("not copied, as no part of the model: %s%s", ", ".join(left[:_MOST_NAMED]), more)

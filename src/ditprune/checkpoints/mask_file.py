@@ -83,12 +83,15 @@ class MaskFile:
         return self.denoisers[denoiser]["targets"]
 
 
-def write_masks(file: Path, denoisers: _Records, masks: Iterable[tuple[str, np.ndarray]]) -> int:
+def write_masks(
+    file: Path, denoisers: _Records, masks: Iterable[tuple[str, np.ndarray]], replaces: bool
+) -> int:
     """Write masks, all or nothing; returns the size of the file in bytes.
 
     Args:
         denoisers: the records of each denoiser, with one for every target.
         masks: `denoiser/target` and its mask, for every target.
+        replaces: whether a file that is there may be replaced.
 
     Raises OutputError, and what `masks` raises.
     """
@@ -100,7 +103,7 @@ def write_masks(file: Path, denoisers: _Records, masks: Iterable[tuple[str, np.n
     room_bytes = len(_header(denoisers, sizes, dict.fromkeys(sizes, _HASH)))
     hashes: dict[str, str] = {}
     written: dict[str, int] = {}
-    with write_beside(file) as part, part.open("wb") as opened:
+    with write_beside(file, replaces) as part, part.open("wb") as opened:
         opened.seek(room_bytes)
         for key, bits in masks:
             small = compressed(bits)

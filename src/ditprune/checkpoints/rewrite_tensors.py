@@ -21,7 +21,9 @@ from typing import Any, BinaryIO
 import torch
 
 from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha256
+from ditprune.errors import ModelError
 from ditprune.progress import Progress
+from ditprune.writing.own import no_follow
 from ditprune.writing.staging import Journal
 
 __all__ = [
@@ -68,6 +70,15 @@ class TensorRewriter:
         self._syncing: Future[None] | None = None
         self._num_unsynced_bytes = 0
         self.written: dict[str, Record] = {}
+        self._has_looked = False
+
+    def look(self) -> set[str]:
+        """The tensors that are not written yet; what a killed run has written is hashed for it."""
+        if not self._has_looked:
+            known = written_tensors(self._journal, self._denoiser)
+            self.written = {name: known[name] for name in self._unchanged(known)}
+            self._has_looked = True
+        return self._layout.entries.keys() - self.written.keys()
 
     def __enter__(self) -> TensorRewriter:
         with ExitStack() as stack:
@@ -75,8 +86,7 @@ class TensorRewriter:
             self._shards = stack.enter_context(ShardWriter(self._layout, self._folder))
             self._syncer = stack.enter_context(ThreadPoolExecutor(1))
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
-            known = written_tensors(self._journal, self._denoiser)
-            self.written = {name: known[name] for name in self._unchanged(known)}
+            self.look()
             self._stack = stack.pop_all()
         return self
 
@@ -157,7 +167,10 @@ class TensorRewriter:
         entries = [entry for entry in self._layout.in_order() if entry.name in known]
 
         def holds(entry: Entry) -> bool:
-            raw = read_range(self._folder / entry.file.name, entry.offset, entry.size_bytes)
+            try:
+                raw = read_range(self._folder / entry.file.name, entry.offset, entry.size_bytes)
+            except ModelError:  # its shard is gone
+                return False
             return sha256(raw) == known[entry.name]["sha256"]
 
         unchanged = set()
@@ -218,7 +231,7 @@ class ShardWriter:
         for shard, header in layout.headers.items():
             target = folder / shard
             target.touch()
-            with target.open("r+b") as file:
+            with open(target, "r+b", opener=no_follow) as file:
                 file.write(header)
                 file.truncate(layout.size_bytes_of(shard))
 
@@ -233,7 +246,8 @@ class ShardWriter:
         """Put one tensor's bytes at its place; a kill later does not undo it."""
         name = entry.file.name
         if name not in self._files:
-            self._files[name] = (self._folder / name).open("r+b", buffering=0)
+            place = self._folder / name
+            self._files[name] = open(place, "r+b", buffering=0, opener=no_follow)  # noqa: SIM115
         file = self._files[name]
         file.seek(entry.offset)
         rest = memoryview(raw)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ditprune.calls import NUM_BINS
 from ditprune.denoisers import DENOISER, OfDenoisers, qualified, qualified_names
-from ditprune.errors import RecipeError, StatisticsError, did_you_mean
+from ditprune.errors import OutputError, RecipeError, StatisticsError, did_you_mean
 from ditprune.method.choices import as_globs
 from ditprune.method.statistics.column_norm import ColumnNorm, finish_norm
 from ditprune.writing.json_file import MALFORMED, parse_json
@@ -96,8 +96,9 @@ class Statistics(OfDenoisers):
             stats.save("stats.safetensors")
             stats = ditprune.load_statistics("stats.safetensors")
 
-        Raises OutputError.
+        A file of other content is not replaced. Raises OutputError.
         """
+        _check_is_free(path_of(file))
         save_statistics(self.denoisers, path_of(file))
 
     def column_norm(
@@ -163,6 +164,18 @@ def findings(statistics: Statistics) -> list[str]:
 
 def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _check_is_free(file: Path) -> None:
+    """Refuse to replace anything but statistics. Raises OutputError."""
+    if not file.exists():
+        return
+    try:
+        read_statistics_file(file)
+    except StatisticsError:
+        raise OutputError(
+            f"{file}: exists and holds no statistics of ditprune; choose another name"
+        ) from None
 
 
 def save_statistics(statistics: Mapping[str, Statistics], file: Path) -> None:

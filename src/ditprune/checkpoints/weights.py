@@ -17,9 +17,9 @@ from torch import Tensor
 from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import ModelError
 from ditprune.writing.json_file import parse_json, read_json
+from ditprune.writing.model_files import PICKLES
 
 _STEM = "diffusion_pytorch_model"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -135,14 +135,18 @@ def dtype_of(entry: Entry) -> torch.dtype:
 def read_range(file: Path, offset: int, size_bytes: int) -> memoryview:
     """`size_bytes` bytes of a file. Raises ModelError where the file ends before."""
     raw = np.empty(size_bytes, np.uint8).data  # numpy asks the system for huge pages
-    with file.open("rb", buffering=0) as stream:
-        stream.seek(offset)
-        done = 0
-        while done < size_bytes:
-            count = stream.readinto(raw[done:])
-            if not count:
-                raise ModelError(f"{file}: ends {size_bytes - done} bytes early; fetch it again")
-            done += count
+    try:
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(offset)
+            done = 0
+            while done < size_bytes:
+                count = stream.readinto(raw[done:])
+                if not count:
+                    missing = size_bytes - done
+                    raise ModelError(f"{file}: ends {missing} bytes early; fetch it again")
+                done += count
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror}); fetch it again") from None
     return raw
 
 

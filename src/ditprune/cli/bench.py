@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from ditprune.cli.groups import GroupedCommand
 from ditprune.cli.options import PATH, read_pipeline_options
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
+from ditprune.evaluation.place import check_results_file
 from ditprune.reporting import formats
 from ditprune.runtime.backends import BACKENDS
 from ditprune.runtime.bench.does_it_pay import BenchOptions, bench_model
 from ditprune.writing.files import write_beside
 from ditprune.writing.json_file import read_json
+from ditprune.writing.lock import locked_folder
 
 _PATHS = {
     "dense_fp32": "dense float32", "dense_bf16": "dense bfloat16",
@@ -58,7 +61,8 @@ def bench(
 
     Says for each distinct layer and for a whole denoiser call whether sparse is faster.
     """
-    results = None if out is None else _read_results(out)
+    if out is not None:
+        _check_results(out)
     if device is not None:
         Placement.of(device)  # refuses a device that is not there
     sampling = Sampling(
@@ -72,30 +76,34 @@ def bench(
         blocks=read_globs("blocks", blocks),
         **options,
     )
-    with console.progress() as progress:
+    with console.progress() as progress, _held(out):
         times = bench_model(locate(model), bench_options, progress)
-    if out is not None:
-        with write_beside(out) as part:
-            text = json.dumps({**(results or {}), "bench": times}, indent=1, allow_nan=False)
-            part.write_text(text + "\n", encoding="utf-8")
+        if out is not None:
+            _check_results(out)  # again: it is what is there now that the table is added to
+            text = json.dumps({**read_json(out), "bench": times}, indent=1, allow_nan=False)
+            with write_beside(out) as part:
+                part.write_text(text + "\n", encoding="utf-8")
     if as_json:
         click.echo(json.dumps(times, indent=1, allow_nan=False))
     else:
         console.show(_lines(times))
 
 
-def _read_results(out: Path) -> dict[str, Any]:
+def _check_results(out: Path) -> None:
     if not out.is_file():
         raise OutputError(
             f"--out {out}: no such file; expected a results.json of ditprune evaluate, to which "
             "the table is added (--json prints it alone)"
         )
-    content = read_json(out)
-    if not isinstance(content.get("models"), list):
-        raise OutputError(
-            f"--out {out}: is not a results.json of ditprune evaluate; name that file"
-        )
-    return content
+    try:
+        check_results_file(out)
+    except OutputError as error:
+        raise OutputError(f"--out {error}") from None
+
+
+def _held(out: Path | None) -> AbstractContextManager[None]:
+    """Keep evaluations and other timings out of the folder of the results."""
+    return nullcontext() if out is None else locked_folder(out.absolute().parent)
 
 
 def _lines(times: Mapping[str, Any]) -> Iterator[str]:

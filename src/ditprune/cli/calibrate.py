@@ -34,6 +34,7 @@ from ditprune.cli.plans import show_findings
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.reporting import formats
+from ditprune.writing.unfinished import check_out
 
 
 @click.command(cls=GroupedCommand)
@@ -83,6 +84,7 @@ def calibrate(
     globs = read_globs("blocks", blocks)
     with joined() as worker:
         placement = Placement.of(own_device(device or "cpu"), dtype, max_memory)
+        check_out(out, overwrite)
         folder = locate(model)
         _check_given_options(set_folder, sampling, _given_options())
         if dry_run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -34,8 +33,7 @@ def inspect(model: str, statistics: Path | None, as_json: bool, **texts: Any) ->
     folder, stats = locate(model), read_statistics(statistics)
     recipes = build_each(folder.denoisers, words.pop("recipe", None), **words)
     jobs = open_jobs(folder, stats, recipes)
-    here = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
-    expected = forecast_run(folder, jobs, here)
+    expected = forecast_run(folder, jobs, Path(tempfile.gettempdir()))
     plans = plan_jobs(jobs)
     if as_json:
         content = {name: _as_json(plan) for name, plan in plans.items()}

@@ -15,6 +15,7 @@ from ditprune.cli.options import PATH
 from ditprune.errors import RecipeError
 from ditprune.pruning.mask_transfer import apply_masks, filled_in
 from ditprune.reporting import formats
+from ditprune.writing.staging import check_before
 
 
 @click.group()
@@ -48,6 +49,8 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
         raise RecipeError(
             "mask apply: nowhere to write to; pass -o OUT, or --check to only compare"
         )
+    if out is not None:
+        check_before(out, overwrite)
     folder, masks = locate(model), MaskFile(file)
     if out is None:
         return _check(folder, masks)

@@ -26,10 +26,10 @@ from ditprune.pruning.forecast import (
     measured_rate,
     row_cost,
 )
-from ditprune.pruning.job import Job, Outcome, num_bytes, open_jobs, plan_jobs
+from ditprune.pruning.job import Job, Outcome, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
-from ditprune.pruning.update.folder import Source, calls_of, check_source
+from ditprune.pruning.update.folder import Source, calls_of, check_source, room_bytes
 from ditprune.reporting import formats, told
 from ditprune.writing.files import check_folder, existing_parent
 from ditprune.writing.staging import missing_bytes
@@ -65,7 +65,7 @@ def show_dry_run(ready: Ready, out: Path) -> None:
             check_scorable(recipe, ready.stats)
         check_source(model, recipes, source)
     jobs = open_jobs(model, ready.stats, recipes)
-    size_bytes = missing_bytes(out, num_bytes(model, jobs))
+    size_bytes = missing_bytes(out, room_bytes(model, jobs))
     check_folder(out, model.root, size_bytes, ready.overwrite)
     expected = forecast_run(model, jobs, existing_parent(out.resolve()))
     show_plans(plan_jobs(jobs))

@@ -36,6 +36,12 @@ from ditprune.evaluation.in_memory import (
 )
 from ditprune.evaluation.measure import Measured, measure_model
 from ditprune.evaluation.metrics.error_rows import ErrorRow
+from ditprune.evaluation.place import (
+    check_models_unchanged,
+    check_results_place,
+    held_images,
+    stamps_of,
+)
 from ditprune.evaluation.protocol import Measures, Protocol, resolved
 from ditprune.evaluation.results import (
     MeasuredModel,
@@ -145,9 +151,15 @@ def compare(
     )  # fmt: skip
     images = out / IMAGES_FOLDER
     check_no_link(images)
+    check_results_place(out)
     here = [model for model in (dense, *(m for _, m in pruned)) if isinstance(model, ModelInMemory)]
     with (
-        results_folder(out, lambda: images.is_dir() and any(images.rglob("*.safetensors"))),
+        results_folder(
+            out,
+            lambda: images.is_dir() and any(images.rglob("*.safetensors")),
+            holds=run.worker.is_first,
+        ),
+        held_images(measures.images, run.worker.is_first),
         borrowed(here),
     ):
         return _compare(run)
@@ -155,6 +167,9 @@ def compare(
 
 def _compare(run: _Run) -> dict[str, Any]:
     """Check the models, sample each of them in turn, and measure on the first worker."""
+    if run.worker.is_first:
+        check_results_place(run.out)  # again, now that nobody else writes there
+    stamps = stamps_of({"dense": run.dense, **dict(run.pruned)})
     pipeline = _open(run.dense, run.placement)
     names = tuple(run.dense.denoisers)
     denoisers = denoisers_of(pipeline, names)
@@ -180,6 +195,7 @@ def _compare(run: _Run) -> dict[str, Any]:
         sampled.append(_Sampled(name, model, claim, images, rows))
     results: dict[str, Any] = {}
     if run.worker.is_first:
+        check_models_unchanged({"dense": run.dense, **dict(run.pruned)}, stamps)
         protocol = resolved(run.protocol, pipeline, drawn, held_out.num_steps)
         results = _measure(run, pipeline, sampled, asked, work, protocol)
     run.worker.wait()

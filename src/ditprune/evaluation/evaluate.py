@@ -20,6 +20,7 @@ from ditprune.evaluation.in_memory import (
     denoiser_in_memory,
     pipeline_in_memory,
 )
+from ditprune.evaluation.place import check_results_place
 from ditprune.evaluation.user_judge import Judge, UserJudge
 from ditprune.evaluation.words import placement_of, read_words
 from ditprune.reporting.bars import ProgressArgument, telling
@@ -82,6 +83,7 @@ def evaluate(
         OutputError: the disk refuses.
     """
     protocol, measures, places = read_words(words)
+    check_results_place(path_of(out))
     checked = None if judge is None else UserJudge(judge)
     named, dense_model = _named(pruned), _model("dense", dense, None)
     models = [(name, _model(name, given, dense_model)) for name, given in named]

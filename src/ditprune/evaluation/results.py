@@ -25,6 +25,7 @@ from ditprune.evaluation.gallery import gallery_entries, save_grid
 from ditprune.evaluation.measure import Measured
 from ditprune.evaluation.metrics.error_rows import ErrorRow, error_by_timestep
 from ditprune.evaluation.metrics.interval import Interval
+from ditprune.evaluation.place import GRID, RESULTS
 from ditprune.evaluation.protocol import Protocol
 from ditprune.evaluation.tools import Tools, library_versions
 from ditprune.evaluation.user_judge import without_nan
@@ -187,8 +188,9 @@ def write_results(
     if images["dense"].num_images:
         ssim = {model.name: model.measured.values["ssim"] for model in models[1:]}
         results["gallery"] = gallery_entries(images, ssim, asked, protocol)
-        columns = range(min(_NUM_COLUMNS, protocol.num_images))
-        save_grid({name: stored.take(columns) for name, stored in images.items()}, out / "grid.png")
-    with write_beside(out / "results.json") as part:
+    with write_beside(out / RESULTS) as part:  # first, as it tells that the picture is ours
         text = json.dumps(results, indent=1, allow_nan=False)
         part.write_text(text + "\n", encoding="utf-8")
+    if images["dense"].num_images:
+        columns = range(min(_NUM_COLUMNS, protocol.num_images))
+        save_grid({name: stored.take(columns) for name, stored in images.items()}, out / GRID)

@@ -14,7 +14,12 @@ from ditprune.checkpoints.compact.compact_folder import (
 )
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head
 from ditprune.checkpoints.compact.packing import pack_weight, smallest
-from ditprune.checkpoints.copy_folder import copy_identity, copy_other_files, other_files
+from ditprune.checkpoints.copy_folder import (
+    check_unchanged,
+    copy_identity,
+    copy_other_files,
+    other_files,
+)
 from ditprune.checkpoints.locate import ModelFolder, check_inside
 from ditprune.checkpoints.rewrite_tensors import Record, TensorRewriter
 from ditprune.checkpoints.skeleton import globs_in_manifest, skeleton
@@ -202,3 +207,4 @@ def _convert(
             write(name, rewriter, folder)
             if (source / MANIFEST).is_file():
                 copyfile(source / MANIFEST, folder / MANIFEST)
+        check_unchanged(model, stored, identity)

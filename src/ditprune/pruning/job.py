@@ -28,6 +28,7 @@ from ditprune.reporting.told import facts_of
 from ditprune.targets.discover import Target
 from ditprune.writing.files import installed_versions
 from ditprune.writing.paths import path_of
+from ditprune.writing.replaceable import BESIDE
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,19 @@ def plan_jobs(jobs: Sequence[Job]) -> dict[str, Plan]:
 
 def num_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
     """What the copy takes on the disk, without its manifests and its card."""
-    return copied_bytes(model, _weights(jobs))
+    return copied_bytes(model, weights_of(jobs))
+
+
+def weights_of(jobs: Sequence[Job]) -> dict[str, Weights]:
+    """The weights of every denoiser, by its name."""
+    return {job.name: job.weights for job in jobs}
 
 
 def run_identity(model: ModelFolder, jobs: Sequence[Job]) -> dict[str, Any]:
     """What must be the same for a run to go on with the work of another, as JSON gives it back."""
     values = {
         "versions": installed_versions(),
-        "files": stamp(model, _weights(jobs)),
+        "files": stamp(model, weights_of(jobs)),
         "denoisers": {
             job.name: {
                 **job.base,
@@ -109,10 +115,6 @@ def _open(
     base = base_of(model, folder, weights, selection.fingerprint)
     folder = folder.relative_to(model.root)
     return Job(name, folder, weights, selection, denoiser_stats, recipe, base)
-
-
-def _weights(jobs: Sequence[Job]) -> dict[str, Weights]:
-    return {job.name: job.weights for job in jobs}
 
 
 def _digest(stats: Statistics) -> str:
@@ -213,7 +215,9 @@ class Outcome(Plan):
 
     def told(self) -> list[str]:
         """What stays dense, was dropped or was not reached, a line each."""
-        facts = {n: facts_of(claims(o, {}, defaultdict(str))) for n, o in self.denoisers.items()}
+        facts = {
+            n: facts_of(claims(o, {}, defaultdict(str), {})) for n, o in self.denoisers.items()
+        }
         prefixes = {name: f"{name}: " if len(facts) > 1 else "" for name in facts}
         return [prefixes[name] + fact for name, lines in facts.items() for fact in lines]
 
@@ -249,12 +253,14 @@ def claims(
     outcome: Outcome,
     base: Mapping[str, Any],
     hashes: Mapping[str, str],
+    beside: Mapping[str, str],
 ) -> dict[str, Any]:
     """The manifest of a denoiser, as plain values.
 
     Args:
         base: what identifies the dense model.
         hashes: the sha256 of every tensor that was written.
+        beside: that of every file that is no denoiser's, by its path from the denoiser's folder.
     """
     tensors = {f"{name}.weight" for name in outcome.targets}
     return {
@@ -281,6 +287,7 @@ def claims(
             for name, target in outcome.targets.items()
         },
         "untouched": {name: sha for name, sha in hashes.items() if name not in tensors},
+        BESIDE: dict(beside),
         **({} if outcome.mask is None else {"mask": dict(outcome.mask)}),
         **({} if outcome.error is None else {"max_error": asdict(outcome.error)}),
     }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints.copy_folder import copy_other_files
+from ditprune.checkpoints.copy_folder import beside, check_unchanged, copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import weights_print
@@ -32,10 +32,10 @@ from ditprune.pruning.job import (
     Outcome,
     TargetOutcome,
     claims,
-    num_bytes,
     open_jobs,
     outcome_of,
     run_identity,
+    weights_of,
 )
 from ditprune.pruning.plan import make_plan, read_module
 from ditprune.pruning.scoring import can_score, row_chunks, scores_of
@@ -46,6 +46,8 @@ from ditprune.pruning.update.folder import (
     Loading,
     Source,
     check_source,
+    room_bytes,
+    unchanged,
     updated_tensors,
     write_update_,
 )
@@ -185,21 +187,29 @@ def prune_checkpoint(
         check_scorable(denoiser_recipe, stats)
     check_source(model, recipes, source)
     jobs = open_jobs(model, stats, recipes)
-    size_bytes, identity = num_bytes(model, jobs), run_identity(model, jobs)
+    size_bytes, identity = room_bytes(model, jobs), run_identity(model, jobs)
+    weights, copied = weights_of(jobs), {}
     if source is not None:
         identity["calibration_set"] = source.identity()
-    with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
+    place = resumable_folder(out, model.root, size_bytes, identity, overwrite)
+    with place as staging, unchanged(source):
         if not staging.is_written:
-            copy_other_files(model, {job.name: job.weights for job in jobs}, staging.part)
-        outcomes = {job.name: _prune_job(model, job, staging, progress, source) for job in jobs}
+            copy_other_files(model, weights, staging.part)
+            copied = beside(model, weights, staging.part)
+        outcomes = {}
+        for job in jobs:
+            job_copied = copied.get(job.name, {})
+            outcomes[job.name] = _prune_job(model, job, staging, progress, source, job_copied)
         if not staging.is_written:
             card.write(staging.part, base_model=model.hub_id)
+        check_unchanged(model, weights, identity)
         return outcomes
 
 
 def _prune_job(
-    model: ModelFolder, job: Job, staging: Staging, progress: Progress, source: Source | None
-) -> Outcome:
+    model: ModelFolder, job: Job, staging: Staging, progress: Progress, source: Source | None,
+    copied: Mapping[str, str],
+) -> Outcome:  # fmt: skip
     """Write what is not written yet; the outcome covers all of it."""
     loading = Loading(model, job, source)
     chosen = share_in_folder(loading, job.recipe, staging.journal, progress)
@@ -208,13 +218,14 @@ def _prune_job(
         return _outcome(job, staging, recipe)
     targets = {f"{name}.weight": target for name, target in job.selection.targets.items()}
     folder, updates_file = staging.part / job.folder, _updates_file(staging, job)
+    rewriter = TensorRewriter(
+        job.name, job.weights, layout_of(job.weights), folder, staging.journal, progress
+    )
     updates = None
-    if recipe.updates_weights:
+    if recipe.updates_weights and targets.keys() & rewriter.look():
         updates = updated_tensors(loading, recipe, updates_file, progress, chosen)
     del loading  # or the denoiser would stay in memory
-    with TensorRewriter(
-        job.name, job.weights, layout_of(job.weights), folder, staging.journal, progress
-    ) as rewriter:
+    with rewriter:
         for entry, raw in rewriter:
             note = None
             if entry.name in targets:
@@ -234,7 +245,7 @@ def _prune_job(
     if chosen is not None:
         measure_error(Loading(model, job, source), chosen, folder, staging.journal)
     denoiser_outcome = _outcome(job, staging, recipe)
-    write_manifest(folder, claims(denoiser_outcome, job.base, hashes))
+    write_manifest(folder, claims(denoiser_outcome, job.base, hashes, copied))
     updates_file.unlink(missing_ok=True)
     return denoiser_outcome
 

@@ -13,9 +13,16 @@ from ditprune.checkpoints import mask_file
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.compact.mask_bits import apply_, nonzero_bits
 from ditprune.checkpoints.compact.packing import num_set
-from ditprune.checkpoints.copy_folder import copied_bytes, copy_identity, copy_other_files
+from ditprune.checkpoints.copy_folder import (
+    beside,
+    check_unchanged,
+    copied_bytes,
+    copy_identity,
+    copy_other_files,
+)
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
+from ditprune.checkpoints.own_files import check_no_own_file
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import (
     combined_fingerprint,
@@ -73,6 +80,7 @@ def extract_masks(
         OutputError: `out` cannot be written.
     """
     check_file(out, overwrite)
+    check_no_own_file(out, model)
     folders = {n: f for n, f in model.denoisers.items() if (f / MANIFEST).is_file()}
     if not folders:
         raise ModelError(
@@ -85,7 +93,8 @@ def extract_masks(
         shapes = {target: tuple(record["shape"]) for target, record in claimed["targets"].items()}
         check_targets(weights[name], shapes)
         num_weights += sum(num_out * num_in for num_out, num_in in shapes.values())
-    return num_weights, mask_file.write_masks(out, records, _masks(weights, records, progress))
+    masks = _masks(weights, records, progress)
+    return num_weights, mask_file.write_masks(out, records, masks, overwrite)
 
 
 def _records(folder: Path) -> dict[str, Any]:
@@ -163,6 +172,7 @@ def apply_masks(
             for name in model.denoisers:
                 _write(model, name, weights[name], mask, masks_of.get(name), staging, progress)
         outcomes = {}
+        copied = {} if staging.is_written else beside(model, weights, staging.part)
         for name, masks in masks_of.items():
             records = written_tensors(staging.journal, name)
             num_nonzero = {
@@ -176,8 +186,9 @@ def apply_masks(
                 prints = weight_fingerprints(weights[name], outcome.targets.values())
                 base = base_of(model, folder, weights[name], combined_fingerprint(prints))
                 origin = {"sha256": digest, "base": mask.denoisers[masks]["base"]}
-                content = claims(replace(outcome, mask=origin), base, hashes)
+                content = claims(replace(outcome, mask=origin), base, hashes, copied[name])
                 write_manifest(staging.part / folder.relative_to(model.root), content)
+        check_unchanged(model, weights, identity)
     return outcomes
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from ditprune.checkpoints.copy_folder import beside
 from ditprune.checkpoints.locate import ModelFolder, locate
-from ditprune.checkpoints.mask_file import check_targets
+from ditprune.checkpoints.mask_file import MaskFile, check_targets
 from ditprune.checkpoints.skeleton import weight_fingerprints
 from ditprune.checkpoints.weights import Weights, as_tensor, dtype_of, sha256
-from ditprune.errors import ModelError
+from ditprune.errors import ModelError, OutputError
 from ditprune.pruning.job import Outcome, base_of, claims
 from ditprune.pruning.mask_transfer import extract_masks
 from ditprune.pruning.verify import false_claims
 from ditprune.writing.files import MANIFEST, is_compact, write_manifest
-
-MASK = "mask.safetensors"
+from ditprune.writing.model_files import MASK
 
 
 def save_outcome(outcome: Outcome, folder: Path) -> None:
@@ -45,7 +46,13 @@ def save_outcome(outcome: Outcome, folder: Path) -> None:
             f"{folder}: has {', '.join(model.denoisers)}, and {', '.join(sorted(missing))} was "
             "pruned; expected the pipeline's folder, or save outcome.denoisers['…'] on its own"
         )
-    contents = {name: _claims_of(part, folders[name]) for name, part in parts.items()}
+    weights = {name: _weights_of(part, folders[name]) for name, part in parts.items()}
+    everyone = {name: weights.get(name) or Weights(folder) for name, folder in folders.items()}
+    copied = beside(ModelFolder(model.name, model.root, folders), everyone)
+    contents = {
+        name: _claims_of(part, folders[name], weights[name], copied[name])
+        for name, part in parts.items()
+    }
     for name, content in contents.items():
         _write(folders[name], content)
     for name in parts:
@@ -53,13 +60,21 @@ def save_outcome(outcome: Outcome, folder: Path) -> None:
         extract_masks(alone, folders[name] / MASK, overwrite=True)
 
 
-def _claims_of(outcome: Outcome, folder: Path) -> dict[str, object]:
-    """The manifest of these weights, with the hashes and the zeros that are on disk."""
+def _weights_of(outcome: Outcome, folder: Path) -> Weights:
+    """The weights in a folder, if they are those that were pruned. Raises ModelError."""
     if is_compact(folder):
         raise ModelError(f"{folder}: its weights are compact; save it with save_pretrained")
     weights = Weights(folder)
     check_targets(weights, {name: target.shape for name, target in outcome.targets.items()})
     _check_weights(outcome, weights, folder)
+    _check_mask(folder / MASK)
+    return weights
+
+
+def _claims_of(
+    outcome: Outcome, folder: Path, weights: Weights, copied: Mapping[str, str]
+) -> dict[str, object]:
+    """The manifest of these weights, with the hashes and the zeros that are on disk."""
     hashes, targets = {}, dict(outcome.targets)
     for entry in weights.in_order():
         raw = weights.raw(entry)
@@ -71,7 +86,18 @@ def _claims_of(outcome: Outcome, folder: Path) -> dict[str, object]:
     model = ModelFolder(str(folder), folder, {outcome.component: folder})
     base = base_of(model, folder, weights, outcome.fingerprint)
     here = replace(outcome, targets=targets, num_parameters=weights.num_parameters)
-    return claims(here, base, hashes)
+    return claims(here, base, hashes, copied)
+
+
+def _check_mask(file: Path) -> None:
+    """Refuse a file that is no mask where the mask goes. Raises OutputError."""
+    if file.exists():
+        try:
+            MaskFile(file)
+        except ModelError:
+            raise OutputError(
+                f"{file}: lies where the mask goes, and is none of ditprune; move it away"
+            ) from None
 
 
 def _check_weights(outcome: Outcome, weights: Weights, folder: Path) -> None:

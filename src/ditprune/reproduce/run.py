@@ -12,7 +12,7 @@ from ditprune import bundled
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import check_dense
 from ditprune.denoiser.placement import Placement
-from ditprune.errors import RecipeError
+from ditprune.errors import ModelError, OutputError, RecipeError
 from ditprune.evaluation.drawing import check_draws_images
 from ditprune.evaluation.protocol import Measures
 from ditprune.progress import Progress, silent
@@ -37,6 +37,7 @@ from ditprune.reproduce.workbench import (
     write_record,
 )
 from ditprune.writing.files import ensure_folder, results_folder, write_beside
+from ditprune.writing.json_file import read_json
 
 FORMAT = 1
 RESULTS, TABLE = "results.json", "table.md"
@@ -82,6 +83,8 @@ def reproduce_study(
     for folder in model.denoisers.values():
         check_dense(folder)
     work = out / FOLDER
+    for study, *_ in studies:
+        _check_place(out / study.name, work)
     with results_folder(out, lambda: work.is_dir() and any(p.is_file() for p in work.rglob("*"))):
         work_folder = open_work_folder(model, out, measures, placement, options.blocks)
         run = Run(model, work_folder, placement, command, progress, options.blocks)
@@ -93,6 +96,25 @@ def reproduce_study(
                 content = _look(run, study, study_options, is_bundled)
             results[study.name] = _write_study(run, study, content, out / study.name)
         return results
+
+
+def _check_place(folder: Path, work: Path) -> None:
+    """Refuse to replace results, tables or figures that no study wrote. Raises OutputError."""
+    file = folder / RESULTS
+    if file.exists():
+        try:
+            is_ours = "study" in read_json(file)
+        except ModelError:
+            is_ours = False
+        others = [] if is_ours else [file]
+    else:
+        others = [] if work.is_dir() else [folder / TABLE, *folder.glob("*.svg")]
+    for other in others:
+        if other.exists():
+            raise OutputError(
+                f"{other}: was not written by ditprune reproduce; move it away, or choose another "
+                "folder"
+            )
 
 
 def _checked_studies(

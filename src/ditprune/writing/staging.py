@@ -20,19 +20,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ditprune.errors import OutputError
-from ditprune.writing.files import (
-    check_folder,
-    check_no_link,
-    is_ours,
-    old_of,
-    put_back,
-    why,
-)
+from ditprune.writing.files import check_folder, check_place, old_of, put_back, sync, why
 from ditprune.writing.json_file import parse_json
-from ditprune.writing.lock import lock
+from ditprune.writing.lock import hold, let_go
+from ditprune.writing.own import check_no_link, is_own_tree, remove_leftover
+from ditprune.writing.replaceable import check_replaceable, is_ours
 from ditprune.writing.unfinished import differences
-
-ON_WINDOWS = os.name == "nt"
 
 
 class Journal:
@@ -43,22 +36,7 @@ class Journal:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._stream = file.open("a+b", buffering=0)
-        try:
-            lock(self._stream)
-            is_current = file.exists() and os.path.samestat(
-                os.fstat(self._stream.fileno()), file.stat()
-            )
-        except BlockingIOError:
-            is_current = False
-        except Exception:  # no locks here
-            self._stream.close()
-            raise
-        if not is_current:
-            self._stream.close()
-            raise OutputError(
-                f"{file}: another run is writing here; wait for its end or choose another place"
-            )
+        self._stream = hold(file)
         lines, size = self._read()
         self._stream.truncate(size)
         self.identity: dict[str, Any] | None = lines[0] if lines else None
@@ -82,10 +60,7 @@ class Journal:
         os.fsync(self._stream.fileno())
 
     def remove(self) -> None:
-        if ON_WINDOWS:  # where a file that is open cannot be removed
-            self.close()
-        self.file.unlink(missing_ok=True)
-        self.close()
+        let_go(self._stream, self.file)
 
     def close(self) -> None:
         self._stream.close()
@@ -99,7 +74,7 @@ class Journal:
         """The lines that are whole, and how many bytes they take."""
         self._stream.seek(0)
         lines, size = [], 0
-        for line in self._stream.readall().splitlines(keepends=True):
+        for line in self._stream.read().splitlines(keepends=True):
             try:
                 record = parse_json(line)
             except ValueError:
@@ -158,14 +133,15 @@ def resumable_folder(
     try:
         yield staging
         if not staging.is_written:
-            _sync(staging.part)
+            for path in (staging.part, *staging.part.rglob("*")):
+                sync(path)
             staging.journal.append(_WRITTEN)
             staging.journal.sync()
     except (OSError, SafetensorError) as error:
-        _discard(staging)
+        _discard(staging, out)
         raise OutputError(why(out, error)) from None
     except Exception:
-        _discard(staging)
+        _discard(staging, out)
         raise
     except BaseException:
         staging.journal.close()
@@ -177,6 +153,15 @@ def resumable_folder(
         raise OutputError(why(out, error)) from None
     finally:
         staging.journal.close()
+
+
+def check_before(out: Path, overwrite: bool) -> None:
+    """The refusals of `check_early` that need no model, which may be long to fetch.
+
+    Raises OutputError.
+    """
+    if not (out.name and _journal_of(out).exists()):
+        check_place(out, overwrite)
 
 
 def check_early(out: Path, source: Path, overwrite: bool) -> None:
@@ -208,7 +193,9 @@ def _open(
             _place(part, out)
             journal.remove()
             journal = None
+        _check_old(out, journal)
         resumes = journal is not None and journal.identity == identity
+        resumes = resumes and (not part.exists() or is_own_tree(part))
         if not (resumes and _is_written(journal)):
             put_back(out)
         check_folder(out, source, missing_bytes(out, needs_bytes), overwrite)
@@ -222,14 +209,22 @@ def _open(
                 "it with its own settings, or pass --overwrite to drop it"
             )
         if not resumes or (_is_written(journal) and not part.exists()):
-            shutil.rmtree(part, ignore_errors=True)
+            remove_leftover(part)
             journal.start(identity)
-        part.mkdir(exist_ok=True)
+        part.mkdir(exist_ok=resumes)
         return Staging(part, journal, _is_written(journal))
     except BaseException:
         if journal is not None:
             (journal.close if journal.identity else journal.remove)()
         raise
+
+
+def _check_old(out: Path, journal: Journal | None) -> None:
+    """Refuse what lies where the old OUT will, unless a killed run put it there."""
+    if journal is None and old_of(out).exists():
+        raise OutputError(
+            f"{old_of(out)}: lies where an OUT that is replaced is kept meanwhile; move it away"
+        )
 
 
 def _journal_of(out: Path) -> Path:
@@ -250,36 +245,24 @@ def _place(part: Path, out: Path) -> None:
     old = old_of(out)
     if part.exists():
         if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            check_replaceable(out)  # what was put into it meanwhile stays
+            if old.exists():
+                shutil.rmtree(old)
             out.rename(old)
         try:
             part.rename(out)
         except OSError:
             put_back(out)
             raise
-        _sync_file(out.parent)
+        sync(out.parent)
     if old.exists():
         shutil.rmtree(old)
 
 
-def _discard(staging: Staging) -> None:
+def _discard(staging: Staging, out: Path) -> None:
+    put_back(out)
     shutil.rmtree(staging.part, ignore_errors=True)
     staging.journal.remove()
-
-
-def _sync(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        _sync_file(path)
-
-
-def _sync_file(path: Path) -> None:
-    if ON_WINDOWS:  # neither folders nor files that are open to read can be synchronised
-        return
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _allocated_bytes(file: Path) -> int:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.errors import OutputError
-from ditprune.writing.files import check_file, check_no_link, ensure_folder, write_beside
+from ditprune.writing.files import check_file, ensure_folder, sync, write_beside
 from ditprune.writing.json_file import read_json
+from ditprune.writing.lock import lock_of
+from ditprune.writing.own import check_no_link, is_own_tree, remove_leftover
 
 _GUARD = "guard.json"
 _LONGEST = 60  # characters of a value to show
@@ -27,6 +29,14 @@ def work_folder_of(out: Path) -> Path:
 def sweep_work(out: Path) -> None:
     """Remove what a run that was killed behind its last step left over."""
     shutil.rmtree(_done(out), ignore_errors=True)
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """The refusals of `check_work` that need no model. Raises OutputError."""
+    check_no_link(work_folder_of(out), _done(out))
+    leftovers = (work_folder_of(out), _done(out), lock_of(out))  # of a finished file, perhaps
+    if not any(path.exists() for path in leftovers):
+        check_file(out, overwrite)
 
 
 def check_work(out: Path, now: Mapping[str, Any], overwrite: bool) -> None:
@@ -52,7 +62,7 @@ def open_work(out: Path, now: Mapping[str, Any]) -> None:
     work = work_folder_of(out)
     if continues_work(out, now):
         return
-    shutil.rmtree(work, ignore_errors=True)
+    remove_leftover(work)
     ensure_folder(work)
     with write_beside(work / _GUARD) as part:
         part.write_text(json.dumps(now, indent=1), encoding="utf-8")
@@ -61,7 +71,7 @@ def open_work(out: Path, now: Mapping[str, Any]) -> None:
 def _changed(out: Path, now: Mapping[str, Any]) -> list[str] | None:
     """What differs from the work that lies beside `out`; None where there is none."""
     file = work_folder_of(out) / _GUARD
-    if not file.is_file():
+    if not file.is_file() or not is_own_tree(file.parent):
         return None
     return differences(read_json(file), json.loads(json.dumps(now)))
 
@@ -73,6 +83,7 @@ def finish_work(out: Path) -> None:
     """
     work = work_folder_of(out)
     (work / out.name).replace(out)
+    sync(out.absolute().parent)
     work.rename(_done(out))
     shutil.rmtree(_done(out))
 

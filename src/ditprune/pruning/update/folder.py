@@ -6,7 +6,8 @@ What was computed is kept beside OUT until OUT is there, so a killed run need no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +18,16 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet
+from ditprune.checkpoints.copy_folder import stamp_of
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting, run_call
 from ditprune.denoiser.rows import to_placement
-from ditprune.errors import RecipeError
+from ditprune.errors import ModelError, RecipeError
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
-from ditprune.pruning.job import Job, TargetOutcome
+from ditprune.pruning.job import Job, TargetOutcome, num_bytes
 from ditprune.pruning.update.judge import keep_aside
 from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
@@ -68,6 +70,25 @@ class Source:
         }
 
 
+@contextmanager
+def unchanged(source: Source | None) -> Iterator[None]:
+    """Refuse, at the end of the block, calls that were replaced in it. Raises ModelError."""
+    before = None if source is None else _stamp(source.calibration_set)
+    yield
+    if source is not None and _stamp(source.calibration_set) != before:
+        raise ModelError(
+            f"{source.calibration_set.folder}: the calls were changed while they were read; run "
+            "the same command again when nothing writes there"
+        )
+
+
+def _stamp(calls: CalibrationSet) -> str | None:
+    try:
+        return stamp_of(map(calls.file, range(calls.num_units)), calls.folder)
+    except OSError:  # one is gone
+        return None
+
+
 def check_source(model: ModelFolder, recipes: Mapping[str, Recipe], source: Source | None) -> None:
     """Refuse, before any work, calls that are not there, not whole or not of these denoisers.
 
@@ -96,6 +117,16 @@ def check_source(model: ModelFolder, recipes: Mapping[str, Recipe], source: Sour
                 f"--calibration-set {calls.folder}: no call in it reaches {name}; sample one from "
                 "this model, with the pipeline's own number of steps"
             )
+
+
+def room_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
+    """What the disk must have room for: the copy, and the updated weights of one denoiser."""
+    updated_bytes = [
+        sum(job.weights.entries[f"{name}.weight"].size_bytes for name in job.selection.targets)
+        for job in jobs
+        if job.recipe.updates_weights
+    ]
+    return num_bytes(model, jobs) + max(updated_bytes, default=0)
 
 
 @torch.no_grad()
