@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 import ditprune
 from conftest import redraw_
-from ditprune.errors import DitpruneError, RecipeError
+from ditprune.checkpoints.skeleton import module_fingerprints
+from ditprune.errors import DitpruneError, ModelError, RecipeError
+from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.words import build
+from ditprune.pruning.update.judge import Judge
+from ditprune.targets.discover import discover
 from layer_problems import layer
 
 DISTILL = {"name": "distill", "num_steps": 4, "batch_size": 4}
@@ -39,7 +43,11 @@ WITH_CALLS: dict[str, dict[str, Any]] = {
     "proxy": {"allocation": "proxy"},
     "admm, proxy": {"reconstruction": "admm", "allocation": "proxy"},
     "distill": {"refinement": DISTILL},
-    "best": {"preset": "best", "refinement": {**DISTILL, "held_back": 0.2}},
+    "best": {
+        "preset": "best",
+        "refinement": {**DISTILL, "held_back": 0.2},
+        "include": "*.attn1.*",
+    },
     "max_error": {"max_error": 0.5},
     "max_error, obs": {"max_error": 0.5, "reconstruction": "obs"},
 }
@@ -118,7 +126,7 @@ def test_weights_of_any_size_are_chosen_as_if_they_were_ordinary(name, scale, st
 
 def of_these_weights(stats: Any, denoiser: nn.Module) -> Any:
     return dataclasses.replace(
-        stats, fingerprints=ditprune.calibrate(denoiser, calls_of(num=1)).fingerprints
+        stats, fingerprints=module_fingerprints(denoiser, discover(denoiser).values())
     )
 
 
@@ -174,8 +182,6 @@ def test_calls_that_hold_a_nan_are_refused_and_nothing_changes(name, value, stat
 @pytest.mark.parametrize("name", [n for n in WITH_CALLS if "obs" in n or "admm" in n])
 def test_updates_of_weights_of_any_size_are_those_of_ordinary_ones(name, scale) -> None:
     """Of one layer; both methods, both ways to choose the mask."""
-    from ditprune.method.reconstruction.layer import Choice
-
     weight, gram = layer(16, 32)
     method = build(**WITH_CALLS[name]).reconstruction
     for mask in (weight.abs() > 0.5, Choice(4, 2), Choice(32, 16)):
@@ -183,3 +189,53 @@ def test_updates_of_weights_of_any_size_are_those_of_ordinary_ones(name, scale) 
         assert torch.equal(got.keep, expected.keep)
         assert torch.equal(got.weight, expected.weight * 2.0**scale)
         assert got.error == math.ldexp(expected.error, 2 * scale)
+
+
+# --- half precision ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_prunes_half_precision(name, dtype) -> None:
+    denoiser, calls = make(dtype), calls_of(dtype)
+    outcome = prune(denoiser, RECIPES[name], calls, ditprune.calibrate(denoiser, calls))
+    assert outcome.num_pruned == sum(target.num_asked for target in outcome.targets.values())
+    for target in outcome.targets.values():
+        weight = denoiser.get_parameter(f"{target.name}.weight")
+        assert weight.dtype == dtype
+        assert weight.isfinite().all()
+        assert int((weight == 0).sum()) == target.num_zero
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_training_in_half_precision_lowers_the_error_as_float32_does(dtype) -> None:
+    """Weights in float16 used to turn into NaN, and steps below their spacing were lost."""
+    errors = {}
+    for kind in (torch.float32, dtype):
+        denoiser, calls = make(kind), calls_of(kind, num=8)
+        judge = Judge(denoiser, [ditprune.Call.of(call) for call in calls])
+        words = {"refinement": {**DISTILL, "num_steps": 40}, "saliency": "magnitude"}
+        prune(denoiser, words, calls, ditprune.calibrate(denoiser, calls))
+        errors[kind] = judge.error(denoiser)
+    assert errors[dtype] == pytest.approx(errors[torch.float32], rel=0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Large:
+    """A reconstruction that gives weights beyond float16."""
+
+    name: ClassVar[str] = "large"
+    needs: ClassVar[frozenset[type]] = frozenset()
+
+    def __call__(self, weight: Tensor, mask: Tensor) -> LayerResult:
+        return LayerResult(weight.float() * mask * 1e6, mask, 0.0, 0.0)
+
+
+def test_an_update_that_float16_cannot_represent_is_refused_by_name() -> None:
+    denoiser = make(torch.float16)
+    before = bits(denoiser)
+    with pytest.raises(
+        ModelError, match=r"norm1.linear: an updated weight is .* torch\.float16 does not ho"
+    ):
+        ditprune.prune_(denoiser, saliency="magnitude", reconstruction=Large())
+    assert_untouched(denoiser, before)

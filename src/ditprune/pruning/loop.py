@@ -40,7 +40,6 @@ from ditprune.pruning.job import (
 from ditprune.pruning.plan import make_plan, read_module
 from ditprune.pruning.scoring import can_score, row_chunks, scores_of
 from ditprune.pruning.selection import Selection, select_in_module
-from ditprune.pruning.update.distill import check_gradients
 from ditprune.pruning.update.error_folder import known_error, measure_error, share_in_folder
 from ditprune.pruning.update.folder import (
     Loading,
@@ -51,6 +50,7 @@ from ditprune.pruning.update.folder import (
     updated_tensors,
     write_update_,
 )
+from ditprune.pruning.update.gradients import check_gradients
 from ditprune.pruning.update.judge import Judge, keep_aside
 from ditprune.pruning.update.share import choose_share
 from ditprune.pruning.update.update import (

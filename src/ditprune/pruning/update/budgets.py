@@ -25,7 +25,7 @@ from ditprune.method.allocation import (
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
-from ditprune.pruning.update.distill import outside_inference, training
+from ditprune.pruning.update.gradients import outside_inference, training
 from ditprune.pruning.update.judge import Judge, some_rows
 from ditprune.pruning.update.layers import Layer, update_at
 from ditprune.targets.matrix import as_matrix

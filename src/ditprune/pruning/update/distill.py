@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.denoiser.capture import moment_of
 from ditprune.denoiser.layout import RowLayout
-from ditprune.denoiser.replay import Prediction, evaluating, predicted
-from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.method.distill import Distill
 from ditprune.progress import Progress
+from ditprune.pruning.update.gradients import distance, outputs_of, predict, relative, training
 from ditprune.pruning.update.judge import Judge
 from ditprune.pruning.update.swap import exchanged
 from ditprune.pruning.update.thinning import Thinning
-from ditprune.targets.matrix import as_matrix
+from ditprune.pruning.update.trained import Trained
 
 
 def draws(
@@ -58,7 +57,6 @@ def _turned(row: Call, sample: Tensor | None, other: Tensor | None, angle: float
 
 
 _WARM_UP = 0.05
-_BETAS = (0.9, 0.99)
 _RATE_OF_ERROR = 8e-3
 _ASIDE = 16
 _JUDGED_TOGETHER = 32
@@ -97,7 +95,7 @@ class Refinement:
 
     def error(self) -> float:
         """The relative error of the denoiser's predictions on the rows kept aside."""
-        return self._judge.error(self._denoiser)
+        return self._judge.measured(self._denoiser)
 
     def train_(
         self, keep: Mapping[str, Tensor], rate: float, thinning: Thinning | None,
@@ -119,54 +117,51 @@ class Refinement:
         """
         settings, keep = self._settings, dict(keep)
         weights = {name: self._denoiser.get_parameter(f"{name}.weight") for name in keep}
+        trained = Trained(weights)
         batches = draws(self._denoiser, self._layout, self._rows, settings)
         with training(self._denoiser, list(weights.values())):
-            optimizer = torch.optim.Adam(weights.values(), lr=rate, betas=_BETAS, foreach=True)
             for step in range(settings.num_steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * _rate(step, settings.num_steps)
                 if thinning and thinning.is_due(step, settings.num_steps):
-                    scores = _scores(weights, optimizer)
-                    thinning = self._settled_(weights, keep, thinning, scores, settled)
+                    scores = trained.scores()
+                    thinning = _settled_(trained, keep, thinning, scores, settled)
                     keep |= thinning.masks(keep, scores, step, settings.num_steps)
-                optimizer.zero_grad()
-                self._backward(next(batches))
-                optimizer.step()
-                _mask_(weights, keep)
+                backward = partial(self._backward, next(batches))
+                trained.step_(rate * _rate(step, settings.num_steps), backward, keep)
                 progress("refining", step + 1, settings.num_steps)
+        self.unreached = trained.unreached()
         return keep
 
-    @torch.no_grad()
-    def _settled_(
-        self, weights: Mapping[str, Tensor], keep: dict[str, Tensor], thinning: Thinning,
-        reached: Mapping[str, Tensor], settled: Mapping[str, tuple[Tensor, Tensor]],
-    ) -> Thinning:  # fmt: skip
-        """Give targets that no gradient has reached what they settle for; the others go on."""
-        late = thinning.layers.keys() - reached.keys()
-        for name in late:
-            weight, keep[name] = settled[name]
-            weights[name].copy_(weight.view(weights[name].shape))
-        return thinning.without(late)
-
-    def _backward(self, batch: Sequence[Call]) -> None:
-        """Gradients of the relative errors of a batch."""
+    def _backward(self, batch: Sequence[Call], scale: float) -> None:
+        """Gradients of the relative errors of a batch, times `scale`."""
         compared = self._blocks if self._settings.block_weight else ()
         for call in self._layout.merged(batch):
             share = self._layout.num_rows(call) / len(batch)
             with (
                 torch.no_grad(),
-                _outputs_of(self._denoiser, compared) as expected,
+                outputs_of(self._denoiser, compared) as expected,
                 exchanged(self._denoiser, self._dense),
             ):
-                target = _predict(self._denoiser, call)
-            with torch.enable_grad(), _outputs_of(self._denoiser, compared) as got:
-                loss = _distance(_predict(self._denoiser, call), target)
+                target = predict(self._denoiser, call)
+            with torch.enable_grad(), outputs_of(self._denoiser, compared) as got:
+                loss = distance(predict(self._denoiser, call), target)
                 pairs = [(a, b) for n in compared for a, b in zip(got[n], expected[n], strict=True)]
                 if pairs:
-                    distances = sum(_relative(a, b) for a, b in pairs)
+                    distances = sum(relative(a, b) for a, b in pairs)
                     loss = loss + self._settings.block_weight * distances / len(pairs)
                 if loss.requires_grad:
-                    (loss * share).backward()
+                    (loss * share * scale if scale != 1 else loss * share).backward()
+
+
+def _settled_(
+    trained: Trained, keep: dict[str, Tensor], thinning: Thinning, reached: Collection[str],
+    settled: Mapping[str, tuple[Tensor, Tensor]],
+) -> Thinning:  # fmt: skip
+    """Give targets that no gradient has reached what they settle for; the others go on."""
+    late = thinning.layers.keys() - set(reached)
+    for name in late:
+        weight, keep[name] = settled[name]
+        trained.set_(name, weight)
+    return thinning.without(late)
 
 
 def rate_for(error: float, settings: Distill) -> float:
@@ -174,132 +169,11 @@ def rate_for(error: float, settings: Distill) -> float:
     return settings.learning_rate or _RATE_OF_ERROR * math.sqrt(error)
 
 
-@torch.no_grad()
-def _mask_(weights: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        weight.mul_(keep[name].view(weight.shape))
-
-
-@torch.no_grad()
-def _scores(weights: Mapping[str, Tensor], optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """W² √v of every weight that a gradient has reached, as matrices."""
-    return {
-        name: as_matrix(weight.square() * optimizer.state[weight]["exp_avg_sq"].sqrt()).float()
-        for name, weight in weights.items()
-        if "exp_avg_sq" in optimizer.state.get(weight, {})
-    }
-
-
 def _split(rows: list[Call], seed: int) -> tuple[list[Call], list[Call]]:
     """Rows to train on, and rows to judge by."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     count = len(rows) // _ASIDE
     return [rows[i] for i in sorted(order[count:])], [rows[i] for i in sorted(order[:count])]
-
-
-def check_gradients(denoiser: nn.Module, names: Iterable[str], calls: Sequence[Call]) -> None:
-    """Take gradients for one row, before anything long runs. Raises ModelError if there are none.
-
-    Layers that no gradient reaches are not told here: another row may reach them.
-    """
-    weights = [denoiser.get_parameter(f"{name}.weight") for name in names]
-    if any(weight.is_inference() for weight in weights):
-        raise ModelError(
-            f"{type(denoiser).__name__}: this recipe takes gradients, and its weights were made "
-            "under torch.inference_mode(), which allows none; load the model outside of it"
-        )
-    why = "no gradient reaches a target, as its forward runs without (torch.no_grad)"
-    try:
-        with torch.inference_mode(False):
-            call = outside_inference(calls[:1])[0]
-            row = RowLayout(denoiser, [call]).rows_of(call)[0]
-            with training(denoiser, weights), torch.enable_grad():
-                loss = _distance(_predict(denoiser, row), [])
-                if loss.requires_grad:
-                    loss.backward()
-                if any(weight.grad is not None for weight in weights):
-                    return
-    except (RuntimeError, NotImplementedError) as error:
-        if is_out_of_memory(error):
-            raise
-        why = reason_of(error)
-    raise ModelError(
-        f"{type(denoiser).__name__}: this recipe takes gradients and gets none ({why}); leave the "
-        "refinement out and let the reconstruction choose the mask (refinement=None, "
-        "mask='reconstruction'), with allocation='sensitivity' or 'owl'"
-    )
-
-
-def outside_inference(calls: Sequence[Call]) -> list[Call]:
-    """The calls with copies of what was made under torch.inference_mode(), which no gradient takes.
-
-    Run it outside of that mode.
-    """
-    return [call.map(_normal) for call in calls]
-
-
-def _normal(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
-
-
-def _distance(given: Prediction, reference: Prediction) -> Tensor:
-    """The mean relative error of all tensors of a prediction; their squares without reference."""
-    if not reference:
-        return torch.stack([tensor.square().mean().float() for _, tensor in given]).mean()
-    distances = [_relative(a, b) for (_, a), (_, b) in zip(given, reference, strict=True)]
-    return (
-        distances[0] if len(distances) == 1 else sum(distances[1:], distances[0]) / len(distances)
-    )
-
-
-def _relative(output: Tensor, reference: Tensor) -> Tensor:
-    """‖output − reference‖² / ‖reference‖²."""
-    scale = reference.square().mean().clamp_min(torch.finfo(reference.dtype).tiny)
-    return (output - reference).square().mean() / scale
-
-
-def _predict(denoiser: nn.Module, call: Call) -> Prediction:
-    return predicted(denoiser(*call.args, **call.kwargs), call)
-
-
-@contextmanager
-def _outputs_of(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """What these modules give back while the block runs: floating tensors, in order."""
-    outputs: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            items = output if isinstance(output, (tuple, list)) else [output]
-            outputs[name] += [
-                item for item in items if isinstance(item, Tensor) and item.is_floating_point()
-            ]
-
-        return hook
-
-    handles = [denoiser.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def training(denoiser: nn.Module, weights: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients for these weights and no others; eval mode; all as it was afterwards."""
-    before = [(p, p.requires_grad, p.grad) for p in denoiser.parameters()]
-    try:
-        for parameter, *_ in before:
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for weight in weights:
-            weight.requires_grad_(True)
-        with torch.inference_mode(False), evaluating(denoiser):
-            yield
-    finally:
-        for parameter, requires_grad, gradient in before:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
 
 
 def _rate(step: int, num_steps: int) -> float:

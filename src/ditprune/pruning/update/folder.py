@@ -29,6 +29,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.job import Job, TargetOutcome, num_bytes
 from ditprune.pruning.update.judge import keep_aside
+from ditprune.pruning.update.layers import check_fits
 from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
     TargetUpdate,
@@ -133,6 +134,7 @@ def room_bytes(model: ModelFolder, jobs: Sequence[Job]) -> int:
 def write_update_(weight: Tensor, done: TargetUpdate) -> TargetOutcome:
     """Put an updated weight in the place of a dense one [C_out, C_in], in its dtype."""
     layer = done.layer
+    check_fits(layer.target.name, done.weight, weight.dtype)
     weight.copy_(done.weight)
     num_zero = int(torch.count_nonzero(weight == 0))
     return TargetOutcome.of(

@@ -46,20 +46,21 @@ class Judge:
         return sum(num_rows(call) for call in self._calls)
 
     def error(self, denoiser: nn.Module) -> float:
-        """mean‖ε − ε_dense‖² / mean‖ε_dense‖² over the calls, as `ditprune evaluate` tells it.
-
-        Raises ModelError where that is NaN or Inf.
-        """
-        error = relative_error(
-            (_predict(denoiser, call), dense)
-            for call, dense in zip(self._calls, self._dense, strict=True)
-        )
+        """What `measured` gives. Raises ModelError where that is NaN or Inf."""
+        error = self.measured(denoiser)
         if not math.isfinite(error):
             raise ModelError(
                 "the pruned denoiser predicts NaN or Inf for calibration calls, so no error can "
                 "be measured; run it in float32 or bfloat16, or ask for less sparsity"
             )
         return error
+
+    def measured(self, denoiser: nn.Module) -> float:
+        """mean‖ε − ε_dense‖² / mean‖ε_dense‖² over the calls, as `ditprune evaluate` tells it."""
+        return relative_error(
+            (_predict(denoiser, call), dense)
+            for call, dense in zip(self._calls, self._dense, strict=True)
+        )
 
 
 def some_rows(denoiser: nn.Module, calls: Sequence[Call]) -> list[Call]:

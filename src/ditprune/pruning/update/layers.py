@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ditprune.checkpoints.statistics_file import Statistics
+from ditprune.errors import ModelError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
@@ -89,7 +90,7 @@ def update_at(
         gram: XᵀX of the layer's inputs [C_in, C_in]; None for a recipe that needs none.
             Without a reconstruction weights are zeroed, and their squares are the error.
     """
-    weight, method = layer.weight(), recipe.reconstruction
+    weight, method, dtype = layer.weight(), recipe.reconstruction, layer.read().dtype
     if not recipe.reconstructs and gram is None:
         return partial(_zeroed, layer, weight)
     # A Gram that an allocation needed lets zeroing tell its error.
@@ -102,9 +103,21 @@ def update_at(
     @torch.no_grad()
     def update(sparsity: float | None) -> LayerResult:
         chosen = layer.mask_by_saliency(sparsity) if by_saliency else layer.choice(sparsity)
-        return solve(chosen)
+        result = solve(chosen)
+        check_fits(layer.target.name, result.weight, dtype)
+        return result
 
     return update
+
+
+def check_fits(name: str, weight: Tensor, dtype: torch.dtype) -> None:
+    """Raises ModelError for an updated weight that its dtype cannot represent."""
+    largest = float(weight.abs().max())
+    if not largest <= torch.finfo(dtype).max:
+        raise ModelError(
+            f"{name}: an updated weight is {largest:.3g}, and {dtype} does not hold it; load the "
+            "denoiser in float32 or bfloat16, exclude this layer, or leave the reconstruction out"
+        )
 
 
 @torch.no_grad()

@@ -17,12 +17,8 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import LayerResult
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
-from ditprune.pruning.update.distill import (
-    Refinement,
-    check_gradients,
-    outside_inference,
-    rate_for,
-)
+from ditprune.pruning.update.distill import Refinement, rate_for
+from ditprune.pruning.update.gradients import check_gradients, outside_inference
 from ditprune.pruning.update.grams import Grams
 from ditprune.pruning.update.layers import Layer, prepare, update_at
 from ditprune.pruning.update.swap import matrix_of, replaced
