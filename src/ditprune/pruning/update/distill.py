@@ -15,7 +15,13 @@ from ditprune.denoiser.capture import moment_of
 from ditprune.denoiser.layout import RowLayout
 from ditprune.method.distill import Distill
 from ditprune.progress import Progress
-from ditprune.pruning.update.gradients import distance, outputs_of, predict, relative, training
+from ditprune.pruning.update.gradients import (
+    distance,
+    outputs_of,
+    prediction_of,
+    relative,
+    training,
+)
 from ditprune.pruning.update.judge import Judge
 from ditprune.pruning.update.swap import exchanged
 from ditprune.pruning.update.thinning import Thinning
@@ -141,9 +147,9 @@ class Refinement:
                 outputs_of(self._denoiser, compared) as expected,
                 exchanged(self._denoiser, self._dense),
             ):
-                target = predict(self._denoiser, call)
+                target = prediction_of(self._denoiser, call)
             with torch.enable_grad(), outputs_of(self._denoiser, compared) as got:
-                loss = distance(predict(self._denoiser, call), target)
+                loss = distance(prediction_of(self._denoiser, call), target)
                 pairs = [(a, b) for n in compared for a, b in zip(got[n], expected[n], strict=True)]
                 if pairs:
                     distances = sum(relative(a, b) for a, b in pairs)

@@ -32,7 +32,7 @@ def check_gradients(denoiser: nn.Module, names: Iterable[str], calls: Sequence[C
             call = outside_inference(calls[:1])[0]
             row = RowLayout(denoiser, [call]).rows_of(call)[0]
             with training(denoiser, weights), torch.enable_grad():
-                loss = distance(predict(denoiser, row), [])
+                loss = distance(prediction_of(denoiser, row), [])
                 if loss.requires_grad:
                     loss.backward()
                 if any(weight.grad is not None for weight in weights):
@@ -78,7 +78,7 @@ def relative(output: Tensor, reference: Tensor) -> Tensor:
     return (output - reference).square().mean() / scale
 
 
-def predict(denoiser: nn.Module, call: Call) -> Prediction:
+def prediction_of(denoiser: nn.Module, call: Call) -> Prediction:
     return predicted(denoiser(*call.args, **call.kwargs), call)
 
 
