@@ -1341,7 +1341,8 @@ def _prior(draw: Draw) -> dict[str, Any]:
 
 @family(
     "RFD4ProteinaTransformer",
-    {"transformer_layers": (13, 13, 13)},  # attn.to_bias has one output per head
+    # attn.to_bias has one output per head
+    {"pair_update_layers": (15,), "transformer_layers": (13, 13, 13)},
     nlayers=3, token_dim=32, nheads=2, dim_cond=32, pair_repr_dim=32, latent_dim=4,
     t_emb_dim=16, tri_mult_c=8, feats_seq=("xt_bb_ca", "xt_local_latents"),
     feats_cond_seq=("time_emb_bb_ca", "time_emb_local_latents"),

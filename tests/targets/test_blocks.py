@@ -54,7 +54,7 @@ class Single(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """As a user may write it: one list that is found, one that is not."""
+    """As a user may write it: two lists, found or named."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -81,6 +81,21 @@ class Head(nn.Module):
         self.head.res_blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(WIDTH, 99), nn.Linear(99, WIDTH)) for _ in range(3)
         )
+
+
+class Behind(nn.Module):
+    """Blocks that are found, and as many that structure does not tell, of another owner."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Single()])
+        self.inner = nn.Module()
+        self.inner.blocks = nn.ModuleList(Flat() for _ in range(8))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        for block in (*self.inner.blocks, *self.blocks):
+            x = block(x, t) if isinstance(block, Flat) else block(x)
+        return x
 
 
 class Flat(nn.Module):
@@ -136,7 +151,7 @@ def test_globs_that_name_nothing_are_refused_with_what_is_near() -> None:
 
 @pytest.mark.parametrize(
     ("make", "part", "glob"),
-    [(Denoiser, "double_blocks", "double_blocks.*"), (Head, "head", "head.res_blocks.*")],
+    [(Behind, "inner", "inner.blocks.*"), (Head, "head", "head.res_blocks.*")],
 )
 def test_a_large_part_outside_is_an_entry_and_one_warning(make, part, glob) -> None:
     denoiser = make()
@@ -148,7 +163,7 @@ def test_a_large_part_outside_is_an_entry_and_one_warning(make, part, glob) -> N
     module = denoiser.get_submodule(part)
     assert entry.num_weights == sum(p.numel() for p in module.parameters() if p.ndim == 2)
     assert f"--blocks '{glob}'" in entry.reason
-    found_list = "single_blocks.*" if make is Denoiser else "blocks.*"
+    found_list = "blocks.*"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan = ditprune.inspect(denoiser, blocks=(found_list, glob))
@@ -157,14 +172,14 @@ def test_a_large_part_outside_is_an_entry_and_one_warning(make, part, glob) -> N
 
 
 def test_a_small_part_outside_is_none() -> None:
-    denoiser = Denoiser()
-    denoiser.single_blocks.extend(Single() for _ in range(8))
+    denoiser = Behind()
+    denoiser.blocks.extend(Single() for _ in range(12))
     assert left_out(denoiser, discover(denoiser)) == {}
 
 
 def test_calibration_warns_too_and_statistics_keep_the_globs(tmp_path) -> None:
     with pytest.warns(UserWarning, match="lie outside every block"):
-        stats = ditprune.calibrate(Denoiser(), calls())
+        stats = ditprune.calibrate(Behind(), calls())
     assert stats.blocks == ()
     stats = ditprune.calibrate(Denoiser(), calls(), blocks=ALL)
     save_statistics({"any": stats}, tmp_path / "s")

@@ -93,7 +93,7 @@ def inspect_loaded(
     plans = {}
     for name, denoiser in denoisers.items():
         part = _statistics(all_stats, name, denoisers, recipes[name])
-        selection = select_in_module(denoiser, recipes[name], part)
+        selection = select_in_module(denoiser, recipes[name], part, is_plan=True)
         plans[name] = make_plan(selection, read_module(denoiser), part, recipes[name])
     joined: Plan = Plan.joined(plans)
     return joined

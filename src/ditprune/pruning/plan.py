@@ -105,10 +105,10 @@ def read_weights(weights: Weights) -> Read:
 
 def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe: Recipe) -> Plan:
     """Measure G_out of every target, if its weights can be scored, and choose every group."""
-    planned = {}
+    planned, has_values = {}, bool(selection.fingerprint)
     for name, target in selection.targets.items():
         g_out = None
-        if can_score(recipe, stats):
+        if has_values and can_score(recipe, stats):
             g_out = heterogeneity(scores_of(target, read(target), stats, recipe))
         planned[name] = _plan_target(target, g_out, recipe)
     return Plan.of(selection, planned, recipe)

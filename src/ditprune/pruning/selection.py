@@ -21,7 +21,7 @@ from ditprune.method.granularity import CAG
 from ditprune.method.recipe import Recipe
 from ditprune.targets.coverage import LeftOut, left_out, warn_of_outside
 from ditprune.targets.discover import Target, discover, select
-from ditprune.targets.writable import refuse_unwritable
+from ditprune.targets.writable import no_values, refuse_unwritable
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Selection:
     """What a run works on: targets by name, what stays dense and why, and whose weights.
 
     Args:
+        fingerprint: of the weights of all targets; empty where they have no values.
         blocks: the globs that said which modules are the blocks, of the recipe or the statistics.
     """
 
@@ -40,13 +41,21 @@ class Selection:
     blocks: tuple[str, ...] = ()
 
 
-def select_in_module(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> Selection:
-    """The targets of a loaded module under a recipe; every check before work."""
+def select_in_module(
+    denoiser: nn.Module, recipe: Recipe, stats: Statistics | None, is_plan: bool = False
+) -> Selection:
+    """The targets of a loaded module under a recipe; every check before work.
+
+    Args:
+        is_plan: nothing will be written, and weights without values (meta device) will do.
+    """
     blocks = _blocks(recipe, stats)
     targets = discover(denoiser, recipe.auxiliary, blocks)
-    refuse_unwritable(denoiser, targets, blocks)
+    if not is_plan:
+        refuse_unwritable(denoiser, targets, blocks)
     num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    fingerprints = module_fingerprints(denoiser, targets.values())
+    has_values = not any(no_values(denoiser.get_submodule(name)) for name in targets)
+    fingerprints = module_fingerprints(denoiser, targets.values()) if has_values else {}
     return _select(denoiser, targets, fingerprints, num_parameters, recipe, stats)
 
 
@@ -84,7 +93,7 @@ def _select(
 ) -> Selection:
     chosen = select(targets, recipe.include, recipe.exclude)
     skipped: dict[str, str] = {}
-    if stats is not None:
+    if stats is not None and fingerprints:
         _check_weights(chosen, fingerprints, recipe, stats)
     if stats is not None and recipe.saliency.needs:
         skipped = {n: "never called in calibration" for n in chosen if n in stats.never_called}
@@ -105,7 +114,7 @@ def _select(
     blocks = _blocks(recipe, stats)
     rest = left_out(denoiser, {name: targets[name] for name in (*chosen, *skipped)}, blocks)
     warn_of_outside(denoiser, blocks)
-    fingerprint = combined_fingerprint(fingerprints)
+    fingerprint = combined_fingerprint(fingerprints) if fingerprints else ""
     return Selection(chosen, skipped, rest, fingerprint, num_parameters, blocks)
 
 

@@ -96,8 +96,7 @@ class SemiStructuredLinear(StandIn):
             out = F.linear(flat, self.compressed, self.bias) if len(flat) else flat.new_empty(0)
         return out.reshape(*input.shape[:-1], self.out_features)
 
-    @property
-    def weight(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return self.compressed.to_dense()
 
     @property

@@ -61,8 +61,7 @@ class SparseLinear(StandIn):
     def packed(self) -> Packed:
         return Packed(self.values, self.columns, self.counts, self.starts)
 
-    @property
-    def weight(self) -> Tensor:
+    def _dense(self) -> Tensor:
         return unpack(self.packed, self.out_features, self.in_features)
 
     @property
@@ -85,7 +84,7 @@ class SparseLinear(StandIn):
         super()._apply(fn, recurse)
         after = fn(before)
         if self.packed.in_pairs and after.dtype != before.dtype:
-            self._hold(self.weight.to(after.dtype))
+            self._hold(self._dense().to(after.dtype))
         return self
 
     def extra_repr(self) -> str:
@@ -107,7 +106,7 @@ class _Multiply(torch.autograd.Function):
         (gradient,) = gradients
         inputs_gradient = bias_gradient = None
         if ctx.needs_input_grad[0]:
-            inputs_gradient = gradient @ ctx.layer.weight.to(gradient.dtype)
+            inputs_gradient = gradient @ ctx.layer._dense().to(gradient.dtype)
         if ctx.needs_input_grad[1]:
             bias_gradient = gradient.reshape(-1, gradient.shape[-1]).sum(0).to(ctx.layer.bias.dtype)
         return inputs_gradient, bias_gradient, None

@@ -15,7 +15,7 @@ class StandIn(nn.Module):
     that code which writes into `linear.weight` refuses it instead of writing into a copy.
 
     A subclass defines how the weight is stored (`_hold`), its device and dtype (`_like`), how it
-    is read back (`weight`) and multiplied (`forward`).
+    is read back (`_dense`) and multiplied (`forward`).
     """
 
     bias: nn.Parameter | None
@@ -25,12 +25,18 @@ class StandIn(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight_requires_grad = linear.weight.requires_grad
         self.register_parameter("bias", linear.bias)
+        self.num_reads = 0  # of `weight`, by code that does not call the layer
         self._hold(linear.weight.detach())
         self.train(linear.training)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight, a new tensor at each access; writing into it changes nothing."""
+        self.num_reads += 1
+        return self._dense()
+
+    def _dense(self) -> Tensor:
+        """The dense weight, a new tensor."""
         raise NotImplementedError
 
     @property
@@ -54,7 +60,7 @@ class StandIn(nn.Module):
     def to_linear(self) -> nn.Linear:
         """The Linear that it replaced, with the same bias object."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(self.weight, requires_grad=self.weight_requires_grad)
+        linear.weight = nn.Parameter(self._dense(), requires_grad=self.weight_requires_grad)
         linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
@@ -64,7 +70,7 @@ class StandIn(nn.Module):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        destination[f"{prefix}weight"] = self.weight
+        destination[f"{prefix}weight"] = self._dense()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(

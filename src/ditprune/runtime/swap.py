@@ -6,11 +6,9 @@ this machine, with torch's current number of threads, and with caches as cold as
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -19,25 +17,25 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.capture import counting_tokens
+from ditprune.denoiser.replay import run_call
 from ditprune.errors import KernelError
 from ditprune.method.choices import as_globs
 from ditprune.runtime.backends import Backend, backend_of
 from ditprune.runtime.fused_gelu import fuse_, unfuse_
+from ditprune.runtime.linears import Surroundings, linears, names_in, read_by
 from ditprune.runtime.outputs import release
 from ditprune.runtime.stand_in import StandIn
 from ditprune.runtime.stopwatch import cold_buffer
-from ditprune.targets.blocks import find_blocks, join
-from ditprune.targets.wrapped import is_adapted, unwrapped
+from ditprune.targets.matrix import expected_shape
+from ditprune.targets.wrapped import unwrapped
 from ditprune.targets.writable import no_values
 from ditprune.targets.writable import obstacle as unwritable
 
 # Used without a call: the modulation of one guided image, and its tokens at 256².
 NUM_TOKENS = (2, 512)
 MIN_GAIN = 1.05  # less is noise
-UNDER_ADAPTER = (
-    "under an adapter, or part of one; merge it and remove it (pipe.fuse_lora(), then "
-    "pipe.unload_lora_weights()), and call sparsify_ again"
-)
+# For all timings: a few seconds where nothing else runs, and no hours beside other work.
+LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def sparsify_(
     denoiser: nn.Module,
     call: Mapping[str, Any] | Call | None = None,
     backend: str | Backend = "cpu",
-    limit_s: float = math.inf,
+    limit_s: float = LIMIT_S,
     blocks: str | Sequence[str] = (),
 ) -> dict[str, Decision]:
     """Replace each Linear that runs faster sparse, in place.
@@ -86,14 +84,15 @@ def sparsify_(
 
     Args:
         denoiser: any module, on the backend's device; layers that do not qualify are left alone.
-        call: arguments of its forward, to learn how many tokens each layer gets. Without a call,
+        call: arguments of its forward, to learn how many tokens each layer gets, and whether a
+            module reads weights in place of calling its layers. Without a call,
             each layer is timed with 2 and with 512 tokens, must gain over both together, and is
             stored as is best for 512. bfloat16 modulation may then be slower than dense, so pass
             a call if you can.
         backend: `cpu`, the kernel of ditprune for any zeros; without a C++ compiler it warns and
             leaves every layer dense. `semi-structured`, torch's kernels for 2:4 in half precision
             on NVIDIA GPUs.
-        limit_s: seconds for all timings, past two runs of each.
+        limit_s: seconds for all timings, 30 by default, past two runs of each.
         blocks: globs over module paths, as in `"double_blocks.*"`: only Linears inside modules that
             match are looked at; by default all of them.
 
@@ -106,25 +105,23 @@ def sparsify_(
         KernelError: `semi-structured` without a CUDA device.
     """
     denoiser, runner = unwrapped(denoiser), backend_of(backend)
-    names = _names(denoiser, as_globs("blocks", blocks))
+    names = names_in(denoiser, as_globs("blocks", blocks))
     try:
         runner.check()
     except KernelError as error:
         if not runner.is_optional:
             raise
         warnings.warn(f"{error}; every layer stays dense", stacklevel=2)
-        return {n: _decision(m, "no kernel") for n, m in _linears(denoiser) if n in names}
+        return {n: _decision(m, "no kernel") for n, m in linears(denoiser) if n in names}
     num_tokens = {} if call is None else _count_tokens(denoiser, call)
-    uses = Counter(id(linear.weight) for _, linear in _linears(denoiser))
-    adapted = _of_adapters(denoiser)
+    around = Surroundings.of(denoiser)
     timed: dict[Any, _Times] = {}
     decisions = {}
     deadline = time.perf_counter() + limit_s
     for name in names:
         linear = cast(nn.Linear, denoiser.get_submodule(name))
         counts = NUM_TOKENS if call is None else num_tokens[name]
-        reason = adapted.get(name) or _obstacle(linear, uses[id(linear.weight)], counts)
-        reason = reason or runner.obstacle(linear)
+        reason = around.obstacle(linear, counts) or runner.obstacle(linear)
         if reason:
             decisions[name] = _decision(linear, reason)
             continue
@@ -139,6 +136,8 @@ def sparsify_(
             decisions[name] = replace(decisions[name], size_bytes=sparse.size_bytes)
             denoiser.set_submodule(name, sparse)
     release()  # the outputs of the timings
+    if call is not None:
+        decisions |= _put_back(denoiser, decisions, call)
     fuse_(denoiser)
     return decisions
 
@@ -161,62 +160,31 @@ def desparsify_(denoiser: nn.Module) -> list[str]:
     return list(layers)
 
 
-def _names(denoiser: nn.Module, blocks: tuple[str, ...]) -> list[str]:
-    """The names of the Linears that can be replaced, of all or of those in the blocks.
-
-    A list of Linears would keep every dense weight in memory; a list of names does not.
-    """
-    if not blocks:
-        return [name for name, _ in _linears(denoiser)]
-    modules = [block.module for block in find_blocks(denoiser, blocks)]
-    inside = {id(part) for module in modules for part in module.modules()}
-    return [name for name, linear in _linears(denoiser) if id(linear) in inside]
-
-
-def _linears(denoiser: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Every Linear that can be replaced, under each of its names; no subclasses of Linear."""
-    for name, module in denoiser.named_modules(remove_duplicate=False):
-        if name and type(module) is nn.Linear:
-            yield name, module
-
-
-def _of_adapters(denoiser: nn.Module) -> dict[str, str]:
-    """Why layers under adapters, and the layers of adapters, stay dense, by name.
-
-    Merging an adapter writes into the layer under it, and would write into a copy if it were
-    sparse.
-    """
-    wrappers = {n: m for n, m in denoiser.named_modules() if is_adapted(m)}
-    return {
-        join(path, name): UNDER_ADAPTER
-        for path, wrapper in wrappers.items()
-        for name, part in wrapper.named_modules()
-        if type(part) is nn.Linear
-    }
-
-
-def _obstacle(linear: nn.Linear, num_uses: int, counts: tuple[int, ...]) -> str:
-    """Why no backend can swap a layer; empty if one can."""
-    if num_uses > 1:
-        return "its weight is shared"
-    if reason := unwritable(linear) or no_values(linear):
-        return reason
-    if "forward" in vars(linear):
-        return "its forward is replaced (by a hook of accelerate or diffusers)"
-    if linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks:
-        return "it has hooks"
-    if not counts:
-        return "never called"
-    return ""
+def _put_back(
+    denoiser: nn.Module, decisions: Mapping[str, Decision], call: Mapping[str, Any] | Call
+) -> dict[str, Decision]:
+    """Swap layers back whose weights the call reads; returns the decisions that change."""
+    layers = {n: m for n, m in denoiser.named_modules() if isinstance(m, StandIn)}
+    if not layers:
+        return {}
+    before = {name: layer.num_reads for name, layer in layers.items()}
+    run_call(denoiser, call)
+    changed = {}
+    for name, layer in layers.items():
+        if layer.num_reads > before[name] and name in decisions:
+            denoiser.set_submodule(name, layer.to_linear())
+            parent = denoiser.get_submodule(name.rpartition(".")[0])
+            linear = cast(nn.Linear, denoiser.get_submodule(name))
+            changed[name] = _decision(linear, read_by(type(parent).__name__))
+    return changed
 
 
 def _count_tokens(
     denoiser: nn.Module, call: Mapping[str, Any] | Call
 ) -> dict[str, tuple[int, ...]]:
     """The numbers of tokens that each Linear gets in a call."""
-    call = Call.of(call)
-    with counting_tokens(dict(_linears(denoiser))) as counts_of, torch.no_grad():
-        denoiser(*call.args, **call.kwargs)
+    with counting_tokens(dict(linears(denoiser))) as counts_of:
+        run_call(denoiser, call)
     return {name: tuple(sorted(set(counts))) for name, counts in counts_of.items()}
 
 
@@ -255,10 +223,11 @@ def _why_slower(
 
 
 def _decision(linear: nn.Linear, reason: str, times: _Times = ({}, {})) -> Decision:
-    weight, shape = linear.weight, (linear.out_features, linear.in_features)
+    shape = expected_shape(linear) or (linear.out_features, linear.in_features)
     is_known = not (unwritable(linear) or no_values(linear))
-    sparsity = share_of_zeros(weight) if is_known else 0.0
-    return Decision(shape, sparsity, *times, weight.nbytes, reason)
+    sparsity = share_of_zeros(linear.weight) if is_known else 0.0
+    size_bytes = getattr(getattr(linear, "weight", None), "nbytes", 0)
+    return Decision(shape, sparsity, *times, size_bytes, reason)
 
 
 def share_of_zeros(weight: Tensor) -> float:

@@ -1,33 +1,25 @@
 """Where are the transformer blocks of a denoiser? Found by structure, or where globs say.
 
-A block has at least two Linears and evidence of attention. A block list is a `ModuleList`,
-`Sequential` or `ModuleDict` whose children are all blocks. The lists that share an owner with the
-heaviest list are the trunk; other lists (text refiners, perceivers) are auxiliary.
+Block lists are found by `lists.py`. Those that share an owner with the heaviest list are the
+trunk; other lists (text refiners, perceivers) are auxiliary.
 
 Globs over module paths take the place of all that: a block is the outermost module that matches.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from ditprune.errors import TargetError, did_you_mean
-from ditprune.targets import exceptions
-from ditprune.targets.wrapped import without_base
+from ditprune.targets.lists import CONTAINERS, BlockList, find_lists
 
 # The globs of every denoiser, or those of each by its name.
 Globs = Sequence[str] | Mapping[str, Sequence[str]]
-
-CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-# If the trunk holds less than this share of all listed weights, every list counts as trunk
-# (U-Nets scatter their transformer blocks).
-_TRUNK_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -50,18 +42,6 @@ class Block:
     module: nn.Module
 
 
-@dataclass(frozen=True)
-class _BlockList:
-    path: str
-    owner: str
-    blocks: tuple[tuple[str, nn.Module], ...]
-
-    @property
-    def num_weights(self) -> int:
-        linears = (linear for _, block in self.blocks for _, linear in _linears(block))
-        return sum(linear.weight.numel() for linear in linears)
-
-
 def find_blocks(denoiser: nn.Module, globs: Sequence[str] = ()) -> list[Block]:
     """Every block: the trunk's, then those of its classes outside any list, then auxiliary ones.
 
@@ -71,10 +51,8 @@ def find_blocks(denoiser: nn.Module, globs: Sequence[str] = ()) -> list[Block]:
     """
     if globs:
         return _named_blocks(denoiser, globs)
-    lists = list(_block_lists(denoiser, "", ""))
-    trunk = _trunk(lists)
+    trunk, others = find_lists(denoiser)
     core = [block for listed in trunk for block in _blocks_of(listed, auxiliary=False)]
-    others = [listed for listed in lists if listed not in trunk]
     auxiliary = [block for listed in others for block in _blocks_of(listed, auxiliary=True)]
     return core + _lone_blocks(denoiser, core, auxiliary) + auxiliary
 
@@ -105,12 +83,7 @@ def globs_of(globs: Globs, denoiser: str) -> tuple[str, ...]:
     return tuple(globs)
 
 
-def join(path: str, name: str) -> str:
-    """The path of a submodule; either part may be empty."""
-    return f"{path}.{name}" if path and name else path or name
-
-
-def _blocks_of(block_list: _BlockList, auxiliary: bool) -> list[Block]:
+def _blocks_of(block_list: BlockList, auxiliary: bool) -> list[Block]:
     return [
         Block(path, block_list.path, depth, auxiliary, module)
         for depth, (path, module) in enumerate(block_list.blocks)
@@ -147,60 +120,6 @@ def _near(denoiser: nn.Module, glob: str) -> str:
         if path and isinstance(module, CONTAINERS) and any(True for _ in module.parameters())
     }
     return did_you_mean(glob, lists or {path for path, _ in denoiser.named_modules() if path})
-
-
-def _linears(module: nn.Module) -> list[tuple[str, nn.Linear]]:
-    linears = ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
-    return [(without_base(name), linear) for name, linear in linears]
-
-
-def _block_lists(module: nn.Module, path: str, owner: str) -> Iterator[_BlockList]:
-    """Outermost qualifying containers, top down."""
-    if isinstance(module, CONTAINERS):
-        children = list(module.named_children())
-        if children and all(_is_block(child) for _, child in children):
-            yield _BlockList(path, owner, tuple((join(path, n), c) for n, c in children))
-            return
-    else:
-        owner = path
-    for name, child in module.named_children():
-        yield from _block_lists(child, join(path, name), owner)
-
-
-def _is_block(module: nn.Module) -> bool:
-    if isinstance(module, CONTAINERS) and not isinstance(module, nn.Sequential):
-        return False
-    name = type(module).__name__
-    if exceptions.ATTENTION_CLASS.search(name) and not re.search(
-        "block|layer", name, re.IGNORECASE
-    ):
-        return False
-    return len(_linears(module)) >= 2 and _has_attention(module)
-
-
-def _has_attention(block: nn.Module) -> bool:
-    for child in block.modules():
-        named = child is not block and exceptions.ATTENTION_CLASS.search(type(child).__name__)
-        if named and any(True for _ in child.parameters()):
-            return True
-    for name, linear in _linears(block):
-        leaf = name.rsplit(".", 1)[-1]
-        if exceptions.ATTENTION_LINEAR.match(leaf):
-            return True
-        is_wide = linear.out_features >= exceptions.FUSED_RATIO * linear.in_features
-        if is_wide and exceptions.FUSED_LINEAR.match(leaf):
-            return True
-    return False
-
-
-def _trunk(lists: list[_BlockList]) -> list[_BlockList]:
-    if not lists:
-        return []
-    heaviest = max(lists, key=lambda listed: listed.num_weights)
-    trunk = [listed for listed in lists if listed.owner == heaviest.owner]
-    num_weights = sum(listed.num_weights for listed in lists)
-    share = sum(listed.num_weights for listed in trunk) / max(1, num_weights)
-    return trunk if share >= _TRUNK_SHARE else lists
 
 
 def _lone_blocks(denoiser: nn.Module, core: list[Block], auxiliary: list[Block]) -> list[Block]:

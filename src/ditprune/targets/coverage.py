@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ditprune.targets import exceptions, outside
-from ditprune.targets.blocks import Block, find_blocks, join
+from ditprune.targets.blocks import Block, find_blocks
+from ditprune.targets.lists import join
 from ditprune.targets.matrix import CONVOLUTIONS, expected_shape, kind_of, matrix_shape
 from ditprune.targets.refused import left_behind
 from ditprune.targets.wrapped import adapter_parts, inner_layer, is_adapted, is_lora, without_base
@@ -33,7 +34,9 @@ MULTIHEAD = (
 )
 LEFT_BEHIND = "a fused copy that unfusing left behind; nothing calls it"
 PER_HEAD = "one output for each head or expert: too few rows to compare"
-AUXILIARY = "blocks outside the trunk (text refiners, perceivers), dense unless asked for"
+AUXILIARY = (
+    "blocks outside the trunk (text encoders and refiners, perceivers), dense unless asked for"
+)
 NOT_CHOSEN = "prunable, and not among the chosen targets"
 MIXES = "a convolution that mixes positions or keeps channels apart, not one matrix"
 ADAPTER = "part of an adapter (LoRA, IP-Adapter), which stays as it is"
@@ -156,9 +159,12 @@ def left_out(
 
 def warn_of_outside(denoiser: nn.Module, blocks: Sequence[str] = ()) -> None:
     """Warn where a large share of the Linear weights lies outside the blocks that were found."""
-    text = "" if blocks else outside.warning(denoiser, find_blocks(denoiser))
-    if text:
-        warnings.warn(text, stacklevel=3)
+    if blocks:
+        return
+    listed = find_blocks(denoiser)
+    for text in (outside.warning(denoiser, listed), outside.warning_of_heavier(denoiser, listed)):
+        if text:
+            warnings.warn(text, stacklevel=3)
 
 
 def _parts(block: Block, shared: Mapping[int, str]) -> Iterator[_Part]:

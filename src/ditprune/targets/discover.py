@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -9,8 +10,9 @@ from torch import nn
 
 from ditprune.errors import ModelError, TargetError, did_you_mean
 from ditprune.targets import exceptions
-from ditprune.targets.blocks import Block, find_blocks, join
+from ditprune.targets.blocks import Block, find_blocks
 from ditprune.targets.coverage import Target, blocked, prunable
+from ditprune.targets.lists import join
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.refused import refuse_fused, refuse_sparse
 from ditprune.targets.writable import packed_size, tied
@@ -40,9 +42,10 @@ def discover(
     if not found_blocks:
         _refuse_packed(denoiser)
         raise ModelError(
-            f"{type(denoiser).__name__}: no transformer blocks found; expected a ModuleList whose "
-            "items hold attention and Linears; pass the denoiser, not the pipeline, or say where "
-            "its blocks are (blocks=\"layers.*\", or --blocks 'layers.*')"
+            f"{type(denoiser).__name__}: no transformer blocks found{_unlike_linears(denoiser)}; "
+            "expected a ModuleList whose items hold attention and Linears; pass the denoiser, "
+            'not the pipeline, or say where its blocks are (blocks="layers.*", or --blocks '
+            "'layers.*')"
         )
     shared = tied(denoiser, found_blocks)
     targets = _targets_in(found_blocks, auxiliary, shared)
@@ -67,6 +70,23 @@ def _refuse_all(denoiser: nn.Module, blocks: Sequence[Block], shared: Mapping[in
             f"{type(denoiser).__name__}: none of the {len(reasons)} layers in its blocks can be "
             f"pruned; {first}: {reason}"
         )
+
+
+def _unlike_linears(denoiser: nn.Module) -> str:
+    """A clause that names classes which seem to be Linears and are none."""
+    names = {
+        type(layer).__name__
+        for layer in denoiser.modules()
+        if re.search("linear", type(layer).__name__, re.IGNORECASE)
+        and not isinstance(layer, nn.Linear)
+        and any(parameter.ndim == 2 for parameter in layer.parameters(recurse=False))
+    }
+    if not names:
+        return ""
+    return (
+        f" ({', '.join(sorted(names))} are no nn.Linear; load the model with nn.Linear in their "
+        "place, without parallel layers)"
+    )
 
 
 def _refuse_packed(denoiser: nn.Module) -> None:

@@ -10,9 +10,22 @@ import re
 
 # A submodule of such a class, or a Linear of such a name, is evidence of attention in a block.
 ATTENTION_CLASS = re.compile(r"attn|attention|qknorm", re.IGNORECASE)
+# Query, key or value: to_q, wk, qw, Wqkv, fc_q, add_k_proj, img_attn_qkv, query_key_value.
 ATTENTION_LINEAR = re.compile(
-    r"^(to_|w|linear_)?(q|k|v|qk|kv|qkv)(_linear|_proj|kv)?$|^(to_)?(query|key|value)(_proj)?$|^to_qkv_mlp_proj$"
+    r"^(\w*_)?(to|w|fc)?_?(q|k|v|qk|kv|qkv|query|key|value)_?(w|kv|lin|linear|proj|projection)?$"
+    r"|^to_qkv_mlp_proj$",
+    re.IGNORECASE,
 )
+# A module of such a name inside a denoiser encodes its condition: it is not the trunk.
+ENCODER = re.compile(
+    r"(text|image|vision|prompt|cond\w*)_?(encoder|model|tower|stage_model)|^conditioner$"
+    r"|^(clip|t5|umt5|byt5|bert|llm|siglip|dino\w*)(_|\d|$)|^(vae|first_stage_model|tokenizer)$",
+    re.IGNORECASE,
+)
+# A module of such a name or class brings inputs to the width of the blocks.
+EMBEDDER = re.compile(r"emb", re.IGNORECASE)
+# A list of such a name, or of such classes, holds no blocks: embedders, heads, projections.
+NO_BLOCKS = re.compile(r"emb|final|head|proj|norm|(^|_)out(put)?(s|_|$)", re.IGNORECASE)
 # One wide Linear that holds query, key, value and more (FLUX single blocks in the original code).
 FUSED_LINEAR = re.compile(r"^(linear1|to_qkv_mlp_proj)$")
 FUSED_RATIO = 3

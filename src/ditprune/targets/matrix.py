@@ -34,9 +34,16 @@ def kind_of(layer: nn.Module) -> str | None:
 
 
 def expected_shape(layer: nn.Module) -> tuple[int, int] | None:
-    """(C_out, C_in) of a Linear or a pointwise convolution, as it says; None for another layer."""
+    """(C_out, C_in) of a Linear or a pointwise convolution, as it says; None for another layer.
+
+    The outputs of a subclass of Linear are as many as its weight has rows, whatever it says: some
+    say how many are left after a gate.
+    """
     if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
+        weight = layer._parameters.get("weight")
+        is_plain = type(layer) is nn.Linear or weight is None or weight.ndim != 2
+        num_out = layer.out_features if is_plain or weight is None else len(weight)
+        return num_out, layer.in_features
     if isinstance(layer, CONVOLUTIONS) and _is_pointwise(layer):
         return layer.out_channels, layer.in_channels
     return None

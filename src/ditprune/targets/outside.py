@@ -5,21 +5,19 @@ Blocks of a form that structure does not tell would else stay dense without a wo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from ditprune.targets.blocks import CONTAINERS, Block, join
+from ditprune.targets import exceptions
+from ditprune.targets.blocks import Block
+from ditprune.targets.lists import CONTAINERS, join
 from ditprune.targets.matrix import kind_of
 
 # Of all Linear weights. At their default sizes the classes of diffusers have at most 10 % of them
-# in such parts (RFD4Proteina), and at the smallest sizes 26 %; models with a missed list have half.
+# in such parts, and at the smallest sizes 26 %; models with a missed list have half.
 LARGE_SHARE = 1 / 3
 _FEWEST = 2  # Linears, as in a block; one alone is a projection
-# A module of such a name or class brings inputs to the width of the blocks. Where a model is small
-# its embedders may be most of it, and still they are no blocks.
-_EMBEDDER = re.compile("emb", re.IGNORECASE)
 
 
 def outside(denoiser: nn.Module, blocks: Sequence[Block]) -> dict[str, nn.Module]:
@@ -65,6 +63,30 @@ def warning(denoiser: nn.Module, blocks: Sequence[Block]) -> str:
     )
 
 
+def warning_of_heavier(denoiser: nn.Module, blocks: Sequence[Block]) -> str:
+    """What to tell of lists heavier than the trunk that are left to it; empty if there are none.
+
+    They are taken for another model's (a text encoder's), by their names.
+    """
+    sizes: dict[tuple[bool, str], int] = {}
+    for block in blocks:
+        key = block.auxiliary, block.list_path
+        sizes[key] = sizes.get(key, 0) + sum(_sizes([block.module]).values())
+    trunk = sum(size for (is_auxiliary, _), size in sizes.items() if not is_auxiliary)
+    heavier = [
+        path for (is_auxiliary, path), size in sizes.items() if is_auxiliary and size > trunk
+    ]
+    if not heavier:
+        return ""
+    globs = tuple(f"{path}.*" for path in heavier)
+    return (
+        f"{type(denoiser).__name__}: {', '.join(heavier)} hold more weights than the blocks that "
+        "are pruned, and stay dense as another model's (an encoder's, by its name); if they are "
+        f"the denoiser's own, say where all blocks are, as in blocks={globs} or --blocks "
+        f"{' --blocks '.join(map(repr, globs))}"
+    )
+
+
 def _without_blocks(
     module: nn.Module, path: str, blocks: set[int]
 ) -> Iterator[tuple[str, nn.Module]]:
@@ -81,7 +103,8 @@ def _without_blocks(
 def _weights(path: str, module: nn.Module) -> dict[int, int]:
     """The sizes of the weights of its Linears, embedders left out."""
     leaf = path.rpartition(".")[2]
-    is_embedder = _EMBEDDER.search(leaf) or _EMBEDDER.search(type(module).__name__)
+    # Where a model is small its embedders may be most of it, and still they are no blocks.
+    is_embedder = any(map(exceptions.EMBEDDER.search, (leaf, type(module).__name__)))
     if is_embedder and not any(map(_is_list, module.modules())):
         return {}
     if kind_of(module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from ditprune.errors import ModelError
 from ditprune.targets import exceptions
-from ditprune.targets.blocks import join
+from ditprune.targets.lists import join
 
 
 def refuse_fused(block: nn.Module, path: str) -> None:

@@ -62,8 +62,13 @@ def obstacle(layer: nn.Module) -> str:
     if weight is None:
         has_own = isinstance(vars(layer).get("weight"), Tensor)
         return COMPUTED if has_own else QUANTISED
-    if not weight.is_floating_point() or tuple(weight.shape[:2]) != expected_shape(layer):
+    if not weight.is_floating_point():
         return QUANTISED
+    if tuple(weight.shape[:2]) != (shape := expected_shape(layer)):
+        return (
+            f"its weight is {list(weight.shape)} and not {list(shape or ())}, as in packed or "
+            "transposed weights; prune the plain weight first"
+        )
     if weight.dtype not in _DTYPES:
         return (
             f"its weight is stored as {weight.dtype} (quantised, or cast at each call); load it "
