@@ -89,6 +89,21 @@ def test_a_wrong_value_is_named_with_its_place(path: str, value: Any, expected: 
     assert path.split(".")[0] in str(refusal.value)
 
 
+def test_a_call_that_was_timed_has_times_and_another_a_reason() -> None:
+    keys = ("dense_fp32_ms", "dense_bf16_ms", "sparse_fp32_ms", "sparse_bf16_ms")
+    times = {**dict.fromkeys(keys), "pays": False}
+    bench: dict[str, Any] = {
+        "model": "a", "device": "cpu", "num_threads": 1, "instruction_set": "AVX2", "layers": [],
+        "layers_together": times, "steps": {"a": times, "b": {"reason": "no calls"}}, "notes": [],
+    }  # fmt: skip
+    check(results() | {"bench": bench}, "here")
+    bench["steps"]["c"] = {}
+    with pytest.raises(
+        ResultsError, match=r"bench.steps.c is \{\}, expected times of a whole call"
+    ):
+        check(results() | {"bench": bench}, "here")
+
+
 @pytest.mark.parametrize(
     "path",
     [

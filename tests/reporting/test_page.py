@@ -89,6 +89,28 @@ def test_names_prompts_and_all_other_words_are_escaped() -> None:
     assert after.text.count("<script>alert(1)</script>") > 50
 
 
+def test_keys_are_escaped_too() -> None:
+    content = results()
+    times = dict.fromkeys(("dense_fp32_ms", "dense_bf16_ms", "sparse_fp32_ms", "sparse_bf16_ms"), 1)
+    timed = {
+        "model": HOSTILE, "device": HOSTILE, "num_threads": 1, "instruction_set": HOSTILE,
+        "notes": [HOSTILE], "layers_together": {**times, "pays": HOSTILE}, "layers": [],
+        "steps": {HOSTILE: {**times, "pays": True}, "b": {"reason": HOSTILE}},
+    }  # fmt: skip
+    content["bench"] = timed
+    content["metrics"][HOSTILE] = {**content["metrics"]["fid"], "note": HOSTILE}
+    for model in content["models"]:
+        model["metrics"][HOSTILE] = model["metrics"]["fid"]
+        model["told"], model["calibrate_command"] = [HOSTILE], HOSTILE
+    content["protocol"][HOSTILE] = {HOSTILE: [HOSTILE]}
+    content["models"][1]["recipe"] = {HOSTILE: HOSTILE}
+    tags = Tags(render(content))
+    assert tags.names().count("script") == 1
+    assert not any(key.startswith("on") for _, attributes in tags.found for key in attributes)
+    assert not any("x.example" in (a.get("src") or "") for _, a in tags.found)
+    assert tags.text.count("<script>alert(1)</script>") >= 12
+
+
 def test_the_name_of_a_model_is_escaped_everywhere() -> None:
     before = Tags(plain())
     hostile = json.loads(json.dumps(results()).replace("stw 50", json.dumps(HOSTILE)[1:-1]))

@@ -68,6 +68,12 @@ def test_it_says_how_many_images_did_not_tell_them_apart() -> None:
     assert said == [f"not told apart from dense by {end}" for end in ends]
 
 
+def test_sound_has_its_relative_error_told() -> None:
+    metrics = {"relative_error": {**SSIM, "title": "relative error", "better": "lower"}}
+    said = verdict(metrics, {"relative_error": one(0.02, 0.01, 0.03)}, {})
+    assert said.text == "not judged: relative error of the predicted noise 0.020 [0.010, 0.030]"
+
+
 def test_a_value_beyond_the_line_is_told() -> None:
     ssim = one(0.8865, 0.86, 0.91)
     said = verdict({"ssim": SSIM, "lpips": LPIPS}, {"ssim": ssim, "lpips": one(0.2)}, {})

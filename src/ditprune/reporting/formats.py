@@ -6,6 +6,7 @@ import html
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def fill(name: str, is_html: bool = False, **context: Any) -> str:
 
     Raises jinja2.UndefinedError for a value that the template names and `context` lacks.
     """
+    text = _environment(is_html).get_template(name).render(n=sys.modules[__name__], **context)
+    return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold no UTF-8
+
+
+@cache
+def _environment(is_html: bool) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -122,8 +129,7 @@ def fill(name: str, is_html: bool = False, **context: Any) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(words=words, fenced=fenced)
-    text = environment.get_template(name).render(n=sys.modules[__name__], **context)
-    return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold no UTF-8
+    return environment
 
 
 def words(text: object) -> str:

@@ -158,6 +158,10 @@ def _of_numbers(
         surely = likeness == Likeness.SURELY_DIFFERENT
         return _VISIBLY_WORSE if surely else _WORSE, [*reasons, *words]
     compared, alone = _WITHOUT_WORSE[likeness]
+    error = model["metrics"].get("relative_error")
+    if likeness is None and not (better or level) and error and "relative_error" in metrics:
+        shown = with_interval(error, metrics["relative_error"])
+        words = [f"relative error of the predicted noise {shown}"]
     return _APART if better else compared if level else alone, [*reasons, *words]
 
 
