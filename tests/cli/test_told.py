@@ -15,6 +15,7 @@ from folders import edit_json
 
 TOTALS = {"num_parameters": 1000, "sparsity": 0.5}
 ASKED = {"num_asked": 8, "num_pruned": 8}
+REFINED = {"is_taken": True, "error_before": 0.02, "error_after": 0.01, "unreached": []}
 CLAIMS: dict[str, Any] = {"skipped": {}, "left_out": {}, "targets": {"a": ASKED}, "totals": TOTALS,
                           "recipe": {"sparsity": 0.5, "pattern": None}}  # fmt: skip
 
@@ -45,6 +46,20 @@ CLAIMS: dict[str, Any] = {"skipped": {}, "left_out": {}, "targets": {"a": ASKED}
         (
             {"max_error": {"asked": 0.01, "measured": 0.02, "num_rows": 8}},
             ["error not reached: 0.02 measured on 8 rows kept aside, ABOVE the 0.01 that was"],
+        ),
+        ({"refined": REFINED}, []),
+        (
+            {"refined": REFINED | {"is_taken": False, "error_after": 0.03}},
+            ["refinement dropped: every layer keeps what its reconstruction gave, since the "
+             "relative error on rows kept aside was 0.02 before and 0.03 after"],
+        ),
+        (
+            {"refined": REFINED | {"is_taken": False, "error_after": None, "unreached": ["a"]}},
+            ["refinement dropped: "],
+        ),
+        (
+            {"refined": REFINED | {"unreached": ["a.b", "c", "d"]}},
+            ["not refined: a.b and 2 more, to which no gradient leads"],
         ),
     ],
 )  # fmt: skip

@@ -27,6 +27,7 @@ def facts_of(claims: Mapping[str, Any]) -> list[str]:
         *_count_lines(claims["targets"]),
         *_share_lines(claims["recipe"], totals["sparsity"]),
         *_error_lines(claims.get("max_error")),
+        *_refined_lines(claims.get("refined")),
     ]
 
 
@@ -96,4 +97,25 @@ def _error_lines(error: Mapping[str, Any] | None) -> Iterator[str]:
         yield (
             f"error not reached: {error['measured']:.3g} measured on {error['num_rows']} rows kept "
             f"aside, ABOVE the {error['asked']:.3g} that was asked for"
+        )
+
+
+def _refined_lines(refined: Mapping[str, Any] | None) -> Iterator[str]:
+    """That a refinement's weights were not taken, or which layers it left as they were."""
+    if refined is None:
+        return
+    if not refined["is_taken"]:
+        after = refined["error_after"]
+        shown = "NaN or Inf" if after is None else f"{after:.3g}"
+        yield (
+            "refinement dropped: every layer keeps what its reconstruction gave, since the "
+            f"relative error on rows kept aside was {refined['error_before']:.3g} before and "
+            f"{shown} after"
+        )
+    elif refined["unreached"]:
+        names = refined["unreached"]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield (
+            f"not refined: {names[0]}{more}, to which no gradient leads; what the reconstruction "
+            "gave stays"
         )
