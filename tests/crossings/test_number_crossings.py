@@ -8,16 +8,21 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ditprune
 from conftest import redraw_
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.errors import DitpruneError, ModelError, RecipeError
+from ditprune.method.reconstruction import obs
 from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.words import build
+from ditprune.pruning.update import folder, prepared
 from ditprune.pruning.update.judge import Judge
+from ditprune.reporting.told import facts_of
 from ditprune.targets.discover import discover
+from ditprune.writing.files import read_manifest
 from layer_problems import layer
 
 DISTILL = {"name": "distill", "num_steps": 4, "batch_size": 4}
@@ -239,3 +244,74 @@ def test_an_update_that_float16_cannot_represent_is_refused_by_name() -> None:
     ):
         ditprune.prune_(denoiser, saliency="magnitude", reconstruction=Large())
     assert_untouched(denoiser, before)
+
+
+# --- what was dropped ---
+
+
+@pytest.fixture
+def rows() -> list[dict[str, Tensor]]:
+    return calls_of(num=8)
+
+
+def test_a_refinement_that_makes_it_worse_is_dropped_and_told(rows, stats, tmp_path) -> None:
+    words = {"refinement": {**DISTILL, "learning_rate": 10.0}, "saliency": "magnitude"}
+    alone, denoiser = make(), make()
+    prune(alone, {"saliency": "magnitude"}, None, stats)
+    outcome = prune(denoiser, words, rows, stats)
+    assert not outcome.refined["is_taken"]
+    assert all(map(torch.equal, alone.parameters(), denoiser.parameters()))
+    (line,) = [line for line in outcome.told() if "refinement" in line]
+    assert line.startswith("refinement dropped: ")
+    denoiser.save_pretrained(tmp_path / "out")
+    outcome.save(tmp_path / "out")
+    assert line in facts_of(read_manifest(tmp_path / "out"))
+
+
+def test_a_refinement_that_is_taken_says_its_errors(rows, stats) -> None:
+    outcome = prune(make(), {"refinement": {**DISTILL, "num_steps": 30}}, rows, stats)
+    assert outcome.refined["is_taken"]
+    assert outcome.refined["error_after"] < outcome.refined["error_before"]
+    assert not any("refine" in line for line in outcome.told())
+
+
+def test_owl_in_a_folder_reads_one_weight_at_a_time_and_gives_what_memory_gives(
+    stats, tmp_path, monkeypatch
+) -> None:
+    """It took the whole denoiser in float32, which --dry-run did not say."""
+    dense, in_memory = make(), make()
+    dense.save_pretrained(tmp_path / "dense")
+    monkeypatch.setattr(folder, "load_denoiser", None)
+    outcome = ditprune.prune(tmp_path / "dense", tmp_path / "out", stats=stats, allocation="owl")
+    expected = prune(in_memory, {"allocation": "owl"}, None, stats)
+    found = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in in_memory.state_dict().items():
+        assert torch.equal(found[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    assert outcome.targets == expected.targets
+    assert len({target.sparsity for target in outcome.targets.values()}) > 1
+
+
+def test_a_share_under_an_error_takes_layers_and_grams_once(rows, stats, monkeypatch) -> None:
+    times: list[int] = []
+    whole = prepared.prepare
+
+    def counted(*args: Any) -> Any:
+        times.append(1)
+        return whole(*args)
+
+    monkeypatch.setattr(prepared, "prepare", counted)
+    outcome = prune(make(), {"max_error": 0.3, "reconstruction": "obs"}, rows, stats)
+    assert len(times) == len(outcome.targets)
+
+
+def test_costs_factor_the_gram_of_a_layer_once(rows, stats, monkeypatch) -> None:
+    times: list[int] = []
+    whole = obs.inverse_factor
+
+    def counted(*args: Any) -> Any:
+        times.append(1)
+        return whole(*args)
+
+    monkeypatch.setattr(obs, "inverse_factor", counted)
+    outcome = prune(make(), {"allocation": "proxy", "reconstruction": "obs"}, rows, stats)
+    assert len(times) == 2 * len(outcome.targets)  # for the costs, and for good

@@ -11,7 +11,7 @@ from dataclasses import InitVar, dataclass, field, fields
 from typing import Any
 
 from ditprune.errors import RecipeError
-from ditprune.method.allocation import ALLOCATIONS, check_reachable
+from ditprune.method.allocation import ALLOCATIONS, MEASURED, check_reachable
 from ditprune.method.choices import (
     AXES,
     as_error,
@@ -226,8 +226,8 @@ class Recipe:
 
     @property
     def updates_weights(self) -> bool:
-        """Whether more is needed than the saliency's mask at one share for all layers."""
-        return self.reconstructs or self.allocation != "uniform" or self.refinement is not None
+        """Whether more is needed than weights and statistics, a layer at a time: the denoiser."""
+        return self.reconstructs or self.allocation in MEASURED or self.refinement is not None
 
     @property
     def needs_calls(self) -> bool:

@@ -39,12 +39,12 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.saliency.power import Magnitude
 from ditprune.pruning.job import Job, num_bytes
-from ditprune.pruning.loop import prune_weight_
 from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.budgets import LEVELS
 from ditprune.pruning.update.judge import NUM_MEASURING_ROWS
+from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
 from ditprune.pruning.update.share import most_tries
-from ditprune.pruning.update.update import DEFAULT_GRAM_BYTES
+from ditprune.pruning.zeroing import prune_weight_
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 

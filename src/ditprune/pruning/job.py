@@ -188,6 +188,7 @@ class Outcome(Plan):
         mask: the file that the mask came from, if it came from one, and whose it was.
         error: what was asked for, expected and measured, where a `max_error` decided the share;
             the recipe is the one with that share.
+        refined: whether a refinement's weights were taken, and its errors before and after.
         pruned: of what was pruned in memory, the fingerprint and the dtype of each target after.
     """
 
@@ -195,6 +196,7 @@ class Outcome(Plan):
     calibration: Mapping[str, Any] | None = None
     mask: Mapping[str, Any] | None = None
     error: ErrorBound | None = None
+    refined: Mapping[str, Any] | None = None
     pruned: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def save(self, folder: str | Path) -> None:
@@ -290,4 +292,5 @@ def claims(
         BESIDE: dict(beside),
         **({} if outcome.mask is None else {"mask": dict(outcome.mask)}),
         **({} if outcome.error is None else {"max_error": asdict(outcome.error)}),
+        **({} if outcome.refined is None else {"refined": dict(outcome.refined)}),
     }

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
@@ -22,8 +21,6 @@ from ditprune.checkpoints.skeleton import weights_print
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import as_tensor, layout_of
 from ditprune.errors import RecipeError
-from ditprune.method.granularity import heterogeneity
-from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build_each
 from ditprune.progress import Progress, silent
@@ -37,10 +34,17 @@ from ditprune.pruning.job import (
     run_identity,
     weights_of,
 )
-from ditprune.pruning.plan import make_plan, read_module
-from ditprune.pruning.scoring import can_score, row_chunks, scores_of
+from ditprune.pruning.plan import make_plan, read_module, read_weights
+from ditprune.pruning.scoring import can_score
 from ditprune.pruning.selection import Selection, select_in_module
-from ditprune.pruning.update.error_folder import known_error, measure_error, share_in_folder
+from ditprune.pruning.update.budgets import shares_of_weights
+from ditprune.pruning.update.error_folder import (
+    keep_refinement,
+    known_error,
+    known_refinement,
+    measure_error,
+    share_in_folder,
+)
 from ditprune.pruning.update.folder import (
     Loading,
     Source,
@@ -52,12 +56,13 @@ from ditprune.pruning.update.folder import (
 )
 from ditprune.pruning.update.gradients import check_gradients
 from ditprune.pruning.update.judge import Judge, keep_aside
+from ditprune.pruning.update.prepared import UpdateInputs, needs_gradients
 from ditprune.pruning.update.share import choose_share
 from ditprune.pruning.update.update import (
     check_has_calls,
-    needs_gradients,
     update_targets,
 )
+from ditprune.pruning.zeroing import prune_weight_
 from ditprune.reporting import card
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
@@ -71,11 +76,7 @@ __all__ = [
     "check_scorable",
     "prune_checkpoint",
     "prune_denoiser_",
-    "prune_weight_",
 ]
-
-# A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -113,38 +114,41 @@ def prune_denoiser_(checked: Checked, progress: Progress = silent) -> Outcome:
     """Prune a checked denoiser in place."""
     recipe, stats, selection = checked.recipe, checked.stats, checked.selection
     denoiser, calls, most = checked.denoiser, checked.calls, checked.max_gram_bytes
-    targets = selection.targets
-    chosen, judge = None, None
+    inputs = UpdateInputs(denoiser, selection.targets, stats, calls, progress, most)
+    chosen, judge, refined = None, None, None
     if recipe.max_error is not None:
         calls, aside = keep_aside(denoiser, calls)
-        judge = Judge(denoiser, aside)
-        chosen = choose_share(denoiser, targets, stats, recipe, calls, progress, most)
+        judge, inputs = Judge(denoiser, aside), replace(inputs, calls=calls)
+        chosen = choose_share(inputs, recipe)
         recipe = chosen.recipe
     if recipe.updates_weights:
-        updates = update_targets(
-            denoiser,
-            targets,
-            stats,
-            recipe,
-            calls,
-            progress,
-            most,
-            None if chosen is None else chosen.costs,
-        )
+        costs, prepared = (None, None) if chosen is None else (chosen.costs, chosen.prepared)
+        updates = update_targets(inputs, recipe, prepared, costs)
+        refined = None if updates.refined is None else updates.refined.to_json()
         outcomes = {
             name: _written(denoiser, update.layer.target, partial(write_update_, done=update))
-            for name, update in updates.items()
+            for name, update in updates.targets.items()
         }
     else:
-        outcomes = {}
-        for number, (name, target) in enumerate(targets.items(), start=1):
-            write_ = partial(prune_weight_, target, stats=stats, recipe=recipe)
-            outcomes[name] = _written(denoiser, target, write_)
-            progress("pruning", number, len(targets))
+        outcomes = _zeroed(checked, recipe, progress)
     outcome = outcome_of(selection, outcomes, recipe, stats)
     if chosen and judge:
         outcome = replace(outcome, error=chosen.measured(judge, denoiser))
-    return replace(outcome, pruned=weights_print(denoiser, targets.values()))
+    pruned = weights_print(denoiser, selection.targets.values())
+    return replace(outcome, refined=refined, pruned=pruned)
+
+
+def _zeroed(checked: Checked, recipe: Recipe, progress: Progress) -> dict[str, TargetOutcome]:
+    """Every target without an update of what stays."""
+    denoiser, stats, targets = checked.denoiser, checked.stats, checked.selection.targets
+    shares = shares_of_weights(targets, read_module(denoiser), stats, recipe)
+    outcomes = {}
+    for number, (name, target) in enumerate(targets.items(), start=1):
+        share = shares.get(name)
+        write_ = partial(prune_weight_, target, stats=stats, recipe=recipe, share=share)
+        outcomes[name] = _written(denoiser, target, write_)
+        progress("pruning", number, len(targets))
+    return outcomes
 
 
 def _written(
@@ -221,9 +225,15 @@ def _prune_job(
     rewriter = TensorRewriter(
         job.name, job.weights, layout_of(job.weights), folder, staging.journal, progress
     )
-    updates = None
-    if recipe.updates_weights and targets.keys() & rewriter.look():
-        updates = updated_tensors(loading, recipe, updates_file, progress, chosen)
+    updates, shares = None, dict[str, float | None]()
+    if targets.keys() & rewriter.look():
+        if recipe.updates_weights:
+            updates = updated_tensors(loading, recipe, updates_file, progress, chosen)
+            keep_refinement(staging.journal, job.name, updates.refined)
+        else:
+            read = read_weights(job.weights)
+            shares = shares_of_weights(job.selection.targets, read, job.stats, recipe)
+    chosen = chosen and replace(chosen, prepared=None)
     del loading  # or the denoiser would stay in memory
     with rewriter:
         for entry, raw in rewriter:
@@ -231,9 +241,10 @@ def _prune_job(
             if entry.name in targets:
                 target, weight = targets[entry.name], as_matrix(as_tensor(raw, entry))
                 if updates is None:
-                    outcome = prune_weight_(target, weight, job.stats, recipe)
+                    share = shares.get(target.name)
+                    outcome = prune_weight_(target, weight, job.stats, recipe, share)
                 else:
-                    updated_weight, outcome = updates[target.name]
+                    updated_weight, outcome = updates.tensors[target.name]
                     weight.copy_(as_matrix(updated_weight))
                 note = asdict(outcome)
                 del weight  # or its bytes would stay in memory until the next target
@@ -248,25 +259,6 @@ def _prune_job(
     write_manifest(folder, claims(denoiser_outcome, job.base, hashes, copied))
     updates_file.unlink(missing_ok=True)
     return denoiser_outcome
-
-
-@torch.no_grad()
-def prune_weight_(
-    target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe
-) -> TargetOutcome:
-    """Zero the least important entries of one weight [C_out, C_in], in place."""
-    scores = scores_of(target, weight, stats, recipe)
-    g_out = heterogeneity(scores)
-    groups = recipe.groups(g_out)
-    num_groups, group_size = groups.group_shape(*target.shape)
-    num_keep = groups.num_keep(group_size, recipe.sparsity)
-    keep = keep_best(scores.reshape(num_groups, group_size), num_keep).reshape(weight.shape)
-    del scores  # the largest tensor in memory
-    num_zero = 0
-    for rows in row_chunks(weight):
-        weight[rows].view(_BITS[weight.element_size()]).mul_(keep[rows])
-        num_zero += int(torch.count_nonzero(weight[rows] == 0))
-    return TargetOutcome.of(target, groups, recipe.sparsity, g_out, keep, num_zero)
 
 
 def check_scorable(recipe: Recipe, stats: object | None) -> None:
@@ -287,7 +279,8 @@ def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
         for name in job.selection.targets
     }
     outcome = outcome_of(job.selection, targets, recipe, job.stats)
-    return replace(outcome, error=known_error(staging.journal, job.name))
+    error = known_error(staging.journal, job.name)
+    return replace(outcome, error=error, refined=known_refinement(staging.journal, job.name))
 
 
 def _updates_file(staging: Staging, job: Job) -> Path:

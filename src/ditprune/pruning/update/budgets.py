@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
+from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.replay import predicted
 from ditprune.errors import ModelError
 from ditprune.method.allocation import (
@@ -27,7 +28,8 @@ from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update.gradients import outside_inference, training
 from ditprune.pruning.update.judge import Judge, some_rows
-from ditprune.pruning.update.layers import Layer, update_at
+from ditprune.pruning.update.layers import Layer, prepare, update_at
+from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
 # Shares at which a layer's cost is measured; between them its logarithm is interpolated.
@@ -67,6 +69,23 @@ def shares(
     if costs is not None:
         return by_curves(layers, costs, recipe)
     return by_owl(layers, recipe) if recipe.allocation == "owl" else uniform(layers, recipe)
+
+
+@torch.no_grad()
+def shares_of_weights(
+    targets: Mapping[str, Target], read: Callable[[Target], Tensor], stats: Statistics | None,
+    recipe: Recipe,
+) -> dict[str, float | None]:  # fmt: skip
+    """The share of every target by an allocation that takes weights and statistics alone, which
+    are read one at a time; empty where all have the recipe's own.
+    """
+    if recipe.allocation == "uniform":
+        return {}
+    layers = {
+        name: prepare(target, partial(read, target), stats, recipe)
+        for name, target in targets.items()
+    }
+    return by_owl(layers, recipe)
 
 
 def total_cost(wanted: Mapping[str, float | None], costs: Mapping[str, Sequence[float]]) -> float:

@@ -99,6 +99,10 @@ class Refinement:
         self._judge = Judge(denoiser, together)
         self.unreached: list[str] = []  # layers to which training led no gradient
 
+    def error_before(self) -> float:
+        """The same before training. Raises ModelError where it is NaN or Inf."""
+        return self._judge.error(self._denoiser)
+
     def error(self) -> float:
         """The relative error of the denoiser's predictions on the rows kept aside."""
         return self._judge.measured(self._denoiser)

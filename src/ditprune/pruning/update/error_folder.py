@@ -17,10 +17,11 @@ from ditprune.pruning.update.folder import Loading
 from ditprune.pruning.update.judge import Judge, keep_aside
 from ditprune.pruning.update.share import Chosen, choose_share
 from ditprune.pruning.update.swap import replaced
+from ditprune.pruning.update.update import RefinementResult
 from ditprune.targets.matrix import as_matrix
 from ditprune.writing.staging import Journal
 
-_SHARE, _ERROR = "share", "error"
+_SHARE, _ERROR, _REFINED = "share", "error", "refined"
 
 
 def share_in_folder(
@@ -37,12 +38,8 @@ def share_in_folder(
     if known is not None:
         return Chosen.from_json(known, recipe)
     calls, _ = keep_aside(loading.denoiser, loading.calls)
-    job = loading.job
-    chosen = choose_share(
-        loading.denoiser, job.selection.targets, job.stats, recipe, calls, progress,
-        loading.max_gram_bytes,
-    )  # fmt: skip
-    _record(journal, job.name, _SHARE, chosen.to_json())
+    chosen = choose_share(loading.inputs(calls, progress), recipe)
+    _record(journal, loading.job.name, _SHARE, chosen.to_json())
     return chosen
 
 
@@ -64,6 +61,17 @@ def known_error(journal: Journal, denoiser: str) -> ErrorBound | None:
     """What was measured of a denoiser; None before, and for a recipe without a `max_error`."""
     known = _recorded(journal, denoiser, _ERROR)
     return None if known is None else ErrorBound(**known)
+
+
+def keep_refinement(journal: Journal, denoiser: str, refined: RefinementResult | None) -> None:
+    """Keep what became of a refinement for the outcome, also of a run that goes on."""
+    if refined is not None and known_refinement(journal, denoiser) is None:
+        _record(journal, denoiser, _REFINED, refined.to_json())
+
+
+def known_refinement(journal: Journal, denoiser: str) -> dict[str, Any] | None:
+    """What became of a denoiser's refinement; None before, and without one."""
+    return _recorded(journal, denoiser, _REFINED)
 
 
 def _record(journal: Journal, denoiser: str, what: str, content: dict[str, Any]) -> None:

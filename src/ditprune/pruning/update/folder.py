@@ -30,8 +30,10 @@ from ditprune.progress import Progress
 from ditprune.pruning.job import Job, TargetOutcome, num_bytes
 from ditprune.pruning.update.judge import keep_aside
 from ditprune.pruning.update.layers import check_fits
+from ditprune.pruning.update.prepared import UpdateInputs
 from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
+    RefinementResult,
     TargetUpdate,
     check_has_calls,
     check_needs_calls,
@@ -172,15 +174,24 @@ class Loading:
             run_call(self.denoiser, calls[0])
         return calls
 
-    @property
-    def max_gram_bytes(self) -> int | None:
-        """What Grams may take together."""
-        return None if self.source is None else self.source.max_gram_bytes
+    def inputs(self, calls: Sequence[Call], progress: Progress) -> UpdateInputs:
+        """What an update begins with."""
+        most = None if self.source is None else self.source.max_gram_bytes
+        targets, stats = self.job.selection.targets, self.job.stats
+        return UpdateInputs(self.denoiser, targets, stats, calls, progress, most)
+
+
+@dataclass(frozen=True, eq=False)
+class UpdatedTensors:
+    """By target its new weight and its outcome; and what became of the refinement, if any."""
+
+    tensors: Mapping[str, tuple[Tensor, TargetOutcome]]
+    refined: RefinementResult | None
 
 
 def updated_tensors(
     loading: Loading, recipe: Recipe, file: Path, progress: Progress, chosen: Chosen | None = None
-) -> dict[str, tuple[Tensor, TargetOutcome]]:
+) -> UpdatedTensors:
     """The new weight of every target, in its stored dtype and shape, and its outcome.
 
     Args:
@@ -194,15 +205,14 @@ def updated_tensors(
     job, calls = loading.job, loading.calls if recipe.needs_calls or chosen else []
     if chosen is not None:
         calls, _ = keep_aside(loading.denoiser, calls)
-    done = update_targets(
-        loading.denoiser, job.selection.targets, job.stats, recipe, calls, progress,
-        loading.max_gram_bytes, None if chosen is None else chosen.costs,
-    )  # fmt: skip
-    updates = {}
-    for name, update in done.items():
+    costs, prepared = (None, None) if chosen is None else (chosen.costs, chosen.prepared)
+    done = update_targets(loading.inputs(calls, progress), recipe, prepared, costs)
+    tensors = {}
+    for name, update in done.targets.items():
         weight = job.weights.read(f"{name}.weight")
         outcome = write_update_(weight.flatten(1), update)
-        updates[name] = (weight, outcome)
+        tensors[name] = (weight, outcome)
+    updates = UpdatedTensors(tensors, done.refined)
     _save(updates, file)
     return updates
 
@@ -220,15 +230,18 @@ def _stored(denoiser: str, calls: CalibrationSet) -> Iterator[Call]:
                 yield call
 
 
-def _save(updates: Mapping[str, tuple[Tensor, TargetOutcome]], file: Path) -> None:
-    outcomes = {name: asdict(outcome) for name, (_, outcome) in updates.items()}
-    tensors = {name: weight for name, (weight, _) in updates.items()}
-    save_tensors(tensors, {_KEY: json.dumps(outcomes)}, file)
+def _save(updates: UpdatedTensors, file: Path) -> None:
+    outcomes = {name: asdict(outcome) for name, (_, outcome) in updates.tensors.items()}
+    tensors = {name: weight for name, (weight, _) in updates.tensors.items()}
+    record = {"targets": outcomes, "refined": updates.refined and updates.refined.to_json()}
+    save_tensors(tensors, {_KEY: json.dumps(record)}, file)
 
 
-def _restore(file: Path) -> dict[str, tuple[Tensor, TargetOutcome]]:
+def _restore(file: Path) -> UpdatedTensors:
     tensors, metadata = load_tensors(file)
-    outcomes = parse_json(metadata[_KEY])
-    return {
-        name: (weight, TargetOutcome.from_json(outcomes[name])) for name, weight in tensors.items()
-    }
+    record = parse_json(metadata[_KEY])
+    outcomes, refined = record["targets"], record["refined"]
+    return UpdatedTensors(
+        {name: (w, TargetOutcome.from_json(outcomes[name])) for name, w in tensors.items()},
+        None if refined is None else RefinementResult.from_json(refined),
+    )

@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.errors import RecipeError
 from ditprune.method.allocation import MEASURED
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.error_bound import ErrorBound
 from ditprune.pruning.update import budgets
-from ditprune.pruning.update.grams import Grams
 from ditprune.pruning.update.judge import Judge, some_rows
-from ditprune.pruning.update.layers import Layer
+from ditprune.pruning.update.prepared import Prepared, UpdateInputs, prepare_all
 from ditprune.pruning.update.swap import replaced
-from ditprune.pruning.update.update import prepare_all, reconstructed
-from ditprune.targets.discover import Target
+from ditprune.pruning.update.update import reconstructed
 
 LARGEST_PERCENT = 95
 _MOST_GUESSES = 3  # where a curve says little, halving takes over
@@ -44,12 +41,14 @@ class Chosen:
         expected: the relative error at this share, on calibration rows; before a refinement, which
             is kept only where it lowers the error.
         costs: of each layer under a measured allocation, so that they are not measured again.
+        prepared: layers and Grams, which serve this share too; None where it was found before.
     """
 
     recipe: Recipe
     asked: float
     expected: float
     costs: Mapping[str, Sequence[float]] | None = None
+    prepared: Prepared | None = field(default=None, compare=False, repr=False)
 
     def measured(self, judge: Judge, pruned: nn.Module) -> ErrorBound:
         """With the pruned denoiser's error on the rows that a judge of the dense one has."""
@@ -75,15 +74,7 @@ def most_tries(recipe: Recipe) -> int:
     return _HALVINGS + (_MOST_GUESSES if recipe.allocation in MEASURED else 0)
 
 
-def choose_share(
-    denoiser: nn.Module,
-    targets: Mapping[str, Target],
-    stats: Statistics | None,
-    recipe: Recipe,
-    calls: Sequence[Call],
-    progress: Progress,
-    max_gram_bytes: int | None = None,
-) -> Chosen:
+def choose_share(inputs: UpdateInputs, recipe: Recipe) -> Chosen:
     """The largest share, in whole percent up to 95, whose error stays below `recipe.max_error`.
 
     Every share that is tried is carried out on the denoiser, all layers with their budgets and
@@ -93,20 +84,21 @@ def choose_share(
     left as it was.
 
     Args:
-        calls: calibration calls on the denoiser's device, without the rows kept aside.
+        inputs: with the calls without the rows kept aside.
 
     Raises:
         RecipeError: 1 % is too much already.
         StatisticsError, ModelError: NaN or Inf in inputs or predictions.
     """
     assert recipe.max_error is not None
-    layers, grams = prepare_all(denoiser, targets, stats, recipe, calls, progress, max_gram_bytes)
-    costs = budgets.costs_of(denoiser, layers, grams.of, calls, recipe, progress)
-    rows = some_rows(denoiser, calls)
-    tries = _Tries(denoiser, layers, grams, costs, recipe, rows, progress)
+    prepared, denoiser = prepare_all(inputs, recipe), inputs.denoiser
+    gram_of, progress = prepared.grams.of, inputs.progress
+    costs = budgets.costs_of(denoiser, prepared.layers, gram_of, inputs.calls, recipe, progress)
+    rows = some_rows(denoiser, inputs.calls)
+    tries = _Tries(denoiser, prepared, costs, recipe, rows, progress)
     curve = None if costs is None else tries.curve
     percent, error = largest_below(tries.error, recipe.max_error, curve)
-    return Chosen(_at(recipe, percent), recipe.max_error, error, costs)
+    return Chosen(_at(recipe, percent), recipe.max_error, error, costs, prepared)
 
 
 def largest_below(
@@ -148,11 +140,11 @@ class _Tries:
     """The error of a recipe at one share after another."""
 
     def __init__(
-        self, denoiser: nn.Module, layers: Mapping[str, Layer], grams: Grams,
+        self, denoiser: nn.Module, prepared: Prepared,
         costs: Mapping[str, Sequence[float]] | None, recipe: Recipe, calls: Sequence[Call],
         progress: Progress,
     ) -> None:  # fmt: skip
-        self._denoiser, self._layers, self._grams = denoiser, layers, grams
+        self._denoiser, self._prepared = denoiser, prepared
         self._costs, self._recipe, self._progress = costs, recipe, progress
         self._judge = Judge(denoiser, calls)
         self._num_tries = 0
@@ -181,7 +173,7 @@ class _Tries:
 
     def _shares(self, percent: int) -> dict[str, float | None] | None:
         try:
-            return budgets.shares(self._layers, self._costs, _at(self._recipe, percent))
+            return budgets.shares(self._prepared.layers, self._costs, _at(self._recipe, percent))
         except RecipeError:  # the bounds of the layers do not allow as much
             return None
 
@@ -190,7 +182,7 @@ class _Tries:
     ) -> dict[str, Tensor]:
         """New weights of all layers, in the denoiser's dtype."""
         recipe = _at(self._recipe, percent)
-        updates, _ = reconstructed(self._layers, self._grams, recipe, shares, None, progress)
+        updates, _ = reconstructed(self._prepared, recipe, shares, None, progress)
         return {n: u.weight.to(u.layer.read().dtype) for n, u in updates.items()}
 
 

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ditprune.calls import NUM_BINS, Call
-from ditprune.checkpoints.statistics_file import Statistics
+from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
+from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import LayerResult
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import Refinement, rate_for
-from ditprune.pruning.update.gradients import check_gradients, outside_inference
-from ditprune.pruning.update.grams import Grams
-from ditprune.pruning.update.layers import Layer, prepare, update_at
+from ditprune.pruning.update.gradients import outside_inference
+from ditprune.pruning.update.layers import Layer, update_at
+from ditprune.pruning.update.prepared import Prepared, UpdateInputs, prepare_all
 from ditprune.pruning.update.swap import matrix_of, replaced
 from ditprune.pruning.update.thinning import Thinning, thinning
-from ditprune.targets.discover import Target
-
-DEFAULT_GRAM_BYTES = 4_000_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +44,44 @@ class TargetUpdate:
     damping: float
 
 
+@dataclass(frozen=True)
+class RefinementResult:
+    """What became of a refinement, by the relative errors on rows kept aside from it.
+
+    Args:
+        is_taken: whether the trained weights were taken; they are not where the error did not fall.
+        error_before: of the reconstruction alone.
+        error_after: of the trained weights; None where that is NaN or Inf.
+        unreached: targets to which no gradient led, which keep what their reconstruction gave.
+    """
+
+    is_taken: bool
+    error_before: float
+    error_after: float | None
+    unreached: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "unreached": list(self.unreached)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RefinementResult:
+        """From what `to_json` gave."""
+        return cls(**{**record, "unreached": tuple(record["unreached"])})
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """What becomes of every target, and of the refinement where there was one."""
+
+    targets: Mapping[str, TargetUpdate]
+    refined: RefinementResult | None = None
+
+
 def update_targets(
-    denoiser: nn.Module,
-    targets: Mapping[str, Target],
-    stats: Statistics | None,
-    recipe: Recipe,
-    calls: Sequence[Call],
-    progress: Progress,
-    max_gram_bytes: int | None = None,
+    inputs: UpdateInputs, recipe: Recipe, prepared: Prepared | None = None,
     costs: Mapping[str, Sequence[float]] | None = None,
-) -> dict[str, TargetUpdate]:
+) -> Updates:  # fmt: skip
     """New weights for every target; the denoiser itself is left as it was.
 
     Grams of all targets are collected at once where they fit `max_gram_bytes`, else stage by
@@ -64,49 +89,28 @@ def update_targets(
     each begins a stage.
 
     Args:
-        calls: calibration calls on the denoiser's device.
-        max_gram_bytes: None is 4 GB.
+        prepared: by a run with another share.
         costs: of the recipe's allocation, where they are measured already.
 
     Raises:
         RecipeError, StatisticsError, ModelError.
     """
     if recipe.needs_calls:
-        check_has_calls(calls)
-    layers, grams = prepare_all(denoiser, targets, stats, recipe, calls, progress, max_gram_bytes)
+        check_has_calls(inputs.calls)
+    prepared = prepare_all(inputs, recipe) if prepared is None else prepared
+    layers, progress = prepared.layers, inputs.progress
     if costs is None:
-        costs = budgets.costs_of(denoiser, layers, grams.of, calls, recipe, progress)
+        gram_of = prepared.grams.of
+        costs = budgets.costs_of(inputs.denoiser, layers, gram_of, inputs.calls, recipe, progress)
     after = budgets.shares(layers, costs, recipe)
     before = None
     if recipe.mask == "refinement":
         before = budgets.shares(layers, costs, _first_part(recipe))
-    updates, first_updates = reconstructed(layers, grams, recipe, after, before, progress)
+    updates, first_updates = reconstructed(prepared, recipe, after, before, progress)
     if recipe.refinement is None:
-        return updates
+        return Updates(updates)
     thin = None if before is None else thinning(layers, recipe, before, after)
-    return _refined(denoiser, updates, first_updates, thin, calls, recipe, progress)
-
-
-def prepare_all(
-    denoiser: nn.Module, targets: Mapping[str, Target], stats: Statistics | None, recipe: Recipe,
-    calls: Sequence[Call], progress: Progress, max_gram_bytes: int | None,
-) -> tuple[dict[str, Layer], Grams]:  # fmt: skip
-    """Every layer before anything is removed, and the Grams of their inputs when asked for."""
-    if needs_gradients(recipe):
-        check_gradients(denoiser, targets, calls)
-    limit = DEFAULT_GRAM_BYTES if max_gram_bytes is None else max_gram_bytes
-    with torch.no_grad():
-        layers = {
-            name: prepare(target, partial(matrix_of, denoiser, name), stats, recipe)
-            for name, target in targets.items()
-        }
-    num_bins = NUM_BINS if stats is None else stats.num_bins
-    return layers, Grams(denoiser, targets, calls, recipe, limit, progress, num_bins)
-
-
-def needs_gradients(recipe: Recipe) -> bool:
-    """Whether a recipe runs the denoiser backwards."""
-    return recipe.refinement is not None or recipe.allocation == "proxy"
+    return _refined(inputs, recipe.refinement, updates, first_updates, thin)
 
 
 def check_has_calls(calls: Sequence[Call]) -> None:
@@ -150,15 +154,16 @@ def check_needs_grams(recipes: Iterable[Recipe]) -> None:
 
 
 def reconstructed(
-    layers: Mapping[str, Layer], grams: Grams, recipe: Recipe,
+    prepared: Prepared, recipe: Recipe,
     after: Mapping[str, float | None], before: Mapping[str, float | None] | None,
     progress: Progress,
 ) -> tuple[dict[str, TargetUpdate], dict[str, TargetUpdate]]:  # fmt: skip
     """Every layer's update at its final share, and at the share it has before refinement."""
     updates: dict[str, TargetUpdate] = {}
     first_updates: dict[str, TargetUpdate] = updates if before is None else {}
+    layers = prepared.layers
     for name, layer in layers.items():
-        update = update_at(layer, grams.of(name, _weights(updates)), recipe)
+        update = update_at(layer, prepared.grams.of(name, _weights(updates)), recipe)
         updates[name] = _target_update(layer, update(after[name]), after[name])
         if before is not None:
             first_updates[name] = _target_update(layer, update(before[name]), before[name])
@@ -178,41 +183,40 @@ def _first_part(recipe: Recipe) -> Recipe:
 
 
 def _refined(
-    denoiser: nn.Module, updates: Mapping[str, TargetUpdate],
-    first_updates: Mapping[str, TargetUpdate],
-    thin: Thinning | None, calls: Sequence[Call], recipe: Recipe, progress: Progress,
-) -> dict[str, TargetUpdate]:  # fmt: skip
-    """What gradient steps on all kept weights together make of `begin`; `found` where that is
-    better on the rows kept aside.
+    inputs: UpdateInputs, settings: Distill, updates: Mapping[str, TargetUpdate],
+    first_updates: Mapping[str, TargetUpdate], thin: Thinning | None,
+) -> Updates:  # fmt: skip
+    """What gradient steps on all kept weights together make of `first_updates`; `updates` where
+    these are not better on the rows kept aside.
     """
-    settings = recipe.refinement
-    assert settings is not None
+    denoiser = inputs.denoiser
     blocks = list(dict.fromkeys(update.layer.target.block for update in updates.values()))
     settled = {name: (update.weight, update.keep) for name, update in updates.items()}
     with torch.inference_mode(False):
-        refinement = Refinement(denoiser, list(updates), blocks, outside_inference(calls), settings)
+        calls = outside_inference(inputs.calls)
+        refinement = Refinement(denoiser, list(updates), blocks, calls, settings)
         with replaced(denoiser, _weights(updates)):
-            before = refinement.error()
+            before = refinement.error_before()
+        rate = rate_for(before, settings)
         with replaced(denoiser, _weights(first_updates)):
             keep = {name: update.keep for name, update in first_updates.items()}
-            keep = refinement.train_(keep, rate_for(before, settings), thin, settled, progress)
-            if not refinement.error() < before:
-                return dict(updates)
+            keep = refinement.train_(keep, rate, thin, settled, inputs.progress)
+            after = refinement.error()
             refined = {name: matrix_of(denoiser, name).float().clone() for name in updates}
-    if refinement.unreached:
-        warnings.warn(
-            f"the refinement's gradients never reached {len(refinement.unreached)} of "
-            f"{len(updates)} layers, which keep what their reconstruction gave (first "
-            f"{refinement.unreached[0]})",
-            stacklevel=2,
-        )
-    return {
+    is_taken = after < before
+    told = RefinementResult(
+        is_taken, before, after if math.isfinite(after) else None, tuple(refinement.unreached)
+    )
+    if not is_taken:
+        return Updates(updates, told)
+    trained = {
         name: replace(
             update, weight=refined[name], keep=keep[name],
             sparsity=_share(keep[name]) if thin and thin.is_joint else update.sparsity,
         )
         for name, update in updates.items()
     }  # fmt: skip
+    return Updates(trained, told)
 
 
 def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:
