@@ -27,10 +27,10 @@ from ditprune.writing.model_files import (
     files_below,
     is_hidden,
     is_text,
+    named,
 )
 
 _log = logging.getLogger("ditprune")
-_MOST_NAMED = 5
 
 
 def other_files(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[Path]:
@@ -211,5 +211,4 @@ def copy_other_files(model: ModelFolder, weights: Mapping[str, Weights], destina
             shutil.copyfile(source, target)
     left = not_copied(model, weights)
     if left:
-        more = f" and {len(left) - _MOST_NAMED} more" if len(left) > _MOST_NAMED else ""
-        _log.info("not copied, as no part of the model: %s%s", ", ".join(left[:_MOST_NAMED]), more)
+        _log.info("not copied, as no part of the model: %s", named(left))

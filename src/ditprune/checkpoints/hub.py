@@ -7,15 +7,21 @@ never shown.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import OutputError
 from ditprune.writing.files import MANIFEST
+from ditprune.writing.model_files import files_below, is_hidden, named
+from ditprune.writing.replaceable import listed_files
+
+_log = logging.getLogger("ditprune")
 
 # Old weights that this push does not replace would be loaded beside the new ones.
 _REPLACED = ["*.safetensors", "*.safetensors.index.json"]
@@ -51,19 +57,25 @@ def check_repo(repo: str) -> None:
 
 
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:
-    """Create the repository if needed, upload the folder, and return its address.
+    """Create the repository if needed, upload the model in the folder, and return its address.
+
+    The log names files that are not uploaded, as they are no part of the model.
 
     Raises OutputError, and ModelError for a link out of the folder.
     """
-    for path in sorted(folder.rglob("*")):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            check_inside(path, folder)
+    listed = listed_files(folder)
+    paths = [path for path in files_below(folder) if not is_hidden(path)]
+    for path in paths:
+        check_inside(folder / path, folder)
+    if left := [path.as_posix() for path in paths if path not in listed]:
+        _log.info("not uploaded, as no part of the model: %s", named(left))
     with _refusals(repo) as api:
         address = str(api.create_repo(repo, private=private or None, exist_ok=True))
         api.upload_folder(
             repo_id=repo,
             folder_path=folder,
             commit_message="Upload a model that ditprune pruned",
+            allow_patterns=[escape(path.as_posix()) for path in paths if path in listed],
             ignore_patterns=[".*", "*/.*"],
             delete_patterns=_REPLACED,
         )

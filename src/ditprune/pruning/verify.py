@@ -17,6 +17,7 @@ from ditprune.method.granularity import CAG, GRANULARITIES, NM
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import from_json
 from ditprune.pruning.error_bound import ErrorBound
+from ditprune.pruning.verify_files import false_files
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import MANIFEST, MANIFEST_FORMAT, is_compact, read_manifest
 from ditprune.writing.json_file import MALFORMED
@@ -32,7 +33,8 @@ def false_claims(model: ModelFolder) -> Iterator[str]:
     untouched tensor is byte-identical to the dense model's; every pruned tensor has the bytes that
     were written, the zeros that are claimed, and in every group at least those the recipe asks for
     (N:M included); the totals are the sums. A compact folder is unpacked for it, and has the bytes
-    that were packed. Lines name the denoiser where there are several.
+    that were packed. Lines name the denoiser where there are several. All other parts of a
+    pipeline have the bytes that were copied, and no other file is there that may run.
 
     Raises ModelError where there is no manifest at all.
     """
@@ -43,6 +45,7 @@ def false_claims(model: ModelFolder) -> Iterator[str]:
     for name, folder in model.denoisers.items():
         prefix = f"{name}: " if len(model.denoisers) > 1 else ""
         yield from (f"{prefix}{claim}" for claim in _of_denoiser(folder))
+    yield from false_files(model)
 
 
 def _has_manifest(folder: Path) -> bool:

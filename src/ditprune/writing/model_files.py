@@ -8,7 +8,7 @@ and not removed.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from ditprune.errors import DitpruneError
@@ -25,6 +25,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _TEXTS = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 # Configurations, weights, and what tokenizers are made of.
 _PARTS = (".json", ".safetensors", ".txt", ".model", ".md", ".jinja", ".tiktoken")
+_MOST_NAMED = 5
 # Files that run where somebody loads the folder carelessly.
 _CODE = (".py", ".pyc", ".pyd", ".so", ".dll", *PICKLES)
 
@@ -66,6 +67,12 @@ def is_hidden(path: PurePath) -> bool:
 def can_run(path: PurePath, components: Container[str]) -> bool:
     """Whether a file may be read or run when the model is loaded."""
     return path.suffix in _CODE or (len(path.parts) > 1 and path.parts[0] in components)
+
+
+def named(paths: Sequence[str]) -> str:
+    """The first paths of a list, and how many more there are."""
+    more = f" and {len(paths) - _MOST_NAMED} more" if len(paths) > _MOST_NAMED else ""
+    return ", ".join(paths[:_MOST_NAMED]) + more
 
 
 def files_below(root: Path) -> Iterator[PurePath]:
