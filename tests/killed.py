@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ exec(sys.argv[1])
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 print("ready", flush=True)
 for line in sys.stdin:
-    place, last_step, *arguments = line.rstrip().split("\\t")
+    place, last_step, how, *arguments = line.rstrip().split("\\t")
     told, tell = os.pipe()
     pid = os.fork()
     if not pid:
@@ -33,7 +34,7 @@ for line in sys.stdin:
             if event in EVENTS and args and str(args[0]).startswith(place):
                 num_steps += 1
                 if num_steps == int(last_step):
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.kill(os.getpid(), int(how))
         if int(last_step) >= 0:
             sys.addaudithook(count)
         sys.stdout = open(os.devnull, "w")
@@ -57,11 +58,16 @@ class Server:
         self._process, self._place = process, place
         assert self._line() == "ready"
 
-    def start(self, arguments: list[object], last_step: int = NEVER) -> int:
-        """Begin; the child's process id. It kills itself before its step number `last_step`."""
+    def start(
+        self, arguments: list[object], last_step: int = NEVER, how: int = signal.SIGKILL
+    ) -> int:
+        """Begin; the child's process id. It kills itself before its step number `last_step`.
+
+        With SIGSTOP for `how` it waits there, until SIGCONT.
+        """
         stdin = self._process.stdin
         assert stdin is not None
-        stdin.write("\t".join(map(str, (self._place, last_step, *arguments))) + "\n")
+        stdin.write("\t".join(map(str, (self._place, last_step, int(how), *arguments))) + "\n")
         stdin.flush()
         return int(self._line())
 

@@ -110,21 +110,20 @@ def tiny(tiny_pipeline, tmp_path) -> tuple[Path, dict[str, bytes]]:
     return tiny_pipeline, files_of(out)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_kill_before_every_step_of_the_file_system(overwrite, tiny, server, tmp_path) -> None:
+def test_a_kill_before_steps_of_the_file_system_where_out_is_replaced(
+    tiny, server, tmp_path
+) -> None:
     """The last renames among them: each state they pass through is left behind once."""
     folder, expected = tiny
     place = tmp_path / "place"
     out = place / "out"
 
-    line: list[object] = ["prune", folder, "-o", out, "--saliency", "magnitude"]
-    line += ["--overwrite"] if overwrite else []
+    line = [*command(folder, out), "--overwrite"]
 
     def prepare() -> None:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        if overwrite:
-            shutil.copytree(old, out)
+        shutil.copytree(old, out)
 
     old = tmp_path / "old"
     prune_checkpoint(locate(str(folder)), old, None, build(saliency="magnitude", sparsity=0.1))
@@ -135,7 +134,7 @@ def test_a_kill_before_every_step_of_the_file_system(overwrite, tiny, server, tm
     assert code == 0
     assert num_steps > 40
     after_rename = False
-    at_the_end = range(num_steps - (22 if overwrite else 5), num_steps + 1)
+    at_the_end = range(num_steps - 22, num_steps + 1)
     for step in (1, 2, 3, *range(4, at_the_end[0], 12), *at_the_end):
         prepare()
         server.start(line, last_step=step)

@@ -1,9 +1,7 @@
-"""A conversion killed at any moment: the same command goes on, and OUT is whole or not there."""
+"""A conversion that was stopped: the same command does the rest, and not what is done."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,6 @@ from ditprune.method.words import build
 from ditprune.pruning.convert import to_compact, to_dense
 from ditprune.pruning.loop import prune_checkpoint
 from folders import files_of, save_pipeline
-from killed import Server, serving
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    with serving(tmp_path_factory.getbasetemp()) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +22,6 @@ def folders(tiny_dit, tmp_path_factory) -> dict[str, Path]:
     prune_checkpoint(locate(str(model)), place / "dense", None, build(saliency="magnitude"))
     to_compact(locate(str(place / "dense")), place / "compact")
     return {"dense": place / "dense", "compact": place / "compact"}
-
-
-@pytest.mark.parametrize("to", ["compact", "dense"])
-def test_a_kill_before_steps_of_the_file_system(to, folders, server, tmp_path) -> None:
-    (source,) = (folder for name, folder in folders.items() if name != to)
-    expected = files_of(folders[to])
-    place = tmp_path / "place"
-    out = place / "out"
-    line: list[object] = ["convert", source, "--to", to, "-o", out]
-    place.mkdir()
-    server.start(line, last_step=0)
-    code, num_steps = server.finish()
-    assert code == 0
-    assert files_of(out) == expected
-    for step in (1, 2, *range(3, num_steps - 5, 15), *range(num_steps - 5, num_steps + 1)):
-        shutil.rmtree(place)
-        place.mkdir()
-        server.start(line, last_step=step)
-        assert server.finish()[0] == -9
-        assert not out.exists() or files_of(out) == expected
-        server.start(line)
-        assert server.finish()[0] == 0
-        assert files_of(out) == expected
-        assert [path.name for path in place.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("to", ["compact", "dense"])

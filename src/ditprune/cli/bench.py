@@ -83,6 +83,8 @@ def bench(
             text = json.dumps({**read_json(out), "bench": times}, indent=1, allow_nan=False)
             with write_beside(out) as part:
                 part.write_text(text + "\n", encoding="utf-8")
+    if out is not None and not as_json:
+        console.is_done(out)
     if as_json:
         click.echo(json.dumps(times, indent=1, allow_nan=False))
     else:

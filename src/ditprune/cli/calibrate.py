@@ -99,6 +99,7 @@ def calibrate(
                 folder, out, sampling, placement, set_folder, worker, overwrite, progress, globs
             )
         if worker.is_first:
+            console.is_done(out)
             if set_folder is not None:
                 console.show([f"calibration set: {set_folder}"])
             console.show([f"statistics: {out}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.table import Table
@@ -19,18 +19,53 @@ _out, _err = Terminal(), Terminal(stderr=True)
 
 def say(line: str) -> None:
     """One line of progress that is worth keeping; stays one line whatever names stand in it."""
-    _err.print(line)
+    with suppress(OSError):  # work goes on where nobody can be told
+        _err.print(line)
 
 
 def show(lines: Iterable[str], prefix: str = "") -> None:
     """Results, a line each."""
     for line in lines:
-        _out.print(f"{prefix}{line}")
+        _show(f"{prefix}{line}")
 
 
 def show_table(table: Table) -> None:
     """Results with columns."""
-    _out.print(table)
+    _show(table)
+
+
+class _Results:
+    """Where the results of the running verb are, and whether it can be told what they are."""
+
+    def __init__(self) -> None:
+        self.place: Path | None = None
+        self.is_heard = True
+
+
+_results = _Results()
+
+
+def begin() -> None:
+    """Nothing is done yet."""
+    _results.__init__()  # type: ignore[misc]
+
+
+def is_done(place: Path) -> None:
+    """The result is on the disk: what cannot be shown from now on is a note, and no error."""
+    _results.place = place
+
+
+def _show(line: str | Table) -> None:
+    """Raises OSError where nothing is on the disk, as what is shown is the result then."""
+    if not _results.is_heard:
+        return
+    try:
+        _out.print(line)
+    except OSError as error:
+        if _results.place is None:
+            raise
+        _results.is_heard = False
+        say(f"note: {_results.place} is there, but not all could be shown ({error.strerror})")
 
 
 def width() -> int:

@@ -29,6 +29,7 @@ def convert(model: str, to: str, out: Path, overwrite: bool) -> None:
     """
     with console.progress() as progress, console.promise(out):
         converted = convert_folder(model, out, to=to, overwrite=overwrite, progress=progress)
+    console.is_done(out)
     for name, denoiser in converted.items():
         console.show(_lines(denoiser, to), console.prefix(name, converted))
     console.show([f"{to} model: {out}"])

@@ -62,6 +62,7 @@ def _make(
             command=own_command(), num_images=num_images, seed=seed,
             num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE,
         )  # fmt: skip
+    console.is_done(out)
     show_results(results)
     write_cards([(name, locate(str(out / name))) for name in recipes], results)
     console.show([

@@ -70,6 +70,7 @@ def evaluate(
         except KeyboardInterrupt:
             raise KeyboardInterrupt("run the same command again to go on") from None
         if worker.is_first:
+            console.is_done(out)
             show_results(results)
             console.show([f"numbers:  {out / 'results.json'}", f"pictures: {out / 'grid.png'}"])
             write_cards([(model_name(folder), locate(folder)) for folder in pruned], results)

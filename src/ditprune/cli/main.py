@@ -76,7 +76,18 @@ def main(args: list[str] | None = None) -> None:
     share_processors()
     write_what_fits()
     with console.plain_warnings():
-        sys.exit(run(args))
+        code = run(args)
+    drop_what_cannot_be_written()
+    sys.exit(code)
+
+
+def drop_what_cannot_be_written() -> None:
+    """What is left for a full disk would change the exit code when Python ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def share_processors() -> None:
@@ -91,6 +102,7 @@ def share_processors() -> None:
 
 def run(args: list[str] | None = None) -> int:
     """The exit code of one command line."""
+    console.begin()
     try:
         with console.saying_what_is_logged():
             result = app.main(args, prog_name="ditprune", standalone_mode=False)

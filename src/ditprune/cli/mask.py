@@ -31,6 +31,7 @@ def extract(model: str, out: Path, overwrite: bool) -> None:
     """Write the mask of the pruned folder MODEL to FILE, at most one bit for each weight."""
     with console.progress() as progress:
         num_weights, size_bytes = extract_mask(model, out, overwrite=overwrite, progress=progress)
+    console.is_done(out)
     size = f"{formats.size(size_bytes)}, {8 * size_bytes / num_weights:.3f} bits a weight"
     console.show([f"mask of {num_weights:,} weights: {out} ({size})"])
 
@@ -56,6 +57,7 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
         return _check(folder, masks)
     with console.progress() as progress, console.promise(out):
         outcomes = apply_masks(folder, masks, out, overwrite, progress)
+    console.is_done(out)
     for name, outcome in outcomes.items():
         num_zero = sum(target.num_zero for target in outcome.targets.values())
         line = (

@@ -54,6 +54,7 @@ def prune(
         return
     with console.progress() as progress, console.promise(out):
         outcome = prune_folder.prune(model, out, progress=progress, **given)
+    console.is_done(out)
     for name, part in outcome.denoisers.items():
         prefix = console.prefix(name, outcome.denoisers)
         console.show(part.told(), prefix)

@@ -29,6 +29,7 @@ def report(folder: Path, out: Path | None) -> None:
     from ditprune.reporting.verdict import verdicts_of
 
     page = write_page(folder, out)
+    console.is_done(page)
     results = load(folder)
     for name, verdict in verdicts_of(results).items():
         console.show([f"{name}: {verdict.text}"])

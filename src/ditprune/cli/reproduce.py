@@ -92,6 +92,7 @@ def reproduce(
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run the same command again to go on") from None
+    console.is_done(out)
     for name, results in studies.items():
         console.show(["", f"{name} · {results['title']}"])
         console.show([f"paper: {results['paper']['said']}"])

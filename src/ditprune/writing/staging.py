@@ -186,6 +186,7 @@ def _open(
     if out.name:
         check_no_link(part, file, old_of(out))
     journal = Journal(file) if file.name and file.exists() else None
+    begins = False
     try:
         if journal is not None and _is_placed(journal, out):
             if journal.identity == identity:
@@ -210,12 +211,13 @@ def _open(
             )
         if not resumes or (_is_written(journal) and not part.exists()):
             remove_leftover(part)
+            begins = True
             journal.start(identity)
         part.mkdir(exist_ok=resumes)
         return Staging(part, journal, _is_written(journal))
     except BaseException:
         if journal is not None:
-            (journal.close if journal.identity else journal.remove)()
+            (journal.close if journal.identity and not begins else journal.remove)()
         raise
 
 
