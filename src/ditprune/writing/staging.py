@@ -203,7 +203,7 @@ def _open(
         if journal is None:
             out.parent.mkdir(parents=True, exist_ok=True)
             journal = Journal(file)
-        elif journal.identity is not None and not resumes and not overwrite:
+        elif journal.identity not in (None, identity) and not overwrite:
             changed = "; ".join(differences(journal.identity, identity))
             raise OutputError(
                 f"{out}: an unfinished run with other settings lies beside it ({changed}); finish "
