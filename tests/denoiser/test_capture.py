@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import ditprune
 from ditprune.calls import Call
 from ditprune.denoiser.capture import counting_tokens
+from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import count_macs
 from ditprune.pruning.forecast import row_cost
 from ditprune.runtime.swap import sparsify_
@@ -68,3 +72,50 @@ def test_the_cost_of_layers_called_by_keyword(denoiser, call) -> None:
 
 def test_layers_called_by_keyword_may_run_sparse(denoiser, call) -> None:
     assert all(choice.reason != "never called" for choice in sparsify_(denoiser, call).values())
+
+
+class Guided(nn.Module):
+    """Calls its own forward, by name or once more inside."""
+
+    def forward(self, x: torch.Tensor, again: bool = False) -> torch.Tensor:
+        return self.forward(x) if again else 2 * x
+
+    def guided(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward(x) - self.forward(x, again=True)
+
+    def aside(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def replaced_forward() -> nn.Module:
+    """As accelerate's hooks put a function in the place of the method."""
+    module = Guided()
+    module.forward = functools.partial(Guided.forward, module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Guided, replaced_forward, lambda: torch.compile(Guided(), backend="eager"),
+        lambda: nn.DataParallel(Guided()),
+    ],
+    ids=["plain", "replaced", "compiled", "parallel"],
+)  # fmt: skip
+def test_every_call_of_a_forward_is_recorded_once(make) -> None:
+    module, x = make(), torch.ones(2)
+    inner = module.module if isinstance(module, nn.DataParallel) else module
+    is_heard = inner is module
+    with ditprune.recorded(module) as calls:
+        module(x)
+        module(x, again=True)
+        inner.guided(x)
+    assert len(calls) == (4 if is_heard else 2)
+    assert calls[1].kwargs == {"again": True}
+    inner.guided(x)
+    module(x)
+    assert len(calls) == (4 if is_heard else 2)
+    with pytest.raises(ModelError, match="was not called in the block"), ditprune.recorded(module):
+        inner.aside(x)
+    with pytest.raises(ZeroDivisionError), ditprune.recorded(module):
+        _ = 1 / 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import time
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import names_denoiser
+from ditprune.denoiser.replay import as_written
 from ditprune.denoiser.rows import num_rows, take_item
 from ditprune.denoisers import DENOISER
 from ditprune.errors import ModelError
+from ditprune.targets.wrapped import unwrapped
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -73,10 +76,49 @@ def recorded(denoiser: nn.Module) -> Iterator[list[Call]]:
 
     This is for pipelines that need more than a prompt: run the pipeline inside the block, then
     pass the list to `ditprune.calibrate`. All calls are kept, so run few steps of few images.
+    Methods that call `denoiser.forward` themselves, as for guidance, are heard too.
+
+    Raises ModelError at the end of the block if there was no call.
     """
     calls: list[Call] = []
-    with hooked({"": denoiser}, lambda _key, _module, call: calls.append(call.map(to_cpu))):
+    with as_written(), _heard(denoiser, lambda call: calls.append(call.map(to_cpu))):
         yield calls
+    if not calls:
+        raise ModelError(
+            f"recorded: {type(denoiser).__name__} was not called in the block, neither itself nor "
+            "its forward; run the pipeline inside the block, and record the module that it calls"
+        )
+
+
+@contextmanager
+def _heard(denoiser: nn.Module, see: Callable[[Call], None]) -> Iterator[None]:
+    """While the block runs, `see(call)` is called before each outermost run of a forward."""
+    if isinstance(denoiser, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        with hooked({"": denoiser}, lambda _key, _module, call: see(call)):
+            yield
+        return
+    module = unwrapped(denoiser)
+    forward, is_replaced, depth = module.forward, "forward" in vars(module), 0
+
+    @functools.wraps(forward)
+    def heard(*args: Any, **kwargs: Any) -> Any:
+        nonlocal depth
+        if not depth:
+            see(Call(args, kwargs))
+        depth += 1
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            depth -= 1
+
+    module.forward = heard
+    try:
+        yield
+    finally:
+        if is_replaced:
+            module.forward = forward
+        else:
+            del module.forward
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ def evaluating(denoiser: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in denoiser.modules()]
     denoiser.eval()
     try:
-        with _as_written(), torch.no_grad():
+        with as_written(), torch.no_grad():
             yield
     finally:
         for module, training in modes:
             module.training = training
 
 
-def _as_written() -> AbstractContextManager[object]:
+def as_written() -> AbstractContextManager[object]:
     """Compiled modules run uncompiled inside the block."""
     is_loaded = "torch._dynamo" in sys.modules  # nothing is compiled without it, and it loads long
     return torch.compiler.set_stance("force_eager") if is_loaded else nullcontext()
