@@ -15,8 +15,8 @@ from ditprune.errors import ModelError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.layer import Choice, LayerResult
-from ditprune.method.statistics.gram import Gram
+from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing
+from ditprune.method.statistics.gram import Gram, has_few_inputs
 from ditprune.pruning.scoring import norms_for, scores_of
 from ditprune.targets.discover import Target
 
@@ -78,6 +78,11 @@ def prepare(
     return Layer(target, read, score, norms, recipe.groups(g_out), g_out)
 
 
+def is_settled_by_saliency(gram: Tensor | None, recipe: Recipe) -> bool:
+    """Whether a layer saw too few inputs to be reconstructed; it is pruned by its saliency then."""
+    return recipe.reconstructs and gram is not None and has_few_inputs(gram)
+
+
 @torch.no_grad()
 def update_at(
     layer: Layer, gram: Tensor | None, recipe: Recipe
@@ -94,11 +99,14 @@ def update_at(
     if not recipe.reconstructs and gram is None:
         return partial(_zeroed, layer, weight)
     # A Gram that an allocation needed lets zeroing tell its error.
-    sees_gram = Gram in method.needs or not recipe.reconstructs
-    given = {**({"gram": gram} if sees_gram else {}), **layer.norms()}
+    by_saliency = recipe.mask == "saliency"
+    if is_settled_by_saliency(gram, recipe):
+        method, by_saliency = Nothing(), True
+    sees_gram = Gram in method.needs or isinstance(method, Nothing)
+    norms = {} if isinstance(method, Nothing) else layer.norms()
+    given = {**({"gram": gram} if sees_gram else {}), **norms}
     prepare = getattr(method, "prepare", None)
     solve = partial(method, weight, **given) if prepare is None else prepare(weight, **given)
-    by_saliency = recipe.mask == "saliency"
 
     @torch.no_grad()
     def update(sparsity: float | None) -> LayerResult:

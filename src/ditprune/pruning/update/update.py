@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,11 +16,12 @@ from ditprune.errors import RecipeError, StatisticsError
 from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import LayerResult
+from ditprune.method.statistics.gram import FEW_INPUTS
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.distill import Refinement, rate_for
 from ditprune.pruning.update.gradients import outside_inference
-from ditprune.pruning.update.layers import Layer, update_at
+from ditprune.pruning.update.layers import Layer, is_settled_by_saliency, update_at
 from ditprune.pruning.update.prepared import Prepared, UpdateInputs, prepare_all
 from ditprune.pruning.update.swap import matrix_of, replaced
 from ditprune.pruning.update.thinning import Thinning, thinning
@@ -161,13 +163,23 @@ def reconstructed(
     """Every layer's update at its final share, and at the share it has before refinement."""
     updates: dict[str, TargetUpdate] = {}
     first_updates: dict[str, TargetUpdate] = updates if before is None else {}
+    few: list[str] = []
     layers = prepared.layers
     for name, layer in layers.items():
-        update = update_at(layer, prepared.grams.of(name, _weights(updates)), recipe)
+        gram = prepared.grams.of(name, _weights(updates))
+        few += [name] if is_settled_by_saliency(gram, recipe) else []
+        update = update_at(layer, gram, recipe)
         updates[name] = _target_update(layer, update(after[name]), after[name])
         if before is not None:
             first_updates[name] = _target_update(layer, update(before[name]), before[name])
         progress("reconstructing", len(updates), len(layers))
+    if few:
+        warnings.warn(
+            f"{len(few)} of {len(layers)} layers see fewer than {FEW_INPUTS} inputs that differ in "
+            f"the calibration calls (first {few[0]}), too few to reconstruct them: they are pruned "
+            "by their saliency alone; calibrate with more timesteps and more prompts",
+            stacklevel=2,
+        )
     return updates, first_updates
 
 
