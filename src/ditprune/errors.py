@@ -70,10 +70,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(given: object, known: Iterable[object]) -> str:
     """A clause naming the nearest known name, or all of them when none is near."""
-    choices = sorted(known)
-    near = get_close_matches(given, choices, n=1, cutoff=0.5)
+    choices = sorted(map(str, known))
+    near = get_close_matches(str(given), choices, n=1, cutoff=0.5)
     if near:
         return f"did you mean '{near[0]}'?"
     return "choose from " + ", ".join(choices[:12]) + (" …" if len(choices) > 12 else "")

@@ -56,7 +56,7 @@ class Calls:
 
     def __getitem__(self, component: str) -> Calls:
         denoisers = self.denoisers
-        if component not in denoisers:
+        if not isinstance(component, str) or component not in denoisers:
             raise ModelError(f"calls: none of '{component}'; {did_you_mean(component, denoisers)}")
         return denoisers[component]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ditprune.api.given import read_statistics
+from ditprune.api.given import located, read_statistics, yes_or_no
 from ditprune.api.memory import Recipes, inspect_loaded
-from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.errors import RecipeError
+from ditprune.method.choices import check_name
 from ditprune.method.words import build_each
 from ditprune.pruning.convert import Converted, to_compact, to_dense
 from ditprune.pruning.job import open_jobs, plan_jobs
@@ -44,7 +43,7 @@ def inspect(
     """
     if not isinstance(model, (str, Path)):
         return inspect_loaded(model, stats, recipe=recipe, **words)
-    folder = locate(str(model))
+    folder = located(model)
     recipes = build_each(folder.denoisers, recipe, **words)
     joined: Plan = Plan.joined(plan_jobs(open_jobs(folder, read_statistics(stats), recipes)))
     return joined
@@ -75,7 +74,7 @@ def verify(out: str | Path) -> list[str]:
 
     Raises ModelError where there is no manifest at all.
     """
-    return list(false_claims(locate(str(out))))
+    return list(false_claims(located(out)))
 
 
 def extract_mask(
@@ -95,9 +94,9 @@ def extract_mask(
         ModelError: there is no manifest, or it does not describe these weights.
         OutputError: `file` cannot be written.
     """
-    check_file(path_of(file), overwrite)
+    check_file(path_of(file), yes_or_no("overwrite", overwrite))
     with telling(progress) as tell:
-        return extract_masks(locate(str(out)), path_of(file), overwrite, tell)
+        return extract_masks(located(out), path_of(file), overwrite, tell)
 
 
 def convert(
@@ -118,8 +117,7 @@ def convert(
 
     Raises RecipeError, ModelError, OutputError.
     """
-    if to not in _CONVERSIONS:
-        raise RecipeError(f"--to '{to}': expected {' or '.join(_CONVERSIONS)}")
-    check_before(path_of(out), overwrite)
+    check_name("to", _CONVERSIONS, to)
+    check_before(path_of(out), yes_or_no("overwrite", overwrite))
     with telling(progress) as tell:
-        return _CONVERSIONS[to](locate(str(model)), path_of(out), overwrite, tell)
+        return _CONVERSIONS[to](located(model), path_of(out), overwrite, tell)

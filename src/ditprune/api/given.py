@@ -11,11 +11,13 @@ from torch import nn
 from ditprune.api.calls import Calls, load_calls
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet
-from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoisers import DENOISER
-from ditprune.errors import ModelError, StatisticsError
+from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.method.choices import as_globs
+from ditprune.targets.blocks import Globs
 from ditprune.targets.wrapped import unwrapped
 from ditprune.writing.paths import path_of
 
@@ -36,6 +38,30 @@ def read_denoisers(model: Any) -> dict[str, nn.Module]:
         f"model: {type(model).__name__} given, expected a diffusers pipeline or a denoiser "
         f"(torch.nn.Module){hint}"
     )
+
+
+def located(model: Any) -> ModelFolder:
+    """The folder of a model that is not in memory. Raises ModelError."""
+    if not isinstance(model, (str, Path)):
+        raise ModelError(
+            f"model: {type(model).__name__} given, expected a folder, a hub id or 'bundled'; what "
+            "is in memory is pruned by ditprune.prune_"
+        )
+    return locate(str(model))
+
+
+def globs_given(blocks: Any) -> Globs:
+    """Globs that say where blocks are, for all denoisers or by name. Raises RecipeError."""
+    if isinstance(blocks, Mapping):
+        return {name: as_globs("blocks", globs) for name, globs in blocks.items()}
+    return as_globs("blocks", blocks)
+
+
+def yes_or_no(word: str, given: Any) -> bool:
+    """It, if it is True or False. Raises RecipeError; the text "False" would count as True."""
+    if not isinstance(given, bool):
+        raise RecipeError(f"{word}={given!r:.60}: expected True or False")
+    return given
 
 
 def read_statistics(given: Statistics | str | Path | None) -> dict[str, Statistics] | None:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ditprune.api.given import read_batches, read_denoisers, read_statistics
+from ditprune.api.given import globs_given, read_batches, read_denoisers, read_statistics
 from ditprune.calibration.calibrate import calibrate_denoiser
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.placement import parse_size
+from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import to_placement
 from ditprune.errors import ModelError
 from ditprune.method.recipe import Recipe
@@ -69,13 +70,15 @@ def calibrate(
     """
     denoisers = read_denoisers(model)
     batches_of = read_batches(batches, denoisers, isinstance(model, nn.Module))
+    blocks = globs_given(blocks)
     check_named(blocks, denoisers)
     parts = {}
     with telling(progress) as tell:
         for name, denoiser in denoisers.items():
             given = batches_of[name]
             bins = num_bins if num_bins is not None else getattr(given, "num_bins", None)
-            parts[name] = calibrate_denoiser(
+            with fitting("batches"):
+                parts[name] = calibrate_denoiser(
                 denoiser, _counted(_on_device(denoiser, given or ()), given, name, tell),
                 protocol or getattr(given, "protocol", None), NUM_BINS if bins is None else bins,
                 globs_of(blocks, name),

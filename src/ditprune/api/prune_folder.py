@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ditprune.api.calls import Calls, load_calls
-from ditprune.api.given import component_alone, read_batches, read_statistics
+from ditprune.api.given import component_alone, located, read_batches, read_statistics, yes_or_no
 from ditprune.api.memory import Recipes
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet, load_calibration_set
-from ditprune.checkpoints.locate import ModelFolder, locate
+from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.statistics_file import Statistics, read_statistics_file
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import RecipeError
@@ -122,8 +122,8 @@ def check_prune(
     recipe: Recipes = None, **words: Any,
 ) -> Ready:  # fmt: skip
     """The checks of `prune`, with its arguments. Raises DitpruneError."""
-    check_before(path_of(out), overwrite)
-    folder = locate(str(model))
+    check_before(path_of(out), yes_or_no("overwrite", overwrite))
+    folder = located(model)
     recipes = build_each(folder.denoisers, recipe, sparsity=sparsity, **words)
     all_stats = read_statistics(stats)
     most = parse_size(gram_memory, "--gram-memory")

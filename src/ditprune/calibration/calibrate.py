@@ -23,6 +23,7 @@ from ditprune.method.choices import as_globs
 from ditprune.targets.coverage import warn_of_outside
 from ditprune.targets.discover import discover
 from ditprune.targets.writable import refuse_without_values
+from ditprune.writing.json_file import storable
 
 _MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 
@@ -72,7 +73,10 @@ def calibrate_denoiser(
     statistics = observe_calls(denoiser, with_first_examined(), fingerprints, num_bins)
     warn_of_never_called(statistics)
     return replace(
-        statistics, protocol=dict(protocol or {}), unused=tuple(unused_layers), blocks=globs
+        statistics,
+        protocol=storable("protocol", {} if protocol is None else protocol, StatisticsError),
+        unused=tuple(unused_layers),
+        blocks=globs,
     )
 
 

@@ -43,6 +43,8 @@ _RESERVED = {
     "prompt", "class_labels", "generator", "output_type", "return_dict", "num_inference_steps",
     "guidance_scale", "height", "width", "latents", "num_images_per_prompt",
 }  # fmt: skip
+# Arguments of a pipeline; None is its default.
+_OF_THE_PIPELINE = ("num_inference_steps", "guidance_scale", "height", "width")
 # The largest number that each option takes.
 _MOST = {
     "num_samples": numbers.MOST, "batch_size": numbers.MOST_AT_ONCE,
@@ -85,7 +87,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for option, most in _MOST.items():
-            if (value := getattr(self, option)) is not None:
+            value = getattr(self, option)
+            if value is not None or option not in _OF_THE_PIPELINE:
                 object.__setattr__(self, option, numbers.whole(option, value, most))
         object.__setattr__(self, "seed", numbers.integer("seed", self.seed))
         for word in ("labels", "prompts"):
@@ -97,7 +100,12 @@ class Sampling:
                 f"--num-samples {self.num_samples}: {self.num_units:,} sampling runs of "
                 f"--batch-size {self.batch_size}; expected at most {MOST_UNITS:,} runs"
             )
-        for name in sorted(self.pipeline_options.keys() & _RESERVED):
+        options = self.pipeline_options
+        if not isinstance(options, Mapping) or not all(isinstance(word, str) for word in options):
+            raise RecipeError(
+                f"pipeline_options={options!r:.60}: expected a dict of arguments by name"
+            )
+        for name in sorted(options.keys() & _RESERVED):
             raise RecipeError(f"--pipeline-option {name}: is set by ditprune's own options")
         check_name("timesteps", TIMESTEPS, self.timesteps)
 
@@ -118,8 +126,9 @@ class Sampling:
 
     def run_options(self) -> dict[str, Any]:
         """The arguments of the pipeline."""
-        words = ("num_inference_steps", "guidance_scale", "height", "width")
-        return {word: getattr(self, word) for word in words} | dict(self.pipeline_options)
+        return {word: getattr(self, word) for word in _OF_THE_PIPELINE} | dict(
+            self.pipeline_options
+        )
 
     def protocol(self, pipeline: str, scheduler: str) -> dict[str, object]:
         """Everything that repeats the sampling; the arguments are the names of classes."""

@@ -80,6 +80,11 @@ def recorded(denoiser: nn.Module) -> Iterator[list[Call]]:
 
     Raises ModelError at the end of the block if there was no call.
     """
+    if not isinstance(denoiser, nn.Module):
+        raise ModelError(
+            f"recorded: {type(denoiser).__name__} given, expected a denoiser, as in "
+            "recorded(pipe.transformer)"
+        )
     calls: list[Call] = []
     with as_written(), _heard(denoiser, lambda call: calls.append(call.map(to_cpu))):
         yield calls

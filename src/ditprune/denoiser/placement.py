@@ -31,13 +31,14 @@ class Placement:
 
     @classmethod
     def of(
-        cls, device: str | None = None, dtype: str | None = None, max_memory: str | None = None
-    ) -> Placement:
+        cls, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None,
+        max_memory: str | int | None = None,
+    ) -> Placement:  # fmt: skip
         """From words that are checked; by default the CPU, float32 and no limit.
 
         Raises RecipeError for unknown words and for a device that this machine does not have.
         """
-        chosen = device or "cpu"
+        chosen = str(device or "cpu")
         kind = chosen.split(":")[0]
         if kind not in DEVICES or not re.fullmatch(r"cpu|mps|cuda(:\d+)?", chosen):
             raise RecipeError(f"--device '{chosen}': {did_you_mean(chosen, DEVICES)}")
@@ -52,9 +53,10 @@ class Placement:
             raise RecipeError(
                 f"--device {chosen}: torch finds none on this machine; it has {names}"
             )
-        if dtype is not None and dtype not in DTYPES:
-            raise RecipeError(f"--dtype '{dtype}': {did_you_mean(dtype, DTYPES)}")
-        return cls(chosen, DTYPES[dtype or "float32"], parse_size(max_memory))
+        name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            raise RecipeError(f"--dtype '{name}': {did_you_mean(name, DTYPES)}")
+        return cls(chosen, DTYPES[name], parse_size(max_memory))
 
 
 def parse_size(text: str | int | None, option: str = "--max-memory") -> int | None:

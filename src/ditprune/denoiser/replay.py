@@ -48,7 +48,7 @@ def run_call(denoiser: nn.Module, batch: Any) -> Any:
 
 
 @contextmanager
-def fitting(source: Path) -> Iterator[None]:
+def fitting(source: Path | str) -> Iterator[None]:
     """If the denoiser cannot run the calls, raise a ModelError that names their `source`."""
     try:
         yield
@@ -58,7 +58,7 @@ def fitting(source: Path) -> Iterator[None]:
         raise ModelError(
             f"{source}: the denoiser cannot run the calibration calls ({reason_of(error)}); "
             "sample them from this model"
-        ) from None
+        ) from error
 
 
 def predicted_noise(output: Any, num_channels: int | None = None) -> Tensor:

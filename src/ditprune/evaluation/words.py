@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
-import torch
-
-from ditprune.denoiser.placement import DTYPES, Placement
+from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.evaluation.protocol import Measures, Protocol
 from ditprune.writing.paths import path_of
@@ -59,18 +57,7 @@ def placement_of(places: Mapping[str, Any], default: Placement) -> Placement:
         places: `device`, `dtype` and `max_memory`, of PyTorch or as on the command line.
         default: for words that are not there.
     """
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    dtype = places.get("dtype", default.dtype)
-    size = places.get("max_memory")
-    if isinstance(dtype, torch.dtype) and dtype not in names and "dtype" in places:
-        raise RecipeError(f"evaluate: dtype {dtype}: choose from {', '.join(DTYPES)}")
-    is_number = isinstance(size, int)
     checked = Placement.of(
-        str(places.get("device", default.device)),
-        names.get(dtype) if isinstance(dtype, torch.dtype) else str(dtype),
-        None if size is None or is_number else str(size),
+        places.get("device", default.device), places.get("dtype"), places.get("max_memory")
     )
-    return Placement(
-        checked.device, dtype if isinstance(dtype, torch.dtype) else checked.dtype,
-        size if is_number else checked.max_memory,
-    )  # fmt: skip
+    return checked if "dtype" in places else replace(checked, dtype=default.dtype)

@@ -15,6 +15,7 @@ from ditprune.method.saliency.power import check_powers
 from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.method.statistics.gram import Gram
 
+_LARGEST_ERROR = 1e6  # relative; beyond it is a slip
 _POWERS = ("weight_power", "activation_power")
 # The axes of choice: by word, the methods by name. The first entry is not the default.
 AXES: dict[str, Mapping[str, Any]] = {
@@ -196,7 +197,7 @@ def as_share(sparsity: Any) -> float:
     is_number = isinstance(sparsity, (int, float)) and not isinstance(sparsity, bool)
     if not is_number or not 0 <= sparsity < 1:
         raise RecipeError(
-            f"--sparsity {sparsity}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
+            f"--sparsity {sparsity!s:.60}: expected the removed share, 0 ≤ sparsity < 1, as in 0.5"
         )
     return float(sparsity)
 
@@ -204,19 +205,19 @@ def as_share(sparsity: Any) -> float:
 def as_error(max_error: Any) -> float:
     """The largest relative error as a float. Raises RecipeError unless it is above 0."""
     is_number = isinstance(max_error, (int, float)) and not isinstance(max_error, bool)
-    if not is_number or not 0 < max_error < float("inf"):
+    if not is_number or not 0 < max_error < _LARGEST_ERROR:
         raise RecipeError(
-            f"--max-error {max_error}: expected the largest relative error of the predicted noise, "
-            "a number above 0, as in 0.005"
+            f"--max-error {max_error!s:.60}: expected the largest relative error of the predicted "
+            "noise, a number above 0, as in 0.005"
         )
     return float(max_error)
 
 
 def as_globs(word: str, given: Any) -> tuple[str, ...]:
     """One glob or several as a tuple. Raises RecipeError for anything that is no text."""
-    patterns = (given,) if isinstance(given, str) else given
+    patterns = (given,) if isinstance(given, str) else () if given is None else given
     if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
-        raise RecipeError(f"--{word} {given!r}: expected globs such as '*.attn1.to_q'")
+        raise RecipeError(f"--{word} {given!r:.60}: expected globs such as '*.attn1.to_q'")
     return tuple(patterns)
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
     Progress as Bars,
 )
 
+from ditprune.errors import RecipeError
 from ditprune.progress import Progress, silent
 from ditprune.reporting.terminal import Terminal, printable
 
@@ -78,6 +79,10 @@ def telling(progress: ProgressArgument) -> Iterator[Progress]:
     """The function that is told how far the work is."""
     if callable(progress):
         yield progress
+    elif not (progress is None or isinstance(progress, bool)):
+        raise RecipeError(
+            f"progress={progress!r:.60}: expected None, False or a function of what, done and total"
+        )
     elif progress is False or not (progress or sys.stderr.isatty()):
         yield silent
     else:

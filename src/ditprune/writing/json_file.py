@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ def parse_json(text: str | bytes) -> Any:
     if _HALF.search(text):
         _check_characters(content)
     return content
+
+
+def storable(what: str, value: Any, error_type: type[DitpruneError]) -> dict[str, Any]:
+    """A mapping as JSON gives it back. Raises an error of `error_type` for what it cannot hold."""
+    try:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"it is {type(value).__name__}")
+        return dict(parse_json(json.dumps(dict(value))))
+    except MALFORMED as error:
+        raise error_type(
+            f"{what}: cannot be stored ({error}); expected a dict of texts, numbers and lists"
+        ) from None
 
 
 def _refuse_constant(name: str) -> Any:
