@@ -148,6 +148,24 @@ def test_a_config_that_names_code_is_refused(
         check(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "config"),
+    [
+        ("vae", "config.json", {"layers_per_block": 10**7}),
+        ("vae", "config.json", {"layers_per_block": [2, 10**7]}),
+        ("text_encoder", "config.json", {"text_config": {"num_hidden_layers": 10**6}}),
+        ("scheduler", "scheduler_config.json", {"num_train_timesteps": 10**8}),
+    ],
+)
+def test_counts_that_would_be_built_without_end_are_refused(
+    name: str, file: str, config: Any, folder: Path
+) -> None:
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name / file).write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ModelError, match="expected at most"):
+        check(folder)
+
+
 def test_an_adapter_that_names_another_model_is_refused(folder: Path) -> None:
     """transformers would read that model's config, from wherever it lies."""
     config = json.dumps({"base_model_name_or_path": "/elsewhere", "megatron_core": "os"})

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ from ditprune.writing.files import MANIFEST, is_compact, read_manifest
 from ditprune.writing.json_file import read_json
 
 # Far above any model; a module takes memory even without weights, so more would be built for ever.
-_MOST_LAYERS = 1_000
-_COUNTS_LAYERS = re.compile("layers|blocks|depth")
+# What a config may count, by the name of the value: a library builds as many at once.
+_MOST = {re.compile("layers|blocks|depth"): 1_000, re.compile("^num_train_timesteps$"): 100_000}
 
 
 def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
@@ -56,11 +57,7 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
         check_dense(folder)
     if "quantization_config" in config:
         raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")
-    for key, value in config.items():
-        if _COUNTS_LAYERS.search(key) and isinstance(value, int) and value > _MOST_LAYERS:
-            raise ModelError(
-                f"{folder / 'config.json'}: {key} is {value}, expected at most {_MOST_LAYERS}"
-            )
+    check_counts(folder / "config.json", config)
     try:
         with torch.device("meta"):
             return getattr(diffusers, name).from_config(config)
@@ -69,6 +66,17 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
             f"{folder / 'config.json'}: {name} cannot be built from it ({error!r}); "
             "expected the config that save_pretrained wrote"
         ) from None
+
+
+def check_counts(file: Path, config: Any, name: str = "") -> None:
+    """Refuse a config that counts more than any model has. Raises ModelError."""
+    parts = config.items() if isinstance(config, Mapping) else ((name, part) for part in config)
+    for key, part in parts:
+        for pattern, most in _MOST.items():
+            if pattern.search(key) and isinstance(part, int) and part > most:
+                raise ModelError(f"{file}: {key} is {part}, expected at most {most}")
+        if isinstance(part, (Mapping, list)):
+            check_counts(file, part, key)
 
 
 def globs_in_manifest(folder: Path) -> tuple[str, ...]:

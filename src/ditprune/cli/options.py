@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
 from ditprune.writing.json_file import parse_json
 from ditprune.writing.paths import path_of
+
+_MOST_BYTES = 64 * 1024**2  # of a file of prompts
+_LINE_END = re.compile(r"\r\n|\n|\r")  # other characters that end lines can stand in a prompt
+_HEADING = {"caption", "captions", "prompt", "prompts", "text"}
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -142,12 +147,16 @@ def read_prompts(file: Path | None) -> tuple[str, ...] | None:
     if file is None:
         return None
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)  # a device has no end
+        text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--prompts {file}: cannot be read as UTF-8 text ({error})") from None
     if "\0" in text:
         raise RecipeError(f"--prompts {file}: holds NUL, as UTF-16 does; expected UTF-8 text")
-    lines = _captions(file, text) if file.suffix.lower() == ".tsv" else text.splitlines()
+    if len(raw) > _MOST_BYTES:
+        raise RecipeError(f"--prompts {file}: is larger than {_MOST_BYTES >> 20} MiB")
+    lines = _captions(file, text) if file.suffix.lower() == ".tsv" else _LINE_END.split(text)
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
         raise RecipeError(f"--prompts {file}: no line with text; expected one prompt a line")
@@ -155,8 +164,9 @@ def read_prompts(file: Path | None) -> tuple[str, ...] | None:
 
 
 def _captions(file: Path, text: str) -> Iterator[str]:
-    """The second column of a table; a first row of `id` and `caption` is the heading."""
-    rows = csv.reader(io.StringIO(text), delimiter="\t", strict=True)
+    """The second column of a table; its first row may be a heading, as in `_HEADING`."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    is_first = True
     try:
         for number, row in enumerate(rows, start=1):
             cells = [cell.strip() for cell in row]
@@ -165,8 +175,11 @@ def _captions(file: Path, text: str) -> Iterator[str]:
                     f"--prompts {file}: line {number} has {len(row)} columns; expected an id, a "
                     "tab and a caption"
                 )
-            if any(cells) and (number > 1 or [cell.lower() for cell in cells] != ["id", "caption"]):
-                yield cells[1]
+            if any(cells):
+                is_heading = cells[1].lower() in _HEADING and not cells[0].isdecimal()
+                if not (is_first and is_heading):
+                    yield cells[1]
+                is_first = False
     except csv.Error as error:
         raise RecipeError(
             f"--prompts {file}: line {rows.line_num} cannot be read ({error}); expected an id, a "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import check_counts
 from ditprune.errors import ModelError
 from ditprune.writing.json_file import read_json
 
@@ -32,6 +33,7 @@ _KINDS = {
 }  # fmt: skip
 _AUTO = "transformers.models.auto."  # classes that choose another by the folder's config
 # The files from which transformers learns of classes in the folder, or of kernels to fetch.
+_BUILT_FROM = ("config.json", "scheduler_config.json")
 _ADAPTER = "adapter_config.json"
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
             "processor_config.json", "video_preprocessor_config.json")  # fmt: skip
@@ -115,6 +117,9 @@ def _check_component(file: Path, name: str, library: str, class_name: str) -> No
             f"{folder / _INDEX}: a component that is a pipeline itself is not loaded; remove the "
             f"file, {_NEVER_RUN}"
         )
+    for config in (folder / name for name in _BUILT_FROM):
+        if config.exists():
+            check_counts(config, read_json(config))
     if library != "diffusers":
         _check_configs(folder, named)
         if (folder / _ADAPTER).exists():  # transformers would load the model that it names
