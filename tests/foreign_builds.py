@@ -509,6 +509,70 @@ def the_encoder_layers_of_torch() -> Made:
 
 
 @build
+def the_attention_of_torch() -> Made:
+    class Joint(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.mlp = nn.MultiheadAttention(WIDTH, 2, batch_first=True), mlp()
+
+        def forward(self, h: Tensor) -> Tensor:
+            return h + self.mlp(self.attn(h, h, h, need_weights=False)[0])
+
+    class Build(Denoiser):
+        block = Joint
+
+    return Build(), calls()
+
+
+@build
+def the_encoder_of_torch() -> Made:
+    class Build(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return self.encoder(x + t[:, None, None])
+
+    return Build(), calls()
+
+
+@build
+def an_expert_that_no_row_reaches() -> Made:
+    class Idle(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, h: Tensor) -> Tensor:
+            h = super().forward(h)
+            return self.idle(h) if h.isinf().any() else h
+
+    class Build(Denoiser):
+        block = Idle
+
+    return Build(), calls()
+
+
+@build
+def blocks_between_other_things() -> Made:
+    class Build(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                nn.Linear(WIDTH, WIDTH), nn.Sequential(Block(), nn.Identity(), Block()),
+                nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH),
+            )  # fmt: skip
+            self.blocks = nn.ModuleList()
+
+        def trunk(self, h: Tensor) -> Tensor:
+            return self.net(h)
+
+    return Build(), calls()
+
+
+@build
 def projections_that_are_read_and_not_called() -> Made:
     class Stacked(Block):
         def __init__(self) -> None:

@@ -62,6 +62,9 @@ def test_a_build_is_pruned_and_runs_sparse(name, monkeypatch) -> None:
     monkeypatch.setattr(swap, "MIN_GAIN", 0.0)
     denoiser, calls = made(name)
     plan = ditprune.inspect(denoiser)
+    on_meta = ditprune.inspect(made(name)[0].to("meta"))
+    assert on_meta.targets.keys() == plan.targets.keys()
+    assert on_meta.left_out == plan.left_out
     stats = ditprune.calibrate(denoiser, calls)
     if name not in READ_ONLY:
         outcome = ditprune.prune_(denoiser, stats, sparsity=0.5)
@@ -88,3 +91,83 @@ def test_a_build_is_pruned_and_runs_sparse(name, monkeypatch) -> None:
     swapped = [n for n, decision in decisions.items() if not decision.reason]
     assert ditprune.runtime.desparsify_(denoiser) == swapped
     assert all(torch.equal(tensor, before[n]) for n, tensor in bits(denoiser).items())
+
+
+@pytest.mark.filterwarnings("ignore:.*targets were never called")
+@pytest.mark.parametrize(
+    ("name", "reader", "with_call"),
+    [
+        ("the_encoder_of_torch", "TransformerEncoderLayer", False),
+        ("the_encoder_of_torch", "TransformerEncoderLayer", True),
+        ("the_attention_of_torch", "MultiheadAttention", False),
+        ("projections_that_are_read_and_not_called", "Stacked", True),
+    ],
+)
+def test_layers_that_are_read_and_not_called_stay_dense(name, reader, with_call, monkeypatch):
+    """Else each call would unpack them: faster in the timings, slower in the whole."""
+    monkeypatch.setattr(swap, "MIN_GAIN", 0.0)
+    denoiser, calls = made(name)
+    ditprune.prune_(denoiser, saliency="magnitude", sparsity=0.7)
+    decisions = ditprune.runtime.sparsify_(denoiser, calls[0] if with_call else None, limit_s=0)
+    names = {"Stacked": ("to_q", "to_k"), "MultiheadAttention": ("out_proj",)}
+    leaves = names.get(reader, ("linear1", "linear2"))
+    reasons = [d.reason for n, d in decisions.items() if n.endswith(leaves)]
+    assert reasons
+    assert all(f"{reader} reads" in r or r == "never called" for r in reasons)
+
+
+def test_a_layer_that_is_called_and_read_is_swapped_back(monkeypatch) -> None:
+    monkeypatch.setattr(swap, "MIN_GAIN", 0.0)
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.to_q(x) / self.to_q.weight.norm()
+
+    denoiser, x = Normed(), torch.randn(2, 16)
+    ditprune.prune_(denoiser, saliency="magnitude", sparsity=0.8, blocks="to_q")
+    before = bits(denoiser)
+    decisions = ditprune.runtime.sparsify_(denoiser, {"x": x}, limit_s=0)
+    assert "Normed reads its weight" in decisions["to_q"].reason
+    assert type(denoiser.to_q) is nn.Linear
+    assert torch.equal(denoiser.to_q.weight, before["to_q.weight"])
+
+
+def test_a_heavier_encoder_inside_is_told() -> None:
+    denoiser, _ = made("a_heavier_text_encoder_inside")
+    with pytest.warns(UserWarning, match=r"text_encoder\.layers hold more weights.*--blocks"):
+        plan = ditprune.inspect(denoiser)
+    assert {name.split(".")[0] for name in plan.targets} == {"blocks"}
+    assert "text_encoder.layers" in plan.left_out
+
+
+def test_layers_that_no_gradient_reaches_keep_their_reconstruction() -> None:
+    denoiser, calls = made("experts_without_gradients")
+    stats = ditprune.calibrate(denoiser, calls)
+    outcome = ditprune.prune_(denoiser, stats, batches=calls, **FEW)
+    assert outcome.targets["blocks.0.mlp.0"].num_pruned > 0
+    total = sum(target.num_pruned for target in outcome.targets.values())
+    assert total == round(0.6 * outcome.num_weights)
+
+
+def test_batches_that_are_used_up_are_called_so() -> None:
+    denoiser, calls = made("a_mapping_out")
+    generator = (call for call in calls)
+    stats = ditprune.calibrate(denoiser, generator)
+    with pytest.raises(ditprune.DitpruneError, match="keep the calls in a list"):
+        ditprune.prune_(denoiser, stats, batches=generator, **FEW)
+
+
+def test_parallel_linears_are_named() -> None:
+    class ColumnParallelLinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(4, 4))
+
+    denoiser = nn.Module()
+    denoiser.blocks = nn.ModuleList([ColumnParallelLinear()])
+    with pytest.raises(ditprune.DitpruneError, match=r"ColumnParallelLinear are no nn\.Linear"):
+        ditprune.inspect(denoiser)

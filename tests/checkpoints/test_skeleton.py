@@ -42,6 +42,12 @@ def test_an_unknown_class_is_refused_with_the_nearest(folder) -> None:
     refused(folder, "'DiTTransformer2DModle' is no denoiser of diffusers.*'DiTTransformer2DModel'")
 
 
+@pytest.mark.parametrize("name", ["VideoDiTModel", "MyModel", "FluxModel"])
+def test_a_class_of_ones_own_is_told_where_it_is_pruned(name, folder) -> None:
+    set_config(folder, _class_name=name)
+    refused(folder, rf"'{name}' is no denoiser of diffusers.*; load a class of your own in Python")
+
+
 @pytest.mark.parametrize("name", ["os.system", "nn.Linear", "DiTPipeline", "DDIMScheduler", "", 3])
 def test_what_is_no_model_of_diffusers_is_refused(name, folder) -> None:
     set_config(folder, _class_name=name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def read_batches(
     Raises ModelError.
     """
     names = tuple(names)
+    if isinstance(given, Iterator):
+        given = _unused(given)
     if given is None:
         return dict.fromkeys(names)
     if isinstance(given, (str, Path)):
@@ -132,6 +135,17 @@ def read_batches(
         return {names[0]: given}
     calls = [Call.of(batch) for batch in given]
     return {name: [call for call in calls if call.denoiser == name] for name in names}
+
+
+def _unused(given: Iterator[Any]) -> Iterable[Any]:
+    """An iterator whose first item is there. Raises ModelError for one that is used up."""
+    first = list(itertools.islice(given, 1))
+    if not first:
+        raise ModelError(
+            "batches: an iterator without items, as a generator is after ditprune.calibrate has "
+            "read it; keep the calls in a list and pass that to each function"
+        )
+    return itertools.chain(first, given)
 
 
 def component_alone(calls: CalibrationSet, model: ModelFolder) -> str | None:

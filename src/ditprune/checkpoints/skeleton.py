@@ -8,9 +8,10 @@ fine-tune does not. It reads kilobytes per layer, not the model.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ditprune.writing.json_file import read_json
 # Far above any model; a module takes memory even without weights, so more would be built for ever.
 # What a config may count, by the name of the value: a library builds as many at once.
 _MOST = {re.compile("layers|blocks|depth"): 1_000, re.compile("^num_train_timesteps$"): 100_000}
+_MISSPELT = 0.85  # likeness of names; those of unlike classes have up to 0.8
 
 
 def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
@@ -49,7 +51,7 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
     if not isinstance(name, str) or name not in known:
         raise ModelError(
             f"{folder / 'config.json'}: class {name!r} is no denoiser of diffusers "
-            f"{diffusers.__version__}; {did_you_mean(str(name), known)}"
+            f"{diffusers.__version__}; {_way_out(str(name), known)}"
         )
     if is_compact(folder) and takes_compact:
         config.pop("quantization_config", None)
@@ -77,6 +79,16 @@ def check_counts(file: Path, config: Any, name: str = "") -> None:
                 raise ModelError(f"{file}: {key} is {part}, expected at most {most}")
         if isinstance(part, (Mapping, list)):
             check_counts(file, part, key)
+
+
+def _way_out(name: str, known: Collection[str]) -> str:
+    """A clause for a misspelt class, or for one of somebody's own."""
+    if any(difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)):
+        return did_you_mean(name, known)
+    return (
+        "load a class of your own in Python and prune it there: ditprune.calibrate(denoiser, "
+        "calls), then ditprune.prune_(denoiser, stats)"
+    )
 
 
 def globs_in_manifest(folder: Path) -> tuple[str, ...]:
