@@ -52,8 +52,8 @@ def inspect(
 def report(folder: str | Path, out: str | Path | None = None) -> Path:
     """Make one HTML page of the results that `evaluate` wrote, without network or models.
 
-        results = ditprune.evaluate("bundled", ["pruned"], "evaluation", num_images=4)
-        page = ditprune.report("evaluation")
+        results = ditprune.evaluate("bundled", ["pruned"], "eval", num_images=4, num_held_out=8)
+        page = ditprune.report("eval")
         print(page)
 
     Args:

@@ -15,7 +15,8 @@ from ditprune.checkpoints.locate import locate
 from ditprune.cli import console
 from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import PATH, read_pipeline_options
+from ditprune.cli.options import read_pipeline_options
+from ditprune.cli.path_type import PATH
 from ditprune.denoiser.placement import Placement, parse_size
 from ditprune.errors import OutputError
 from ditprune.evaluation.place import check_results_file

@@ -10,7 +10,7 @@ import click
 from ditprune.api.folders import convert as convert_folder
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import PATH
+from ditprune.cli.path_type import PATH
 from ditprune.pruning.convert import Converted
 from ditprune.reporting import formats
 

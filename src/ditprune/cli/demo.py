@@ -10,7 +10,7 @@ import click
 
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import PATH
+from ditprune.cli.path_type import PATH
 from ditprune.errors import ModelError, OutputError
 from ditprune.reproduce.studies import STUDIES
 

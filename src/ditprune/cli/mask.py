@@ -11,7 +11,7 @@ from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import PATH
+from ditprune.cli.path_type import PATH
 from ditprune.errors import RecipeError
 from ditprune.pruning.mask_transfer import apply_masks, filled_in
 from ditprune.reporting import formats

@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 
+from ditprune.cli.path_type import PATH
 from ditprune.errors import RecipeError
 from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
 from ditprune.writing.json_file import parse_json
-from ditprune.writing.paths import path_of
 
 _MOST_BYTES = 64 * 1024**2  # of a file of prompts
 _LINE_END = re.compile(r"\r\n|\n|\r")  # other characters that end lines can stand in a prompt
@@ -23,20 +23,6 @@ _HEADING = {"caption", "captions", "prompt", "prompts", "text"}
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
-
-
-class _PathType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
-    """A path, with `~` for the home."""
-
-    name = "path"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Path:  # fmt: skip
-        return path_of(value)
-
-
-PATH = _PathType()
 
 
 def _together(*options: Decorator) -> Decorator:

@@ -11,7 +11,8 @@ from ditprune.api import prune_folder
 from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import PATH, statistics_option
+from ditprune.cli.options import statistics_option
+from ditprune.cli.path_type import PATH
 from ditprune.cli.plans import error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
 

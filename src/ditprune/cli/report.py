@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import PATH
+from ditprune.cli.path_type import PATH
 
 
 @click.command(cls=GroupedCommand)

@@ -40,8 +40,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw the same seeds with a dense model and its pruned ones, and measure the difference.
 
-        results = ditprune.evaluate(pipe, {"half": pruned_pipe}, "evaluation", num_images=4)
-        ssim = results["models"][1]["metrics"]["ssim"]
+        result = ditprune.evaluate(pipe, {"p50": pruned_pipe}, "eval", num_images=4, num_held_out=8)
+        ssim = result["models"][1]["metrics"]["ssim"]
         print(ssim["value"], ssim["low"], ssim["high"])
 
     Only denoisers are compared: everything else is the dense pipeline's, also where a pruned model
