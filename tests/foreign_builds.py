@@ -220,6 +220,15 @@ def conditions_in_a_nest() -> Made:
     return Build(), calls(cond=cond)
 
 
+@build(refused="writes into its argument 'x'.*x.clone")
+def arguments_that_are_written_into() -> Made:
+    class Build(Denoiser):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x.mul_(0.9), t)
+
+    return Build(), calls()
+
+
 # --- What comes out ---
 
 
@@ -624,25 +633,28 @@ def flat(*names: str) -> type[nn.Module]:
     return Flat
 
 
-def add_flat(name: str, *names: str) -> None:
-    def make() -> Made:
-        class Build(Denoiser):
-            block = flat(*names)
-
-        return Build(), calls()
-
-    make.__name__ = f"flat_{name}"
-    build(make)
+# What people call the Linears of an attention.
+FLAT = (
+    ("qw", "kw", "vw"), ("attn_qkv",), ("c_attn",), ("query_key_value",), ("Wqkv",), ("W_QKV",),
+    ("q_lin", "k_lin", "v_lin"), ("toQ", "toK", "toV"), ("in_proj_qkv",), ("wq", "wk", "wv"),
+    ("img_attn_qkv",), ("fc_q", "fc_k", "fc_v"), ("query_proj", "key_proj", "value_proj"),
+)  # fmt: skip
 
 
-for _name, _names in {
-    "w": ("qw", "kw", "vw"), "attn_qkv": ("attn_qkv",), "c_attn": ("c_attn",),
-    "query_key_value": ("query_key_value",), "Wqkv": ("Wqkv",), "W_QKV": ("W_QKV",),
-    "q_lin": ("q_lin", "k_lin", "v_lin"), "toQ": ("toQ", "toK", "toV"),
-    "in_proj_qkv": ("in_proj_qkv",), "wq": ("wq", "wk", "wv"), "img_attn_qkv": ("img_attn_qkv",),
-    "fc_q": ("fc_q", "fc_k", "fc_v"), "query_proj": ("query_proj", "key_proj", "value_proj"),
-}.items():  # fmt: skip
-    add_flat(_name, *_names)
+@build
+def flat_projections() -> Made:
+    class Build(Denoiser):
+        block = flat("qw", "kw", "vw")
+
+    return Build(), calls()
+
+
+@build
+def flat_and_fused_projections() -> Made:
+    class Build(Denoiser):
+        block = flat("Wqkv")
+
+    return Build(), calls()
 
 
 @build

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import ditprune
+from ditprune.calls import Call
 from ditprune.denoiser.replay import run_call, tensors_in
 from ditprune.method.reconstruction.admm import ADMM
+from ditprune.pruning.update import budgets
 from ditprune.runtime import swap
 from ditprune.targets.wrapped import unwrapped
-from foreign_builds import BUILDS, REFUSED
+from foreign_builds import BUILDS, FLAT, REFUSED, flat
 
 # `best` in a tenth of its time.
 FEW = {
@@ -35,7 +37,12 @@ def bits(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def predicted(denoiser: nn.Module, calls: list[Any]) -> list[Tensor]:
-    return [tensor for call in calls for _, tensor in tensors_in(run_call(denoiser, call))]
+    copies = [Call.of(call).map(copied) for call in calls]  # a forward may write into them
+    return [tensor for call in copies for _, tensor in tensors_in(run_call(denoiser, call))]
+
+
+def copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def check_zeros(name: str, denoiser: nn.Module, outcome: ditprune.Outcome) -> None:
@@ -60,6 +67,7 @@ def prefix_of(denoiser: nn.Module) -> str:
 @pytest.mark.filterwarnings("ignore")
 def test_a_build_is_pruned_and_runs_sparse(name, monkeypatch) -> None:
     monkeypatch.setattr(swap, "MIN_GAIN", 0.0)
+    monkeypatch.setattr(budgets, "LEVELS", (0.2, 0.6, 0.97))
     denoiser, calls = made(name)
     plan = ditprune.inspect(denoiser)
     on_meta = ditprune.inspect(made(name)[0].to("meta"))
@@ -159,6 +167,15 @@ def test_batches_that_are_used_up_are_called_so() -> None:
     stats = ditprune.calibrate(denoiser, generator)
     with pytest.raises(ditprune.DitpruneError, match="keep the calls in a list"):
         ditprune.prune_(denoiser, stats, batches=generator, **FEW)
+
+
+@pytest.mark.parametrize("names", FLAT, ids=" ".join)
+def test_attention_is_told_by_the_names_of_its_linears(names) -> None:
+    denoiser = nn.Module()
+    denoiser.layers = nn.ModuleList([flat(*names)(), nn.Identity(), flat(*names)()])
+    targets = ditprune.inspect(denoiser).targets
+    assert {n.split(".", 2)[2] for n in targets} == {*names, "mlp.0", "mlp.2"}
+    assert len(targets) == 2 * (len(names) + 2)
 
 
 def test_parallel_linears_are_named() -> None:

@@ -26,7 +26,7 @@ from ditprune.denoiser.rows import (
     num_rows,
     take_rows,
 )
-from ditprune.errors import is_out_of_memory
+from ditprune.errors import ModelError, is_out_of_memory
 
 _MOST_TRIES = 24
 _MOST_OTHERS = 2  # arguments in which a guess by names and lengths may be wrong
@@ -53,6 +53,8 @@ class RowLayout:
 
     Args:
         calls: of each form the one with most rows is run, and its last row alone.
+
+    Raises ModelError for a denoiser without a floating output, or that writes into its arguments.
     """
 
     def __init__(self, denoiser: nn.Module, calls: Sequence[Call]) -> None:
@@ -94,7 +96,7 @@ def _form(call: Call) -> Hashable:
 
 def _learn(denoiser: nn.Module, calls: Sequence[Call]) -> _Known:
     largest = max(calls, key=num_rows)
-    given = predicted(run_call(denoiser, largest), largest)
+    given = _run_unchanged(denoiser, largest)
     sample, count = _sample_path(denoiser, largest, given), num_rows(largest)
     if count > 1:
         last = count - 1
@@ -106,6 +108,20 @@ def _learn(denoiser: nn.Module, calls: Sequence[Call]) -> _Known:
     last_given = predicted(run_call(denoiser, pair[1]), pair[1])
     tries = ((rows, merge_calls(pair, rows)) for rows in _guesses(largest))
     return _Known(_first_right(denoiser, tries, [last_given], num_together=2), sample)
+
+
+def _run_unchanged(denoiser: nn.Module, call: Call) -> Prediction:
+    """What a denoiser predicts. Raises ModelError if it writes into a tensor of the call."""
+    before = [(path, node, node.clone()) for path, node in nodes(call) if isinstance(node, Tensor)]
+    given = predicted(run_call(denoiser, call), call)
+    for path, tensor, copy in before:
+        if not torch.equal(tensor, copy) and not (tensor != tensor).any():
+            raise ModelError(
+                f"{type(denoiser).__name__}: its forward writes into its argument {path[0]!r}, so "
+                "that no call can be run twice; let it work on a copy (x = x.clone()), and record "
+                "or make the calls again"
+            )
+    return given
 
 
 def _guesses(call: Call) -> Iterator[frozenset[Path]]:
