@@ -21,8 +21,10 @@ from ditprune.method.words import build
 from ditprune.pruning.update import folder, prepared
 from ditprune.pruning.update.judge import Judge
 from ditprune.reporting.told import facts_of
+from ditprune.targets import writable
 from ditprune.targets.discover import discover
 from ditprune.writing.files import read_manifest
+from elsewhere import Elsewhere, ElsewhereMode, move_
 from layer_problems import layer
 
 DISTILL = {"name": "distill", "num_steps": 4, "batch_size": 4}
@@ -315,3 +317,30 @@ def test_costs_factor_the_gram_of_a_layer_once(rows, stats, monkeypatch) -> None
     monkeypatch.setattr(obs, "inverse_factor", counted)
     outcome = prune(make(), {"allocation": "proxy", "reconstruction": "obs"}, rows, stats)
     assert len(times) == 2 * len(outcome.targets)  # for the costs, and for good
+
+
+# --- a device that is not the CPU ---
+
+
+def test_tensors_of_two_places_do_not_meet() -> None:
+    with ElsewhereMode(), pytest.raises(RuntimeError, match="expected all tensors on one device"):
+        torch.eye(2) @ Elsewhere(torch.eye(2))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_tensor_of_the_cpu_meets_one_of_the_denoisers_device(name, stats, monkeypatch) -> None:
+    """Such a tensor is a subclass, which the guard refuses to write into; all else is as it is."""
+    monkeypatch.setattr(writable, "_memory_obstacle", lambda *_: "")
+    denoiser, words = make(), dict(RECIPES[name])
+    if name in WITH_CALLS:  # one layer shows it
+        words["include"] = "*.0.attn1.to_q" if name != "packages" else "*.attn1.to_q"
+    with ElsewhereMode():
+        calls = [{key: Elsewhere(value) for key, value in call.items()} for call in calls_of()]
+        move_(denoiser)
+        outcome = prune(denoiser, words, calls, ditprune.calibrate(denoiser, calls))
+        found = masks(denoiser, outcome)
+    assert all(isinstance(mask, Elsewhere) for mask in found.values())
+    if name in BY_SALIENCY:
+        expected = make()
+        masks_here = masks(expected, prune(expected, words, None, stats))
+        assert all(torch.equal(found[layer].held, masks_here[layer]) for layer in found)
