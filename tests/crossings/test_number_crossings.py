@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ditprune
+from adapters import wrap_all
 from conftest import redraw_
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.errors import DitpruneError, ModelError, RecipeError
 from ditprune.method.reconstruction import obs
 from ditprune.method.reconstruction.layer import Choice, LayerResult
-from ditprune.method.words import build
+from ditprune.method.words import build, from_json
 from ditprune.pruning.update import folder, prepared
 from ditprune.pruning.update.judge import Judge
 from ditprune.reporting.told import facts_of
@@ -344,3 +345,68 @@ def test_no_tensor_of_the_cpu_meets_one_of_the_denoisers_device(name, stats, mon
         expected = make()
         masks_here = masks(expected, prune(expected, words, None, stats))
         assert all(torch.equal(found[layer].held, masks_here[layer]) for layer in found)
+
+
+# --- adapters, folders, constants ---
+
+SOME = ("stw", "owl", "obs", "admm, its mask", "proxy", "distill")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_layer_under_a_lora_is_pruned_as_if_it_were_bare(name) -> None:
+    """The adapter begins as zero, as PEFT's do, so that inputs are the same."""
+    words = RECIPES[name] | {"include": "*.attn1.*"}
+    bare, wrapped = make(), make()
+    for path in wrap_all(wrapped, leaf="attn1.to_q"):
+        nn.init.zeros_(wrapped.get_submodule(path).lora_B["default"].weight)
+    adapters = {n: p.clone() for n, p in wrapped.state_dict().items() if "lora_" in n}
+    outcomes = [
+        prune(m, words, calls_of(), ditprune.calibrate(m, calls_of())) for m in (bare, wrapped)
+    ]
+    assert list(outcomes[0].targets) == list(outcomes[1].targets)
+    for path, target in outcomes[1].targets.items():
+        layer = wrapped.get_submodule(path)
+        weight = getattr(layer, "base_layer", layer).weight
+        assert torch.equal(weight, bare.get_parameter(f"{path}.weight")), path
+        assert int((weight == 0).sum()) == target.num_zero
+    assert all(torch.equal(wrapped.state_dict()[n], p) for n, p in adapters.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SOME)
+def test_a_folder_in_half_precision_keeps_its_dtype_and_its_claims(name, dtype, tmp_path) -> None:
+    dense = make(dtype)
+    dense.save_pretrained(tmp_path / "dense")
+    stats = ditprune.calibrate(dense, calls_of(dtype))
+    calls = calls_of() if build(**RECIPES[name]).needs_calls else None
+    outcome = ditprune.prune(
+        tmp_path / "dense", tmp_path / "out", stats, batches=calls, **RECIPES[name]
+    )
+    assert ditprune.verify(tmp_path / "out") == []
+    found = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    for path, target in outcome.targets.items():
+        weight = found[f"{path}.weight"]
+        assert weight.dtype == dtype
+        assert weight.isfinite().all()
+        assert int((weight == 0).sum()) == target.num_zero
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"saliency": {"name": "power", "weight_power": 1.5, "activation_power": 0.25}},
+        {"saliency": {"name": "ria", "activation_power": 0.75}},
+        {"reconstruction": {"name": "obs", "damping": 0.02, "block_size": 16}},
+        {"reconstruction": {"name": "admm", "penalty": 0.5, "num_steps": 20}},
+        {"refinement": {**DISTILL, "mixing": 0.1, "seed": 3}},
+        {"cag_threshold": 0.3},
+    ],
+    ids=str,
+)
+def test_constants_of_ones_own_are_verified_and_repeat_the_run(words, stats, tmp_path) -> None:
+    make().save_pretrained(tmp_path / "dense")
+    calls = calls_of() if build(**words).needs_calls else None
+    ditprune.prune(tmp_path / "dense", tmp_path / "out", stats, batches=calls, **words)
+    assert ditprune.verify(tmp_path / "out") == []
+    content = read_manifest(tmp_path / "out")["recipe"]
+    assert from_json(content, "ditprune.json") == build(**words)
