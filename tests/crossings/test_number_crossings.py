@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import ditprune
 from adapters import wrap_all
-from conftest import redraw_
 from ditprune.checkpoints.skeleton import module_fingerprints
 from ditprune.errors import DitpruneError, ModelError, RecipeError
 from ditprune.method.reconstruction import obs
@@ -70,10 +69,11 @@ def make(dtype: torch.dtype = torch.float32) -> nn.Module:
         num_attention_heads=1, attention_head_dim=16, num_layers=2, in_channels=4, out_channels=4,
         sample_size=4, patch_size=2, num_embeds_ada_norm=10,
     )  # fmt: skip
-    redraw_(denoiser, 0)
+    generator = torch.Generator().manual_seed(0)
     for parameter in denoiser.parameters():  # `to` of diffusers warns
-        parameter.data = parameter.data.to(dtype)
-    return denoiser
+        scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+        parameter.data = (scale * torch.randn(parameter.shape, generator=generator)).to(dtype)
+    return denoiser.eval()
 
 
 def calls_of(dtype: torch.dtype = torch.float32, num: int = 3) -> list[dict[str, Tensor]]:

@@ -202,7 +202,7 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
         ),
         ({"refinement": Distill(held_back=0.1)}, "held_back 0.1 is the share that the refinement"),
         ({"packages": 2}, "--packages 2 says in which steps"),
-        ({"packages": 0, "reconstruction": "obs"}, "--packages 0: expected a number"),
+        ({"packages": 0, "reconstruction": "obs"}, "--packages 0: expected at least 1"),
         ({"packages": True, "reconstruction": "obs"}, "--packages True"),
         ({"mask": "none"}, "--mask 'none' is unknown"),
         ({"timestep_weighting": "log"}, "--timestep-weighting 'log'"),
