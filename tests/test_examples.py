@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOK = EXAMPLES / "prune_and_compare.ipynb"
@@ -43,7 +45,9 @@ def test_the_training_script_trains_and_resumes(tmp_path: Path) -> None:
         EXAMPLES / "train_bundled_model.py", "--data", data, "--out", tmp_path / "run",
         "--batch-size", 8, "--vae-steps", 2, "--classifier-epochs", 1, "--num-images", 2,
     )  # fmt: skip
-    run(*common, "--num-steps", 2)
+    with pytest.MonkeyPatch.context() as patch:  # the first run shares this process's imports
+        patch.setattr(sys, "argv", [str(word) for word in (*common, "--num-steps", 2)])
+        runpy.run_path(str(common[0]), run_name="__main__")
     printed = run(*common, "--num-steps", 3)
     assert "resumed at step 2" in printed
     assert '"steps": 3' in printed
