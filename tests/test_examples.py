@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NOTEBOOK = EXAMPLES / "prune_and_compare.ipynb"
@@ -34,21 +33,24 @@ def test_prune_your_own() -> None:
         assert f"{saliency:9} removed 50.0%" in printed
 
 
-def test_the_training_script_trains_and_resumes(tmp_path: Path) -> None:
-    """A few steps of everything on invented digits; a second run goes on where the first ended."""
+def test_the_training_script_trains_and_resumes(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A few steps of everything on invented digits; a second run goes on where the first ended.
+
+    In this process, so that torch is imported once; the script is executed anew each time.
+    """
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 255, (256, 28, 28), dtype=np.uint8)
-    labels = (np.arange(256) % 10).astype(np.uint8)
-    data = tmp_path / "digits.npz"
+    images = generator.integers(0, 255, (128, 28, 28), dtype=np.uint8)
+    labels = (np.arange(128) % 10).astype(np.uint8)
+    data, script = tmp_path / "digits.npz", str(EXAMPLES / "train_bundled_model.py")
     np.savez(data, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    common = (
-        EXAMPLES / "train_bundled_model.py", "--data", data, "--out", tmp_path / "run",
-        "--batch-size", 8, "--vae-steps", 2, "--classifier-epochs", 1, "--num-images", 2,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:  # the first run shares this process's imports
-        patch.setattr(sys, "argv", [str(word) for word in (*common, "--num-steps", 2)])
-        runpy.run_path(str(common[0]), run_name="__main__")
-    printed = run(*common, "--num-steps", 3)
+    for num_steps in (2, 3):
+        command = (
+            script, "--data", data, "--out", tmp_path / "run", "--batch-size", 8, "--vae-steps", 2,
+            "--classifier-epochs", 1, "--num-images", 2, "--num-steps", num_steps,
+        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+        runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
     assert "resumed at step 2" in printed
     assert '"steps": 3' in printed
     assert "3 steps of 8" in (tmp_path / "run" / "pipeline" / "README.md").read_text()
