@@ -146,6 +146,35 @@ def a_scale_for_each_token_by_position() -> Made:
 
 
 @build
+def everything_as_long_as_the_rows() -> Made:
+    class Build(Denoiser):
+        def forward(self, x: Tensor, t: Tensor, table: Tensor, shift: Tensor) -> Tensor:
+            return super().forward(x + table + shift[:, None, None], t)
+
+    made = [{"x": noise(WIDTH, WIDTH, WIDTH), "t": torch.rand(WIDTH)} for _ in range(2)]
+    return Build(), [c | {"table": noise(WIDTH, WIDTH), "shift": noise(WIDTH)} for c in made]
+
+
+@build
+def one_mapping_for_all_arguments() -> Made:
+    class Build(Denoiser):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return super().forward(batch["x"], batch["t"])
+
+    return Build(), [((call,), {}) for call in calls()]
+
+
+@build
+def a_forward_that_draws() -> Made:
+    class Build(Denoiser):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(len(x))
+            return super().forward(x + 0.1 * torch.randn(x.shape, generator=generator), t)
+
+    return Build(), calls()
+
+
+@build
 def one_row_at_a_time() -> Made:
     class Build(Denoiser):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -667,6 +696,16 @@ def lists_of_lists() -> Made:
                 h = h + attention(h)
                 h = h + feed_forward(h)
             return self.head(h)
+
+    return Build(), calls()
+
+
+@build
+def attention_and_mlp_in_turns() -> Made:
+    class Build(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([Attention(), mlp(), Attention(), mlp()])
 
     return Build(), calls()
 
