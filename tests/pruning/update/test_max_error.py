@@ -25,7 +25,7 @@ from ditprune.evaluation.held_out import predictions
 from ditprune.method.distill import Distill
 from ditprune.method.words import build
 from ditprune.pruning.update import budgets, share, update
-from ditprune.pruning.update.judge import keep_aside
+from ditprune.pruning.update.judge import keep_aside, some_rows
 from ditprune.pruning.update.share import LARGEST_PERCENT, largest_below, most_tries
 
 DISTILL = Distill(num_steps=4, learning_rate=1e-3, batch_size=4)
@@ -112,6 +112,19 @@ def test_nothing_sees_the_rows_kept_aside(tiny_dit, tiny_stats, calls, same_bits
         same_bits(second.state_dict()[name], tensor)
     assert one_outcome.error.expected == other_outcome.error.expected
     assert one_outcome.error.measured != other_outcome.error.measured
+
+
+def test_rows_in_turns_are_all_drawn(tiny_dit, batches) -> None:
+    """With guidance every other row has no condition: as many of both are judged."""
+    denoiser = tiny_dit()
+    calls = [Call.of(batch) for batch in batches(denoiser, 256)]
+    for call in calls:
+        call.sample()[0], call.sample()[1] = 1.0, -1.0
+    _, aside = keep_aside(denoiser, calls)
+    for drawn in (some_rows(denoiser, calls), aside):
+        rows = torch.cat([call.sample() for call in drawn])
+        assert len(rows) == 64
+        assert 20 <= int((rows > 0).flatten(1).all(1).sum()) <= 44
 
 
 @pytest.mark.parametrize("num_calls", [1, 2, 7, 8, 300])
@@ -293,12 +306,12 @@ def test_an_error_that_is_no_number_counts_as_too_large() -> None:
 
 
 def test_on_a_trained_model_unseen_rows_agree() -> None:
-    """Within a half; shares were measured on 21 rows and judged on 3."""
+    """Within a half; shares were measured on 56 rows and judged on 8."""
     from diffusers import DiTPipeline
 
     pipeline = DiTPipeline.from_pretrained(bundled.PIPELINE)
     pipeline.set_progress_bar_config(disable=True)
-    calls = sample_calls(pipeline, Sampling(12, "uniform", 6, 1.5))
+    calls = sample_calls(pipeline, Sampling(32, "uniform", 6, 1.5))
     stats = ditprune.calibrate(pipeline.transformer, calls)
     outcome = ditprune.prune_(pipeline.transformer, stats, batches=calls, max_error=0.02)
     assert 0.3 < outcome.recipe.sparsity < 0.8

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
+import torch
 from torch import nn
 
 from ditprune.calls import Call
@@ -63,12 +65,17 @@ class Judge:
         )
 
 
-def some_rows(denoiser: nn.Module, calls: Sequence[Call]) -> list[Call]:
-    """Rows spread over all of the calls, as many as budgets are measured on, few to a call."""
+def some_rows(
+    denoiser: nn.Module, calls: Sequence[Call], count: int = NUM_MEASURING_ROWS
+) -> list[Call]:
+    """So many rows, spread over all of the calls; all rows where there are no more.
+
+    Each is drawn from a run of rows, for rows may come in turns, as with a condition and without.
+    """
     layout = RowLayout(denoiser, calls)
     places = _places(layout, calls)
-    every = max(1, len(places) // NUM_MEASURING_ROWS)
-    return _together(layout, [layout.take(calls[i], [row]) for i, row in places[::every]])
+    chosen = sorted(_drawn(places, count))
+    return _together(layout, [layout.take(calls[i], [row]) for i, row in chosen])
 
 
 def keep_aside(denoiser: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
@@ -84,10 +91,20 @@ def keep_aside(denoiser: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], 
             f"expected at least 2 rows, {len(places)} given; pass batches (on the command line "
             "--calibration-set)"
         )
-    count = min(_MOST_ASIDE, max(1, len(places) // _SHARE_ASIDE))
-    chosen = {places[(2 * i + 1) * len(places) // (2 * count)] for i in range(count)}
+    chosen = _drawn(places, min(_MOST_ASIDE, max(1, len(places) // _SHARE_ASIDE)))
     rows = [layout.take(calls[i], [row]) for i, row in sorted(chosen)]
     return list(_without(layout, calls, chosen)), _together(layout, rows)
+
+
+def _drawn(places: Sequence[tuple[int, int]], count: int) -> set[tuple[int, int]]:
+    """One of each run of places, at random: spread over the calls, and in step with nothing."""
+    generator = torch.Generator().manual_seed(0)
+    bounds = [i * len(places) // count for i in range(count + 1)]
+    return {
+        places[int(torch.randint(first, after, (), generator=generator))]
+        for first, after in pairwise(bounds)
+        if first < after
+    }
 
 
 def _without(
