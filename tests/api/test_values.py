@@ -118,7 +118,7 @@ def test_whole_numbers_of_other_libraries_are_taken(pipe, value: Any) -> None:
 
 
 def test_places_in_the_words_of_torch_are_taken(words_of, batches, pipe) -> None:
-    calls = ditprune.api.calls.Calls([Call.of(batch) for batch in batches(pipe.transformer, 1)])
+    calls = ditprune.api.calls.Calls([Call.of(batch) for batch in batches(pipe.transformer, 9)])
     outcome = ditprune.prune(
         **words_of["prune"], device=torch.device("cpu"), reconstruction="obs", batches=calls
     )

@@ -56,7 +56,7 @@ def test_bundled() -> None:
 
 
 def test_a_file_is_refused(tiny_pipeline) -> None:
-    refused(tiny_pipeline / "model_index.json", "is a file; expected a folder")
+    refused(tiny_pipeline / "model_index.json", "is a file; expected a folder: .*from_single_file")
 
 
 @pytest.mark.parametrize("model", ["nothing", "/no/such/folder", "./a/b", "../a/b", "a/b/c", ""])

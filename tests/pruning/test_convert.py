@@ -370,3 +370,19 @@ def test_a_manifest_that_links_out_of_the_model_is_refused(make, tmp_path) -> No
         with pytest.raises(ModelError, match=r"ditprune\.json: links to .*secret\.txt, outside"):
             convert(tmp_path / name, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_the_card_says_how_the_folder_loads_and_what_was_measured(make, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(make(sparsity=0.7), tmp_path / "pruned"))
+    before = (folder / "README.md").read_text(encoding="utf-8")
+    before = re.sub("Not measured yet.*", "**close to dense: SSIM 0.97.**", before)
+    (folder / "README.md").write_text(before, encoding="utf-8")
+    assert "stock diffusers loads it" in before
+    compact(folder, tmp_path / "small")
+    small = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
+    assert "with ditprune imported, diffusers loads it" in small
+    assert "import ditprune" in small
+    assert "stock diffusers loads it" not in small
+    assert "**close to dense: SSIM 0.97.**" in small
+    dense(tmp_path / "small", tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(folder)

@@ -314,6 +314,15 @@ def test_a_device_map_places_dense_weights(folders) -> None:
     same_model(load(small, device_map={"": "cpu"}), load(dense, device_map={"": "cpu"}))
 
 
+def test_another_quantiser_of_a_compact_folder_is_refused(folders) -> None:
+    """diffusers would warn, and give the dense model."""
+    from diffusers import BitsAndBytesConfig
+
+    _, small = folders()
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    refused(small, r"compact.* convert FOLDER --to dense", quantization_config=config)
+
+
 def test_asking_to_quantise_while_loading_is_refused(folders) -> None:
     from diffusers.quantizers.auto import DiffusersAutoQuantizer
 

@@ -15,6 +15,7 @@ from ditprune.writing.json_file import read_json
 from ditprune.writing.paths import path_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SINGLE_FILES = {".safetensors", ".gguf", ".ckpt"}  # a whole model in one file
 # Data only: configuration, safetensors weights, tokenizers, the card. No pickles, no code.
 # No weights at the root either, where a pipeline's repository keeps other formats of the same.
 _HUB_FILES = [
@@ -68,9 +69,14 @@ def locate(model: str) -> ModelFolder:
         return ModelFolder(model, root, _denoisers(model, root))
     if (root / "config.json").is_file():
         return ModelFolder(model, root, {DENOISER: root})
+    single = next((f.name for f in sorted(root.iterdir()) if f.suffix in _SINGLE_FILES), None)
+    hint = (
+        f"; load {single} with `from_single_file(...)`, then `.save_pretrained(FOLDER)`"
+        if single else "; pass a folder written by save_pretrained"
+    )  # fmt: skip
     raise ModelError(
         f"{model}: neither model_index.json (a pipeline) nor config.json (a denoiser) in the "
-        "folder; pass a folder written by save_pretrained"
+        f"folder{hint}"
     )
 
 
@@ -92,7 +98,10 @@ def _root(model: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ModelError(f"{model}: is a file; expected a folder written by save_pretrained")
+        raise ModelError(
+            f"{model}: is a file; expected a folder: load it with the pipeline's or the "
+            "denoiser's `from_single_file(...)`, then `.save_pretrained(FOLDER)`"
+        )
     if _is_hub_id(model):
         return _download(model)
     raise ModelError(f"{model}: no such folder; expected a model folder, a hub id or 'bundled'")

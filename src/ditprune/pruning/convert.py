@@ -26,6 +26,7 @@ from ditprune.checkpoints.skeleton import globs_in_manifest, skeleton
 from ditprune.checkpoints.weights import Layout, Weights, layout_of
 from ditprune.errors import ModelError
 from ditprune.progress import Progress, silent
+from ditprune.reporting import card
 from ditprune.targets.discover import discover
 from ditprune.writing.files import MANIFEST, is_compact
 from ditprune.writing.staging import check_early, resumable_folder
@@ -207,4 +208,5 @@ def _convert(
             write(name, rewriter, folder)
             if (source / MANIFEST).is_file():
                 copyfile(source / MANIFEST, folder / MANIFEST)
+        card.convert(staging.part)
         check_unchanged(model, stored, identity)

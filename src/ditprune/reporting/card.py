@@ -8,6 +8,7 @@ README.base.md, and its front matter about licence and use is kept. Text that so
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ditprune.writing.json_file import MALFORMED
 BASE_CARD = "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
 END = "<!-- what stands below is kept when the card is written again -->"
+_QUALITY = re.compile(r"^## Quality\n.*?(?=^## )", re.DOTALL | re.MULTILINE)
 _TAGS = ("diffusers", "ditprune", "pruning", "sparsity")
 # Keys of the base model's front matter that are not true of its pruned copy.
 _NOT_KEPT = {"base_model", "base_model_relation", "library_name", "model-index", "tags", "widget"}
@@ -40,7 +42,7 @@ _TILE, _GAP, _MOST_COLUMNS = 128, 4, 8
 
 def write(
     folder: Path, results: Mapping[str, Any] | None = None, name: str | None = None,
-    base_model: str | None = None,
+    base_model: str | None = None, keeps_measured: bool = False,
 ) -> bool:  # fmt: skip
     """Write the card of a folder that `prune` made; do nothing in another folder.
 
@@ -48,6 +50,7 @@ def write(
         results: what `ditprune evaluate` found; None if nothing is measured.
         name: the name of the model in these results; by default the folder's name.
         base_model: the dense model's hub id, if it is known.
+        keeps_measured: keep what the card says was measured, as the weights are the same.
 
     Returns:
         Whether a card was written. None is written without a manifest, or through a link, as in
@@ -68,7 +71,8 @@ def write(
         base_model = _text(front.get("base_model"))
     model = _model_in(results, folder.resolve().name if name is None else name)
     has_picture = bool(model) and _write_picture(results, model["name"], folder / CARD_PICTURE)
-    if not has_picture:
+    stays = _measured_before(text) if keeps_measured else ""
+    if not has_picture and not stays:
         (folder / CARD_PICTURE).unlink(missing_ok=True)
     try:
         body = _body(folder, claims, base_model, has_picture, _measured(results, model))
@@ -76,12 +80,27 @@ def write(
         raise ModelError(
             f"{folder}: its {MANIFEST} cannot be read ({error!r}); run `ditprune verify`"
         ) from None
+    if stays:
+        body = body.replace(_measured_before(body), stays)
     tail = text.partition(f"{END}\n")[2] if is_ours else ""
     with write_beside(card) as part:
         part.write_text(
             f"{_front_matter(front, base_model)}{body}\n{END}\n{tail}", encoding="utf-8"
         )
     return True
+
+
+def convert(folder: Path) -> None:
+    """Write the card anew where weights were packed or unpacked, if it is ours."""
+    card = folder / CARD
+    if card.is_file() and BEGIN in card.read_text(encoding="utf-8", errors="replace"):
+        write(folder, keeps_measured=True)
+
+
+def _measured_before(text: str) -> str:
+    """The part of a card of ours that says what was measured; empty if there is none."""
+    match = _QUALITY.search(text.partition(BEGIN)[2])
+    return match[0] if match else ""
 
 
 def _manifests(folder: Path) -> dict[str, Any]:

@@ -31,11 +31,27 @@ class _Method(StrEnum):
 
 
 def add_to(tables: ModuleType) -> None:
-    """Add the method to the two tables of `diffusers.quantizers.auto`."""
+    """Add the method to the two tables of `diffusers.quantizers.auto`, and to their merging."""
     config, quantizer = _classes()
     for name in (METHOD, QUANT_METHOD):
         tables.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = config
     tables.AUTO_QUANTIZER_MAPPING[METHOD] = quantizer
+    merge = tables.DiffusersAutoQuantizer.merge_quantization_configs
+
+    def merge_quantization_configs(stored: Any, given: Any) -> Any:
+        """As diffusers merges them, which leaves out what was given with no more than a warning."""
+        method = stored.get("quant_method") if isinstance(stored, Mapping) else None
+        is_ours = isinstance(stored, _Config) or method in (METHOD, QUANT_METHOD)
+        if is_ours and given is not None and not isinstance(given, _Config):
+            raise ModelError(
+                "quantization_config: the folder is compact, and its weights would stay dense; "
+                "`ditprune convert FOLDER --to dense -o DENSE` first, and quantise that"
+            )
+        return merge(stored, given)
+
+    tables.DiffusersAutoQuantizer.merge_quantization_configs = staticmethod(
+        merge_quantization_configs
+    )
 
 
 @cache
