@@ -10,6 +10,7 @@ import pytest
 
 from ditprune.bundled import PIPELINE
 from ditprune.calibration import draw
+from ditprune.errors import ModelError
 
 
 class Named:
@@ -49,3 +50,20 @@ def test_the_bundled_model_draws_its_digits_in_turn() -> None:
 
     pool = draw.conditions(load_pipeline(locate(str(PIPELINE))), None, None)
     assert draw.of_items(pool, 25) == [i % 10 for i in range(25)]
+
+
+def test_a_pipeline_that_starts_from_an_image_names_the_way() -> None:
+    """The image has a default of None, so its absence shows only when it is called."""
+
+    class Img2ImgPipeline:
+        def __call__(
+            self,
+            prompt: Any = None,
+            image: Any = None,
+            generator: Any = None,
+            strength: float = 0.6,
+        ) -> None:
+            raise ValueError(f"`image` has to be a tensor, but is {type(image)}")
+
+    with pytest.raises(ModelError, match=r"Img2ImgPipeline failed .*image.*ditprune\.recorded"):
+        draw.run(Img2ImgPipeline(), ["a cat"], [1], strength=0.5)

@@ -62,11 +62,18 @@ def test_a_file_is_refused(tiny_pipeline) -> None:
 @pytest.mark.parametrize("model", ["nothing", "/no/such/folder", "./a/b", "../a/b", "a/b/c", ""])
 def test_what_is_not_there_is_refused(model, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(model, "no such folder|neither")
+    refused(model, "no such folder|neither|empty text")
 
 
 def test_the_home_of_nobody_is_refused() -> None:
     refused("~no-such-user-here/model", "no such folder")
+
+
+@pytest.mark.parametrize("name", ["flux-fp8.safetensors", "flux-Q4.gguf", "x.ckpt"])
+def test_a_single_file_is_told_how_it_becomes_a_folder(name: str, tmp_path) -> None:
+    (tmp_path / name).touch()
+    refused(tmp_path, r"from_single_file\(...\)`, then `.save_pretrained")
+    refused(tmp_path / name, r"from_single_file\(...\)`, then `.save_pretrained")
 
 
 def test_a_folder_with_neither_config_is_refused(tmp_path) -> None:

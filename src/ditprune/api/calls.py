@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ditprune.calibration.draw import conditions
+from ditprune.calibration.draw import as_conditions, conditions
 from ditprune.calibration.sample import Sampling, sample_unit
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import (
@@ -132,7 +132,8 @@ def sample(
         raise RecipeError("sample: pass arguments of the pipeline by name, as in guidance_scale=4")
     words = {word: options.pop(word) for word in _OWN_WORDS if word in options}
     sampling = Sampling(
-        num_samples=num_samples, seed=seed, labels=labels, prompts=prompts,
+        num_samples=num_samples, seed=seed, labels=as_conditions("labels", labels),
+        prompts=as_conditions("prompts", prompts),
         pipeline_options=options, **words,
     )  # fmt: skip
     names = tuple(denoisers_of(pipe))

@@ -133,7 +133,9 @@ def run(pipeline: Any, batch: Sequence[Any], seeds: Sequence[int], **options: An
             raise
         words = ", ".join(f"{word}={value!r:.40}" for word, value in given.items())
         raise ModelError(
-            f"{type(pipeline).__name__} failed ({reason_of(error)}); it was called with {words}"
+            f"{type(pipeline).__name__} failed ({reason_of(error)}); it was called with {words}; "
+            "where it needs more, as an image, run it yourself inside `with "
+            "ditprune.recorded(denoiser) as calls:` and use ditprune.calibrate"
         ) from error
 
 

@@ -75,8 +75,8 @@ class Sampling:
     timesteps: str = "uniform"
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
-    labels: Sequence[int] | None = None
-    prompts: Sequence[str] | None = None
+    labels: tuple[int, ...] | None = None
+    prompts: tuple[str, ...] | None = None
     seed: int = 0
     purpose: str = "calibration"
     batch_size: int = 16

@@ -208,5 +208,5 @@ def _convert(
             write(name, rewriter, folder)
             if (source / MANIFEST).is_file():
                 copyfile(source / MANIFEST, folder / MANIFEST)
-        card.convert(staging.part)
+        card.write_converted(staging.part)
         check_unchanged(model, stored, identity)

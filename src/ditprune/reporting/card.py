@@ -90,7 +90,7 @@ def write(
     return True
 
 
-def convert(folder: Path) -> None:
+def write_converted(folder: Path) -> None:
     """Write the card anew where weights were packed or unpacked, if it is ours."""
     card = folder / CARD
     if card.is_file() and BEGIN in card.read_text(encoding="utf-8", errors="replace"):
