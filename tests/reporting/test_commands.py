@@ -19,7 +19,7 @@ from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.words import build
-from ditprune.reporting.commands import repeat_commands
+from ditprune.reporting.commands import _is_plausible, repeat_commands
 
 RECIPES: list[dict[str, Any]] = [
     {},
@@ -162,3 +162,8 @@ def test_a_calibration_that_is_not_known_is_not_told(statistics: Any) -> None:
     assert first is None
     assert second is not None
     assert ("--statistics" in second) == (statistics is not None)
+
+
+def test_every_field_of_a_calibration_has_a_kind() -> None:
+    """Else the command of every calibration would be left out in silence."""
+    assert all(_is_plausible(part, None) for part in dataclasses.fields(Sampling))
