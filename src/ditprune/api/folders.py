@@ -118,6 +118,6 @@ def convert(
     Raises RecipeError, ModelError, OutputError.
     """
     check_name("to", _CONVERSIONS, to)
-    check_before(path_of(out), yes_or_no("overwrite", overwrite))
+    check_before(path_of(out), yes_or_no("overwrite", overwrite), model)
     with telling(progress) as tell:
         return _CONVERSIONS[to](located(model), path_of(out), overwrite, tell)

@@ -122,7 +122,7 @@ def check_prune(
     recipe: Recipes = None, **words: Any,
 ) -> Ready:  # fmt: skip
     """The checks of `prune`, with its arguments. Raises DitpruneError."""
-    check_before(path_of(out), yes_or_no("overwrite", overwrite))
+    check_before(path_of(out), yes_or_no("overwrite", overwrite), model)
     folder = located(model)
     recipes = build_each(folder.denoisers, recipe, sparsity=sparsity, **words)
     all_stats = read_statistics(stats)

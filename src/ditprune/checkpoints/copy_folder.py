@@ -83,7 +83,7 @@ def _sorted_out(model: ModelFolder, weights: Mapping[str, Weights]) -> Iterator[
     components = components_of(model.root)
     for path in sorted(files_below(model.root)):
         file = model.root / path
-        if is_hidden(path):
+        if is_hidden(path) or not (file.is_file() or file.is_dir()):  # a link to nothing, a pipe
             continue
         if any(file.is_relative_to(folder) for folder in folders):
             is_card = file.name == "config.json" or is_text(file.name)

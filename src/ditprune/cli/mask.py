@@ -51,7 +51,7 @@ def apply(model: str, file: Path, out: Path | None, check: bool, overwrite: bool
             "mask apply: nowhere to write to; pass -o OUT, or --check to only compare"
         )
     if out is not None:
-        check_before(out, overwrite)
+        check_before(out, overwrite, model)
     folder, masks = locate(model), MaskFile(file)
     if out is None:
         return _check(folder, masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -19,7 +18,7 @@ from ditprune.errors import OutputError
 from ditprune.writing.json_file import read_json
 from ditprune.writing.lock import ON_WINDOWS, held, hold, is_at, let_go, lock, locked_folder
 from ditprune.writing.model_files import CARD, CARD_PICTURE, COMPACT_MANIFEST, MANIFEST
-from ditprune.writing.own import check_no_link
+from ditprune.writing.own import check_no_link, why
 from ditprune.writing.replaceable import check_replaceable, is_ours
 
 __all__ = [
@@ -222,15 +221,6 @@ def put_back(out: Path) -> None:
     """Undo the first of the two renames, where the second never came."""
     if out.name and not out.exists() and old_of(out).exists():
         old_of(out).rename(out)
-
-
-def why(path: Path, error: OSError | SafetensorError) -> str:
-    """The message of a refusal for what the disk said."""
-    number = getattr(error, "errno", None)
-    if number == errno.ENOSPC or "No space left" in str(error):
-        return f"{path}: no space left on the disk; make room or choose another place"
-    reason = getattr(error, "strerror", None) or error
-    return f"{path}: cannot be written ({reason}); choose another place"
 
 
 MANIFEST_FORMAT = 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from ditprune.errors import OutputError
-from ditprune.writing.own import check_own, no_follow
+from ditprune.writing.own import check_own, no_follow, why
 
 # A byte far behind the end of every journal: on Windows nobody else can read a locked byte.
 _PLACE = 2**30
@@ -52,10 +52,7 @@ def _locked(file: Path) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         stream = hold(file)
     except OSError as error:
-        raise OutputError(
-            f"{file}: cannot be made ({error.strerror or error}), and it would keep other runs "
-            "away; choose another place"
-        ) from None
+        raise OutputError(why(file, error)) from None
     try:
         yield
     finally:

@@ -6,11 +6,14 @@ in leftovers that someone moved. What is written there would land in another fil
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from ditprune.errors import OutputError
 
@@ -68,3 +71,12 @@ def remove_leftover(path: Path) -> None:
             f"{path}: lies where unfinished work belongs, and cannot be removed "
             f"({error.strerror or error}); remove it, or choose another place"
         ) from None
+
+
+def why(path: Path, error: OSError | SafetensorError) -> str:
+    """The message of a refusal for what the disk said."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENOSPC or "No space left" in str(error):
+        return f"{path}: no space left on the disk; make room or choose another place"
+    reason = getattr(error, "strerror", None) or error
+    return f"{path}: cannot be written ({reason}); choose another place"

@@ -155,12 +155,12 @@ def resumable_folder(
         staging.journal.close()
 
 
-def check_before(out: Path, overwrite: bool) -> None:
-    """The refusals of `check_early` that need no model, which may be long to fetch.
+def check_before(out: Path, overwrite: bool, model: object) -> None:
+    """The refusals of `check_early` that need no model, where that has to be fetched first.
 
     Raises OutputError.
     """
-    if not (out.name and _journal_of(out).exists()):
+    if not Path(str(model)).is_dir() and not (out.name and _journal_of(out).exists()):
         check_place(out, overwrite)
 
 
@@ -223,7 +223,7 @@ def _open(
 
 def _check_old(out: Path, journal: Journal | None) -> None:
     """Refuse what lies where the old OUT will, unless a killed run put it there."""
-    if journal is None and old_of(out).exists():
+    if journal is None and out.name and old_of(out).exists():
         raise OutputError(
             f"{old_of(out)}: lies where an OUT that is replaced is kept meanwhile; move it away"
         )
