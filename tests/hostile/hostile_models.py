@@ -48,9 +48,9 @@ add(
     "cannot be built from it|has shape|cannot be read",
     with_config(lambda config: config.update(norm_type=json.loads("[" * 600 + "]" * 600))),
 )
-add("scheduler_config.json: cut", "calibrate", "diffusers cannot load it",
+add("scheduler_config.json: cut", "calibrate", "scheduler_config.json: cannot be read as JSON",
     with_text("scheduler/scheduler_config.json", b"{"))  # fmt: skip
-add("scheduler_config.json: nested deep", "calibrate", "diffusers cannot load it",
+add("scheduler_config.json: nested deep", "calibrate", "scheduler_config.json: cannot be read as JSON",
     with_text("scheduler/scheduler_config.json", b'{"a":' * DEEP))  # fmt: skip
 
 # --- components that are elsewhere ---
