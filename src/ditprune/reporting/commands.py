@@ -21,7 +21,8 @@ STATISTICS, CALLS, PROMPTS = "stats.safetensors", "calls", "prompts.txt"
 MASK = "mask.safetensors"
 # The types that a field of `Sampling` has in JSON, by the first word of its annotation.
 _KINDS: dict[str, Any] = {
-    "int": int, "str": str, "float": (int, float), "Sequence": list, "Mapping": Mapping,
+    "int": int, "str": str, "float": (int, float), "tuple": list, "Sequence": list,
+    "Mapping": Mapping,
 }  # fmt: skip
 
 
