@@ -50,7 +50,7 @@ add(
 )
 add("scheduler_config.json: cut", "calibrate", "scheduler_config.json: cannot be read as JSON",
     with_text("scheduler/scheduler_config.json", b"{"))  # fmt: skip
-add("scheduler_config.json: nested deep", "calibrate", "scheduler_config.json: cannot be read as JSON",
+add("scheduler_config.json: nested deep", "calibrate", "cannot be read as JSON",
     with_text("scheduler/scheduler_config.json", b'{"a":' * DEEP))  # fmt: skip
 
 # --- components that are elsewhere ---

@@ -15,7 +15,7 @@ for name, place in {
         add(f"OUT is {name} {' '.join(options)}", "prune", "lies in the model|names no new folder",
             lambda g, place=place, more=options: ["-o", g.model / place, *more])  # fmt: skip
 add("OUT is /", "prune", "names no new folder", lambda g: ["-o", "/", "--overwrite"])
-add("OUT is empty", "prune", "an empty text given, expected a path", lambda g: ["-o", "", "--overwrite"])
+add("OUT is empty", "prune", "an empty text given", lambda g: ["-o", "", "--overwrite"])
 add("OUT is a folder", "calibrate", "is a folder", lambda g: ["-o", g.model, "--overwrite"])
 add("OUT has a name that is too long", WRITERS, "cannot be written|File name too long",
     lambda g: ["-o", g.out.with_name("x" * 300)])  # fmt: skip
