@@ -289,7 +289,7 @@ def two(tiny_dit, batches, tmp_path_factory) -> tuple[Any, Any, Source]:
     add_denoiser(model, tiny_dit(1))
     calls, stats = [], {}
     for seed, name in enumerate(("transformer", "transformer_2")):
-        given = batches(tiny_dit(seed), n=2, seed=seed)
+        given = batches(tiny_dit(seed), n=3, seed=seed)
         stats[name] = api.calibrate(tiny_dit(seed), given)
         calls += [Call((), batch, None, name) for batch in given]
     save_calibration_set(calls, {"seed": 0}, there / "set")
