@@ -100,3 +100,11 @@ def test_results_in_an_encoding_that_lacks_them_are_written_out(monkeypatch) -> 
     console.show(["modèle → 模型 \udce9"])
     sys.stdout.flush()
     assert raw.getvalue().decode("cp1252").endswith("modèle \\u2192 \\u6a21\\u578b \\udce9\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_ends_nothing(stream: str, pruned: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, stream, None)
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(pruned)])
+    assert stop.value.code == 0

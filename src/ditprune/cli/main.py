@@ -83,7 +83,7 @@ def main(args: list[str] | None = None) -> None:
 
 def drop_what_cannot_be_written() -> None:
     """What is left for a full disk would change the exit code when Python ends."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed before
         try:
             stream.flush()
         except OSError:
