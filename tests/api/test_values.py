@@ -13,14 +13,22 @@ import ditprune
 from ditprune import Call
 from ditprune.errors import DitpruneError
 
+
+class Thing:
+    """Nothing that any argument takes; its name is the same in every process."""
+
+    def __repr__(self) -> str:
+        return "a thing"
+
+
 NAN, HUGE = float("nan"), 10**400
 WRONG: dict[str, dict[str, list[Any]]] = {
     "calibrate": {
         "blocks": [5, b"x", ["x", 3], {"transformer": 5}, {"x": "y"}, [None]],
         "num_bins": ["x", 2.5, 0, -1, 10**9, True, [3], NAN],
-        "protocol": [5, "x", [1], {"a": {1}}, {"a": object()}, {"a": NAN}, {"a": torch.ones(2)},
+        "protocol": [5, "x", [1], {"a": {1}}, {"a": Thing()}, {"a": NAN}, {"a": torch.ones(2)},
                      {"a": HUGE}, {"a": "\ud800"}],
-        "progress": ["x", 5, object()],
+        "progress": ["x", 5, Thing()],
         "batches": [None, 5, "", [], [5], [{}], [((), {})], ["x"], [{"x": 1}], [torch.ones(3)],
                     [{"hidden_states": torch.ones(1, 4, 8, 8)}], [{"hidden_states": "x"}]],
         "model": [None, 5, "m", {}, torch.nn.Linear(2, 2)],
@@ -29,11 +37,11 @@ WRONG: dict[str, dict[str, list[Any]]] = {
         "sparsity": ["x", True, [0.5], {"a": 0.5}, {"transformer": "x"}, {}, 1 + 0j, HUGE, NAN,
                      torch.tensor(0.5)],
         "saliency": [5, [], {}, {"name": 5}, {"name": "power", "weight_power": "x"}, float],
-        "granularity": [5, {}, {"name": "cag", "cag_threshold": "x"}, object()],
+        "granularity": [5, {}, {"name": "cag", "cag_threshold": "x"}, Thing()],
         "pattern": [5, "x", [2, 4], True], "include": [5, [5], {}, b"x", {"transformer": 5}],
         "auxiliary": [5, "yes", []], "mask": [5, []], "allocation": [5, []],
         "reconstruction": [5, {"name": "obs", "damping": "x"}, {"name": "obs", "block_size": 2.5}],
-        "refinement": [5, {"name": "distill", "num_steps": "x"}, object()],
+        "refinement": [5, {"name": "distill", "num_steps": "x"}, Thing()],
         "packages": ["x", 2.5, True, [], 0, HUGE], "max_error": ["x", True, [], -1, HUGE],
         "preset": [5, []], "recipe": [5, "x", {}, {"transformer": 5}, []],
         "stats": [5, [], {}, Path("nowhere")], "batches": [5, []],
@@ -48,7 +56,7 @@ WRONG: dict[str, dict[str, list[Any]]] = {
         "labels": [5, "x", ["x"], [2.5], [True], [None], [], [10**30]], "prompts": [5, [5], ""],
         "timesteps": [5, None, []], "batch_size": ["x", 0, None], "num_bins": ["x", None],
         "guidance_scale": ["x", True, [], NAN, 1e30], "num_inference_steps": ["x", 2.5, 1001],
-        "pipe": [None, 5, object()],
+        "pipe": [None, 5, Thing()],
     },
     "evaluate": {
         "dense": [5, None, []], "pruned": [5, None, [], "x", [5], {"a": 5}, {}],
