@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from ditprune.api.calls import Calls, load_calls
 from ditprune.api.given import component_alone, located, read_batches, read_statistics, yes_or_no
 from ditprune.api.memory import Recipes
@@ -28,6 +30,7 @@ from ditprune.pruning.job import Outcome, open_jobs
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.folder import Source
+from ditprune.pruning.update.memory import gram_bytes_within
 from ditprune.pruning.update.update import check_needs_calls, check_needs_grams
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.writing.files import ensure_folder
@@ -45,6 +48,8 @@ def prune(
     *,
     batches: Any = None,
     device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    max_memory: str | int | None = None,
     gram_memory: str | int | None = None,
     overwrite: bool = False,
     progress: ProgressArgument = None,
@@ -68,8 +73,12 @@ def prune(
         stats: from `calibrate`, or their file. Those of a pipeline serve one of its denoisers.
         sparsity: share of each comparison group to remove; 0.5 by default.
         batches: calls, or their folder, where a recipe updates weights or measures errors.
-        device: where weights are updated, and where a pipeline is sampled; the CPU by default.
-        gram_memory: memory for Grams in bytes or as `"8GB"`; 4 GB by default.
+        device, dtype: where and in which dtype a pipeline is sampled and the denoiser runs while
+            weights are updated or errors measured; the CPU and float32 by default. What is
+            written keeps the dtype that it has.
+        max_memory: in bytes or as `"8GB"`; to be sampled, a larger denoiser is streamed. Recipes
+            that update weights or measure errors load it whole, and are refused if it is larger.
+        gram_memory: memory for Grams; by default 4 GB, or what is left of `max_memory`.
         overwrite: replace an `out` that ditprune wrote.
         progress, recipe, words: as for `prune_`.
 
@@ -80,8 +89,8 @@ def prune(
         DitpruneError: before any work where it can be known, else with `out` as it was.
     """
     ready = check_prune(
-        model, out, stats, sparsity, batches=batches, device=device, gram_memory=gram_memory,
-        overwrite=overwrite, recipe=recipe, **words,
+        model, out, stats, sparsity, batches=batches, device=device, dtype=dtype,
+        max_memory=max_memory, gram_memory=gram_memory, overwrite=overwrite, recipe=recipe, **words,
     )  # fmt: skip
     all_stats = ready.stats
     with telling(progress) as tell:
@@ -118,25 +127,31 @@ class Ready:
 def check_prune(
     model: str | Path, out: str | Path, stats: Statistics | str | Path | None = None,
     sparsity: float | Mapping[str, float] | None = None, *, batches: Any = None,
-    device: str | None = None, gram_memory: str | int | None = None, overwrite: bool = False,
-    recipe: Recipes = None, **words: Any,
+    device: str | None = None, dtype: str | torch.dtype | None = None,
+    max_memory: str | int | None = None, gram_memory: str | int | None = None,
+    overwrite: bool = False, recipe: Recipes = None, **words: Any,
 ) -> Ready:  # fmt: skip
     """The checks of `prune`, with its arguments. Raises DitpruneError."""
     check_before(path_of(out), yes_or_no("overwrite", overwrite), model)
+    placement = Placement.of(device, dtype, max_memory)
     folder = located(model)
     recipes = build_each(folder.denoisers, recipe, sparsity=sparsity, **words)
     all_stats = read_statistics(stats)
     most = parse_size(gram_memory, "--gram-memory")
     if most is not None:
         check_needs_grams(recipes.values())
+    needs_calls = any(part.needs_calls for part in recipes.values())
     lacks_stats = not all(can_score(part, all_stats) for part in recipes.values())
-    lacks_calls = batches is None and any(part.needs_calls for part in recipes.values())
+    lacks_calls = batches is None and needs_calls
     samples_first = folder.is_pipeline and (lacks_stats or (lacks_calls and all_stats is None))
-    for option, value in {"--calibration-set": batches, "--device": device}.items():
-        if value is not None and not (option == "--device" and samples_first):
+    places = {"--device": device, "--dtype": dtype, "--max-memory": max_memory}
+    for option, value in {"--calibration-set": batches, **places}.items():
+        if value is not None and not (option in places and samples_first):
             check_needs_calls(recipes.values(), option)
+    if needs_calls and max_memory is not None:
+        most = gram_bytes_within(open_jobs(folder, None, recipes), placement, most)
     return Ready(
-        folder, path_of(out), recipes, all_stats, batches, Placement.of(device), most, overwrite,
+        folder, path_of(out), recipes, all_stats, batches, placement, most, overwrite,
         samples_first,
     )  # fmt: skip
 
@@ -162,7 +177,11 @@ def sampled_beside(
                 f"{folder}: no such calibration set, and {file} was made with it; remove the file "
                 "to sample again, or pass --calibration-set"
             )
+        if batches is None:
+            _check_dtype(ready.placement, file, folder)
         _log.info("no statistics given: using %s, which was made before", file)
+        if not needs_calls and ready.placement != Placement():
+            _log.info("nothing is sampled, so --device, --dtype and --max-memory change nothing")
     else:
         _log.info(
             "no statistics given: sampling %s with the defaults, and keeping %s and %s",
@@ -174,6 +193,19 @@ def sampled_beside(
             model, file, Sampling(), ready.placement, folder, progress=progress, blocks=blocks
         )
     return read_statistics_file(file), folder if needs_calls and batches is None else batches
+
+
+def _check_dtype(placement: Placement, file: Path, folder: Path) -> None:
+    """Refuse statistics whose calls were sampled in another dtype. Raises RecipeError."""
+    if not folder.is_dir():
+        return
+    place: Any = load_calibration_set(folder).identity.get("placement")
+    before, asked = (place or {}).get("dtype"), str(placement.dtype).removeprefix("torch.")
+    if before not in (None, asked):
+        raise RecipeError(
+            f"{file}: made in {before}, and --dtype is {asked}; pass --dtype {before}, name the "
+            "file with --statistics, or remove both it and its calls to sample again"
+        )
 
 
 @contextmanager
@@ -193,7 +225,8 @@ def _source(batches: Any, ready: Ready) -> Iterator[Source | None]:
 def source_of(calls: CalibrationSet, ready: Ready, component: str | None = None) -> Source:
     """The calls for `prune`. Raises ModelError where it is not known which are of a denoiser."""
     component = component or component_alone(calls, ready.model)
-    return Source(calls, ready.placement, ready.max_gram_bytes, component)
+    whole = replace(ready.placement, max_memory=None)  # that it fits was checked
+    return Source(calls, whole, ready.max_gram_bytes, component)
 
 
 def _stored(batches: Any, model: ModelFolder, folder: Path) -> CalibrationSet:

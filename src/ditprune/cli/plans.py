@@ -131,8 +131,9 @@ def show_update_forecast(model: ModelFolder, job: Job, source: Source, prefix: s
     except ModelError as error:
         console.show([str(error)], prefix)
         return
-    size, most = job.selection.num_parameters, source.max_gram_bytes
-    expected = forecast_updates(targets, recipe, row, total, size, most)
+    size, itemsize = job.selection.num_parameters, source.placement.dtype.itemsize
+    rest = (row, total, size, source.max_gram_bytes, itemsize)
+    expected = forecast_updates(targets, recipe, *rest)
     lines = [
         f"before that it updates the weights of the loaded denoiser, from {total:,} rows "
         f"of calls; Grams take {expected.num_passes} passes over them",
@@ -141,7 +142,7 @@ def show_update_forecast(model: ModelFolder, job: Job, source: Source, prefix: s
         f"  {_on_gpu(expected)}",
     ]
     for words, other in _cheaper(recipe).items():
-        less = forecast_updates(targets, other, row, total, size, most)
+        less = forecast_updates(targets, other, *rest)
         lines.append(f"  with {words}: {formats.size(less.peak_bytes)}; {_on_gpu(less)}")
     console.show(lines, prefix)
 

@@ -11,7 +11,7 @@ from ditprune.api import prune_folder
 from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
-from ditprune.cli.options import statistics_option
+from ditprune.cli.options import placement_options, statistics_option
 from ditprune.cli.path_type import PATH
 from ditprune.cli.plans import error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
@@ -26,7 +26,7 @@ from ditprune.cli.recipe_options import read_recipe, recipe_options
     "--calibration-set", "set_folder", type=PATH, metavar="DIR",
     help="calls from ditprune calibrate; for recipes that update weights",
 )  # fmt: skip
-@click.option("--device", metavar="NAME", help="[default: cpu] where weights are updated")
+@placement_options
 @click.option(
     "--gram-memory", metavar="SIZE",
     help="[default: 4GB] for Grams; more memory is fewer passes over the calls",
@@ -36,19 +36,23 @@ from ditprune.cli.recipe_options import read_recipe, recipe_options
 @click.option("--push-to-hub", "repo", metavar="REPO", help="then put OUT there, as `push` does")
 def prune(
     model: str, out: Path, statistics: Path | None, set_folder: Path | None, device: str | None,
-    gram_memory: str | None, dry_run: bool, overwrite: bool, repo: str | None, **texts: Any,
+    dtype: str | None, max_memory: str | None, gram_memory: str | None, dry_run: bool,
+    overwrite: bool, repo: str | None, **texts: Any,
 ) -> None:  # fmt: skip
     """Prune MODEL into the folder OUT. The default is the paper's method at 50 %.
 
     Without --statistics a pipeline is sampled and calibrated first, with the defaults. Its calls
     and statistics stay beside OUT and serve the next command.
+
+    --device, --dtype and --max-memory say where the denoiser runs: to be sampled, and for recipes
+    that update weights or measure errors, which load it whole. Others run nothing and stream it.
     """
     words = read_recipe(**texts)
     if repo is not None:
         hub.check_repo(repo)
     given: dict[str, Any] = {
-        "stats": statistics, "batches": set_folder, "device": device, "gram_memory": gram_memory,
-        "overwrite": overwrite, **words,
+        "stats": statistics, "batches": set_folder, "device": device, "dtype": dtype,
+        "max_memory": max_memory, "gram_memory": gram_memory, "overwrite": overwrite, **words,
     }  # fmt: skip
     if dry_run:
         show_dry_run(prune_folder.check_prune(model, out, **given), out)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ditprune.calibration.observe import gram_bytes, stages
+from ditprune.calibration.observe import stages
 from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
@@ -42,6 +42,7 @@ from ditprune.pruning.job import Job, num_bytes
 from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.budgets import LEVELS
 from ditprune.pruning.update.judge import NUM_MEASURING_ROWS
+from ditprune.pruning.update.memory import update_bytes
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
 from ditprune.pruning.update.share import most_tries
 from ditprune.pruning.zeroing import prune_weight_
@@ -157,7 +158,6 @@ def _by_tensor(job: Job) -> Mapping[str, Target]:
     return {f"{name}.weight": target for name, target in job.selection.targets.items()}
 
 
-_FLOAT = 4
 _SIDE, _NUM_PRODUCTS = 1024, 8
 _BACKWARD = 2  # times the arithmetic of a forward pass
 
@@ -226,13 +226,13 @@ def _without_data(leaf: Any) -> Any:
 
 def forecast_updates(
     targets: Mapping[str, Target], recipe: Recipe, row: RowCost, num_rows: int,
-    num_parameters: int, max_gram_bytes: int | None = None,
+    num_parameters: int, max_gram_bytes: int | None = None, itemsize: int = 4,
 ) -> UpdateForecast:  # fmt: skip
-    """What a recipe takes with so many rows of calibration calls.
+    """What a recipe takes with so many rows of calibration calls, and `itemsize` bytes a weight.
 
     Raises RecipeError for `max_gram_bytes` where it collects no Grams.
     """
-    measures, trains = recipe.allocation in MEASURED, recipe.refinement is not None
+    measures = recipe.allocation in MEASURED
     cut = stages(targets, recipe.packages, max_gram_bytes or DEFAULT_GRAM_BYTES)
     tries = most_tries(recipe)
     rounds = 1 + tries + measures if len(cut) > 1 else 1 + (tries > 0)
@@ -246,23 +246,11 @@ def forecast_updates(
         "layers": once * (2 if recipe.mask == "refinement" else 1),
         "refinement": _training_operations(recipe, row, num_rows),
     }
-    num_weights = sum(target.num_weights for target in targets.values())
-    largest = max(sum(gram_bytes(targets[name]) for name in names) for names in cut)
-    copies = _copies(recipe)
-    peak = _FLOAT * num_parameters * (2 if trains else 1) + copies * num_weights
     return UpdateForecast(
         {name: value for name, value in work.items() if value},
         passes,
-        peak + (largest if recipe.needs_grams else 0),
+        update_bytes(targets, recipe, num_parameters, itemsize, max_gram_bytes),
     )
-
-
-def _copies(recipe: Recipe) -> int:
-    """Bytes for each target weight beside the denoiser's own: results with their masks, and in
-    training gradients, Adam's two means, the weights before and the masks as numbers.
-    """
-    results = (_FLOAT + 1) * (2 if recipe.mask == "refinement" else 1)
-    return results + (5 * _FLOAT if recipe.refinement is not None else 0)
 
 
 def _operations(target: Target, recipe: Recipe) -> float:

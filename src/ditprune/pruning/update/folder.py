@@ -66,9 +66,11 @@ class Source:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to continue with the work of another."""
+        dtype = str(self.placement.dtype).removeprefix("torch.")
         return {
             "protocol": dict(self.calibration_set.protocol),
             "guard": dict(self.calibration_set.identity),
+            "dtype": dtype,
             **({} if self.component is None else {"component": self.component}),
         }
 
