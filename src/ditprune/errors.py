@@ -9,14 +9,16 @@
     ├── ResultsError           results of an evaluation that are missing or malformed
     └── KernelError            the sparse kernel, which cannot be built or cannot run on what it got
 
-Every message says where, what was given, what was expected and what to do.
+Every message says where, what was given, what was expected and what to do. It is written with the
+options of the command line; `str` of it has Python's words, but inside `options_named`.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 # As torch says it on CPUs, of Linux and of Windows, and on GPUs outside its own allocator.
@@ -24,9 +26,47 @@ _NO_MEMORY = re.compile(
     r"allocate memory|not enough memory|out of memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE
 )
 
+# A command in backticks, which stays as it is, or an option: `--max-error`.
+_OPTION = re.compile(
+    r"`[^`]*`|(?<![\w/.=-])--(?P<option>[a-z]+(?:-[a-z]+)*)(?![\w/.])(?P<gap> (?='|-?\d))?"
+)
+# The options that Python calls by more than their letters.
+_IN_PYTHON = {
+    "calibration-set": "batches", "overwrite": "overwrite=True", "statistics": "stats",
+    "pipeline-option": "pipeline_options", "time-limit": "limit_s",
+}  # fmt: skip
+
+
+def in_python(text: str) -> str:
+    """`"pass --max-error 0.1 or --mask"` → `"pass max_error=0.1 or mask"`."""
+    return _OPTION.sub(_word_of, text)
+
+
+def _word_of(match: re.Match[str]) -> str:
+    option = match["option"]
+    if option is None:
+        return match[0]
+    return _IN_PYTHON.get(option, option.replace("-", "_")) + ("=" if match["gap"] else "")
+
 
 class DitpruneError(Exception):
     """Base of every refusal; the command line prints it as one line and exits with 2."""
+
+    names_options = False
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if DitpruneError.names_options else in_python(text)
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Refusals name options inside the block, for the person who typed some."""
+    before, DitpruneError.names_options = DitpruneError.names_options, True
+    try:
+        yield
+    finally:
+        DitpruneError.names_options = before
 
 
 class RecipeError(DitpruneError):

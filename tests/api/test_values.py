@@ -11,7 +11,7 @@ import torch
 
 import ditprune
 from ditprune import Call
-from ditprune.errors import DitpruneError
+from ditprune.errors import DitpruneError, in_python, options_named
 
 
 class Thing:
@@ -110,6 +110,7 @@ def test_a_wrong_value_is_one_line(
         pass
     assert len(str(error.value).splitlines()) == 1
     assert len(str(error.value)) < 600
+    assert "--" not in str(error.value)
     assert not any(tmp_path.iterdir())
 
 
@@ -131,3 +132,33 @@ def test_places_in_the_words_of_torch_are_taken(words_of, batches, pipe) -> None
         **words_of["prune"], device=torch.device("cpu"), reconstruction="obs", batches=calls
     )
     assert outcome.num_pruned > 0
+
+
+@pytest.mark.parametrize(
+    ("refused", "in_python", "as_options"),
+    [
+        (lambda: ditprune.Recipe(sparsity=2), "sparsity=2: expected", "--sparsity 2: expected"),
+        (lambda: ditprune.Recipe(mask="reconstruction"), "pass reconstruction obs or admm, or leave"
+         " mask out", "pass --reconstruction obs or admm, or leave --mask out"),
+        (lambda: ditprune.prune("bundled", "o", gram_memory="8GB"), "gram_memory: this recipe",
+         "--gram-memory: this recipe"),
+        (lambda: ditprune.prune("bundled", "o", batches="calls"), "batches: this recipe updates",
+         "--calibration-set: this recipe updates"),
+        (lambda: ditprune.runtime.sparsify_(torch.nn.Linear(1, 1), backend="gpu"),
+         "backend='gpu': ", "--backend 'gpu': "),
+        (lambda: ditprune.prune("bundled", Path(__file__).parent), "pass overwrite=True",
+         "pass --overwrite"),
+    ],
+)  # fmt: skip
+def test_a_refusal_has_the_words_of_who_reads_it(refused, in_python, as_options) -> None:
+    with pytest.raises(DitpruneError) as error:
+        refused()
+    assert in_python in str(error.value)
+    with options_named():
+        assert as_options in str(error.value)
+    assert in_python in str(error.value)
+
+
+def test_commands_paths_and_dashes_stay_as_they_are() -> None:
+    text = "`ditprune prune M --overwrite`: a/--mask, a--b, --, -o and --max-error 0.5 --mask x"
+    assert in_python(text) == text.replace("--max-error 0.5 --mask x", "max_error=0.5 mask x")

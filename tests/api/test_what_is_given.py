@@ -47,7 +47,7 @@ def test_prompts_that_are_no_list_of_texts_are_refused(given, wan) -> None:
         ({"labels": 3}, "expected a list, as in labels="),
         ({"labels": "37"}, "expected a list, as in labels="),
         ({"labels": []}, "expected a list, as in labels="),
-        ({"num_samples": 2.0}, "--num-samples 2.0: expected a whole number"),
+        ({"num_samples": 2.0}, "num_samples=2.0: expected a whole number"),
         ({"output_type": "pil"}, "output_type does not apply"),
     ],
 )

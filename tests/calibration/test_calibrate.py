@@ -16,7 +16,7 @@ from ditprune.calls import Call
 from ditprune.checkpoints.merge_statistics import merge_statistics
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.replay import predicted_noise, run_call
-from ditprune.errors import ModelError, RecipeError, StatisticsError
+from ditprune.errors import DitpruneError, ModelError, RecipeError, StatisticsError
 from ditprune.method.statistics.column_norm import ColumnNorm
 from ditprune.targets.discover import discover
 
@@ -311,9 +311,12 @@ def test_the_protocol_is_kept(tiny_dit, batches) -> None:
     assert calibrate(denoiser, batches(denoiser, 1), {"seed": 3}).protocol == {"seed": 3}
 
 
-@pytest.mark.parametrize("nothing", [[], (), iter([])])
-def test_no_batches_are_refused(tiny_dit, nothing) -> None:
-    with pytest.raises(StatisticsError, match="no batches given"):
+@pytest.mark.parametrize(
+    ("nothing", "said"),
+    [([], "no batches given"), ((), "no batches given"), (iter([]), "an iterator without items")],
+)
+def test_no_batches_are_refused(tiny_dit, nothing, said) -> None:
+    with pytest.raises(DitpruneError, match=said):
         calibrate(tiny_dit(), nothing)
 
 
@@ -377,5 +380,5 @@ def test_norms_are_kept_for_as_many_bins_as_asked(num_bins, tiny_dit, batches) -
     for call in placed:
         counts[int(call.place * num_bins)] += 2 * 16
     assert list(state.tokens_in_bin) == counts
-    with pytest.raises(RecipeError, match="--num-bins 0"):
+    with pytest.raises(RecipeError, match="num_bins=0"):
         calibrate(denoiser, placed, num_bins=0)

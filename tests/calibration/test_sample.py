@@ -263,13 +263,13 @@ def test_calls_that_differ_elsewhere_stay_apart(other) -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"num_samples": 0}, "--num-samples 0"),
-        ({"num_samples": -3}, "--num-samples -3"),
-        ({"num_inference_steps": 0}, "--num-inference-steps 0"),
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"height": -1}, "--height -1"),
-        ({"num_bins": 0}, "--num-bins 0"),
-        ({"timesteps": "latte"}, "--timesteps 'latte' is unknown; did you mean 'late'"),
+        ({"num_samples": 0}, "num_samples=0"),
+        ({"num_samples": -3}, "num_samples=-3"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"height": -1}, "height=-1"),
+        ({"num_bins": 0}, "num_bins=0"),
+        ({"timesteps": "latte"}, "timesteps='latte' is unknown; did you mean 'late'"),
     ],
     ids=str,
 )
@@ -281,9 +281,9 @@ def test_a_sampling_that_cannot_be(words, match) -> None:
 @pytest.mark.parametrize(
     ("labels", "prompts", "match"),
     [
-        ((1000,), None, "--labels 1000: expected class ids from 0 to 999"),
-        ((0, -1), None, "--labels -1"),
-        (None, ("a cat",), "pass --labels, not --prompts"),
+        ((1000,), None, "labels=1000: expected class ids from 0 to 999"),
+        ((0, -1), None, "labels=-1"),
+        (None, ("a cat",), "pass labels, not prompts"),
     ],
     ids=str,
 )
@@ -308,7 +308,7 @@ def test_a_pipeline_of_prompts_has_our_own_for_want_of_others() -> None:
     assert conditions(pipeline, None, None) == bundled.load_prompts()
     with pytest.raises(RecipeError, match=r"NeedsAnImage needs image; .*ditprune\.recorded"):
         conditions(NeedsAnImage(), None, None)
-    with pytest.raises(RecipeError, match="pass --prompts, not --labels"):
+    with pytest.raises(RecipeError, match="pass prompts, not labels"):
         conditions(pipeline, (1,), None)
     with pytest.raises(RecipeError, match="neither class_labels nor prompt"):
         conditions(object.__new__(type("Other", (), {"__call__": lambda self, x: x})), None, None)

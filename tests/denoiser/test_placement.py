@@ -29,15 +29,15 @@ ELSEWHERE = [
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"device": "gpu"}, "--device 'gpu': did you mean 'cpu'"),
-        ({"device": "cuda:x"}, "--device 'cuda:x'"),
-        ({"device": "cpu:1"}, "--device 'cpu:1'"),
-        ({"device": "cuda:99"}, "--device cuda:99: torch finds none on this machine; it has cpu"),
-        ({"dtype": "float8"}, "--dtype 'float8': .*float"),
-        ({"max_memory": "8"}, "--max-memory '8': expected a size such as 8GB or 500MB"),
-        ({"max_memory": "0GB"}, "--max-memory '0GB'"),
-        ({"max_memory": "-1GB"}, "--max-memory '-1GB'"),
-        ({"max_memory": "1TB"}, "--max-memory '1TB'"),
+        ({"device": "gpu"}, "device='gpu': did you mean 'cpu'"),
+        ({"device": "cuda:x"}, "device='cuda:x'"),
+        ({"device": "cpu:1"}, "device='cpu:1'"),
+        ({"device": "cuda:99"}, "device cuda:99: torch finds none on this machine; it has cpu"),
+        ({"dtype": "float8"}, "dtype='float8': .*float"),
+        ({"max_memory": "8"}, "max_memory='8': expected a size such as 8GB or 500MB"),
+        ({"max_memory": "0GB"}, "max_memory='0GB'"),
+        ({"max_memory": "-1GB"}, "max_memory='-1GB'"),
+        ({"max_memory": "1TB"}, "max_memory='1TB'"),
     ],
     ids=str,
 )
@@ -50,7 +50,7 @@ def test_unknown_words_are_refused(words: dict[str, str], match: str) -> None:
 def test_a_device_that_is_not_there_is_refused(name: str, is_there: bool) -> None:
     if is_there:
         pytest.skip(f"torch finds {name}")
-    with pytest.raises(RecipeError, match=f"--device {name}: torch finds none on this machine"):
+    with pytest.raises(RecipeError, match=f"device {name}: torch finds none on this machine"):
         Placement.of(name)
 
 

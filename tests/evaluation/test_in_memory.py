@@ -317,7 +317,7 @@ def test_folders_are_loaded_like_a_model_in_memory(tiny_pipeline, half, tmp_path
         ({"metrics": "ssim"}, "evaluate: metrics is 'ssim', expected a list"),
         ({"prompts": "a cat"}, "evaluate: prompts is 'a cat', expected a list"),
         ({"labels": 3}, "evaluate: labels is 3, expected a list"),
-        ({"num_images": 0}, "--num-images 0: expected at least 1"),
+        ({"num_images": 0}, "num_images=0: expected at least 1"),
     ],
 )
 def test_words_that_are_refused(dense, half, tmp_path, words, message) -> None:
@@ -352,4 +352,4 @@ def test_the_example_of_the_docstring_runs(dense, half, tmp_path, monkeypatch, c
     exec(code, {"ditprune": ditprune, "pipe": dense, "pruned_pipe": half})
     value, low, high = map(float, capsys.readouterr().out.split())
     assert low <= value <= high <= 1
-    assert (tmp_path / "evaluation" / "results.json").is_file()
+    assert (tmp_path / "eval" / "results.json").is_file()

@@ -55,11 +55,11 @@ def test_few_images_are_of_labels_from_everywhere(tiny_pipeline, pruned, tmp_pat
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"names": ()}, r"--metrics: names none; expected some of relative_error, "),
+        ({"names": ()}, r"metrics: names none; expected some of relative_error, "),
         ({"names": ("ssim", "inception_score"), "reference": Path()},
-         r"--reference \.: no metric that --metrics names uses it; .*\(fid, sfid, kid, "),
-        ({"names": ("ssim",), "feature_extractor": "inception"}, "--feature-extractor inception: "),
-        ({"names": ("fid",), "clip": "someone/clip"}, r"--clip someone/clip: .*\(clip_score\)"),
+         r"reference \.: no metric that metrics names uses it; .*\(fid, sfid, kid, "),
+        ({"names": ("ssim",), "feature_extractor": "inception"}, "feature_extractor inception: "),
+        ({"names": ("fid",), "clip": "someone/clip"}, r"clip someone/clip: .*\(clip_score\)"),
     ],
     ids=str,
 )  # fmt: skip
@@ -70,7 +70,7 @@ def test_what_no_chosen_metric_uses_is_refused(words, match) -> None:
 
 @pytest.mark.parametrize("text", ["", ",", " , "])
 def test_no_metric_is_refused(text) -> None:
-    with pytest.raises(RecipeError, match="--metrics: names none"):
+    with pytest.raises(RecipeError, match="metrics: names none"):
         read_measures(text)
 
 

@@ -110,9 +110,9 @@ def test_lpips_needs_large_images_and_its_weights(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"names": ("fidd",)}, "--metrics fidd: did you mean"),
-        ({"feature_extractor": "clip"}, "--feature-extractor clip: no such file"),
-        ({"reference": Path("nowhere")}, "--reference nowhere: no such folder"),
+        ({"names": ("fidd",)}, "metrics fidd: did you mean"),
+        ({"feature_extractor": "clip"}, "feature_extractor clip: no such file"),
+        ({"reference": Path("nowhere")}, "reference nowhere: no such folder"),
     ],
     ids=str,
 )

@@ -280,9 +280,9 @@ def test_scores_beyond_float64_are_refused_before_anything_changes(
     ("words", "error", "match"),
     [
         ({"pattern": "3:5"}, RecipeError, r"transformer_blocks\.0\.norm1\.linear: 3:5 needs input "
-         r"channels divisible by 5, got 32; exclude it with --exclude '\*\.norm1\.linear'"),
+         r"channels divisible by 5, got 32; exclude it with exclude='\*\.norm1\.linear'"),
         ({"include": "*.to_qq"}, TargetError, "matches none of 21 targets"),
-        ({"sparsity": 1.0}, RecipeError, "--sparsity 1.0"),
+        ({"sparsity": 1.0}, RecipeError, "sparsity=1.0"),
         ({"saliency": "stww"}, RecipeError, "did you mean 'stw'"),
         ({"pattern": "2:4", "sparsity": 0.5}, RecipeError, "exclude each other"),
     ],

@@ -268,7 +268,7 @@ def test_a_run_with_anything_else_is_refused(
         prune_checkpoint(
             locate(str(own_pipeline)), out, stats, build(saliency="magnitude", **words)
         )
-    assert "--overwrite" in str(caught.value)
+    assert "overwrite=True" in str(caught.value)
     now = files_of(tmp_path)
     assert {n: r for n, r in now.items() if n.startswith(".out")} == {
         n: r for n, r in before.items() if n.startswith(".out")

@@ -135,7 +135,7 @@ def never(*_args: Any, **_words: Any) -> Any:
 
 def test_what_asks_for_no_layer_is_refused_before_sampling(wan, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("ditprune.calibration.collect.sample_unit", never)
-    with pytest.raises(TargetError, match=r"--include '\*\.nothing' matches none of"):
+    with pytest.raises(TargetError, match=r"include='\*\.nothing' matches none of"):
         run("importance", wan, tmp_path / "out", **OF_VIDEOS, layers=("*.nothing",))
     assert not (tmp_path / "out").exists()
 

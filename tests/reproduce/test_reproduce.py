@@ -266,7 +266,7 @@ def test_a_look_that_is_there_is_not_repeated(tiny_pipeline, tmp_path) -> None:
 
 def test_what_cannot_be_done_is_refused_and_leaves_nothing(tiny_pipeline, tmp_path) -> None:
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
-    with pytest.raises(RecipeError, match=r"--sparsity 1.5"):
+    with pytest.raises(RecipeError, match=r"sparsity=1.5"):
         reproduce_study("main", model, out, Options(sparsities=(1.5,)))
     with pytest.raises(RecipeError, match="bare denoiser"):
         reproduce_study("main", locate(str(tiny_pipeline / "transformer")), out, Options())

@@ -90,12 +90,12 @@ def test_sizes_replace_those_of_the_study() -> None:
 @pytest.mark.parametrize(
     ("study", "options", "words"),
     [
-        ("nm", {"sparsities": (0.4,)}, "--sparsities: the study 'nm' does not vary it"),
-        ("calibration-size", {"num_samples": 4}, "--num-samples: .*calibration-size"),
-        ("main", {"sizes": (4,)}, r"--sizes: .* \(calibration-size\)"),
-        ("main", {"layers": ("*",)}, "--include"),
-        ("statistics", {"num_images": 4}, "--num-images"),
-        ("statistics", {"steps": (2, 4)}, "--steps: the study 'statistics' looks at one"),
+        ("nm", {"sparsities": (0.4,)}, "sparsities: the study 'nm' does not vary it"),
+        ("calibration-size", {"num_samples": 4}, "num_samples: .*calibration-size"),
+        ("main", {"sizes": (4,)}, r"sizes: .* \(calibration-size\)"),
+        ("main", {"layers": ("*",)}, "include"),
+        ("statistics", {"num_images": 4}, "num_images"),
+        ("statistics", {"steps": (2, 4)}, "steps: the study 'statistics' looks at one"),
     ],
 )
 def test_what_a_study_does_not_act_on_is_refused(study, options, words) -> None:

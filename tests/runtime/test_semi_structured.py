@@ -138,7 +138,7 @@ def test_without_a_gpu_the_backend_is_refused_and_nothing_changes() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(RecipeError, match="--backend 'semi-structure': did you mean"):
+    with pytest.raises(RecipeError, match="backend='semi-structure': did you mean"):
         sparsify_(nn.Sequential(linear_of()), backend="semi-structure")
 
 

@@ -196,13 +196,13 @@ def test_calibration_warns_too_and_statistics_keep_the_globs(tmp_path) -> None:
 
 def test_statistics_of_other_blocks_are_refused() -> None:
     stats = ditprune.calibrate(Denoiser(), calls(), blocks=ALL[1])
-    for given, said in ((stats, r"made with --blocks single_blocks\.\*"),
+    for given, said in ((stats, r"made with blocks single_blocks\.\*"),
                         (replace(stats, blocks=()), "made with the blocks as found")):  # fmt: skip
         with pytest.raises(StatisticsError, match=f"{said}.*8 of 12.*calibrate with these"):
             ditprune.prune_(Denoiser(), given, blocks=ALL)
     with pytest.raises(StatisticsError, match="made from other weights"):
         ditprune.prune_(Denoiser(seed=1), stats)
-    with pytest.raises(RecipeError, match="--auxiliary and --blocks"):
+    with pytest.raises(RecipeError, match="auxiliary and blocks"):
         ditprune.prune_(Denoiser(), stats, auxiliary=True)
 
 

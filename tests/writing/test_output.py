@@ -72,7 +72,7 @@ def test_a_file_may_be_written(tmp_path, monkeypatch) -> None:
 
 def test_a_file_that_may_not_be_written_is_refused(tmp_path) -> None:
     (tmp_path / "file").touch()
-    refused("exists; .*--overwrite", check_file, tmp_path / "file", False)
+    refused("exists; .*overwrite=True", check_file, tmp_path / "file", False)
     refused("is a folder", check_file, tmp_path, True)
     refused("folder does not exist", check_file, tmp_path / "no" / "file", False)
     refused("folder does not exist", check_file, tmp_path / "file" / "file", False)
@@ -100,7 +100,7 @@ def test_a_link_to_the_model_is_the_model(model, tmp_path) -> None:
 
 
 def test_a_folder_that_exists_is_refused(ours, model) -> None:
-    refused("exists; .*--overwrite", check_folder, ours, model, 0, False)
+    refused("exists; .*overwrite=True", check_folder, ours, model, 0, False)
     check_folder(ours, model, 0, overwrite=True)
 
 

@@ -92,7 +92,7 @@ def test_another_run_is_refused_by_what_differs(out, model) -> None:
     with pytest.raises(OutputError, match=r"recipe\.sparsity: 0\.5 → 0\.3") as caught:
         write(out, model, OTHER)
     assert "finish it with its own settings" in str(caught.value)
-    assert "--overwrite" in str(caught.value)
+    assert "overwrite=True" in str(caught.value)
     assert "torch" not in str(caught.value)
     assert files_of(out.parent) == before
     write(out, model)
@@ -171,7 +171,7 @@ def test_the_last_renames_are_finished_from_anywhere(step, is_old, out, model) -
 
 def test_a_run_that_only_left_its_journal_does_not_hinder_another(out, model) -> None:
     sealed(out, model, False).rename(out)
-    with pytest.raises(OutputError, match="exists; choose another place or pass --overwrite"):
+    with pytest.raises(OutputError, match="exists; choose another place or pass overwrite=True"):
         write(out, model, OTHER)
     assert files_of(out) == NEW
     assert left(out) == set()

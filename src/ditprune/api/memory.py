@@ -144,7 +144,7 @@ def prune_(
         check_needs_calls(recipes.values(), "batches")
     max_gram_bytes = parse_size(max_gram_bytes, "max_gram_bytes")
     if max_gram_bytes is not None:
-        check_needs_grams(recipes.values())
+        check_needs_grams(recipes.values(), "max_gram_bytes")
     batches_of = read_batches(batches, denoisers, isinstance(model, nn.Module))
     checked = {
         name: check_denoiser_to_prune(

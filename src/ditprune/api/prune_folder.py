@@ -139,7 +139,7 @@ def check_prune(
     all_stats = read_statistics(stats)
     most = parse_size(gram_memory, "--gram-memory")
     if most is not None:
-        check_needs_grams(recipes.values())
+        check_needs_grams(recipes.values(), "--gram-memory")
     needs_calls = any(part.needs_calls for part in recipes.values())
     lacks_stats = not all(can_score(part, all_stats) for part in recipes.values())
     lacks_calls = batches is None and needs_calls

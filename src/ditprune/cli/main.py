@@ -9,7 +9,13 @@ from importlib import import_module
 import click
 
 from ditprune.cli import console
-from ditprune.errors import DitpruneError, did_you_mean, is_out_of_memory, reason_of
+from ditprune.errors import (
+    DitpruneError,
+    did_you_mean,
+    is_out_of_memory,
+    options_named,
+    reason_of,
+)
 from ditprune.reporting.terminal import write_what_fits
 
 # The verbs in the order of use, each with the first sentence of its help. The module of a verb is
@@ -103,6 +109,11 @@ def share_processors() -> None:
 def run(args: list[str] | None = None) -> int:
     """The exit code of one command line."""
     console.begin()
+    with options_named():
+        return _code_of(args)
+
+
+def _code_of(args: list[str] | None) -> int:
     try:
         with console.saying_what_is_logged():
             result = app.main(args, prog_name="ditprune", standalone_mode=False)

@@ -266,8 +266,7 @@ def check_scorable(recipe: Recipe, stats: object | None) -> None:
     if not can_score(recipe, stats):
         raise RecipeError(
             f"--saliency {recipe.saliency.name} needs the inputs of the layers and no statistics "
-            "were given; run `ditprune calibrate` and pass --statistics (in Python "
-            "`ditprune.calibrate` and `stats`), or use magnitude"
+            "were given; run `ditprune calibrate` and pass --statistics, or use magnitude"
         )
 
 

@@ -44,8 +44,7 @@ def discover(
         raise ModelError(
             f"{type(denoiser).__name__}: no transformer blocks found{_unlike_linears(denoiser)}; "
             "expected a ModuleList whose items hold attention and Linears; pass the denoiser, "
-            'not the pipeline, or say where its blocks are (blocks="layers.*", or --blocks '
-            "'layers.*')"
+            "not the pipeline, or say where its blocks are (--blocks 'layers.*')"
         )
     shared = tied(denoiser, found_blocks)
     targets = _targets_in(found_blocks, auxiliary, shared)

@@ -184,40 +184,40 @@ def test_a_denoiser_that_is_refused_is_left_whole(tiny_dit, tiny_stats, same_bit
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"preset": "bestt"}, "--preset 'bestt' is unknown; did you mean 'best'"),
-        ({"reconstruction": "adm"}, "--reconstruction 'adm' is unknown; did you mean 'admm'"),
-        ({"allocation": "even"}, "--allocation 'even' is unknown"),
+        ({"preset": "bestt"}, "preset='bestt' is unknown; did you mean 'best'"),
+        ({"reconstruction": "adm"}, "reconstruction='adm' is unknown; did you mean 'admm'"),
+        ({"allocation": "even"}, "allocation='even' is unknown"),
         ({"mask": "reconstruction"}, "needs a reconstruction that chooses the mask"),
         (
             {"reconstruction": "admm", "mask": "refinement"},
-            "--mask refinement needs a refinement of at least 2 steps; pass --refinement distill",
+            "mask refinement needs a refinement of at least 2 steps; pass refinement distill",
         ),
         (
             {"preset": "best", "refinement": Distill(num_steps=1)},
-            "--mask refinement needs a refinement of at least 2 steps",
+            "mask refinement needs a refinement of at least 2 steps",
         ),
         (
             {"preset": "best", "pattern": "2:4", "mask": "refinement"},
-            "--mask refinement and --pattern exclude",
+            "mask refinement and pattern exclude",
         ),
         ({"refinement": Distill(held_back=0.1)}, "held_back 0.1 is the share that the refinement"),
-        ({"packages": 2}, "--packages 2 says in which steps"),
-        ({"packages": 0, "reconstruction": "obs"}, "--packages 0: expected at least 1"),
-        ({"packages": True, "reconstruction": "obs"}, "--packages True"),
-        ({"mask": "none"}, "--mask 'none' is unknown"),
-        ({"timestep_weighting": "log"}, "--timestep-weighting 'log'"),
-        ({"refinement": "distil"}, "--refinement 'distil' is unknown; did you mean 'distill'"),
-        ({"pattern": "2:4", "allocation": "owl"}, "--allocation owl and --pattern exclude"),
+        ({"packages": 2}, "packages=2 says in which steps"),
+        ({"packages": 0, "reconstruction": "obs"}, "packages=0: expected at least 1"),
+        ({"packages": True, "reconstruction": "obs"}, "packages True"),
+        ({"mask": "none"}, "mask='none' is unknown"),
+        ({"timestep_weighting": "log"}, "timestep_weighting='log'"),
+        ({"refinement": "distil"}, "refinement='distil' is unknown; did you mean 'distill'"),
+        ({"pattern": "2:4", "allocation": "owl"}, "allocation owl and pattern exclude"),
         (
             {"reconstruction": "admm", "reconstruction_constants": {"rho": 1}},
             "constant 'rho' does not apply",
         ),
-        ({"refinement_constants": {"num_steps": 9}}, "--refinement none takes no constants"),
-        ({"reconstruction": 3}, "--reconstruction 3: expected a name"),
-        ({"refinement": build().reconstruction}, "--refinement Nothing"),
+        ({"refinement_constants": {"num_steps": 9}}, "refinement none takes no constants"),
+        ({"reconstruction": 3}, "reconstruction=3: expected a name"),
+        ({"refinement": build().reconstruction}, "refinement Nothing"),
         (
             {"saliency": "magnitude", "timestep_weighting": "log-decrease"},
-            "--timestep-weighting log-decrease weights the inputs",
+            "timestep_weighting log-decrease weights the inputs",
         ),
     ],
     ids=str,
@@ -238,7 +238,7 @@ def test_memory_for_grams_that_nobody_collects_is_refused(
 ) -> None:
     denoiser, dense = tiny_dit(), tiny_dit()
     for words in ({}, {"allocation": "owl"}, {"allocation": "sensitivity", "batches": calls}):
-        with pytest.raises(RecipeError, match=r"\(max_gram_bytes\): this recipe collects no Grams"):
+        with pytest.raises(RecipeError, match="max_gram_bytes: this recipe collects no Grams"):
             ditprune.prune_(denoiser, tiny_stats, max_gram_bytes=10**9, **words)
     for name, tensor in dense.state_dict().items():
         same_bits(denoiser.state_dict()[name], tensor)

@@ -115,7 +115,7 @@ def foreign_source(calls: list[Call], folder: Path) -> Source:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (no_source, "none were given; sample them with .* pass --calibration-set DIR"),
+        (no_source, "none were given; sample them with .* pass batches"),
         (unfinished_source, "set: 2 of 3 units are missing; finish it"),
         (foreign_source, "set: no call in it reaches transformer; sample one"),
     ],
@@ -222,7 +222,7 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
     for words in ([], ["--allocation", "sensitivity", "--calibration-set", calls, "--dry-run"]):
         assert run_line(*line, *words) == 2
         said = capsys.readouterr().err
-        assert said.startswith("error: --gram-memory (max_gram_bytes): this recipe collects no G")
+        assert said.startswith("error: --gram-memory: this recipe collects no Grams")
         assert said.count("\n") == 1
     assert not (tmp_path / "b").exists()
     next(calls.glob("unit-*")).unlink()

@@ -100,7 +100,7 @@ def check_source(model: ModelFolder, recipes: Mapping[str, Recipe], source: Sour
     Raises RecipeError, and ModelError for a set that cannot be read.
     """
     if source is not None and source.max_gram_bytes is not None:
-        check_needs_grams(recipes.values())
+        check_needs_grams(recipes.values(), "--gram-memory")
     if source is None:
         if any(recipe.needs_calls for recipe in recipes.values()):
             raise RecipeError(

@@ -88,8 +88,7 @@ def keep_aside(denoiser: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], 
     if len(places) < 2:
         raise RecipeError(
             "--max-error is measured on rows of calibration calls, some of them kept aside: "
-            f"expected at least 2 rows, {len(places)} given; pass batches (on the command line "
-            "--calibration-set)"
+            f"expected at least 2 rows, {len(places)} given; pass more with --calibration-set"
         )
     chosen = _drawn(places, min(_MOST_ASIDE, max(1, len(places) // _SHARE_ASIDE)))
     rows = [layout.take(calls[i], [row]) for i, row in sorted(chosen)]

@@ -122,8 +122,8 @@ def check_has_calls(calls: Sequence[Call]) -> None:
     """
     if not calls:
         raise RecipeError(
-            "this recipe runs the denoiser on calibration calls and none were given; pass batches "
-            "(on the command line --calibration-set)"
+            "this recipe runs the denoiser on calibration calls and none were given; pass "
+            "--calibration-set"
         )
     for number, call in enumerate(calls):
         sample = call.sample()
@@ -146,12 +146,15 @@ def check_needs_calls(recipes: Iterable[Recipe], given: str) -> None:
         )
 
 
-def check_needs_grams(recipes: Iterable[Recipe]) -> None:
-    """Refuse a limit for Grams where no recipe collects any. Raises RecipeError."""
+def check_needs_grams(recipes: Iterable[Recipe], given: str) -> None:
+    """Refuse a limit for Grams, named as it was `given`, where no recipe collects any.
+
+    Raises RecipeError.
+    """
     if not any(recipe.needs_grams for recipe in recipes):
         raise RecipeError(
-            "--gram-memory (max_gram_bytes): this recipe collects no Grams; leave it out, or ask "
-            "for a reconstruction or --allocation proxy"
+            f"{given}: this recipe collects no Grams; leave it out, or ask for a reconstruction or "
+            "--allocation proxy"
         )
 
 
