@@ -52,7 +52,7 @@ def test_a_pipeline_is_sampled_and_updated_in_the_dtype_that_was_asked_for(
     written = tensors_on_disk(tmp_path / "a" / "transformer")
     assert {str(t.dtype) for t in written.values()} == {"torch.float32"}
     assert list(verify(tmp_path / "a")) == []
-    with pytest.raises(RecipeError, match=r"made in bfloat16, and --dtype is float32; pass"):
+    with pytest.raises(RecipeError, match=r"made in bfloat16, and dtype is float32; pass"):
         prune_folder.prune(tiny_pipeline, tmp_path / "b")
     caplog.set_level(logging.INFO, logger="ditprune")
     prune_folder.prune(tiny_pipeline, tmp_path / "b", dtype="bfloat16", max_memory="8GB")
@@ -69,7 +69,7 @@ def test_an_update_in_another_dtype_is_other_work(
 
 
 @pytest.mark.parametrize(
-    ("place", "option"), [({"dtype": "bfloat16"}, "--dtype"), ({"max_memory": 10**9}, "--max-m")]
+    ("place", "option"), [({"dtype": "bfloat16"}, "dtype"), ({"max_memory": 10**9}, "max_m")]
 )
 def test_a_recipe_that_runs_nothing_takes_no_place(
     place, option, tiny_pipeline, tiny_stats, tmp_path
@@ -83,7 +83,7 @@ def test_what_would_take_more_memory_is_refused_before_work(
     tiny_pipeline, tiny_stats, tiny_calls, tmp_path, loaded
 ) -> None:
     words = {"stats": tiny_stats, "batches": tiny_calls}
-    with pytest.raises(RecipeError, match=r"--max-memory .* loads transformer whole, and takes"):
+    with pytest.raises(RecipeError, match=r"max_memory.*  loads transformer whole, and takes"):
         prune_folder.prune(
             tiny_pipeline, tmp_path / "out", **words, preset="best", max_memory="300KB"
         )
