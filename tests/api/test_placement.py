@@ -83,7 +83,7 @@ def test_what_would_take_more_memory_is_refused_before_work(
     tiny_pipeline, tiny_stats, tiny_calls, tmp_path, loaded
 ) -> None:
     words = {"stats": tiny_stats, "batches": tiny_calls}
-    with pytest.raises(RecipeError, match=r"max_memory.*  loads transformer whole, and takes"):
+    with pytest.raises(RecipeError, match=r"max_memory.* loads transformer whole, and takes"):
         prune_folder.prune(
             tiny_pipeline, tmp_path / "out", **words, preset="best", max_memory="300KB"
         )

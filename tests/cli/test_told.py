@@ -45,7 +45,7 @@ CLAIMS: dict[str, Any] = {"skipped": {}, "left_out": {}, "targets": {"a": ASKED}
         ({"max_error": {"asked": 0.01, "measured": 0.009, "num_rows": 8}}, []),
         (
             {"max_error": {"asked": 0.01, "measured": 0.02, "num_rows": 8}},
-            ["error not reached: 0.02 measured on 8 rows kept aside, ABOVE the 0.01 that was"],
+            ["error not reached: 0.02 measured on 8 rows kept aside, ABOVE the 0.01 asked for"],
         ),
         ({"refined": REFINED}, []),
         (

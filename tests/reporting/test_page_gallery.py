@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from test_page import render
+
 from ditprune.reporting.sections import samples_of
 from invented_results import NAMES, picture, results
 
@@ -33,3 +35,12 @@ def test_a_sample_that_a_model_lacks_is_shown_for_the_others() -> None:
 def test_the_first_of_the_file_are_kept() -> None:
     samples = samples_of(results()["gallery"], NAMES, 7 * len(picture(255)))
     assert [sample.index for sample in samples] == [10, 11]
+
+
+def test_a_long_seed_is_short_where_it_is_read() -> None:
+    content = results()
+    content["gallery"][0]["seed"], content["gallery"][1]["seed"] = 8123456789012345678, 42
+    page = render(content)
+    assert 'seed <abbr title="8123456789012345678">8123' in page
+    assert page.count("8123456789012345678") == 1
+    assert 'seed <abbr title="42">42</abbr>' in page

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from ditprune.reporting.told import measured_error
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,7 @@ class ErrorBound:
 
     def line(self) -> str:
         """All of it in one sentence."""
-        verdict = "" if self.holds else f": ABOVE the {self.asked:.3g} that was asked for"
         return (
             f"relative error of the predicted noise: below {self.asked:.3g} asked, "
-            f"{self.expected:.3g} expected, {self.measured:.3g} measured on {self.num_rows} rows "
-            f"kept aside{verdict}"
+            f"{self.expected:.3g} expected, {measured_error(asdict(self))}"
         )

@@ -18,7 +18,7 @@ from ditprune.reporting import formats
 from ditprune.reporting.commands import repeat_commands
 from ditprune.reporting.formats import fill
 from ditprune.reporting.front_matter import read_front_matter, write_front_matter
-from ditprune.reporting.told import facts_of
+from ditprune.reporting.told import facts_of, measured_error
 from ditprune.writing.files import (
     CARD,
     CARD_PICTURE,
@@ -186,6 +186,7 @@ def _body(
         return fill(
             "card.md.j2",
             told={place: facts_of(claim) for place, claim in claims.items()},
+            measured_error=measured_error,
             BEGIN=BEGIN,
             claims=claims,
             first=first,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from ditprune.pruning.update import error_folder, folder
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.share import most_tries
 from ditprune.pruning.verify import false_claims
+from ditprune.reporting.told import measured_error
 from ditprune.writing.files import read_manifest
 from folders import add_denoiser, edit_json, files_of, save_pipeline, tensors_on_disk
 
@@ -74,7 +76,8 @@ def test_a_folder_gets_what_memory_gets_and_keeps_its_claims(
     assert manifest["recipe"]["max_error"] is None
     assert manifest["max_error"] == vars(outcome.error)
     card = (out / "README.md").read_text()
-    assert f"Expected were {outcome.error.expected:.3g}; measured, on 2 rows" in card
+    measured = measured_error(asdict(outcome.error))
+    assert f"Expected were {outcome.error.expected:.3g}; {measured}." in card
 
 
 def test_its_manifest_repeats_a_plain_folder_without_calls(
