@@ -16,9 +16,10 @@ from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import start_calibration_set
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.denoiser.capture import Style, recorded
+from ditprune.denoiser.capture import recorded
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.rows import num_rows
+from ditprune.denoiser.steps import Style
 from tiny_pipelines import FACTS, PIPELINES, Facts
 
 # A warning of diffusers' DPM-Solver about its own use of numpy.

@@ -21,11 +21,12 @@ from ditprune.calls import Call, bin_of
 from ditprune.checkpoints.calibration_set import CalibrationSet
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import folder_fingerprints
-from ditprune.denoiser.capture import StepRecorder, denoisers_of
+from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.pipeline import load_denoiser, load_pipeline
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import fitting
 from ditprune.denoiser.rows import merge_calls, num_rows, to_placement
+from ditprune.denoiser.steps import StepRecorder
 from ditprune.targets.blocks import Globs, globs_of
 
 _NUM_TIMED_STEPS = 3  # the first also warms up and is not counted

@@ -21,9 +21,10 @@ from ditprune.checkpoints.calibration_set import MOST_UNITS
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints
 from ditprune.checkpoints.weights import Weights
-from ditprune.denoiser.capture import StepRecorder, Style, denoisers_of
+from ditprune.denoiser.capture import denoisers_of
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.rows import merge_calls
+from ditprune.denoiser.steps import StepRecorder, Style
 from ditprune.errors import RecipeError
 from ditprune.method import numbers
 from ditprune.method.choices import check_name

@@ -52,14 +52,14 @@ def sample_held_out(
     worker, sampling = worker or Worker(), protocol.held_out()
     units = [unit for unit in range(sampling.num_units) if worker.owns(unit)]
     calls: dict[str, list[Call]] = {}
-    rows_per_step = 0
+    rows_per_step = num_steps = 0
     for number, unit in enumerate(units, start=1):
         sampled, style = sample_unit(pipeline, sampling, unit, names)
         rows_per_step = style.rows_per_image * style.calls_per_step
+        num_steps = style.num_steps
         for call in sampled:
             calls.setdefault(call.denoiser, []).append(call)
         progress("held-out calls", number, len(units))
-    num_steps = len(torch.unique_consecutive(pipeline.scheduler.timesteps)) if units else 0
     return HeldOut(calls, rows_per_step, num_steps)
 
 

@@ -15,9 +15,10 @@ from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import globs_in_manifest, skeleton
 from ditprune.checkpoints.weights import Weights
-from ditprune.denoiser.capture import StepRecorder, counting_tokens, denoisers_of
+from ditprune.denoiser.capture import counting_tokens, denoisers_of
 from ditprune.denoiser.pipeline import load_pipeline
 from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.steps import StepRecorder
 from ditprune.errors import ModelError, RecipeError
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
