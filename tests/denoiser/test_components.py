@@ -155,6 +155,7 @@ def test_a_config_that_names_code_is_refused(
         ("vae", "config.json", {"layers_per_block": [2, 10**7]}),
         ("text_encoder", "config.json", {"text_config": {"num_hidden_layers": 10**6}}),
         ("scheduler", "scheduler_config.json", {"num_train_timesteps": 10**8}),
+        ("scheduler", "scheduler_config.json", {"num_train_timesteps": float("inf")}),
     ],
 )
 def test_counts_that_would_be_built_without_end_are_refused(
@@ -164,6 +165,17 @@ def test_counts_that_would_be_built_without_end_are_refused(
     (folder / name / file).write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ModelError, match="expected at most"):
         check(folder)
+
+
+def test_numbers_that_the_libraries_write_for_no_limit_are_taken(folder: Path) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    DPMSolverMultistepScheduler().save_config(folder / "scheduler")
+    text = (folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")
+    assert '"lambda_min_clipped": -Infinity' in text
+    config = json.dumps({"model_max_length": int(1e30)})
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(config, encoding="utf-8")
+    check(folder)
 
 
 def test_an_adapter_that_names_another_model_is_refused(folder: Path) -> None:

@@ -75,7 +75,7 @@ def check_counts(file: Path, config: Any, name: str = "") -> None:
     parts = config.items() if isinstance(config, Mapping) else ((name, part) for part in config)
     for key, part in parts:
         for pattern, most in _MOST.items():
-            if pattern.search(key) and isinstance(part, int) and part > most:
+            if pattern.search(key) and isinstance(part, (int, float)) and part > most:
                 raise ModelError(f"{file}: {key} is {part}, expected at most {most}")
         if isinstance(part, (Mapping, list)):
             check_counts(file, part, key)

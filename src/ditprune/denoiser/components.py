@@ -119,7 +119,7 @@ def _check_component(file: Path, name: str, library: str, class_name: str) -> No
         )
     for config in (folder / name for name in _BUILT_FROM):
         if config.exists():
-            check_counts(config, read_json(config))
+            check_counts(config, read_json(config, as_python=True))
     if library != "diffusers":
         _check_configs(folder, named)
         if (folder / _ADAPTER).exists():  # transformers would load the model that it names
@@ -195,7 +195,7 @@ def _check_configs(folder: Path, named: type) -> None:
     for file in (folder / name for name in _CONFIGS):
         if not file.exists():
             continue
-        for key, value in _pairs(read_json(file)):
+        for key, value in _pairs(read_json(file, as_python=True)):
             names_kernel = "_implementation" in key and "/" in str(value)
             if names_kernel or (chooses and key == "auto_map"):
                 raise ModelError(f"{file}: {key} names code; remove it, {_NEVER_RUN}")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,18 @@ MALFORMED = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, R
 MOST_BYTES = 64 * 1024**2
 _DEEPEST = 64  # levels; ours have six
 _MOST_DIGITS = 20  # of an integer, as the largest of 64 bits has
+_MOST_DIGITS_OF_OTHERS = 40  # transformers writes 1e30 for no limit
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(
-    file: Path, most_bytes: int = MOST_BYTES, error_type: type[DitpruneError] = ModelError
-) -> dict[str, Any]:
+    file: Path, most_bytes: int = MOST_BYTES, error_type: type[DitpruneError] = ModelError,
+    as_python: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """A JSON object from a file of at most `most_bytes`.
+
+    Args:
+        as_python: take what diffusers and transformers write as well: ±Infinity, longer integers.
 
     Raises an error of `error_type` with the file's name: ModelError by default.
     """
@@ -36,7 +42,7 @@ def read_json(
             raw = stream.read(min(size, most_bytes) + 1)
         if len(raw) > most_bytes:
             raise ValueError(f"it is larger than {most_bytes / 1024**2:.0f} MiB")
-        content = parse_json(raw)
+        content = parse_json(raw, as_python)
     except (OSError, ValueError) as error:
         raise error_type(
             f"{file}: cannot be read as JSON ({error}); expected a JSON object"
@@ -46,8 +52,11 @@ def read_json(
     return content
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, as_python: bool = False) -> Any:
     """The value of JSON text, if each part of it can be written again.
+
+    Args:
+        as_python: as for `read_json`.
 
     Raises ValueError for text that is no JSON, NaN and Inf, integers beyond 64 bits, floats beyond
     float64, halves of characters and deep nesting.
@@ -56,7 +65,10 @@ def parse_json(text: str | bytes) -> Any:
         text = text.decode("utf-8")
     try:
         content = json.loads(
-            text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_number
+            text,
+            parse_constant=partial(_constant, as_python=as_python),
+            parse_int=partial(_integer, as_python=as_python),
+            parse_float=_number,
         )
     except RecursionError:
         raise _too_deep() from None
@@ -78,13 +90,16 @@ def storable(what: str, value: Any, error_type: type[DitpruneError]) -> dict[str
         ) from None
 
 
-def _refuse_constant(name: str) -> Any:
+def _constant(name: str, as_python: bool) -> float:
+    if as_python and name != "NaN":
+        return float(name)
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"an integer has {len(digits)} digits, expected at most {_MOST_DIGITS}")
+def _integer(digits: str, as_python: bool) -> int:
+    most = _MOST_DIGITS_OF_OTHERS if as_python else _MOST_DIGITS
+    if len(digits) > most:
+        raise ValueError(f"an integer has {len(digits)} digits, expected at most {most}")
     return int(digits)
 
 
