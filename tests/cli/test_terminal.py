@@ -14,7 +14,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 from ditprune.cli import console
-from ditprune.cli.main import main
+from ditprune.cli.main import main, run
 from ditprune.reporting.bars import bars
 from ditprune.reporting.terminal import Terminal
 
@@ -108,3 +108,18 @@ def test_a_stream_that_is_closed_ends_nothing(stream: str, pruned: Path, monkeyp
     with pytest.raises(SystemExit) as stop:
         main(["verify", str(pruned)])
     assert stop.value.code == 0
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_who_ends_early_ends_nothing(stream: str, pruned: Path, monkeypatch) -> None:
+    """As `ditprune … | head` does: no traceback, and the exit code is the work's."""
+    read, write = os.pipe()
+    os.close(read)
+    name = {"stdout": "_out", "stderr": "_err"}[stream]
+    monkeypatch.setattr(console, name, Terminal(stream == "stderr"))
+    with os.fdopen(write, "w", encoding="utf-8") as nobody, Path(os.devnull).open("w") as nowhere:
+        monkeypatch.setattr(sys, stream, nobody)
+        assert run(["verify", str(pruned)]) == 0
+        assert run(["inspect", str(pruned / "nothing")]) == 2
+        assert run(["verify", "--help"]) == (141 if stream == "stdout" else 0)
+        os.dup2(nowhere.fileno(), write)  # for what is left

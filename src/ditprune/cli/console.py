@@ -56,11 +56,16 @@ def is_done(place: Path) -> None:
 
 
 def _show(line: str | Table) -> None:
-    """Raises OSError where nothing is on the disk, as what is shown is the result then."""
+    """Raises OSError where nothing is on the disk, as what is shown is the result then.
+
+    A reader who ends, as `head` does, has what it wanted.
+    """
     if not _results.is_heard:
         return
     try:
         _out.print(line)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`; the work goes on
+        _results.is_heard = False
     except OSError as error:
         if _results.place is None:
             raise

@@ -38,6 +38,7 @@ VERBS = {
     "demo": "Prune the bundled DiT with magnitude, Wanda and DiT-Pruning, and compare.",
 }
 
+_BROKEN_PIPE = 128 + 13  # as shells say it of SIGPIPE
 _HOW_TO_WAIT = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # the second overrides the first
 
 
@@ -127,6 +128,9 @@ def _code_of(args: list[str] | None) -> int:
     except DitpruneError as error:
         console.say(f"error: {error}")
         return 2
+    except SystemExit:  # click's own, where what read its help has ended
+        console.say("stopped; what was to read the output has ended")
+        return _BROKEN_PIPE
     except OSError as error:  # a file that cannot be read or written
         where = f"{error.filename}: " if error.filename else ""
         console.say(f"error: {where}{error.strerror or error}")

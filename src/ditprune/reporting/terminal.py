@@ -7,7 +7,7 @@ Names come from model folders, statistics and paths. A terminal obeys escape cod
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -24,6 +24,10 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Every text passes here, the cells and titles of tables too."""
         return super().render_str(printable(text), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Whoever prints decides what follows; rich would end the process."""
+        raise BrokenPipeError
 
 
 def printable(text: str) -> str:
