@@ -171,3 +171,14 @@ def test_a_link_out_of_the_folder_is_not_pushed(
     assert (code, out) == (2, "")
     assert "notes.txt: links to" in err
     assert "me/linked" not in hub.repos
+
+
+def test_what_is_no_part_of_the_model_is_named_and_stays(
+    pruned: Path, hub: FakeHub, ditprune: Run, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pruned, tmp_path / "own"))
+    (folder / "diary.txt").write_text("private", encoding="utf-8")
+    code, _, err = ditprune("push", folder, "me/listed")
+    assert code == 0
+    assert "not uploaded, as no part of the model: diary.txt" in err
+    assert "diary.txt" not in hub.repos["me/listed"]

@@ -25,6 +25,7 @@ from ditprune.cli import demo as demo_verb
 from ditprune.cli.prune import prune as prune_verb
 from ditprune.method.choices import constant_words
 from ditprune.method.words import build, words_of_recipes
+from ditprune.pruning import loop
 from folders import add_denoiser, edit_json, edit_tensors, files_of, shards_of, tensors_on_disk
 
 SAMPLING = ["--num-inference-steps", 2, "--guidance-scale", 1.5]
@@ -440,12 +441,24 @@ def test_every_verb_on_the_bundled_model(ditprune, tmp_path) -> None:
 def test_the_demo_compares_three_methods_and_says_where_everything_lies(
     ditprune, tmp_path, monkeypatch
 ) -> None:
+    """Stopped after its first part it goes on; made again it does nothing twice."""
     monkeypatch.setattr(demo_verb, "NUM_INFERENCE_STEPS", 1)
-    out = tmp_path / "demo"
+    out, whole = tmp_path / "demo", loop.prune_checkpoint
+
+    def stopped(model, folder, *args, **words) -> None:
+        if folder.name != "magnitude":
+            raise KeyboardInterrupt
+        whole(model, folder, *args, **words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "prune_checkpoint", stopped)
+        assert ditprune("demo", "-o", out, "--num-images", 4)[0] == 130
+    begun = files_of(out / "magnitude" / "transformer")
+    monkeypatch.setattr(collect, "calibrate_folder", lambda *_, **__: pytest.fail("again"))
     for _ in range(2):
         printed = ok(ditprune("demo", "-o", out, "--num-images", 4))
         (out / "grid.png").stat()
-        monkeypatch.setattr(collect, "calibrate_folder", lambda *_, **__: None)
+    assert files_of(out / "magnitude" / "transformer") == begun
     names = ["dense", "magnitude", "Wanda", "DiT-Pruning"]
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in results["models"]] == names

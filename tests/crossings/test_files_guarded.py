@@ -23,6 +23,7 @@ from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update import folder as updating
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.verify import false_claims
+from ditprune.writing.lock import lock_of, locked
 from folders import add_denoiser, edit_tensors, files_of, save_pipeline, shards_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -278,6 +279,11 @@ def test_a_copy_holds_what_belongs_to_a_model_and_says_what_it_left(
 RECIPES: list[dict[str, Any]] = [
     {"reconstruction": "obs"},
     {"reconstruction": "admm", "mask": "reconstruction", "allocation": "owl"},
+    {
+        "reconstruction": "obs",
+        "mask": "refinement",
+        "refinement": {"name": "distill", "num_steps": 2},
+    },
 ]
 
 
@@ -400,3 +406,34 @@ def test_a_full_stdout_is_a_note_where_the_result_is_there(
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert notes == [f"note: {tmp_path / 'out'} is there, but not all could be shown "
                      "(No space left on device)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ['{"rows": []}', "not JSON", "[]"])
+def test_results_of_others_stay_where_a_study_would_write(
+    content, tiny_pipeline, tmp_path, ditprune: Run
+) -> None:
+    file = tmp_path / "out" / "statistics" / "results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content, encoding="utf-8")
+    words = ("statistics", tiny_pipeline, "-o", tmp_path / "out", "--num-samples", 1, "--steps", 1)
+    code, _, err = ditprune("reproduce", *words)
+    assert code == 2
+    assert err.startswith(f"error: {file}: ")
+    assert files_of(tmp_path / "out") == {"statistics/results.json": content.encode()}
+
+
+def test_of_two_runs_that_share_a_set_of_calls_the_second_is_refused(
+    tiny_pipeline, tmp_path, ditprune: Run
+) -> None:
+    calls = tmp_path / "shared.calls"
+    line = ("calibrate", tiny_pipeline, "--calibration-set", calls, "--num-samples", 1,
+            "--num-inference-steps", 1, "-o")  # fmt: skip
+    with locked(calls):
+        before = files_of(tmp_path)
+        code, _, err = ditprune(*line, tmp_path / "second")
+        assert code == 2
+        assert f"{lock_of(calls)}: another run is writing here; wait for its end" in err
+        assert files_of(tmp_path) == before
+    assert ditprune(*line, tmp_path / "second")[0] == 0
+    assert ditprune(*line, tmp_path / "third")[0] == 0
+    assert (tmp_path / "second").read_bytes() == (tmp_path / "third").read_bytes()

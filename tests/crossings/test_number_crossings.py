@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import ditprune
 from adapters import wrap_all
 from ditprune.checkpoints.skeleton import module_fingerprints
-from ditprune.errors import DitpruneError, ModelError, RecipeError
+from ditprune.errors import DitpruneError, ModelError, RecipeError, StatisticsError
 from ditprune.method.reconstruction import obs
 from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.words import build, from_json
@@ -246,6 +246,22 @@ def test_an_update_that_float16_cannot_represent_is_refused_by_name() -> None:
         ModelError, match=r"norm1.linear: an updated weight is .* torch\.float16 does not ho"
     ):
         ditprune.prune_(denoiser, saliency="magnitude", reconstruction=Large())
+    assert_untouched(denoiser, before)
+
+
+@pytest.mark.parametrize("words", [{"reconstruction": "obs"}, {"allocation": "proxy"}], ids=str)
+def test_squares_that_float32_loses_are_refused_by_name(words) -> None:
+    """The inputs of one layer are near 1e-20: there float32, and their squares are not."""
+    denoiser = make()
+    with torch.no_grad():
+        for parameter in denoiser.get_submodule("transformer_blocks.0.attn1.to_v").parameters():
+            parameter.mul_(1e-20)
+    before, stats = bits(denoiser), ditprune.calibrate(denoiser, calls_of())
+    with pytest.raises(
+        StatisticsError,
+        match=r"^transformer_blocks\.0\.attn1\.to_out\.0: the squares of its .* are",
+    ):
+        ditprune.prune_(denoiser, stats, batches=calls_of(), **words)
     assert_untouched(denoiser, before)
 
 

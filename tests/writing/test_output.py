@@ -6,10 +6,14 @@ import errno
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
+from ditprune.checkpoints.locate import locate
 from ditprune.errors import OutputError
+from ditprune.method.words import build
+from ditprune.pruning.loop import prune_checkpoint
 from ditprune.writing.files import (
     MANIFEST,
     check_file,
@@ -18,6 +22,7 @@ from ditprune.writing.files import (
 )
 from folders import files_of
 
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names files by it")
 FAILURES = [ValueError("x"), KeyboardInterrupt(), SystemExit(3), OSError(errno.ENOSPC, "full")]
 
 
@@ -176,3 +181,44 @@ def test_permission_is_asked_of_the_nearest_folder(model, tmp_path, monkeypatch)
     refused("no permission", check_folder, tmp_path / "a" / "out", model, 0, False)
     refused("no permission", check_file, tmp_path / "file", False)
     check_folder(model.parent.parent / "elsewhere" / "out", model, 0, overwrite=False)
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple[str, str]]:
+    """What reaches the disk, in this order: the real calls are made."""
+    seen: list[tuple[str, str]] = []
+    real = {"fsync": os.fsync, "replace": os.replace, "rename": os.rename}
+
+    def fsync(number: int) -> None:
+        real["fsync"](number)
+        seen.append(("fsync", str(Path(f"/proc/self/fd/{number}").readlink())))
+
+    def moved(word: str) -> None:
+        def move(source, target, **words) -> None:
+            real[word](source, target, **words)
+            seen.append(("rename", str(target)))
+
+        monkeypatch.setattr(os, word, move)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for word in ("replace", "rename"):
+        moved(word)
+    return seen
+
+
+@needs_proc
+def test_a_file_is_on_the_disk_before_its_name_is(steps, tmp_path) -> None:
+    file = tmp_path / "file"
+    with write_beside(file) as part:
+        part.write_text("x", encoding="utf-8")
+    assert steps == [("fsync", str(part)), ("rename", str(file)), ("fsync", str(tmp_path))]
+
+
+@needs_proc
+def test_a_folder_is_on_the_disk_before_its_name_is(steps, tiny_pipeline, tmp_path) -> None:
+    out, part = tmp_path / "out", tmp_path / ".out.part"
+    prune_checkpoint(locate(str(tiny_pipeline)), out, None, build(saliency="magnitude"))
+    *before, renamed, named = steps
+    assert (renamed, named) == (("rename", str(out)), ("fsync", str(tmp_path)))
+    synced = {path for word, path in before if word == "fsync"}
+    assert {str(part / path.relative_to(out)) for path in out.rglob("*")} <= synced
