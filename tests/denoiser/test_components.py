@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from functools import partial
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.denoiser import components
 from ditprune.denoiser.components import check_components
 from ditprune.errors import ModelError
 
@@ -203,3 +207,42 @@ def test_missing_packages_are_named(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(transformers, "T5TokenizerFast", Missing, raising=False)
     with pytest.raises(ModelError, match=r"'tokenizer' is a T5TokenizerFast .*sentencepiece"):
         check(folder)
+
+
+def test_the_extra_is_named_where_the_pipeline_or_its_tokenizer_lacks_packages(
+    folder: Path, monkeypatch
+) -> None:
+    import diffusers
+
+    class Missing:
+        _backends = ("torch", "no_such_transformers")
+
+    Missing.__module__ = "diffusers.utils.dummy_torch_and_transformers_objects"
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers, "PixArtSigmaPipeline", Missing)
+        match = r"PixArtSigmaPipeline, which .*\(no_such_transformers\).*'ditprune\[text\]'"
+        with pytest.raises(ModelError, match=match):
+            check(folder)
+    (folder / "tokenizer" / "spiece.model").touch()
+    monkeypatch.setattr(components, "version", partial(installed, set()))
+    with pytest.raises(ModelError, match=r"spiece\.model: .*\(sentencepiece, protobuf\).*\[text\]"):
+        check(folder)
+    monkeypatch.setattr(components, "version", partial(installed, {"sentencepiece", "protobuf"}))
+    check(folder)
+    monkeypatch.undo()
+    (folder / "tokenizer" / "tokenizer.json").touch()
+    check(folder)
+
+
+def installed(packages: set[str], name: str) -> str:
+    if name not in packages:
+        raise PackageNotFoundError(name)
+    return "1"
+
+
+def test_the_extra_holds_what_the_message_promises() -> None:
+    file = Path(__file__).parents[2] / "pyproject.toml"
+    pyproject = tomllib.loads(file.read_text(encoding="utf-8"))
+    text = " ".join(pyproject["project"]["optional-dependencies"]["text"])
+    for package in ("transformers", *components._OF_SENTENCEPIECE):
+        assert package in text

@@ -118,7 +118,7 @@ def test_a_weight_that_cannot_be_written_has_its_reason_and_is_not_touched(
         assert torch.equal(parameter.detach().float(), old.float())
 
 
-@pytest.mark.parametrize("change", [subclassed, in_bytes, in_float8], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("change", [subclassed, in_float8], ids=lambda c: c.__name__)
 def test_where_no_weight_can_be_written_the_reason_is_the_error(change) -> None:
     denoiser = make()
     for name in discover(denoiser):
@@ -128,11 +128,74 @@ def test_where_no_weight_can_be_written_the_reason_is_the_error(change) -> None:
             work(denoiser)
 
 
+class Grouped(nn.Module):
+    """As HQQ, GPTQ and AWQ have it: no Linear, packed integers and scales in buffers."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.infeatures, self.outfeatures = layer.in_features, layer.out_features
+        size = layer.out_features, layer.in_features // 8
+        self.register_buffer("qweight", torch.zeros(size, dtype=torch.int32))
+        self.register_buffer("scales", torch.ones(layer.out_features, 1))
+
+
+class Packed4(nn.Linear):
+    """As bitsandbytes and GGUF have it: a Linear whose weight is bytes of another shape."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        size = layer.weight.numel() // 2
+        self.weight = nn.Parameter(torch.zeros(size, 1, dtype=torch.uint8), requires_grad=False)
+
+
+def by_torch(denoiser: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(denoiser, {nn.Linear})
+
+
+def each(kind: type, within: str = "") -> Callable[[nn.Module], nn.Module]:
+    def quantise_(denoiser: nn.Module) -> nn.Module:
+        for name, layer in list(denoiser.named_modules()):
+            if isinstance(layer, nn.Linear) and within in name:
+                denoiser.set_submodule(name, kind(layer))
+        return denoiser
+
+    return quantise_
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_a_model_that_torch_quantised_whole_is_told_so() -> None:
-    quantised = torch.ao.quantization.quantize_dynamic(make(), {nn.Linear})
-    with pytest.raises(ModelError, match=r"layers are quantised, first .*prune first"):
-        discover(quantised)
+@pytest.mark.parametrize(
+    "quantise_",
+    [by_torch, each(Grouped), each(Packed4), each(Packed4, "blocks.")],
+    ids=["torch", "no Linear", "bytes", "bytes in blocks"],
+)
+@pytest.mark.parametrize("words", [{}, {"include": "*.mlp.*"}, {"blocks": "blocks.*"}], ids=str)
+def test_a_model_that_is_quantised_whole_is_told_so(quantise_, words) -> None:
+    denoiser = quantise_(make())
+    for work in (ditprune.inspect, partial(ditprune.prune_, saliency="magnitude")):
+        with pytest.raises(ModelError, match=r"all layers are quantised .*first .*prune first"):
+            work(denoiser, **words)
+
+
+def test_quantised_layers_beside_others_are_left_out_with_their_reason() -> None:
+    plan = ditprune.inspect(each(Grouped, "attn")(make()))
+    assert plan.left_out[NAME].reason == writable.QUANTISED
+    assert plan.left_out[NAME].num_weights == 96 * 32
+    assert OTHER in plan.targets
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_layerwise_casting_is_the_reason_of_the_layers_that_it_casts(name, tiny_dit) -> None:
+    denoiser = tiny_dit()
+    denoiser.enable_layerwise_casting(getattr(torch, name), torch.float32)
+    plan = ditprune.inspect(denoiser)
+    attention = {n: layer.reason for n, layer in plan.left_out.items() if ".attn1." in n}
+    assert len(attention) == 12
+    assert set(attention.values()) == {writable.CAST}
+    assert {n.rpartition("blocks.")[2][2:] for n in plan.targets} == {"norm1.linear"}
+    outcome = ditprune.prune_(denoiser, saliency="magnitude")
+    assert outcome.left_out == plan.left_out
+    decisions = ditprune.runtime.sparsify_(denoiser)
+    assert all("8 bits" in decisions[n].reason for n in attention)
 
 
 def test_a_layer_without_values_is_refused_by_all_that_needs_them() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _AUTO = "transformers.models.auto."  # classes that choose another by the folder
 # The files from which transformers learns of classes in the folder, or of kernels to fetch.
 _BUILT_FROM = ("config.json", "scheduler_config.json")
 _ADAPTER = "adapter_config.json"
+_OF_SENTENCEPIECE = ("sentencepiece", "protobuf")  # what reads a *.model of a tokenizer
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json",
             "processor_config.json", "video_preprocessor_config.json")  # fmt: skip
 
@@ -67,6 +69,7 @@ def _check_pipeline(file: Path, name: object) -> None:
     import diffusers
 
     named = getattr(diffusers, name, None) if isinstance(name, str) else None
+    _check_installed(f"{file}: {name}", named)
     if not (isinstance(named, type) and issubclass(named, diffusers.DiffusionPipeline)):
         raise ModelError(
             f"{file}: pipeline class {name!r} is not in diffusers {diffusers.__version__}; "
@@ -122,6 +125,7 @@ def _check_component(file: Path, name: str, library: str, class_name: str) -> No
             check_counts(config, read_json(config, as_python=True))
     if library != "diffusers":
         _check_configs(folder, named)
+        _check_tokenizer(folder, named)
         if (folder / _ADAPTER).exists():  # transformers would load the model that it names
             raise ModelError(
                 f"{folder / _ADAPTER}: an adapter names another model, which is not loaded; merge "
@@ -144,19 +148,44 @@ def _class_of(file: Path, name: str, library: str, class_name: str) -> type | No
         named = getattr(import_module(place), _renamed(library, class_name), None)
     except (ImportError, RuntimeError) as error:
         missing = getattr(error, "name", None) or str(error).splitlines()[0]
-        raise ModelError(
-            f"{file}: component '{name}' is a {class_name} of {library}, which needs packages "
-            f"that are not installed ({missing}); install them"
+        raise _lacks(
+            f"{file}: component '{name}' is a {class_name} of {library}", missing
         ) from None
     if not isinstance(named, type):
         return None
-    if ".dummy_" in named.__module__:  # what stands in its place where packages are missing
-        needed = ", ".join(getattr(named, "_backends", ()))
-        raise ModelError(
-            f"{file}: component '{name}' is a {class_name} of {library}, which needs packages "
-            f"that are not installed (of {needed}); install them"
-        )
+    _check_installed(f"{file}: component '{name}' is a {class_name} of {library}", named)
     return named
+
+
+def _check_installed(what: str, named: object) -> None:
+    """Refuse what stands in the place of a class whose packages are missing. Raises ModelError."""
+    if isinstance(named, type) and ".dummy_" in named.__module__:
+        needed = getattr(named, "_backends", ())
+        missing = [package for package in needed if find_spec(package) is None] or needed
+        raise _lacks(what, ", ".join(missing))
+
+
+def _lacks(what: str, packages: str) -> ModelError:
+    return ModelError(
+        f"{what}, which needs packages that are not installed ({packages}); install them "
+        "(pip install 'ditprune[text]' brings those of text encoders)"
+    )
+
+
+def _check_tokenizer(folder: Path, named: type) -> None:
+    """Refuse a tokenizer that only a package that is not installed can read. Raises ModelError."""
+    files = sorted(folder.glob("*.model"))
+    if "Tokenizer" in named.__name__ and files and not (folder / "tokenizer.json").exists():
+        missing = [name for name in _OF_SENTENCEPIECE if not _is_installed(name)]
+        if missing:
+            raise _lacks(f"{files[0]}: is read by {named.__name__}", ", ".join(missing))
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
 
 
 def _renamed(library: str, class_name: str) -> str:

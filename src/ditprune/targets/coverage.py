@@ -178,6 +178,7 @@ def _parts(block: Block, shared: Mapping[int, str]) -> Iterator[_Part]:
         path = join(block.path, without_base(name))
         if size := packed_size(module):
             yield path, QUANTISED, [torch.empty(size, device="meta")]
+            continue
         for leaf, matrix in module.named_parameters(recurse=False):
             if matrix.ndim >= 2:
                 yield *_path_and_reason(path, module, leaf, shared), [matrix]

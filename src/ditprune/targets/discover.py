@@ -15,7 +15,7 @@ from ditprune.targets.coverage import Target, blocked, prunable
 from ditprune.targets.lists import join
 from ditprune.targets.matrix import matrix_shape
 from ditprune.targets.refused import refuse_fused, refuse_sparse
-from ditprune.targets.writable import packed_size, tied
+from ditprune.targets.writable import QUANTISED, packed_size, tied
 
 __all__ = ["Target", "discover", "role_of", "select"]
 
@@ -63,6 +63,8 @@ def discover(
 def _refuse_all(denoiser: nn.Module, blocks: Sequence[Block], shared: Mapping[int, str]) -> None:
     """Raises ModelError where the weight of no layer may be written."""
     reasons = blocked(blocks, shared)
+    if reasons and set(reasons.values()) == {QUANTISED}:
+        raise _quantised(denoiser, list(reasons))
     if reasons:
         first, reason = next(iter(reasons.items()))
         raise ModelError(
@@ -92,10 +94,15 @@ def _refuse_packed(denoiser: nn.Module) -> None:
     """Raises ModelError where there are quantised layers in the place of Linears."""
     packed = [name for name, layer in denoiser.named_modules() if packed_size(layer)]
     if packed:
-        raise ModelError(
-            f"{type(denoiser).__name__}: {len(packed)} of its layers are quantised, first "
-            f"{packed[0]}; prune first, then quantise"
-        )
+        raise _quantised(denoiser, packed)
+
+
+def _quantised(denoiser: nn.Module, names: Sequence[str]) -> ModelError:
+    return ModelError(
+        f"{type(denoiser).__name__}: all layers are quantised that could be pruned "
+        f"({len(names)}, first {names[0]}); load the model without quantisation, prune first, "
+        "then quantise"
+    )
 
 
 def _targets_in(

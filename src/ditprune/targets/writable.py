@@ -28,6 +28,10 @@ COMPUTED = (
     "remove that first"
 )
 QUANTISED = "its weight is quantised; prune first, then quantise"
+CAST = (
+    "its weight is stored in 8 bits and cast at each call (enable_layerwise_casting); prune first, "
+    "then call that"
+)
 ADAPTED = (
     "under an adapter that computes with the weight; merge it and remove it first "
     "(pipe.fuse_lora(), then pipe.unload_lora_weights())"
@@ -43,6 +47,8 @@ OFFLOADED = (
 )
 NO_VALUES = "its weight is on the meta device, without values; load the model with its weights"
 
+# Names of C_out and C_in in layers, and in those of older quantisers.
+_SIZES = (("out_features", "outfeatures"), ("in_features", "infeatures"))
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -69,6 +75,8 @@ def obstacle(layer: nn.Module) -> str:
             f"its weight is {list(weight.shape)} and not {list(shape or ())}, as in packed or "
             "transposed weights; prune the plain weight first"
         )
+    if weight.dtype not in _DTYPES and _is_cast(layer):
+        return CAST
     if weight.dtype not in _DTYPES:
         return (
             f"its weight is stored as {weight.dtype} (quantised, or cast at each call); load it "
@@ -217,11 +225,29 @@ def is_layer(layer: nn.Module) -> bool:
 
 
 def packed_size(layer: nn.Module) -> tuple[int, int] | None:
-    """(C_out, C_in) of a quantised layer of torch, which has no parameters; None for others."""
-    if "quantized" not in type(layer).__module__.split("."):
+    """(C_out, C_in) of a quantised layer without a weight; None for others.
+
+    Torch's has no tensors of its own; others hold integers or 8-bit floats.
+    """
+    sizes = tuple(getattr(layer, a, getattr(layer, b, None)) for a, b in _SIZES)
+    if not all(isinstance(size, int) for size in sizes):
         return None
-    sizes = getattr(layer, "out_features", None), getattr(layer, "in_features", None)
-    return sizes if all(isinstance(size, int) for size in sizes) else None  # type: ignore[return-value]
+    is_torchs = "quantized" in type(layer).__module__.split(".")
+    return sizes if is_torchs or _holds_packed(layer) else None  # type: ignore[return-value]
+
+
+def _holds_packed(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Linear):
+        return False
+    own = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+    packed = [t for t in own if t.ndim >= 2 and t.dtype not in (*_DTYPES, torch.bool)]
+    return bool(packed) and "weight" not in layer._parameters
+
+
+def _is_cast(layer: nn.Module) -> bool:
+    """Whether diffusers' layerwise casting brings the weight into another dtype for each call."""
+    hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", {})
+    return any("casting" in name for name in hooks)
 
 
 @torch.no_grad()
