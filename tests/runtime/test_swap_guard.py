@@ -91,7 +91,7 @@ def hooked(denoiser: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (cast, "float8_e4m3fn"),
+        (cast, "cast at each call"),
         (offload, "is offloaded"),
         (subclass, "is a Packed, a tensor subclass"),
         (on_meta, "on the meta device"),

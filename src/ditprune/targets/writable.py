@@ -239,8 +239,8 @@ def packed_size(layer: nn.Module) -> tuple[int, int] | None:
 def _holds_packed(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         return False
-    own = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
-    packed = [t for t in own if t.ndim >= 2 and t.dtype not in (*_DTYPES, torch.bool)]
+    tensors = [t for t in (*layer._parameters.values(), *layer._buffers.values()) if t is not None]
+    packed = [t for t in tensors if t.ndim >= 2 and t.dtype not in (*_DTYPES, torch.bool)]
     return bool(packed) and "weight" not in layer._parameters
 
 
