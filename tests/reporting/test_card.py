@@ -341,12 +341,25 @@ def test_names_that_are_not_utf_8_are_written_out(own: Path) -> None:
     assert "# caf" in text_of(own)
 
 
-def test_a_card_that_cannot_be_written_is_a_warning(own: Path, tmp_path: Path, capsys) -> None:
+def a_broken_manifest(own: Path) -> None:
+    (own / "transformer" / "ditprune.json").write_text("{", encoding="utf-8")
+
+
+def a_place_for_no_file(own: Path) -> None:
+    """As on a disk that may only be read; that holds for root too."""
+    (own / "README.md").unlink(missing_ok=True)
+    (own / "README.md").mkdir()
+
+
+@pytest.mark.parametrize("spoil", [a_broken_manifest, a_place_for_no_file])
+def test_a_card_that_cannot_be_written_is_a_warning(
+    spoil, own: Path, tmp_path: Path, capsys
+) -> None:
     """After an evaluation, whose results are on disk."""
     from ditprune.cli.evaluate import write_cards
 
     other = shutil.copytree(own, tmp_path / "other")
-    (own / "transformer" / "ditprune.json").write_text("{", encoding="utf-8")
+    spoil(own)
     write_cards([("stw 50", locate(str(own))), ("other", locate(str(other)))], results())
     said = capsys.readouterr().err
     assert said.startswith("warning: the card of stw 50 stays as it was: ")
