@@ -368,24 +368,35 @@ def test_no_tensor_of_the_cpu_meets_one_of_the_denoisers_device(name, stats, mon
 SOME = ("stw", "owl", "obs", "admm, its mask", "proxy", "distill")
 
 
-@pytest.mark.parametrize("name", SOME)
-def test_a_layer_under_a_lora_is_pruned_as_if_it_were_bare(name) -> None:
-    """The adapter begins as zero, as PEFT's do, so that inputs are the same."""
-    words = RECIPES[name] | {"include": "*.attn1.*"}
-    bare, wrapped = make(), make()
-    for path in wrap_all(wrapped, leaf="attn1.to_q"):
-        nn.init.zeros_(wrapped.get_submodule(path).lora_B["default"].weight)
-    adapters = {n: p.clone() for n, p in wrapped.state_dict().items() if "lora_" in n}
-    outcomes = [
-        prune(m, words, calls_of(), ditprune.calibrate(m, calls_of())) for m in (bare, wrapped)
-    ]
-    assert list(outcomes[0].targets) == list(outcomes[1].targets)
-    for path, target in outcomes[1].targets.items():
-        layer = wrapped.get_submodule(path)
-        weight = getattr(layer, "base_layer", layer).weight
-        assert torch.equal(weight, bare.get_parameter(f"{path}.weight")), path
-        assert int((weight == 0).sum()) == target.num_zero
-    assert all(torch.equal(wrapped.state_dict()[n], p) for n, p in adapters.items())
+def lora(denoiser: nn.Module) -> None:
+    for path in wrap_all(denoiser, leaf="attn1.to_q"):
+        nn.init.zeros_(denoiser.get_submodule(path).lora_B["default"].weight)
+
+
+def lora_of_peft(denoiser: nn.Module) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_out.0"])
+    peft.inject_adapter_in_model(config, denoiser)
+    denoiser.eval()
+
+
+@pytest.mark.parametrize("attach_", [lora, lora_of_peft])
+def test_a_layer_under_a_lora_is_pruned_as_if_it_were_bare(attach_) -> None:
+    """The adapter begins as zero, as PEFT's do, so that inputs are the same; all recipes."""
+    for name, recipe in RECIPES.items():
+        words = recipe | {"include": "*.attn1.*"}
+        bare, wrapped = make(), make()
+        attach_(wrapped)
+        adapters = {n: p.clone() for n, p in wrapped.state_dict().items() if "lora_" in n}
+        outcomes = [prune(denoiser, words, calls_of(num=8)) for denoiser in (bare, wrapped)]
+        assert list(outcomes[0].targets) == list(outcomes[1].targets), name
+        for path, target in outcomes[1].targets.items():
+            layer = wrapped.get_submodule(path)
+            weight = getattr(layer, "base_layer", layer).weight
+            assert torch.equal(weight, bare.get_parameter(f"{path}.weight")), (name, path)
+            assert int((weight == 0).sum()) == target.num_zero
+        assert adapters
+        assert all(torch.equal(wrapped.state_dict()[n], p) for n, p in adapters.items()), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
