@@ -35,6 +35,7 @@ def of_control() -> Any:
     return flux("FluxControlNetPipeline", controlnet=control)
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # diffusers' own use
 @pytest.mark.parametrize("kind", ["FluxImg2ImgPipeline", "FluxInpaintPipeline", "of_control"])
 def test_what_needs_an_image_is_one_line(kind: str, ditprune, tmp_path: Path) -> None:
     pipe = of_control() if kind == "of_control" else flux(kind)
