@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 from ditprune.cli.main import run
+from ditprune.writing.lock import locked, locked_folder
 from folders import files_of, save_pipeline
 from killed import OUT_EXISTS, Server, serving
 
@@ -205,13 +207,13 @@ def test_of_two_at_once_the_second_is_refused(verb, inputs, server, whole, place
     assert leftovers(place) == []
 
 
+def full(_number: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @every_verb
 def test_a_full_disk_leaves_what_was(verb, inputs, place, ditprune, monkeypatch) -> None:
     out = clear(place)
-
-    def full(_number: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = ditprune(*line_of(VERBS[verb], inputs, out))
     assert code == 2
@@ -240,3 +242,42 @@ def test_an_out_that_is_a_link_is_refused(verb, inputs, place, ditprune) -> None
     assert str(link) in err
     assert link.is_symlink()
     assert files_of(precious) == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("why", ["another run", "a full disk", "a link"])
+def test_timings_are_added_to_results_or_these_stay(
+    why, inputs, place, ditprune, monkeypatch
+) -> None:
+    out = clear(place)
+    file = Path(shutil.copytree(inputs["RESULTS"], out)) / "results.json"
+    before = files_of(out)
+    line = ("bench", inputs["PRUNED"], "--num-tokens", 4, "--time-limit", 0.01, "--out", file)
+    with monkeypatch.context() as patch, ExitStack() as stack:
+        if why == "another run":
+            stack.enter_context(locked_folder(out))
+        elif why == "a full disk":
+            patch.setattr(os, "fsync", full)
+        else:
+            moved = file.rename(place / "elsewhere.json")
+            file.symlink_to(moved)
+        code, _, err = ditprune(*line)
+        assert code == 2
+        assert err.startswith("error: ")
+    assert {name: text for name, text in files_of(out).items() if ".lock" not in name} == before
+    if why != "a link":
+        assert ditprune(*line)[0] == 0
+        assert "bench" in json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_a_demo_ends_at_once_where_another_runs_or_a_link_lies(place, ditprune) -> None:
+    out = clear(place)
+    out.mkdir()
+    with locked(out / "demo"):
+        code, _, err = ditprune("demo", "-o", out, "--num-images", 1)
+    assert code == 2
+    assert "another run is writing here" in err
+    (out / "results.json").symlink_to(place / "precious")
+    code, _, err = ditprune("demo", "-o", out, "--num-images", 1)
+    assert code == 2
+    assert f"{out / 'results.json'}: " in err
+    assert [path.name for path in place.rglob("*")] == ["out", "results.json"]
