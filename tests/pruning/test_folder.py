@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import ditprune
+import pipeline_parts
 from ditprune.checkpoints.locate import locate
 from ditprune.errors import ModelError, OutputError, RecipeError
 from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.loop import prune_checkpoint
 from folders import STEM, files_of, save_denoiser, save_pipeline, tensors_on_disk
+from tiny_denoisers import redraw_
 
 RUNS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "default": (torch.float32, {}),
@@ -230,3 +232,19 @@ def test_a_file_that_would_seem_our_own_is_refused_before_work(
             prune_checkpoint(locate(str(folder)), tmp_path / "out", None, recipe)
         (folder / name).rmdir()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model"]
+
+
+def test_buffers_are_no_parameters_in_memory_or_on_disk(tmp_path) -> None:
+    denoiser = redraw_(pipeline_parts.denoiser("SD3Transformer2DModel"), 0)
+    denoiser.save_pretrained(tmp_path / "dense")
+    assert "pos_embed.pos_embed" in tensors_on_disk(tmp_path / "dense")
+    size = sum(parameter.numel() for parameter in denoiser.parameters())
+    out = tmp_path / "out"
+    assert ditprune.prune(tmp_path / "dense", out, saliency="magnitude").num_parameters == size
+    outcome = ditprune.prune_(denoiser, saliency="magnitude")
+    denoiser.save_pretrained(tmp_path / "saved")
+    outcome.save(tmp_path / "saved")
+    for folder in (out, tmp_path / "saved"):
+        claims = json.loads((folder / "ditprune.json").read_text(encoding="utf-8"))
+        assert claims["totals"]["num_parameters"] == outcome.num_parameters == size
+        assert ditprune.verify(folder) == []

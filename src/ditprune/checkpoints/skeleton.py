@@ -70,6 +70,15 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
         ) from None
 
 
+def num_parameters(folder: Path, weights: Weights) -> int:
+    """Of a denoiser's folder without its buffers; all tensors where its class is not diffusers'."""
+    try:
+        tree = skeleton(folder, takes_compact=True)
+    except ModelError:
+        return weights.num_parameters
+    return sum(parameter.numel() for parameter in tree.parameters())
+
+
 def check_counts(file: Path, config: Any, name: str = "") -> None:
     """Refuse a config that counts more than any model has. Raises ModelError."""
     parts = config.items() if isinstance(config, Mapping) else ((name, part) for part in config)

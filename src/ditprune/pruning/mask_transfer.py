@@ -26,6 +26,7 @@ from ditprune.checkpoints.own_files import check_no_own_file
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import (
     combined_fingerprint,
+    num_parameters,
     skeleton,
     weight_fingerprints,
 )
@@ -162,7 +163,7 @@ def apply_masks(
     check_early(out, model.root, overwrite)
     weights = _checked_weights(model, mask, masks_of)
     for name, masks in masks_of.items():
-        recorded_outcome(mask, masks, weights[name].num_parameters, {})
+        recorded_outcome(mask, masks, num_parameters(model.denoisers[name], weights[name]), {})
     digest = sha256(np.memmap(mask.file, mode="r").data)
     identity = copy_identity(model, weights, {"mask": digest})
     size_bytes = copied_bytes(model, weights)
@@ -178,7 +179,7 @@ def apply_masks(
             num_nonzero = {
                 target: records[f"{target}.weight"]["note"] for target in mask.shapes(masks)
             }
-            size = weights[name].num_parameters
+            size = num_parameters(model.denoisers[name], weights[name])
             outcomes[name] = outcome = recorded_outcome(mask, masks, size, num_nonzero)
             if not staging.is_written:
                 folder = model.denoisers[name]

@@ -11,7 +11,7 @@ import torch
 from ditprune.checkpoints.copy_folder import beside
 from ditprune.checkpoints.locate import ModelFolder, locate
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
-from ditprune.checkpoints.skeleton import weight_fingerprints
+from ditprune.checkpoints.skeleton import num_parameters, weight_fingerprints
 from ditprune.checkpoints.weights import Weights, as_tensor, dtype_of, sha256
 from ditprune.errors import ModelError, OutputError
 from ditprune.pruning.job import Outcome, base_of, claims
@@ -85,7 +85,7 @@ def _claims_of(
             targets[name] = replace(targets[name], num_zero=num_zero)
     model = ModelFolder(str(folder), folder, {outcome.component: folder})
     base = base_of(model, folder, weights, outcome.fingerprint)
-    here = replace(outcome, targets=targets, num_parameters=weights.num_parameters)
+    here = replace(outcome, targets=targets, num_parameters=num_parameters(folder, weights))
     return claims(here, base, hashes, copied)
 
 

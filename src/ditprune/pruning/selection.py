@@ -80,7 +80,8 @@ def select_in_checkpoint(
             )
         dtype_of(entry)
     fingerprints = weight_fingerprints(weights, targets.values())
-    return _select(tree, targets, fingerprints, weights.num_parameters, recipe, stats)
+    size = sum(parameter.numel() for parameter in tree.parameters())
+    return _select(tree, targets, fingerprints, size, recipe, stats)
 
 
 def _select(

@@ -11,6 +11,7 @@ import torch
 
 from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import num_parameters
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
 from ditprune.errors import DitpruneError, ModelError
 from ditprune.method.granularity import CAG, GRANULARITIES, NM
@@ -90,7 +91,7 @@ def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
                 f"{recipe.cag_threshold}"
             )
         yield from _false_error(claims.get("max_error"), recipe)
-        yield from _false_totals(claims, weights)
+        yield from _false_totals(claims, folder, weights)
         yield from _false_base(claims["base"], folder, weights)
     except _MALFORMED as error:
         yield f"{MANIFEST}: cannot be read ({error!r}); expected the manifest that prune wrote"
@@ -203,14 +204,17 @@ def _dense_config(file: Path, weights: Weights) -> bytes:
     return weights.config if isinstance(weights, CompactWeights) else file.read_bytes()
 
 
-def _false_totals(claims: Mapping[str, Any], weights: Weights) -> Iterator[str]:
+def _false_totals(claims: Mapping[str, Any], folder: Path, weights: Weights) -> Iterator[str]:
     if claims["format"] != MANIFEST_FORMAT:
         yield f"{MANIFEST}: format {claims['format']}, this version reads {MANIFEST_FORMAT}"
     totals, targets = claims["totals"], claims["targets"].values()
     num_weights = sum(math.prod(target["shape"]) for target in targets)
     num_pruned = sum(target["num_pruned"] for target in targets)
+    size = weights.num_parameters
+    if totals["num_parameters"] != size:  # buffers are no parameters
+        size = num_parameters(folder, weights)
     actual = {
-        "num_parameters": weights.num_parameters,
+        "num_parameters": size,
         "num_targets": len(targets),
         "num_weights": num_weights,
         "num_pruned": num_pruned,
