@@ -391,3 +391,16 @@ def test_calls_that_were_given_make_the_statistics_that_were_not(
     assert ditprune.load_statistics(file).num_calls == len(ditprune.load_calls(tmp_path / "mine"))
     with pytest.raises(RecipeError, match="no such calibration set"):
         ditprune.prune(tiny_pipeline, tmp_path / "a" / "again", reconstruction="obs")
+
+
+def test_statistics_of_a_pipeline_serve_one_denoiser_on_the_command_line(
+    wan, wan_stats, tmp_path, ditprune_verb
+) -> None:
+    wan().save_pretrained(tmp_path / "dense")
+    wan_stats.save(tmp_path / "stats.safetensors")
+    given = "--statistics", tmp_path / "stats.safetensors"
+    ditprune.prune(tmp_path / "dense" / SECOND, tmp_path / "expected", wan_stats)
+    assert "blocks.0" in ditprune_verb("inspect", tmp_path / "dense" / SECOND, *given)
+    ditprune_verb("prune", tmp_path / "dense" / SECOND, "-o", tmp_path / "alone", *given)
+    assert files_of(tmp_path / "alone") == files_of(tmp_path / "expected")
+    assert ditprune.verify(tmp_path / "alone") == []
