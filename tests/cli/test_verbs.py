@@ -276,6 +276,10 @@ def test_overwrite_replaces_what_ditprune_wrote(
     out = shutil.copytree(pruned, tmp_path / "out")
     (out / "rest").touch()
     command = ["prune", tiny_pipeline, "-o", out, "--statistics", statistics, "--overwrite"]
+    code, _, err = ditprune(*command)
+    assert code == 2
+    assert "holds rest, which no manifest of ditprune lists" in err
+    (out / "rest").unlink()
     ok(ditprune(*command))
     assert files_of(out) == files_of(pruned)
     assert list(tmp_path.iterdir()) == [out]
@@ -359,7 +363,7 @@ def test_an_interrupt_keeps_the_work_and_says_so(
 
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     with monkeypatch.context() as patch:
-        patch.setattr("ditprune.pruning.loop.heterogeneity", interrupt)
+        patch.setattr("ditprune.pruning.loop.prune_weight_", interrupt)
         code, out, err = ditprune(*command)
     assert (code, out) == (130, "")
     part = tmp_path / ".out.part"

@@ -47,7 +47,7 @@ def test_order_and_records_are_those_of_the_model(targets) -> None:
 def test_a_pattern_that_matches_nothing_is_refused_with_a_suggestion(targets, option: str) -> None:
     with pytest.raises(
         TargetError,
-        match=rf"--{option} '\*.attn.to_q' matches none of 21 targets; did you mean '\*.attn1",
+        match=rf"{option}='\*.attn.to_q' matches none of 21 targets; did you mean '\*.attn1",
     ):
         select(targets, **{option: ["*.to_q", "*.attn.to_q"]})
 
