@@ -28,9 +28,10 @@ def make() -> nn.Module:
     return redraw_(OriginalDiT(), 0)
 
 
-def call_of(seed: int = 1) -> dict[str, Tensor]:
+def call_of(seed: int = 1, rows: int = 2) -> dict[str, Tensor]:
     draw = Draw(seed)
-    return {"x": draw.normal(2, 4, 8, 8), "t": draw.integers(1000, 2), "y": draw.integers(10, 2)}
+    times, labels = draw.integers(1000, rows), draw.integers(10, rows)
+    return {"x": draw.normal(rows, 4, 8, 8), "t": times, "y": labels}
 
 
 def quantise(layer: nn.Module, denoiser: nn.Module) -> None:
