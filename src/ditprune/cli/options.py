@@ -17,7 +17,7 @@ from ditprune.evaluation.catalogue import CATALOGUE
 from ditprune.evaluation.protocol import CLIP_MODEL, EXTRACTORS, Measures
 from ditprune.writing.json_file import parse_json
 
-_MOST_BYTES = 64 * 1024**2  # of a file of prompts
+_MOST_BYTES, _PART_BYTES = 64 * 1024**2, 1024**2  # of a file of prompts, and of a read
 _LINE_END = re.compile(r"\r\n|\n|\r")  # other characters that end lines can stand in a prompt
 _HEADING = {"caption", "captions", "prompt", "prompts", "text"}
 
@@ -134,7 +134,9 @@ def read_prompts(file: Path | None) -> tuple[str, ...] | None:
         return None
     try:
         with file.open("rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)  # a device has no end
+            raw = bytearray()  # a device has no end, and a read takes the memory that it is told
+            while len(raw) <= _MOST_BYTES and (part := stream.read(_PART_BYTES)):
+                raw += part
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"--prompts {file}: cannot be read as UTF-8 text ({error})") from None
