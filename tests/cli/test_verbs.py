@@ -274,7 +274,7 @@ def test_overwrite_replaces_what_ditprune_wrote(
     ditprune, tiny_pipeline, statistics, pruned, tmp_path
 ) -> None:
     out = shutil.copytree(pruned, tmp_path / "out")
-    (out / "README.md").write_text("of another day")
+    (out / "rest").touch()
     command = ["prune", tiny_pipeline, "-o", out, "--statistics", statistics, "--overwrite"]
     code, _, err = ditprune(*command)
     assert code == 2
