@@ -89,18 +89,18 @@ def whole(model, server, place) -> tuple[bytes, dict[str, bytes], float]:
     return result
 
 
-def test_twenty_kills_at_random_moments(model, server, whole, place) -> None:
+def test_twelve_kills_at_random_moments(model, server, whole, place) -> None:
     expected, set_expected, elapsed_s = whole
     draw = random.Random(0)
     clear(place)
     out, kept = place / "out", place / "set"
     seen: Counter[str] = Counter()
-    for trial in trials(20, seen, {"killed": 11, "killed between units": 3}):
+    for trial in trials(12, seen, {"killed": 7, "killed between units": 3}):
         # Spread over the run, its start and its end; a run that goes on may be killed again.
         line = command(model, out, kept=kept if trial // 4 % 2 else None)
         before = states(place)
         pid = server.start(line)
-        time.sleep(elapsed_s * ((trial * 7) % 20 + draw.random()) / 20)
+        time.sleep(elapsed_s * ((trial * 7) % 12 + draw.random()) / 12)
         with suppress(ProcessLookupError):  # it was faster
             os.kill(pid, 9)
         was_killed = server.finish()[0] == -9
@@ -147,7 +147,7 @@ def test_a_kill_before_each_of_the_first_steps_with_a_set_of_its_own(model, serv
     server.start(line)
     assert server.finish()[0] == 0
     expected = out.read_bytes()
-    for step in range(1, 14):
+    for step in (1, 2, 3, 4, 6, 8, 10, 12, 13):
         clear(place)
         server.start(line, last_step=step)
         assert server.finish()[0] == -9

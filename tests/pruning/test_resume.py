@@ -134,8 +134,8 @@ def test_a_kill_before_steps_of_the_file_system_where_out_is_replaced(
     assert code == 0
     assert num_steps > 40
     after_rename = False
-    at_the_end = range(num_steps - 22, num_steps + 1)
-    for step in (1, 2, 3, *range(4, at_the_end[0], 12), *at_the_end):
+    at_the_end = range(num_steps - 16, num_steps + 1)
+    for step in (1, 2, 3, *range(4, at_the_end[0], 16), *at_the_end):
         prepare()
         server.start(line, last_step=step)
         assert server.finish()[0] == -9
