@@ -144,11 +144,13 @@ def models(tiny_pipeline, tiny_dit, tmp_path_factory) -> dict[str, Path]:
 
 def widened(denoiser: Any) -> Any:
     """Inputs of layers over six orders of magnitude: from class to class, and along channels."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for block in denoiser.transformer_blocks:
             table = block.norm1.emb.class_embedder.embedding_table.weight
             for weight in (table, block.attn1.to_v.weight, block.ff.net[0].proj.weight):
-                weight *= torch.logspace(-3, 3, len(weight))[torch.randperm(len(weight)), None]
+                order = torch.randperm(len(weight), generator=generator)
+                weight *= torch.logspace(-3.5, 3.5, len(weight))[order, None]
     return denoiser
 
 

@@ -207,8 +207,7 @@ def test_labels_are_drawn_in_turn(tiny_pipeline, pruned, tmp_path) -> None:
 
 @pytest.mark.parametrize("option", ["num_images", "num_held_out", "batch_size"])
 def test_a_protocol_that_cannot_be(option) -> None:
-    flag = "--" + option.replace("_", "-")
-    with pytest.raises(RecipeError, match=f"{flag} 0: expected at least 1"):
+    with pytest.raises(RecipeError, match=f"{option}=0: expected at least 1"):
         Protocol(**{option: 0})
 
 

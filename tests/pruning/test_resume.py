@@ -69,17 +69,17 @@ def whole(model, server) -> tuple[dict[str, bytes], float]:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_ten_kills_at_random_moments(overwrite, model, server, whole, tmp_path) -> None:
+def test_six_kills_at_random_moments(overwrite, model, server, whole, tmp_path) -> None:
     expected, elapsed_s = whole
     draw, out = random.Random(overwrite), tmp_path / "out"
     line = command(model, out) + (["--overwrite"] if overwrite else [])
     seen: Counter[str] = Counter()
-    for trial in trials(10, seen, {"killed": 3, "killed midway": 2}):
+    for trial in trials(6, seen, {"killed": 3, "killed midway": 2}):
         if overwrite and not out.exists():
             out.mkdir()
         # Spread over the run, its start and its end; a run that goes on may be killed again.
         pid = server.start(line)
-        time.sleep(elapsed_s * (trial % 10 + draw.random()) / 10)
+        time.sleep(elapsed_s * (trial * 5 % 6 + draw.random()) / 6)
         with suppress(ProcessLookupError):  # it was faster
             os.kill(pid, 9)
         code = server.finish()[0]
