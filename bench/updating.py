@@ -43,6 +43,7 @@ LEVELS = ("0.5", "0.6", "0.7", "0.8", "0.85", "2:4")
 OWN_MASK = {"mask": "reconstruction"}
 METHODS: dict[str, dict[str, Any]] = {
     "best": {"preset": "best"},
+    "fast": {"preset": "fast"},
     "DiT-Pruning": {},
     # arXiv 2510.06751: weights of timesteps in the Hessian, and packages of blocks in turn.
     "OBS-Diff": {

@@ -49,6 +49,8 @@ WITH_CALLS: dict[str, dict[str, Any]] = {
     "sensitivity": {"allocation": "sensitivity"},
     "proxy": {"allocation": "proxy"},
     "admm, proxy": {"reconstruction": "admm", "allocation": "proxy"},
+    "fast": {"preset": "fast"},
+    "fast 2:4": {"preset": "fast", "pattern": "2:4"},
     "distill": {"refinement": DISTILL},
     "best": {
         "preset": "best",

@@ -139,7 +139,7 @@ def collect_grams(
     def update(state: Gram, inputs: Tensor, progress_t: float | None) -> Gram:
         if timestep_weights is None:
             return update_gram(state, inputs)
-        return update_gram(state, inputs * _weight(timestep_weights, progress_t) ** 0.5)
+        return update_gram(state, inputs * weight_at(timestep_weights, progress_t) ** 0.5)
 
     with observing(denoiser, names, Collector(start_gram, update)) as observation:
         for call in calls:
@@ -148,7 +148,8 @@ def collect_grams(
     return observation.states
 
 
-def _weight(weights: Sequence[float], progress_t: float | None) -> float:
+def weight_at(weights: Sequence[float], progress_t: float | None) -> float:
+    """How much a call counts. Raises StatisticsError where it does not say where it is."""
     if progress_t is None:
         raise StatisticsError(
             "--timestep-weighting: a call does not say where between noise and image it is; give "

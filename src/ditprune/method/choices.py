@@ -29,6 +29,13 @@ _FLAT = ("saliency", "granularity")
 # The words that a preset stands for; the others keep their defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    "fast": {
+        "reconstruction": "admm",
+        "mask": "reconstruction",
+        "allocation": "proxy",
+        "objective": "output",
+        "granularity": "layer",  # rows are weighed, so that they can compete
+    },
     "best": {
         "reconstruction": "admm",
         "mask": "refinement",
@@ -161,7 +168,10 @@ def preset_words(preset: Any, is_pattern: bool) -> dict[str, Any]:
     words = PRESETS[preset]
     # N:M fixes the count of every layer and leaves nothing to remove later.
     with_pattern = {"allocation": "uniform", "mask": "reconstruction"} if is_pattern else {}
-    return {word: with_pattern.get(word, value) for word, value in words.items()}
+    excluded = {"granularity"} if is_pattern else set()
+    return {
+        word: with_pattern.get(word, value) for word, value in words.items() if word not in excluded
+    }
 
 
 def check_name(word: str, known: Collection[str], given: Any) -> None:

@@ -33,9 +33,13 @@ from ditprune.method.statistics.column_norm import TIMESTEP_WEIGHTINGS
 from ditprune.method.statistics.gram import Gram
 
 DEFAULT_SPARSITY = 0.5
+OBJECTIVES = ("layer", "output")
 MASKS = ("saliency", "reconstruction", "refinement")
 # The fields that hold one of a few names; the first name is the default.
-NAMES = {"mask": MASKS, "allocation": ALLOCATIONS, "timestep_weighting": TIMESTEP_WEIGHTINGS}
+NAMES = {
+    "mask": MASKS, "allocation": ALLOCATIONS, "objective": OBJECTIVES,
+    "timestep_weighting": TIMESTEP_WEIGHTINGS,
+}  # fmt: skip
 # The method that each axis has by default.
 DEFAULT_METHODS = {
     "saliency": "stw", "granularity": "cag", "reconstruction": "none", "refinement": "none",
@@ -77,6 +81,9 @@ class Recipe:
             `refinement`, where the last 8 % are removed during training.
         allocation: how the removal is shared among layers: `uniform` (default), `owl`,
             `sensitivity` or `proxy`.
+        objective: the error that a reconstruction and `proxy` lower: of the `layer` (default) or
+            the denoiser's `output`, estimated by gradients: tokens and channels count as
+            much as it follows them.
         timestep_weighting: how much inputs count from noise to image: `uniform` (default) or
             `log-decrease`.
         refinement: gradient steps at the end: `none` (default) or `distill`.
@@ -88,7 +95,8 @@ class Recipe:
         blocks: globs over module paths that say where the transformer blocks are, as in
             `"double_blocks.*"`; by default they are found by their structure.
         pattern: an `NM`, or text such as `"2:4"`; stands for a granularity.
-        preset: stands for several words: `paper` for the defaults, `best` for the lowest error.
+        preset: stands for several words: `paper` for the defaults, `fast` for a low
+            error in closed form, `best` for the lowest.
 
     Raises RecipeError for impossible values and for choices that exclude each other.
     """
@@ -111,6 +119,7 @@ class Recipe:
     reconstruction: Reconstruction = _LEFT_OUT
     mask: str = _LEFT_OUT
     allocation: str = _LEFT_OUT
+    objective: str = _LEFT_OUT
     timestep_weighting: str = _LEFT_OUT
     refinement: Distill | None = _LEFT_OUT
     packages: int = field(
@@ -201,6 +210,11 @@ class Recipe:
             raise RecipeError(
                 f"--packages {packages} says in which steps layers are reconstructed; pass "
                 "--reconstruction obs or admm, or leave it out"
+            )
+        if self.objective != "layer" and not self.needs_grams:
+            raise RecipeError(
+                f"--objective {self.objective} is what a reconstruction or --allocation proxy aims "
+                "at; pass one of them, or leave it out"
             )
         sees_inputs = self.saliency.needs or self.reconstruction.needs
         if self.timestep_weighting != "uniform" and not sees_inputs:

@@ -41,6 +41,7 @@ from ditprune.method.saliency.power import Magnitude
 from ditprune.pruning.job import Job, num_bytes
 from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.budgets import LEVELS
+from ditprune.pruning.update.grams import enough_rows
 from ditprune.pruning.update.judge import NUM_MEASURING_ROWS
 from ditprune.pruning.update.memory import update_bytes
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
@@ -238,9 +239,13 @@ def forecast_updates(
     rounds = 1 + tries + measures if len(cut) > 1 else 1 + (tries > 0)
     passes = len(cut) * rounds if recipe.needs_grams else 0
     once = sum(_operations(target, recipe) for target in targets.values())
+    num_seen, each = num_rows, 1
+    if recipe.objective == "output":
+        per_row = {name: row.num_tokens.get(name, 0) for name in targets}
+        num_seen, each = min(num_rows, enough_rows(targets, per_row)), 1 + _BACKWARD
     work = {
-        "Grams": passes * num_rows * row.num_operations
-        + (passes / len(cut)) * num_rows * _gram_operations(targets, row),
+        "Grams": passes * num_seen * each * row.num_operations
+        + (passes / len(cut)) * num_seen * _gram_operations(targets, row),
         "share": tries * (once + NUM_MEASURING_ROWS * row.num_operations),
         "budgets": _budget_operations(len(targets), once, recipe, row),
         "layers": once * (2 if recipe.mask == "refinement" else 1),

@@ -7,7 +7,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from ditprune.calls import Call
-from ditprune.pruning.update.budgets import output_gains
+from ditprune.pruning.update.output_grams import output_gains
 from ditprune.targets.discover import discover
 
 CHANNELS = 4

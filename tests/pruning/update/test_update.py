@@ -27,6 +27,7 @@ METHODS: list[dict[str, Any]] = [
     {"reconstruction": "admm", "mask": "reconstruction", "allocation": "sensitivity"},
     {"reconstruction": "admm", "allocation": "proxy"},
     {"reconstruction": "admm", "mask": "reconstruction", "packages": 2},
+    {"preset": "fast"},
     {"allocation": "owl"},
     {"allocation": "proxy"},
     {

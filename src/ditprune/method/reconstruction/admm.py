@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,10 @@ from ditprune.method.reconstruction.layer import (
 from ditprune.method.statistics.gram import Gram
 
 _SMALLEST = torch.finfo(torch.float32).tiny
+# For the error at a share on the way to larger ones: steps that choose the mask, steps, and steps
+# of conjugate gradients.
+_STEPS_OF_CURVE, _SUPPORT_OF_CURVE = (4, 6), 3
+_State = tuple[Tensor, Tensor]  # V and U
 
 
 def solve_on_support(
@@ -116,42 +120,77 @@ class ADMM:
         damped_II.diagonal().add_(self.damping)
         shifted_II.diagonal().add_(self.damping).add_(self.penalty)
         inverse_II = torch.cholesky_inverse(torch.linalg.cholesky(shifted_II))
-        return partial(self._solve, weight, problem, damped_II, inverse_II)
+        return _Solver(self, weight, problem, damped_II, inverse_II, problem.weight @ damped_II)
 
-    def _solve(
-        self, weight: Tensor, problem: Normalised, damped_II: Tensor, inverse_II: Tensor,
-        mask: Tensor | Choice,
-    ) -> LayerResult:  # fmt: skip
-        target_OI = problem.weight @ damped_II
-        start_OI, keep_OI = self._alternate(problem.weight, target_OI, inverse_II, mask)
-        update_OI = solve_on_support(
-            start_OI, target_OI, damped_II, keep_OI, self.num_support_steps
+
+@dataclass(frozen=True, eq=False)
+class _Solver:
+    """The problem of one layer, for any mask.
+
+    Args:
+        damped: H + λ I of the problem.
+        inverse: of H + (λ + ρ) I.
+        target: W (H + λ I).
+    """
+
+    method: ADMM
+    weight: Tensor
+    problem: Normalised
+    damped: Float32[Tensor, "in in"]
+    inverse: Float32[Tensor, "in in"]
+    target: Float32[Tensor, "out in"]
+
+    def __call__(self, mask: Bool[Tensor, "out in"] | Choice) -> LayerResult:
+        method, problem, weight = self.method, self.problem, self.weight
+        free_OI, dual_OI, keep_OI = self._alternate(
+            self._start(), mask, method.num_ramp_steps, method.num_steps
         )
+        update_OI = self._solved((free_OI + dual_OI) * keep_OI, keep_OI, method.num_support_steps)
         result = best_rows(
             weight,
             problem.restore(update_OI, weight, keep_OI),
             keep_OI,
             row_errors(problem.weight - update_OI, problem.gram),
             row_errors(problem.weight * ~keep_OI, problem.gram),
-            self.damping,
+            method.damping,
         )
         return replace(result, error=problem.error(result.error))
 
+    def errors(self, choices: Sequence[Choice]) -> Iterator[float]:
+        """Of choices that keep fewer and fewer: one ramp goes through all, few steps for each."""
+        free_OI, dual_OI = self._start()
+        num_removed = 0
+        for choice in choices:
+            num_remove = choice.group_size - choice.num_keep
+            begin = num_removed / num_remove if num_remove else 0.0
+            free_OI, dual_OI, keep_OI = self._alternate(
+                (free_OI, dual_OI), choice, *_STEPS_OF_CURVE, begin
+            )
+            update_OI = self._solved((free_OI + dual_OI) * keep_OI, keep_OI, _SUPPORT_OF_CURVE)
+            error = row_errors(self.problem.weight - update_OI, self.problem.gram).sum().item()
+            yield self.problem.error(error)
+            num_removed = num_remove
+
+    def _start(self) -> _State:
+        return self.problem.weight, torch.zeros_like(self.problem.weight)
+
     def _alternate(
-        self,
-        weight_OI: Float32[Tensor, "out in"],
-        target_OI: Float32[Tensor, "out in"],
-        inverse_II: Float32[Tensor, "in in"],
-        mask: Bool[Tensor, "out in"] | Choice,
-    ) -> tuple[Float32[Tensor, "out in"], Bool[Tensor, "out in"]]:
-        """The last Z and its mask; `inverse_II` is that of H + (λ + ρ) I."""
-        free_OI, dual_OI = weight_OI, torch.zeros_like(weight_OI)
-        keep_OI = torch.ones_like(weight_OI, dtype=torch.bool) if isinstance(mask, Choice) else mask
-        for step in range(self.num_steps):
+        self, state: _State, mask: Tensor | Choice, num_ramp_steps: int, num_steps: int,
+        begin: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """V, U and the mask after some steps; `begin` is the share of the removal before them."""
+        free_OI, dual_OI = state
+        keep_OI = mask if isinstance(mask, Tensor) else torch.ones_like(free_OI, dtype=torch.bool)
+        for step in range(num_steps):
             dual_OI = dual_OI + free_OI  # V + U, of which Z is the kept part and U the rest
-            if isinstance(mask, Choice) and step < self.num_ramp_steps:
-                keep_OI = mask(dual_OI.abs(), 1 - (1 - (step + 1) / self.num_ramp_steps) ** 3)
+            if isinstance(mask, Choice) and step < num_ramp_steps:
+                ramp = 1 - (1 - (step + 1) / num_ramp_steps) ** 3
+                keep_OI = mask(dual_OI.abs(), begin + (1 - begin) * ramp)
             kept_OI = dual_OI * keep_OI
             dual_OI -= kept_OI
-            free_OI = (target_OI + self.penalty * (kept_OI - dual_OI)) @ inverse_II
-        return (free_OI + dual_OI) * keep_OI, keep_OI
+            towards_OI = self.target + self.method.penalty * (kept_OI - dual_OI)
+            free_OI = towards_OI @ self.inverse
+        return free_OI, dual_OI, keep_OI
+
+    def _solved(self, start_OI: Tensor, keep_OI: Tensor, num_steps: int) -> Tensor:
+        return solve_on_support(start_OI, self.target, self.damped, keep_OI, num_steps)

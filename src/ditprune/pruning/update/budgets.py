@@ -6,14 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.denoiser.replay import predicted
 from ditprune.errors import ModelError
 from ditprune.method.allocation import (
     LARGEST_SHARE,
@@ -26,20 +24,22 @@ from ditprune.method.allocation import (
 from ditprune.method.granularity import PerChannel
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
-from ditprune.pruning.update.gradients import outside_inference, training
+from ditprune.pruning.update.grams import LayerGram
 from ditprune.pruning.update.judge import Judge, some_rows
 from ditprune.pruning.update.layers import Layer, prepare, update_at
+from ditprune.pruning.update.output_grams import output_gains
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
 # Shares at which a layer's cost is measured; between them its logarithm is interpolated.
 LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)
+GramOf = Callable[[str], LayerGram | None]
 _NUM_POINTS = 98  # of the curve that the budget is chosen on
 _FLOOR = 1e-12
 
 
 def costs_of(
-    denoiser: nn.Module, layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor | None],
+    denoiser: nn.Module, layers: Mapping[str, Layer], gram_of: GramOf,
     calls: Sequence[Call], recipe: Recipe, progress: Progress,
 ) -> dict[str, list[float]] | None:  # fmt: skip
     """What every layer's pruning costs at `LEVELS`; None where the allocation measures nothing.
@@ -49,7 +49,9 @@ def costs_of(
     if recipe.allocation in MEASURED and recipe.sparsity is not None:
         by_curves(layers, dict.fromkeys(layers, [0.0] * len(LEVELS)), recipe)
     if recipe.allocation == "proxy":
-        gains = output_gains(denoiser, list(layers), some_rows(denoiser, calls))
+        gains = dict.fromkeys(layers, 1.0)  # a Gram of the output has them already
+        if recipe.objective == "layer":
+            gains = output_gains(denoiser, list(layers), some_rows(denoiser, calls))
         return proxy_costs(layers, gram_of, gains, recipe, progress)
     if recipe.allocation == "sensitivity":
         with torch.no_grad():
@@ -135,7 +137,7 @@ def by_curves(
 def measure_costs(
     denoiser: nn.Module,
     layers: Mapping[str, Layer],
-    gram_of: Callable[[str], Tensor | None],
+    gram_of: GramOf,
     calls: Sequence[Call],
     recipe: Recipe,
     progress: Progress,
@@ -163,66 +165,38 @@ def measure_costs(
 
 
 def proxy_costs(
-    layers: Mapping[str, Layer], gram_of: Callable[[str], Tensor | None],
+    layers: Mapping[str, Layer], gram_of: GramOf,
     gains: Mapping[str, float], recipe: Recipe, progress: Progress,
 ) -> dict[str, list[float]]:  # fmt: skip
     """The same without end-to-end passes: the layer's own error times how much the output
     follows it (the mean square of the output's gradient, from `output_gains`).
     """
-    costs = {}
+    costs, unknown = {}, []
     for number, (name, layer) in enumerate(layers.items(), start=1):
-        update = update_at(layer, gram_of(name), recipe)
-        costs[name] = [gains[name] * update(level).error for level in LEVELS]
+        gram = gram_of(name)
+        if recipe.objective == "output" and (gram is None or gram.rows is None):
+            unknown.append(name)
+        update = update_at(layer, gram, recipe)
+        costs[name] = [gains[name] * error for error in update.errors(LEVELS)]
         if not all(math.isfinite(cost) for cost in costs[name]):
             raise ModelError(
                 f"{name}: what its pruning costs is NaN or Inf (a gradient or an error overflows); "
                 "run the denoiser in float32 or bfloat16, or pass --allocation owl"
             )
         progress("estimating sensitivity", number, len(layers))
-    return costs
+    return _with_middle(costs, unknown)
 
 
-def output_gains(
-    denoiser: nn.Module, names: Sequence[str], calls: Sequence[Call], seed: int = 0
-) -> dict[str, float]:
-    """E‖Jᵀr‖² per entry of each layer's output, J of the denoiser's output, r random signs.
-
-    One forward and one backward pass over the calls. With it ‖J·Δy‖² is about gain · ‖Δy‖².
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sums, counts = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-
-    def watch(name: str) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.requires_grad_()
-
-            def see(gradient: Tensor) -> None:
-                sums[name] += gradient.double().square().sum().item()
-                counts[name] += gradient.numel()
-
-            output.register_hook(see)
-            return output
-
-        return hook
-
-    handles = [denoiser.get_submodule(name).register_forward_hook(watch(name)) for name in names]
-    try:
-        with training(denoiser, ()), torch.enable_grad():
-            for call in outside_inference(calls):
-                given = predicted(denoiser(*call.args, **call.kwargs), call)
-                torch.stack([_signed(output, generator) for _, output in given]).sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    gains = {name: sums[name] / counts[name] for name in names if counts[name]}
-    # Nothing is known of a layer that no gradient reaches: it counts as the middle one.
-    middle = sorted(gains.values())[len(gains) // 2] if gains else 0.0
-    return {name: gains.get(name, middle) for name in names}
-
-
-def _signed(output: Tensor, generator: torch.Generator) -> Tensor:
-    signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-    return (output * signs).sum()
+def _with_middle(
+    costs: Mapping[str, list[float]], unknown: Sequence[str]
+) -> dict[str, list[float]]:
+    """Give layers that no gradient reaches, whose gain is unknown, the middle one of the rest."""
+    largest = sorted(curve[-1] for name, curve in costs.items() if name not in unknown)
+    middle = largest[len(largest) // 2] if largest else 1.0
+    return {
+        name: [cost * middle / (curve[-1] or 1.0) for cost in curve] if name in unknown else curve
+        for name, curve in costs.items()
+    }
 
 
 def _step(layer: Layer) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,10 @@ from ditprune.errors import ModelError
 from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing
+from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing, Solve
 from ditprune.method.statistics.gram import Gram, has_few_inputs
 from ditprune.pruning.scoring import norms_for, scores_of
+from ditprune.pruning.update.grams import LayerGram
 from ditprune.targets.discover import Target
 
 
@@ -78,44 +79,72 @@ def prepare(
     return Layer(target, read, score, norms, recipe.groups(g_out), g_out)
 
 
-def is_settled_by_saliency(gram: Tensor | None, recipe: Recipe) -> bool:
+def is_settled_by_saliency(gram: LayerGram | None, recipe: Recipe) -> bool:
     """Whether a layer saw too few inputs to be reconstructed; it is pruned by its saliency then."""
-    return recipe.reconstructs and gram is not None and has_few_inputs(gram)
+    return recipe.reconstructs and gram is not None and has_few_inputs(gram.products)
+
+
+@dataclass(frozen=True, eq=False)
+class ShareUpdate:
+    """A layer's masks and new weights at any share; what does not depend on the share is done.
+
+    Args:
+        solve: the recipe's reconstruction, for a mask or a choice.
+        choose: what `solve` takes at a share.
+        roots: factors of the rows of the weight that `solve` sees, [C_out, 1]; None is one.
+    """
+
+    layer: Layer
+    weight: Tensor
+    solve: Solve
+    choose: Callable[[float | None], Tensor | Choice]
+    roots: Tensor | None
+
+    @torch.no_grad()
+    def __call__(self, sparsity: float | None) -> LayerResult:
+        result = self.solve(self.choose(sparsity))
+        if self.roots is not None:
+            is_same = result.weight == self.weight * self.roots  # keeps its bits
+            new = torch.where(is_same, self.weight, result.weight / self.roots) * result.keep
+            result = replace(result, weight=new)
+        check_fits(self.layer.target.name, result.weight, self.layer.read().dtype)
+        return result
+
+    @torch.no_grad()
+    def errors(self, levels: Sequence[float]) -> list[float]:
+        """Of the layer at each share, ascending; quicker, and about as large, where the
+        reconstruction can go from one to the next.
+        """
+        chosen = [self.choose(level) for level in levels]
+        errors = getattr(self.solve, "errors", None)
+        if errors is not None and all(isinstance(choice, Choice) for choice in chosen):
+            return list(errors(chosen))
+        return [self.solve(choice).error for choice in chosen]
 
 
 @torch.no_grad()
-def update_at(
-    layer: Layer, gram: Tensor | None, recipe: Recipe
-) -> Callable[[float | None], LayerResult]:
+def update_at(layer: Layer, gram: LayerGram | None, recipe: Recipe) -> ShareUpdate:
     """The layer's mask and new weight at any share, by the recipe's reconstruction.
 
-    What does not depend on the share is worked out once.
-
     Args:
-        gram: XᵀX of the layer's inputs [C_in, C_in]; None for a recipe that needs none.
-            Without a reconstruction weights are zeroed, and their squares are the error.
+        gram: of the layer's inputs; None for a recipe that needs none. Without a reconstruction
+            weights are zeroed, and their squares are the error.
     """
-    weight, method, dtype = layer.weight(), recipe.reconstruction, layer.read().dtype
-    if not recipe.reconstructs and gram is None:
-        return partial(_zeroed, layer, weight)
-    # A Gram that an allocation needed lets zeroing tell its error.
-    by_saliency = recipe.mask == "saliency"
+    weight, method = layer.weight(), recipe.reconstruction
+    choose = layer.mask_by_saliency if recipe.mask == "saliency" else layer.choice
+    if gram is None and not recipe.reconstructs:
+        return ShareUpdate(layer, weight, partial(_zeroed, weight), choose, None)
     if is_settled_by_saliency(gram, recipe):
-        method, by_saliency = Nothing(), True
-    sees_gram = Gram in method.needs or isinstance(method, Nothing)
+        method, choose = Nothing(), layer.mask_by_saliency
+    roots = None if gram is None or gram.rows is None else gram.rows.sqrt()[:, None]
+    seen = weight if roots is None else weight * roots
+    # A Gram that an allocation needed lets zeroing tell its error.
+    sees_gram = gram is not None and (Gram in method.needs or isinstance(method, Nothing))
     norms = {} if isinstance(method, Nothing) else layer.norms()
-    given = {**({"gram": gram} if sees_gram else {}), **norms}
+    given = {**({"gram": gram.products} if gram is not None and sees_gram else {}), **norms}
     prepare = getattr(method, "prepare", None)
-    solve = partial(method, weight, **given) if prepare is None else prepare(weight, **given)
-
-    @torch.no_grad()
-    def update(sparsity: float | None) -> LayerResult:
-        chosen = layer.mask_by_saliency(sparsity) if by_saliency else layer.choice(sparsity)
-        result = solve(chosen)
-        check_fits(layer.target.name, result.weight, dtype)
-        return result
-
-    return update
+    solve = partial(method, seen, **given) if prepare is None else prepare(seen, **given)
+    return ShareUpdate(layer, weight, solve, choose, roots)
 
 
 def check_fits(name: str, weight: Tensor, dtype: torch.dtype) -> None:
@@ -128,7 +157,5 @@ def check_fits(name: str, weight: Tensor, dtype: torch.dtype) -> None:
         )
 
 
-@torch.no_grad()
-def _zeroed(layer: Layer, weight: Tensor, sparsity: float | None) -> LayerResult:
-    keep = layer.mask_by_saliency(sparsity)
+def _zeroed(weight: Tensor, keep: Any) -> LayerResult:
     return LayerResult(weight * keep, keep, 0.0, (weight * ~keep).square().sum().item())

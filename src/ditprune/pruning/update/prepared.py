@@ -68,4 +68,5 @@ def prepare_all(inputs: UpdateInputs, recipe: Recipe) -> Prepared:
 
 def needs_gradients(recipe: Recipe) -> bool:
     """Whether a recipe runs the denoiser backwards."""
-    return recipe.refinement is not None or recipe.allocation == "proxy"
+    sees_output = recipe.allocation == "proxy" or recipe.objective == "output"
+    return recipe.refinement is not None or sees_output
