@@ -33,11 +33,10 @@ from ditprune.method.statistics.column_norm import TIMESTEP_WEIGHTINGS
 from ditprune.method.statistics.gram import Gram
 
 DEFAULT_SPARSITY = 0.5
-OBJECTIVES = ("layer", "output")
 MASKS = ("saliency", "reconstruction", "refinement")
 # The fields that hold one of a few names; the first name is the default.
 NAMES = {
-    "mask": MASKS, "allocation": ALLOCATIONS, "objective": OBJECTIVES,
+    "mask": MASKS, "allocation": ALLOCATIONS, "objective": ("layer", "output"),
     "timestep_weighting": TIMESTEP_WEIGHTINGS,
 }  # fmt: skip
 # The method that each axis has by default.
@@ -46,8 +45,6 @@ DEFAULT_METHODS = {
 }  # fmt: skip
 GLOBS = ("include", "exclude", "blocks")
 _FEWEST_STEPS = 2  # a refinement that chooses the mask removes weights between two steps
-
-
 _LEFT_OUT: Any = None
 
 
@@ -213,8 +210,7 @@ class Recipe:
             )
         if self.objective != "layer" and not self.needs_grams:
             raise RecipeError(
-                f"--objective {self.objective} is what a reconstruction or --allocation proxy aims "
-                "at; pass one of them, or leave it out"
+                "--objective output needs a reconstruction or --allocation proxy; pass one of them"
             )
         sees_inputs = self.saliency.needs or self.reconstruction.needs
         if self.timestep_weighting != "uniform" and not sees_inputs:
