@@ -57,7 +57,7 @@ class Verb:
 VERBS = {
     "calibrate": Verb(
         ("calibrate", "MODEL", "-o", "OUT", "--num-samples", 2, "--batch-size", 1, *SHORT),
-        "file", between=3, at_the_end=7,
+        "file", at_the_end=6,
     ),
     "prune": Verb(("prune", "MODEL", "-o", "OUT", "--saliency", "magnitude"), "folder", between=3),
     "prune that updates": Verb(
@@ -74,7 +74,7 @@ VERBS = {
     "report": Verb(("report", "RESULTS", "-o", "OUT"), "file", 0, 2),
     "reproduce": Verb(
         ("reproduce", "statistics", "MODEL", "-o", "OUT", "--num-samples", 2, "--steps", 1),
-        "results", 2, 2,
+        "results", 1, 2,
     ),
 }  # fmt: skip
 every_verb = pytest.mark.parametrize("verb", VERBS)

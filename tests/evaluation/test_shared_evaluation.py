@@ -37,14 +37,22 @@ def evaluate(num_processes: int, dense: Path, pruned: Path, out: Path) -> dict[s
     return json.loads((out / "results.json").read_text(encoding="utf-8"))
 
 
+@pytest.fixture(scope="module")
+def alone(tiny_pipeline, tiny_stats, tmp_path_factory) -> Path:
+    """A pruned model, and in `one` what a single process says of it."""
+    at = tmp_path_factory.mktemp("alone")
+    dense = locate(str(tiny_pipeline))
+    prune_checkpoint(dense, at / "pruned", {"any": tiny_stats}, build(sparsity=0.6))
+    evaluate(1, tiny_pipeline, at / "pruned", at / "one")
+    return at
+
+
 @pytest.mark.parametrize("num_processes", [2, 3])
 def test_the_numbers_do_not_depend_on_the_number_of_processes(
-    num_processes, tiny_pipeline, tiny_stats, tmp_path
+    num_processes, tiny_pipeline, alone, tmp_path
 ) -> None:
-    pruned = tmp_path / "pruned"
-    prune_checkpoint(locate(str(tiny_pipeline)), pruned, {"any": tiny_stats}, build(sparsity=0.6))
-    one = evaluate(1, tiny_pipeline, pruned, tmp_path / "one")
-    several = evaluate(num_processes, tiny_pipeline, pruned, tmp_path / "several")
+    one = json.loads((alone / "one" / "results.json").read_text(encoding="utf-8"))
+    several = evaluate(num_processes, tiny_pipeline, alone / "pruned", tmp_path / "several")
     assert several["protocol"] == one["protocol"]
     for a, b in zip(one["models"], several["models"], strict=True):
         for row in (a, b):
@@ -52,7 +60,7 @@ def test_the_numbers_do_not_depend_on_the_number_of_processes(
         mine, theirs = a["metrics"].pop("relative_error"), b["metrics"].pop("relative_error")
         assert mine == (theirs and pytest.approx(theirs, rel=1e-9))
         assert a == b
-    assert (tmp_path / "one" / "grid.png").read_bytes() == (
+    assert (alone / "one" / "grid.png").read_bytes() == (
         tmp_path / "several" / "grid.png"
     ).read_bytes()
     assert several["gallery"] == one["gallery"]

@@ -41,6 +41,7 @@ RECIPES: list[dict[str, Any]] = [
     {"reconstruction": "admm", "mask": "reconstruction", "refinement": "distill"},
     {"reconstruction": ADMM(num_steps=40)},
     {"preset": "best", "refinement": Distill(num_steps=7)},
+    {"preset": "fast"},
     {"max_error": 0.01},
     {"blocks": ("double_blocks.*", "-*.layers")},
 ]
