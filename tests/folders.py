@@ -49,6 +49,19 @@ def save_pipeline(
     return folder
 
 
+def save_one_block(folder: Path) -> Path:
+    """A DiTPipeline folder of one small block, for verbs that are run many times."""
+    from diffusers import DiTTransformer2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        denoiser = DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, num_layers=1, in_channels=4,
+            out_channels=4, sample_size=4, patch_size=2, num_embeds_ada_norm=1000,
+        )  # fmt: skip
+    return save_pipeline(denoiser, folder)
+
+
 def add_denoiser(
     pipeline: Path, denoiser: nn.Module, name: str = "transformer_2", **options: Any
 ) -> Path:

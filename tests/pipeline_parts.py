@@ -267,3 +267,19 @@ def save_clip(folder: Path) -> Path:
     CLIPImageProcessor(size=size, crop_size=size).save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     return folder
+
+
+def flux(name: str, **more: Any) -> Any:
+    """A pipeline of the Flux family, by the name of its class."""
+    import diffusers
+
+    return getattr(diffusers, name)(
+        scheduler=flow(),
+        vae=image_vae(channels=1),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=tokenizer(),
+        transformer=denoiser("FluxTransformer2DModel"),
+        **more,
+    )

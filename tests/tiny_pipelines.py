@@ -268,17 +268,7 @@ def _wan_by_token() -> Any:
     Facts(1, 1, 1, guidance_embedding=True, options={"height": 16, "width": 16}),
 )
 def _flux() -> Any:
-    from diffusers import FluxPipeline
-
-    return FluxPipeline(
-        scheduler=parts.flow(),
-        vae=parts.image_vae(channels=1),
-        text_encoder=parts.clip(16),
-        tokenizer=parts.clip_tokenizer(),
-        text_encoder_2=parts.t5(),
-        tokenizer_2=parts.tokenizer(),
-        transformer=parts.denoiser("FluxTransformer2DModel"),
-    )
+    return parts.flux("FluxPipeline")
 
 
 @pipeline(

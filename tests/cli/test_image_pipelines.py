@@ -10,21 +10,6 @@ import pytest
 import pipeline_parts as parts
 
 
-def flux(name: str, **more: Any) -> Any:
-    import diffusers
-
-    return getattr(diffusers, name)(
-        scheduler=parts.flow(),
-        vae=parts.image_vae(channels=1),
-        text_encoder=parts.clip(16),
-        tokenizer=parts.clip_tokenizer(),
-        text_encoder_2=parts.t5(),
-        tokenizer_2=parts.tokenizer(),
-        transformer=parts.denoiser("FluxTransformer2DModel"),
-        **more,
-    )
-
-
 def of_control() -> Any:
     from diffusers import FluxControlNetModel
 
@@ -32,13 +17,13 @@ def of_control() -> Any:
         parts.denoiser("FluxTransformer2DModel"), num_layers=1, num_single_layers=1,
         attention_head_dim=16, num_attention_heads=2, load_weights_from_transformer=False,
     )  # fmt: skip
-    return flux("FluxControlNetPipeline", controlnet=control)
+    return parts.flux("FluxControlNetPipeline", controlnet=control)
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # diffusers' own use
 @pytest.mark.parametrize("kind", ["FluxImg2ImgPipeline", "FluxInpaintPipeline", "of_control"])
 def test_what_needs_an_image_is_one_line(kind: str, ditprune, tmp_path: Path) -> None:
-    pipe = of_control() if kind == "of_control" else flux(kind)
+    pipe = of_control() if kind == "of_control" else parts.flux(kind)
     pipe.save_pretrained(tmp_path / "model")
     model, out = tmp_path / "model", tmp_path / "s.safetensors"
     steps = ["--num-samples", 1, "--num-inference-steps", 1, "--height", 16, "--width", 16]

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ditprune.cli.main import run
 from ditprune.writing.lock import locked, locked_folder
-from folders import files_of, save_pipeline
+from folders import files_of, save_one_block
 from killed import OUT_EXISTS, Server, serving
 
 # What is imported late is so once; what was observed is kept after every unit.
@@ -95,17 +94,9 @@ def server(place) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> dict[str, Path]:
     """A pipeline of one small block, and what the verbs make of it."""
-    from diffusers import DiTTransformer2DModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        denoiser = DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=8, num_layers=1, in_channels=4,
-            out_channels=4, sample_size=4, patch_size=2, num_embeds_ada_norm=1000,
-        )  # fmt: skip
     there = tmp_path_factory.mktemp("inputs")
     names = ("STATISTICS", "CALLS", "PRUNED", "MASK", "COMPACT", "RESULTS")
-    paths = {"MODEL": save_pipeline(denoiser, there / "model")}
+    paths = {"MODEL": save_one_block(there / "model")}
     paths |= {name: there / name.lower() for name in names}
     calls = ["--calibration-set", paths["CALLS"]]
     made = {"calibrate": ("STATISTICS", calls), "mask extract": ("MASK", []),
