@@ -63,6 +63,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=1_000_000)
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate")
+    parser.add_argument(
+        "--nested-share", type=float, default=0.0, help="more objects inside others, of a batch"
+    )
     parser.add_argument("--warmup", type=int, default=300, help="steps up to the full rate")
     parser.add_argument("--average", type=float, default=0.999, help="of the moving average")
     parser.add_argument("--save-minutes", type=float, default=2, help="between checkpoints")

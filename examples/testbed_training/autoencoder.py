@@ -9,11 +9,12 @@ from torch import Tensor
 
 from testbeds import scenes
 
-from .data import Data, load, pixels
+from .data import Data, load, pixels, scene_drawer
 from .loop import Run, precision
 from .settings import LATENT_CHANNELS, LATENT_SIZE, Settings
 
 KL_WEIGHT = 1e-4
+NESTED_SHARE = 0.5  # of a batch: objects inside others are the hardest to decode
 LATENT_NOISE = 0.05  # a drawn latent is never quite one that the encoder gives
 
 
@@ -39,15 +40,14 @@ def new_autoencoder(settings: Settings) -> AutoencoderKL:
 def train_autoencoder(settings: Settings) -> dict[str, float]:
     """Train it, make its latents white, round it to float16 and keep it in the runs."""
     data = load(settings)
+    draw = scene_drawer(settings, len(data.images), NESTED_SHARE)
     torch.manual_seed(0)
     model = new_autoencoder(settings).to(settings.device, memory_format=torch.channels_last)
     images = torch.from_numpy(np.array(data.images)).to(settings.device)
     run = Run("autoencoder", {"vae": model}, settings)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        shape = (settings.batch_size,)
-        index = torch.randint(len(images), shape, generator=generator, device=settings.device)
-        batch = pixels(images[index]).contiguous(memory_format=torch.channels_last)
+        batch = pixels(images[draw(generator)]).contiguous(memory_format=torch.channels_last)
         posterior = model.encode(batch).latent_dist
         mean, deviation = posterior.mean.float(), posterior.std.float()
         noise = torch.empty_like(mean).normal_(generator=generator)
@@ -66,28 +66,21 @@ def train_autoencoder(settings: Settings) -> dict[str, float]:
 
 
 def train_decoder(settings: Settings) -> dict[str, float]:
-    """Train the decoder alone, on scenes of which half hold an object inside another.
+    """Train the decoder alone.
 
-    Those are the hardest to decode and one in eight. The encoder stays as it is, so beds that were
-    trained on its latents stay valid, and get the new decoder.
+    The encoder stays as it is, so beds that were trained on its latents stay valid, and get the
+    new decoder.
     """
     data, device = load(settings), settings.device
     model = trained_autoencoder(settings).requires_grad_(False)
     trained = {"decoder": model.decoder, "post_quant_conv": model.post_quant_conv}
     for module in trained.values():
         module.requires_grad_(True)
-    number = range(len(data.images))
-    nested = [i for i in number if scenes.scene(i, "train").relation == "inside"] or [*number]
-    nested = torch.tensor(nested, device=device)
     images = torch.from_numpy(np.array(data.images)).to(device)
-    run, half = Run("decoder", trained, settings), settings.batch_size // 2
+    run, draw = Run("decoder", trained, settings), scene_drawer(settings, len(images), NESTED_SHARE)
 
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
-        def draw(end: int, count: int) -> Tensor:
-            return torch.randint(end, (count,), generator=generator, device=device)
-
-        index = torch.cat([nested[draw(len(nested), half)], draw(len(images), half)])
-        batch = pixels(images[index])
+        batch = pixels(images[draw(generator)])
         with torch.no_grad():
             latents = model.encode(batch).latent_dist.mean.float()
         noise = torch.empty_like(latents).normal_(generator=generator)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from testbeds import scenes
 from .settings import PARAPHRASES, TEXT_LENGTH, Settings
 from .text import WordTable, new_clip_tokenizer, new_t5_tokenizer
 
+LOOKED_AT = 100_000  # scenes searched for objects inside others
 CHUNK = 512  # scenes that a worker draws at a time
 RENDERED = 64  # scenes rendered together: what they need fits a core's cache
 
@@ -109,3 +111,29 @@ def pixels(images: Tensor) -> Tensor:
 def pick(ids: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
     """The number of a paraphrase [B], drawn for every scene of a batch."""
     return torch.randint(ids.shape[1], index.shape, generator=generator, device=index.device)
+
+
+def scene_drawer(
+    settings: Settings, number: int, nested_share: float
+) -> Callable[[torch.Generator], Tensor]:
+    """Give a function that draws the indices [B] of a batch.
+
+    Args:
+        nested_share: of scenes with an object inside another, above the 16 % that there are; 0
+            draws all scenes alike.
+    """
+    device, size = settings.device, settings.batch_size
+    num_nested = round(nested_share * size)
+    looked_at = range(min(number, LOOKED_AT) if num_nested else 0)
+    nested = [i for i in looked_at if scenes.scene(i, "train").relation == "inside"]
+    nested = torch.tensor(nested or [*range(number)], device=device)
+
+    def draw(generator: torch.Generator) -> Tensor:
+        def any_of(end: int, count: int) -> Tensor:
+            return torch.randint(end, (count,), generator=generator, device=device)
+
+        return torch.cat(
+            [nested[any_of(len(nested), num_nested)], any_of(number, size - num_nested)]
+        )
+
+    return draw

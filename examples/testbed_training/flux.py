@@ -10,7 +10,7 @@ from transformers import CLIPTextModel, T5EncoderModel, T5TokenizerFast
 from testbeds import scenes
 
 from .autoencoder import scene_latents, trained_autoencoder
-from .data import load, pick
+from .data import load, pick, scene_drawer
 from .folders import compile_blocks, float_residual, write_folder
 from .loop import Run
 from .settings import CAPTION_DROPOUT, LATENT_CHANNELS, LATENT_SIZE, Settings, Size
@@ -107,11 +107,13 @@ def train_flux(settings: Settings) -> dict[str, float]:
         compile_blocks(transformer)
     empty = [token_ids(t, [""]).to(device) for t in (clip_tokenizer, t5_tokenizer)]
 
+    draw = scene_drawer(settings, len(latents), settings.nested_share)
+
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         def uniform() -> Tensor:
             return torch.rand(number, generator=generator, device=device)
 
-        index = torch.randint(len(latents), (number,), generator=generator, device=device)
+        index = draw(generator)
         clean = pack(latents[index].float())
         noise = torch.empty_like(clean).normal_(generator=generator)
         chosen, dropped = pick(t5_tokens, index, generator), uniform() < CAPTION_DROPOUT

@@ -10,7 +10,7 @@ from transformers import T5EncoderModel
 from testbeds import scenes
 
 from .autoencoder import scene_latents, trained_autoencoder
-from .data import load, pick
+from .data import load, pick, scene_drawer
 from .folders import compile_blocks, float_residual, write_folder
 from .loop import Run
 from .settings import CAPTION_DROPOUT, LATENT_CHANNELS, LATENT_SIZE, Settings, Size
@@ -96,11 +96,13 @@ def train_pixart(settings: Settings) -> dict[str, float]:
     empty = token_ids(tokenizer, [""]).to(device)
     rows = torch.arange(number, device=device)
 
+    draw = scene_drawer(settings, len(latents), settings.nested_share)
+
     def loss_of(step: int, generator: torch.Generator) -> Tensor:
         def uniform() -> Tensor:
             return torch.rand(number, generator=generator, device=device)
 
-        index = torch.randint(len(latents), (number,), generator=generator, device=device)
+        index = draw(generator)
         clean = latents[index].float()
         noise = torch.empty_like(clean).normal_(generator=generator)
         ids = tokens[index, pick(tokens, index, generator)]

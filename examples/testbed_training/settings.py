@@ -87,6 +87,7 @@ class Settings:
     minutes: float = 60
     batch_size: int = 512
     rate: float = 1e-3
+    nested_share: float = 0.0
     warmup: int = 300
     average: float = 0.999
     save_minutes: float = 2
