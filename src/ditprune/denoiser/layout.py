@@ -60,16 +60,16 @@ class RowLayout:
     def __init__(self, denoiser: nn.Module, calls: Sequence[Call]) -> None:
         forms: dict[Hashable, list[Call]] = {}
         for call in calls:
-            forms.setdefault(_form(call), []).append(call)
+            forms.setdefault(form_of(call), []).append(call)
         self._known = {form: _learn(denoiser, likes) for form, likes in forms.items()}
 
     def num_rows(self, call: Call) -> int:
         """How many rows a call has; 1 if it is not taken apart."""
-        return 1 if self._known[_form(call)].rows is None else num_rows(call)
+        return 1 if self._known[form_of(call)].rows is None else num_rows(call)
 
     def take(self, call: Call, rows: Sequence[int]) -> Call:
         """The call with these rows alone."""
-        known = self._known[_form(call)]
+        known = self._known[form_of(call)]
         return call if known.rows is None else take_rows(call, rows, known.rows)
 
     def rows_of(self, call: Call) -> list[Call]:
@@ -78,18 +78,18 @@ class RowLayout:
 
     def merged(self, calls: Sequence[Call]) -> list[Call]:
         """One call with all rows where all else agrees, otherwise the calls as they are."""
-        rows = self._known[_form(calls[0])].rows
-        if rows is None or len({_form(call) for call in calls}) > 1:
+        rows = self._known[form_of(calls[0])].rows
+        if rows is None or len({form_of(call) for call in calls}) > 1:
             return list(calls)
         return merge_calls(calls, rows)
 
     def sample(self, call: Call) -> Tensor | None:
         """The floating tensor being denoised; None where no argument is one."""
-        path = self._known[_form(call)].sample
+        path = self._known[form_of(call)].sample
         return next((node for where, node in nodes(call) if where == path), None)
 
 
-def _form(call: Call) -> Hashable:
+def form_of(call: Call) -> Hashable:
     """Calls of one form have the same arguments; their lengths may differ."""
     return len(call.args), tuple(call.kwargs), frozenset(path for path, _ in nodes(call))
 

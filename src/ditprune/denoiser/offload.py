@@ -27,23 +27,11 @@ def offloaded(folder: Path, placement: Placement) -> nn.Module:
 
     Raises ModelError if a weight is missing.
     """
-    from accelerate import dispatch_model, init_empty_weights
+    from accelerate import dispatch_model
 
-    tree, weights = skeleton(folder, takes_compact=True), open_weights(folder)
-    with init_empty_weights(include_buffers=False), _default_dtype(placement.dtype):
-        denoiser = type(tree).from_config(tree.config)  # type: ignore[attr-defined]
-    missing = sorted(dict(denoiser.named_parameters()).keys() - weights.entries.keys())
-    if missing:
-        raise ModelError(
-            f"{folder}: tensor '{missing[0]}' is in config.json's model and not in the weights; "
-            "fetch the model again"
-        )
-    dtypes = _dtypes(denoiser, placement.dtype)
-    for name, buffer in denoiser.named_buffers():
-        if name in weights.entries:
-            buffer.data = weights.read(name).to(dtypes[name])
-    for name, parameter in denoiser.named_parameters():
-        parameter.data = parameter.data.to(dtypes[name])  # later reads are cast to this dtype
+    weights = open_weights(folder)
+    denoiser = without_weights(folder, weights, placement)
+    dtypes = dtypes_of(denoiser, placement.dtype)
     parameters = {name: dtypes[name] for name, _ in denoiser.named_parameters()}
     with torch.no_grad(), quiet():  # accelerate would warn that weights are on disk, as asked
         dispatch_model(
@@ -55,6 +43,32 @@ def offloaded(folder: Path, placement: Placement) -> nn.Module:
             force_hooks=True,
         )
     return denoiser.eval()
+
+
+def without_weights(folder: Path, weights: Weights, placement: Placement) -> nn.Module:
+    """The denoiser of a folder, in eval mode, without its weights; its buffers are there.
+
+    Raises ModelError if a weight is missing.
+    """
+    from accelerate import init_empty_weights
+
+    tree = skeleton(folder, takes_compact=True)
+    with init_empty_weights(include_buffers=False), _default_dtype(placement.dtype):
+        denoiser = type(tree).from_config(tree.config)  # type: ignore[attr-defined]
+    missing = sorted(dict(denoiser.named_parameters()).keys() - weights.entries.keys())
+    if missing:
+        raise ModelError(
+            f"{folder}: tensor '{missing[0]}' is in config.json's model and not in the weights; "
+            "fetch the model again"
+        )
+    dtypes = dtypes_of(denoiser, placement.dtype)
+    for name, buffer in denoiser.named_buffers():
+        if name in weights.entries:
+            buffer.data = weights.read(name).to(dtypes[name])
+    for name, parameter in denoiser.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])  # later reads are cast to this dtype
+    built: nn.Module = denoiser.eval()
+    return built
 
 
 @contextmanager
@@ -88,7 +102,7 @@ class _OnDisk(Mapping[str, Tensor]):
         return len(self._dtypes)
 
 
-def _dtypes(denoiser: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
+def dtypes_of(denoiser: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The dtype of each tensor after loading, as in diffusers.
 
     Some classes keep some tensors in float32; tensors that hold no real numbers keep their dtype.

@@ -1,0 +1,176 @@
+"""How does one go through the blocks of a denoiser, forwards or backwards, one at a time?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.calls import Call, map_leaves
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.residence import Residence
+from ditprune.denoiser.blockwise.states import States
+from ditprune.denoiser.replay import evaluating
+
+Make = Callable[[int], States]
+
+
+@dataclass(eq=False)
+class Step:
+    """One block, resident, with what it gets in every call.
+
+    Args:
+        number: of the block, from 0.
+        before: by call what the block before gave.
+        after: by call what this block gave; full once `advance` has run.
+    """
+
+    number: int
+    path: str
+    block: nn.Module
+    chain: Chain
+    calls: Sequence[Call]
+    before: States
+    after: States
+    has_run: bool = field(default=False)
+
+    def entered(self) -> Iterator[Call]:
+        """What the block gets, call by call."""
+        for i, call in enumerate(self.calls):
+            outputs = self.before[i] if self.number else None
+            with evaluating(self.chain.denoiser):
+                got = self.chain.enter(self.number, call, outputs)
+            yield Call(got.args, got.kwargs, call.place, call.denoiser)
+
+    def advance(self) -> None:
+        """Run the block on every call, and keep what it gives for the block after it."""
+        for i, got in enumerate(self.entered()):
+            with evaluating(self.block):
+                self.after[i] = self.block(*got.args, **got.kwargs)
+        self.has_run = True
+
+
+def forwards(
+    chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States
+) -> Iterator[Step]:
+    """Every block in turn, as it is; what becomes of it in a step does not reach the next.
+
+    `advance` may run under hooks of the caller, before the block is changed; where it has not run,
+    the block runs as the step ends.
+
+    Args:
+        make: gives the place for the hidden states of so many calls; two are open at once.
+    """
+    before = make(len(calls))
+    for step in _steps(chain, calls, residence, before, make):
+        yield step
+        if not step.has_run:
+            step.advance()
+        before.close()
+        before = step.after
+    before.close()
+
+
+def trace(
+    chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States
+) -> list[States]:
+    """What every block gives in every call."""
+    after = []
+    for step in _steps(chain, calls, residence, make(len(calls)), make):
+        step.advance()
+        after.append(step.after)
+    return after
+
+
+def _steps(
+    chain: Chain, calls: Sequence[Call], residence: Residence, before: States, make: Make
+) -> Iterator[Step]:
+    for number, path in enumerate(chain.blocks):
+        with residence.resident(path) as block:
+            step = Step(number, path, block, chain, calls, before, make(len(calls)))
+            yield step
+        before = step.after
+
+
+@dataclass(eq=False)
+class BackwardStep:
+    """One block, resident, on the way back: `run` takes gradients through it, call by call.
+
+    Args:
+        before: by call what the block before gave.
+        gradients: by call, for each tensor that the block gave; those that the block before gave
+            take their place.
+    """
+
+    number: int
+    path: str
+    block: nn.Module
+    chain: Chain
+    calls: Sequence[Call]
+    before: States | None
+    gradients: list[list[Tensor | None]]
+
+    def run(self, see: Callable[[Call], None] = lambda call: None) -> None:
+        """A forward and a backward pass of the block for each call; parameters get no gradients.
+
+        Args:
+            see: is told the denoiser's call before each.
+        """
+        for i, call in enumerate(self.calls):
+            see(call)
+            outputs = None if self.before is None else _with_gradients(self.before[i])
+            with evaluating(self.chain.denoiser), torch.enable_grad():
+                got = self.chain.enter(self.number, call, outputs)
+                _backward(self.block(*got.args, **got.kwargs), self.gradients[i])
+            self.gradients[i] = [leaf.grad for leaf in _floating(outputs)]
+
+
+def backwards(
+    chain: Chain, calls: Sequence[Call], residence: Residence, outputs_of: Sequence[States],
+    signed: Callable[[Any, Call], Tensor],
+) -> Iterator[BackwardStep]:  # fmt: skip
+    """Every block from the last to the first; `run` is called in every step.
+
+    Args:
+        outputs_of: from `trace`; closed on the way.
+        signed: the number whose gradient is taken, from the denoiser's output in a call.
+    """
+    gradients = []
+    for i, call in enumerate(calls):
+        outputs = _with_gradients(outputs_of[-1][i])
+        with evaluating(chain.denoiser), torch.enable_grad():
+            total = signed(chain.leave(call, outputs), call)
+            if total.requires_grad:
+                total.backward()
+        gradients.append([leaf.grad for leaf in _floating(outputs)])
+    for number, path in reversed([*enumerate(chain.blocks)]):
+        outputs_of[number].close()
+        before = outputs_of[number - 1] if number else None
+        with residence.resident(path) as block:
+            yield BackwardStep(number, path, block, chain, calls, before, gradients)
+
+
+def _with_gradients(outputs: Any) -> Any:
+    def leaf_of(leaf: Any) -> Any:
+        is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return leaf.detach().requires_grad_() if is_floating else leaf
+
+    return map_leaves(leaf_of, outputs)
+
+
+def _floating(outputs: Any) -> list[Tensor]:
+    leaves = Call((outputs,)).leaves()
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _backward(outputs: Any, gradients: Sequence[Tensor | None]) -> None:
+    pairs = [
+        (output, gradient)
+        for output, gradient in zip(_floating(outputs), gradients, strict=True)
+        if gradient is not None and output.requires_grad
+    ]
+    if pairs:
+        torch.autograd.backward([a for a, _ in pairs], [b for _, b in pairs])
