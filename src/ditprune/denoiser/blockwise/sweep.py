@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +65,7 @@ def forwards(
     Args:
         make: gives the place for the hidden states of so many calls; two are open at once.
     """
-    before = make(len(calls))
+    before = States(len(calls))
     for step in _steps(chain, calls, residence, before, make):
         yield step
         if not step.has_run:
@@ -78,8 +79,8 @@ def trace(
     chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States
 ) -> list[States]:
     """What every block gives in every call."""
-    after = []
-    for step in _steps(chain, calls, residence, make(len(calls)), make):
+    nothing, after = States(len(calls)), []
+    for step in _steps(chain, calls, residence, nothing, make):
         step.advance()
         after.append(step.after)
     return after
@@ -122,7 +123,7 @@ class BackwardStep:
         for i, call in enumerate(self.calls):
             see(call)
             outputs = None if self.before is None else _with_gradients(self.before[i])
-            with evaluating(self.chain.denoiser), torch.enable_grad():
+            with _frozen(self.chain.denoiser), torch.enable_grad():
                 got = self.chain.enter(self.number, call, outputs)
                 _backward(self.block(*got.args, **got.kwargs), self.gradients[i])
             self.gradients[i] = [leaf.grad for leaf in _floating(outputs)]
@@ -141,7 +142,7 @@ def backwards(
     gradients = []
     for i, call in enumerate(calls):
         outputs = _with_gradients(outputs_of[-1][i])
-        with evaluating(chain.denoiser), torch.enable_grad():
+        with _frozen(chain.denoiser), torch.enable_grad():
             total = signed(chain.leave(call, outputs), call)
             if total.requires_grad:
                 total.backward()
@@ -151,6 +152,19 @@ def backwards(
         before = outputs_of[number - 1] if number else None
         with residence.resident(path) as block:
             yield BackwardStep(number, path, block, chain, calls, before, gradients)
+
+
+@contextmanager
+def _frozen(denoiser: nn.Module) -> Iterator[None]:
+    """Eval mode while the block runs, and no parameter gets a gradient."""
+    before = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
+    denoiser.requires_grad_(False)
+    try:
+        with evaluating(denoiser):
+            yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
 
 
 def _with_gradients(outputs: Any) -> Any:
