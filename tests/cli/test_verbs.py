@@ -34,8 +34,8 @@ OPTIONS = {
     "calibrate": "-o --num-samples --timesteps --num-inference-steps --guidance-scale --labels "
     "--prompts --seed --calibration-set",
     "prune": "-o --statistics --saliency --granularity --sparsity --pattern --weight-power "
-    "--activation-power --cag-threshold --include --exclude --auxiliary --dry-run --recipe "
-    "--overwrite --push-to-hub",
+    "--activation-power --cag-threshold --include --exclude --auxiliary --dry-run --gpu-rate "
+    "--recipe --overwrite --push-to-hub",
     "verify": "OUT",
     "evaluate": "DENSE PRUNED -o --num-images --seed --metrics --feature-extractor --reference "
     "--clip --images",
@@ -100,7 +100,7 @@ def test_the_help_of_prune_names_every_choice(ditprune) -> None:
 def test_flags_are_fields_of_the_recipe_and_keys_of_its_json() -> None:
     flags = {parameter.name for parameter in prune_verb.params}
     run = {"model", "out", "statistics", "recipe", "dry_run", "overwrite", "set_folder", "device",
-           "dtype", "max_memory", "repo", "gram_memory"}  # fmt: skip
+           "dtype", "max_memory", "repo", "gram_memory", "gpu_rate"}  # fmt: skip
     # Constants of methods that have many stand beside the method, as in obs,damping=0.02.
     fields = set(words_of_recipes()) - {"reconstruction_constants", "refinement_constants"}
     assert flags - run == fields

@@ -13,7 +13,7 @@ from ditprune.calls import Call
 from ditprune.denoiser.capture import counting_tokens
 from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import count_macs
-from ditprune.pruning.forecast import row_cost
+from ditprune.pruning.row_cost import row_cost
 from ditprune.runtime.swap import sparsify_
 from ditprune.targets.discover import discover
 

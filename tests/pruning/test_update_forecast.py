@@ -11,7 +11,8 @@ from ditprune.calls import Call
 from ditprune.errors import ModelError
 from ditprune.method.distill import Distill
 from ditprune.method.words import build
-from ditprune.pruning.forecast import forecast_updates, row_cost
+from ditprune.pruning.forecast import forecast_updates
+from ditprune.pruning.row_cost import row_cost
 from ditprune.targets.discover import discover
 
 

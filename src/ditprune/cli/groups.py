@@ -19,8 +19,8 @@ _USUAL = {
     "Method": ("blocks", "sparsity", "pattern", "layers"),
     "Where": ("device", "dtype", "max_memory", "gram_memory", "backend", "time_limit", "limit_s"),
     "Output": (
-        "out", "overwrite", "dry_run", "as_json", "repo", "private", "set_folder", "images",
-        "check",
+        "out", "overwrite", "dry_run", "gpu_rate", "as_json", "repo", "private", "set_folder",
+        "images", "check",
     ),
 }  # fmt: skip
 

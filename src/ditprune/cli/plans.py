@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from ditprune.api.prune_folder import Ready, source_of
 from ditprune.checkpoints.calibration_set import load_calibration_set
-from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.statistics_file import Statistics, findings
 from ditprune.cli import console
-from ditprune.denoiser.rows import num_rows
-from ditprune.errors import ModelError
-from ditprune.method.recipe import Recipe
-from ditprune.pruning.forecast import (
-    RunForecast,
-    UpdateForecast,
-    forecast_run,
-    forecast_updates,
-    measured_rate,
-    row_cost,
-)
-from ditprune.pruning.job import Job, Outcome, open_jobs, plan_jobs
+from ditprune.cli.forecasts import show_update_forecast
+from ditprune.pruning.forecast import RunForecast, forecast_run
+from ditprune.pruning.job import Outcome, open_jobs, plan_jobs
 from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
-from ditprune.pruning.update.folder import Source, calls_of, check_source, room_bytes
+from ditprune.pruning.update.folder import check_source, room_bytes
 from ditprune.reporting import formats, told
 from ditprune.writing.files import check_folder, existing_parent
 from ditprune.writing.staging import missing_bytes
-
-# Where there is no GPU to measure: what one of the larger ones does in float32.
-_ASSUMED_RATE = 40e12
 
 
 def show_findings(stats: Mapping[str, Statistics]) -> None:
@@ -54,8 +39,12 @@ def show_forecast(expected: RunForecast) -> None:
     )  # fmt: skip
 
 
-def show_dry_run(ready: Ready, out: Path) -> None:
-    """The plan of `prune`, and what it takes; every check is made and nothing is written."""
+def show_dry_run(ready: Ready, out: Path, gpu_rate: float) -> None:
+    """The plan of `prune`, and what it takes; every check is made and nothing is written.
+
+    Args:
+        gpu_rate: of a GPU, in TFLOP/s, for which times are told too.
+    """
     model, recipes = ready.model, ready.recipes
     source = None
     if ready.batches is not None:
@@ -77,7 +66,7 @@ def show_dry_run(ready: Ready, out: Path) -> None:
         )  # fmt: skip
     if source is not None:
         for job in jobs:
-            show_update_forecast(model, job, source, console.prefix(job.name, jobs))
+            show_update_forecast(model, job, source, console.prefix(job.name, jobs), gpu_rate)
 
 
 def show_plans(plans: Mapping[str, Plan]) -> None:
@@ -116,63 +105,6 @@ def _show_plan(plan: Plan, prefix: str) -> None:
         sums.append("CAG chooses the group by G_out: pass --statistics to see it")
     console.show([""])
     console.show(sums, prefix)
-
-
-def show_update_forecast(model: ModelFolder, job: Job, source: Source, prefix: str) -> None:
-    """The memory of weight updates, and their time on this CPU and on one GPU by stage."""
-    targets, total, recipe = job.selection.targets, 0, job.recipe
-    first = None
-    for call in calls_of(job, source):
-        first, total = first or call, total + num_rows(call)
-    if first is None:  # of a denoiser whose recipe needs none
-        return
-    try:
-        row = row_cost(skeleton(model.denoisers[job.name]), targets, first)
-    except ModelError as error:
-        console.show([str(error)], prefix)
-        return
-    size, itemsize = job.selection.num_parameters, source.placement.dtype.itemsize
-    rest = (row, total, size, source.max_gram_bytes, itemsize)
-    expected = forecast_updates(targets, recipe, *rest)
-    lines = [
-        f"before that it updates the weights of the loaded denoiser, from {total:,} rows "
-        f"of calls; Grams take {expected.num_passes} passes over them",
-        f"  memory: about {formats.size(expected.peak_bytes)} and the activations of a batch",
-        f"  {_times(expected, 'this CPU', measured_rate(), 'measured')}",
-        f"  {_on_gpu(expected)}",
-    ]
-    for words, other in _cheaper(recipe).items():
-        less = forecast_updates(targets, other, *rest)
-        lines.append(f"  with {words}: {formats.size(less.peak_bytes)}; {_on_gpu(less)}")
-    console.show(lines, prefix)
-
-
-def _cheaper(recipe: Recipe) -> dict[str, Recipe]:
-    """Faster recipes, by the flags that ask for them."""
-    cheaper = {}
-    if recipe.allocation == "sensitivity":
-        recipe = replace(recipe, allocation="proxy")
-        cheaper["--allocation proxy"] = recipe
-    if recipe.refinement is not None:
-        mask = "reconstruction" if recipe.mask == "refinement" else recipe.mask
-        flags = [*cheaper, f"--refinement none --mask {mask}"]
-        cheaper[" ".join(flags)] = replace(recipe, refinement=None, mask=mask)
-    return cheaper
-
-
-def _on_gpu(expected: UpdateForecast) -> str:
-    if torch.cuda.is_available():
-        return _times(expected, "this GPU", measured_rate("cuda"), "measured")
-    return _times(expected, "one GPU", _ASSUMED_RATE, "assumed, for there is none here")
-
-
-def _times(expected: UpdateForecast, where: str, rate: float, how: str) -> str:
-    stages = ", ".join(
-        f"{name} {formats.duration(value / rate)}"
-        for name, value in expected.num_operations.items()
-    )
-    total = formats.duration(sum(expected.num_operations.values()) / rate)
-    return f"on {where}, at {rate / 1e12:.3g} TFLOP/s ({how}): about {total} ({stages})"
 
 
 def error_lines(done: Plan | Outcome) -> Iterator[str]:

@@ -15,6 +15,8 @@ from ditprune.cli.options import placement_options, statistics_option
 from ditprune.cli.path_type import PATH
 from ditprune.cli.plans import error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
+from ditprune.errors import RecipeError
+from ditprune.pruning.rates import DEFAULT_GPU_RATE, as_gpu_rate
 
 
 @click.command(cls=GroupedCommand)
@@ -32,12 +34,16 @@ from ditprune.cli.recipe_options import read_recipe, recipe_options
     help="[default: 4GB] for Grams; more memory is fewer passes over the calls",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="show the plan and what it takes, write nothing")
+@click.option(
+    "--gpu-rate", type=float, metavar="TFLOPS",
+    help=f"[default: {DEFAULT_GPU_RATE:g}] of the GPU for which --dry-run says times",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 @click.option("--push-to-hub", "repo", metavar="REPO", help="then put OUT there, as `push` does")
 def prune(
     model: str, out: Path, statistics: Path | None, set_folder: Path | None, device: str | None,
     dtype: str | None, max_memory: str | None, gram_memory: str | None, dry_run: bool,
-    overwrite: bool, repo: str | None, **texts: Any,
+    gpu_rate: float | None, overwrite: bool, repo: str | None, **texts: Any,
 ) -> None:  # fmt: skip
     """Prune MODEL into the folder OUT. The default is the paper's method at 50 %.
 
@@ -47,7 +53,9 @@ def prune(
     --device, --dtype and --max-memory say where the denoiser runs: to be sampled, and for recipes
     that update weights or measure errors, which load it whole. Others run nothing and stream it.
     """
-    words = read_recipe(**texts)
+    words, rate = read_recipe(**texts), as_gpu_rate(gpu_rate)
+    if gpu_rate is not None and not dry_run:
+        raise RecipeError("--gpu-rate: only --dry-run tells times; add it, or leave the rate out")
     if repo is not None:
         hub.check_repo(repo)
     given: dict[str, Any] = {
@@ -55,7 +63,7 @@ def prune(
         "max_memory": max_memory, "gram_memory": gram_memory, "overwrite": overwrite, **words,
     }  # fmt: skip
     if dry_run:
-        show_dry_run(prune_folder.check_prune(model, out, **given), out)
+        show_dry_run(prune_folder.check_prune(model, out, **given), out, rate)
         return
     with console.progress() as progress, console.promise(out):
         outcome = prune_folder.prune(model, out, progress=progress, **given)

@@ -1,9 +1,8 @@
 """What a run will take, before it begins: bytes, memory and time.
 
 `forecast_run` prunes for two seconds and scales that up. `forecast_updates` counts what updating
-weights takes from shapes: one calibration call runs on the meta device, where operations are
-counted and nothing is computed. That gives the order of magnitude only: mask selection and data
-transfer are not counted.
+weights takes from shapes, where whole calls of the denoiser run; `forecast_blocks.py` where its
+blocks run one by one.
 """
 
 from __future__ import annotations
@@ -16,29 +15,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import psutil
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ditprune.calibration.observe import stages
-from ditprune.calls import Call
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
-from ditprune.denoiser.capture import counting_tokens
-from ditprune.denoiser.replay import run_call
-from ditprune.denoiser.rows import num_rows
-from ditprune.errors import ModelError
 from ditprune.method.allocation import MEASURED
 from ditprune.method.granularity import NM, PerChannel
 from ditprune.method.masks import CHUNK_WEIGHTS
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.saliency.power import Magnitude
+from ditprune.pruning.forecast_layers import (
+    curve_operations,
+    factor_operations,
+    gram_operations,
+    solve_operations,
+)
 from ditprune.pruning.job import Job, num_bytes
+from ditprune.pruning.rates import Rates
+from ditprune.pruning.row_cost import RowCost
 from ditprune.pruning.scoring import can_score
 from ditprune.pruning.update.budgets import LEVELS
 from ditprune.pruning.update.grams import enough_rows
@@ -159,21 +157,7 @@ def _by_tensor(job: Job) -> Mapping[str, Target]:
     return {f"{name}.weight": target for name, target in job.selection.targets.items()}
 
 
-_SIDE, _NUM_PRODUCTS = 1024, 8
 _BACKWARD = 2  # times the arithmetic of a forward pass
-
-
-@dataclass(frozen=True)
-class RowCost:
-    """What one row of a denoiser call is.
-
-    Args:
-        num_operations: floating-point operations of a forward pass, a product and a sum being two.
-        num_tokens: by target, tokens that reach it.
-    """
-
-    num_operations: float
-    num_tokens: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -190,39 +174,9 @@ class UpdateForecast:
     num_passes: int
     peak_bytes: int
 
-
-def row_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) -> RowCost:
-    """Of one row of a call, on a denoiser without weights.
-
-    Raises ModelError where its forward looks at numbers.
-    """
-    rows, layers = num_rows(call), {name: skeleton.get_submodule(name) for name in targets}
-    counter = FlopCounterMode(display=False)
-    try:
-        with counting_tokens(layers) as counts, counter:
-            run_call(skeleton, call.map(_without_data))
-    except Exception as error:  # a class raises what it likes where it wants to see numbers
-        raise ModelError(
-            f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what updating "
-            "takes is not known before"
-        ) from None
-    num_tokens = {name: sum(tokens) / rows for name, tokens in counts.items()}
-    return RowCost(counter.get_total_flops() / rows, num_tokens)
-
-
-def measured_rate(device: str = "cpu") -> float:
-    """Operations a second of float32 matrix products on this device, the best of some."""
-    left, right = torch.rand(2, _SIDE, _SIDE, device=device)
-    best = 0.0
-    for _ in range(_NUM_PRODUCTS):
-        begin = time.perf_counter()
-        (left @ right).sum().item()
-        best = max(best, 2.0 * _SIDE**3 / (time.perf_counter() - begin))
-    return best
-
-
-def _without_data(leaf: Any) -> Any:
-    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+    def seconds(self, rates: Rates) -> dict[str, float]:
+        """By stage."""
+        return {stage: number / rates.products for stage, number in self.num_operations.items()}
 
 
 def forecast_updates(
@@ -238,16 +192,19 @@ def forecast_updates(
     tries = most_tries(recipe)
     rounds = 1 + tries + measures if len(cut) > 1 else 1 + (tries > 0)
     passes = len(cut) * rounds if recipe.needs_grams else 0
-    once = sum(_operations(target, recipe) for target in targets.values())
+    once = sum(
+        factor_operations(target, recipe) + solve_operations(target, recipe)
+        for target in targets.values()
+    )
     num_seen, each = num_rows, 1
     if recipe.objective == "output":
         per_row = {name: row.num_tokens.get(name, 0) for name in targets}
         num_seen, each = min(num_rows, enough_rows(targets, per_row)), 1 + _BACKWARD
     work = {
         "Grams": passes * num_seen * each * row.num_operations
-        + (passes / len(cut)) * num_seen * _gram_operations(targets, row),
+        + (passes / len(cut)) * num_seen * gram_operations(targets, row),
         "share": tries * (once + NUM_MEASURING_ROWS * row.num_operations),
-        "budgets": _budget_operations(len(targets), once, recipe, row),
+        "budgets": _budget_operations(targets, once, recipe, row),
         "layers": once * (2 if recipe.mask == "refinement" else 1),
         "refinement": _training_operations(recipe, row, num_rows),
     }
@@ -258,27 +215,19 @@ def forecast_updates(
     )
 
 
-def _operations(target: Target, recipe: Recipe) -> float:
-    """Of one reconstruction: products with the Gram, its factor and its inverse."""
-    if not recipe.reconstructs:
-        return 0.0
-    num_out, num_in = target.shape
-    product = 2.0 * num_out * num_in**2
-    method = recipe.reconstruction
-    if isinstance(method, ADMM):
-        return num_in**3 + product * (method.num_steps + method.num_support_steps + 4)
-    return num_in**3 + 1.5 * product
-
-
-def _gram_operations(targets: Mapping[str, Target], row: RowCost) -> float:
-    return sum(2.0 * row.num_tokens[name] * t.shape[1] ** 2 for name, t in targets.items())
-
-
-def _budget_operations(num_targets: int, once: float, recipe: Recipe, row: RowCost) -> float:
+def _budget_operations(
+    targets: Mapping[str, Target], once: float, recipe: Recipe, row: RowCost
+) -> float:
     rows = NUM_MEASURING_ROWS * row.num_operations
     if recipe.allocation == "sensitivity":
-        return len(LEVELS) * (once + num_targets * rows)
-    return len(LEVELS) * once + (1 + _BACKWARD) * rows if recipe.allocation == "proxy" else 0.0
+        return len(LEVELS) * (once + len(targets) * rows)
+    if recipe.allocation != "proxy":
+        return 0.0
+    curves = sum(
+        factor_operations(target, recipe) + curve_operations(target, recipe)
+        for target in targets.values()
+    )
+    return curves + (1 + _BACKWARD) * rows
 
 
 def _training_operations(recipe: Recipe, row: RowCost, num_rows: int) -> float:

@@ -21,9 +21,10 @@ from ditprune.denoiser.placement import Placement
 from ditprune.errors import OutputError, RecipeError
 from ditprune.method.words import build
 from ditprune.pruning import loop
-from ditprune.pruning.forecast import forecast_run, forecast_updates, row_cost
+from ditprune.pruning.forecast import forecast_run, forecast_updates
 from ditprune.pruning.job import open_jobs, plan_jobs
 from ditprune.pruning.loop import prune_checkpoint
+from ditprune.pruning.row_cost import row_cost
 from ditprune.pruning.update import error_folder, folder
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.update.share import most_tries

@@ -205,12 +205,20 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
     assert run_line(*best, "--calibration-set", calls, "--dry-run") == 0
     plan = capsys.readouterr().out
     assert "from 12 rows of calls; Grams take 1 passes over them" in plan
-    for where in ("this CPU, at", "GPU, at"):
-        line = next(line for line in plan.splitlines() if where in line)
-        for stage in ("Grams", "budgets", "layers", "refinement"):
-            assert re.search(rf"{stage} [\d.]+ (s|min|h)", line)
+    for stage in ("Grams", "budgets", "layers", "refinement", "in all"):
+        assert re.search(rf"^{stage} +[\d.]+ (s|min|h) +[\d.]+ (s|min|h) *$", plan, re.MULTILINE)
     assert "with --allocation proxy: " in plan
     assert "with --allocation proxy --refinement none --mask reconstruction: " in plan
+    fast = [*best[:-1], "fast", "--calibration-set", calls]
+    assert run_line(*fast, "--dry-run", "--gpu-rate", "100") == 0
+    plan = capsys.readouterr().out
+    assert "block by block, where its blocks chain, from 12 rows of calls" in plan
+    assert "on the way back through the blocks, once, on 12 rows" in plan
+    assert "100 TFLOP/s, stated" in plan
+    assert "on a GPU 24 GB are enough and 80 GB are enough" in plan
+    for words, text in ((["--gpu-rate", "2"], "add it"), (["--gpu-rate", "nan"], "above 0")):
+        assert run_line(*fast, *words) == 2
+        assert text in capsys.readouterr().err
     num_targets = len(discover(tiny_dit()))
     for size, passes in (("1KB", 2 * num_targets), ("1GB", 1)):
         line = [*best, "--calibration-set", calls, "--gram-memory", size, "--dry-run"]

@@ -105,6 +105,16 @@ class ADMM:
                 f"and {self.num_support_steps} at the end given; expected 0 < ramp ≤ steps, 0 ≤ end"
             )
 
+    @property
+    def num_products(self) -> int:
+        """Products [O, I] × [I, I] for one mask, its target and errors among them."""
+        return self.num_steps + self.num_support_steps + 4
+
+    @property
+    def num_products_of_error(self) -> int:
+        """The same for the error at one share of a curve."""
+        return _STEPS_OF_CURVE[1] + _SUPPORT_OF_CURVE + 2
+
     def __call__(
         self,
         weight: Float[Tensor, "out in"],
