@@ -67,12 +67,16 @@ class Observation(Generic[State]):
 
     def run(self, call: Call) -> None:
         """Run a call and count what enters the layers; other calls of the denoiser do not count."""
-        self._memo.clear()  # a tensor that comes again in another call counts again
-        self._call = call
+        self.begin(call)
         try:
             run_call(self._denoiser, call)
         finally:
             self._call = None
+
+    def begin(self, call: Call) -> None:
+        """What enters the layers from here on counts as of this call, whoever runs them."""
+        self._memo.clear()  # a tensor that comes again in another call counts again
+        self._call = call
 
     def check_finite(self, sums_of: Callable[[State], Tensor]) -> None:
         """Raises StatisticsError for a layer whose sums are not finite."""
@@ -133,6 +137,20 @@ def collect_grams(
 ) -> dict[str, Gram]:
     """The Gram of the inputs of each named layer over these calls; uncalled layers are left out.
 
+    Raises as `observing_grams`.
+    """
+    with observing_grams(denoiser, names, timestep_weights) as observation:
+        for call in calls:
+            observation.run(call)
+    return observation.states
+
+
+@contextmanager
+def observing_grams(
+    denoiser: nn.Module, names: Sequence[str], timestep_weights: Sequence[float] | None = None
+) -> Iterator[Observation[Gram]]:
+    """Observe the Grams of these layers while the block runs.
+
     Raises StatisticsError for weights with a call without `place`, and for NaN or Inf.
     """
 
@@ -142,10 +160,8 @@ def collect_grams(
         return update_gram(state, inputs * weight_at(timestep_weights, progress_t) ** 0.5)
 
     with observing(denoiser, names, Collector(start_gram, update)) as observation:
-        for call in calls:
-            observation.run(call)
+        yield observation
     observation.check_finite(lambda state: state.sum_products)
-    return observation.states
 
 
 def weight_at(weights: Sequence[float], progress_t: float | None) -> float:

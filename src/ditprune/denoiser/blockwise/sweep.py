@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,11 @@ from ditprune.denoiser.blockwise.states import States
 from ditprune.denoiser.replay import evaluating
 
 Make = Callable[[int], States]
+See = Callable[[Call], None]
+
+
+def _unseen(_call: Call) -> None:
+    """Nobody is told of the denoiser's call that a block is about to run for."""
 
 
 @dataclass(eq=False)
@@ -38,25 +43,42 @@ class Step:
     after: States
     has_run: bool = field(default=False)
 
-    def entered(self) -> Iterator[Call]:
-        """What the block gets, call by call."""
-        for i, call in enumerate(self.calls):
-            outputs = self.before[i] if self.number else None
-            with evaluating(self.chain.denoiser):
-                got = self.chain.enter(self.number, call, outputs)
-            yield Call(got.args, got.kwargs, call.place, call.denoiser)
+    def entered(self, see: See = _unseen) -> Iterator[Call]:
+        """What the block gets, call by call.
 
-    def advance(self) -> None:
+        Args:
+            see: is told the denoiser's call before each.
+        """
+        for i in range(len(self.calls)):
+            with evaluating(self.chain.denoiser):
+                got = self._enter(i, see)
+            yield got
+
+    def run(self, see: See = _unseen) -> None:
+        """Run the block on every call, for hooks of the caller; nothing is kept."""
+        with evaluating(self.chain.denoiser):
+            for i in range(len(self.calls)):
+                got = self._enter(i, see)
+                self.block(*got.args, **got.kwargs)
+
+    def advance(self, see: See = _unseen) -> None:
         """Run the block on every call, and keep what it gives for the block after it."""
-        for i, got in enumerate(self.entered()):
-            with evaluating(self.block):
+        with evaluating(self.chain.denoiser):
+            for i in range(len(self.calls)):
+                got = self._enter(i, see)
                 self.after[i] = self.block(*got.args, **got.kwargs)
         self.has_run = True
+
+    def _enter(self, i: int, see: See) -> Call:
+        call = self.calls[i]
+        see(call)
+        got = self.chain.enter(self.number, call, self.before[i] if self.number else None)
+        return Call(got.args, got.kwargs, call.place, call.denoiser)
 
 
 def forwards(
     chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Every block in turn, as it is; what becomes of it in a step does not reach the next.
 
     `advance` may run under hooks of the caller, before the block is changed; where it has not run,
@@ -76,13 +98,19 @@ def forwards(
 
 
 def trace(
-    chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States
-) -> list[States]:
-    """What every block gives in every call."""
+    chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States,
+    told: Callable[[int], None] = lambda number: None,
+) -> list[States]:  # fmt: skip
+    """What every block gives in every call.
+
+    Args:
+        told: is told the number of every block that has run.
+    """
     nothing, after = States(len(calls)), []
     for step in _steps(chain, calls, residence, nothing, make):
         step.advance()
         after.append(step.after)
+        told(step.number)
     return after
 
 
@@ -114,25 +142,25 @@ class BackwardStep:
     before: States | None
     gradients: list[list[Tensor | None]]
 
-    def run(self, see: Callable[[Call], None] = lambda call: None) -> None:
+    def run(self, see: See = _unseen) -> None:
         """A forward and a backward pass of the block for each call; parameters get no gradients.
 
         Args:
             see: is told the denoiser's call before each.
         """
-        for i, call in enumerate(self.calls):
-            see(call)
-            outputs = None if self.before is None else _with_gradients(self.before[i])
-            with _frozen(self.chain.denoiser), torch.enable_grad():
+        with _frozen(self.chain.denoiser), torch.enable_grad():
+            for i, call in enumerate(self.calls):
+                see(call)
+                outputs = None if self.before is None else _with_gradients(self.before[i])
                 got = self.chain.enter(self.number, call, outputs)
                 _backward(self.block(*got.args, **got.kwargs), self.gradients[i])
-            self.gradients[i] = [leaf.grad for leaf in _floating(outputs)]
+                self.gradients[i] = [leaf.grad for leaf in _floating(outputs)]
 
 
 def backwards(
     chain: Chain, calls: Sequence[Call], residence: Residence, outputs_of: Sequence[States],
     signed: Callable[[Any, Call], Tensor],
-) -> Iterator[BackwardStep]:  # fmt: skip
+) -> Generator[BackwardStep, None, None]:  # fmt: skip
     """Every block from the last to the first; `run` is called in every step.
 
     Args:
@@ -140,13 +168,13 @@ def backwards(
         signed: the number whose gradient is taken, from the denoiser's output in a call.
     """
     gradients = []
-    for i, call in enumerate(calls):
-        outputs = _with_gradients(outputs_of[-1][i])
-        with _frozen(chain.denoiser), torch.enable_grad():
+    with _frozen(chain.denoiser), torch.enable_grad():
+        for i, call in enumerate(calls):
+            outputs = _with_gradients(outputs_of[-1][i])
             total = signed(chain.leave(call, outputs), call)
             if total.requires_grad:
                 total.backward()
-        gradients.append([leaf.grad for leaf in _floating(outputs)])
+            gradients.append([leaf.grad for leaf in _floating(outputs)])
     for number, path in reversed([*enumerate(chain.blocks)]):
         outputs_of[number].close()
         before = outputs_of[number - 1] if number else None

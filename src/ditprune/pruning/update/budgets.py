@@ -26,7 +26,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update.grams import LayerGram
 from ditprune.pruning.update.judge import Judge, some_rows
-from ditprune.pruning.update.layers import Layer, prepare, update_at
+from ditprune.pruning.update.layers import Layer, prepare_layers, update_at
 from ditprune.pruning.update.output_grams import output_gains
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
@@ -46,8 +46,7 @@ def costs_of(
 
     Raises RecipeError, before anything is measured, for a share that the layers do not allow.
     """
-    if recipe.allocation in MEASURED and recipe.sparsity is not None:
-        by_curves(layers, dict.fromkeys(layers, [0.0] * len(LEVELS)), recipe)
+    check_shares(layers, recipe)
     if recipe.allocation == "proxy":
         gains = dict.fromkeys(layers, 1.0)  # a Gram of the output has them already
         if recipe.objective == "layer":
@@ -58,6 +57,12 @@ def costs_of(
             rows = some_rows(denoiser, calls)
             return measure_costs(denoiser, layers, gram_of, rows, recipe, progress)
     return None
+
+
+def check_shares(layers: Mapping[str, Layer], recipe: Recipe) -> None:
+    """Raises RecipeError for a share that the layers do not allow, where it is measured for."""
+    if recipe.allocation in MEASURED and recipe.sparsity is not None:
+        by_curves(layers, dict.fromkeys(layers, [0.0] * len(LEVELS)), recipe)
 
 
 def shares(
@@ -73,7 +78,6 @@ def shares(
     return by_owl(layers, recipe) if recipe.allocation == "owl" else uniform(layers, recipe)
 
 
-@torch.no_grad()
 def shares_of_weights(
     targets: Mapping[str, Target], read: Callable[[Target], Tensor], stats: Statistics | None,
     recipe: Recipe,
@@ -83,11 +87,14 @@ def shares_of_weights(
     """
     if recipe.allocation == "uniform":
         return {}
-    layers = {
-        name: prepare(target, partial(read, target), stats, recipe)
-        for name, target in targets.items()
-    }
-    return by_owl(layers, recipe)
+    return by_owl(prepare_layers(targets, read, stats, recipe), recipe)
+
+
+def first_part(recipe: Recipe) -> Recipe:
+    """The recipe without what its refinement removes."""
+    assert recipe.refinement is not None
+    assert recipe.sparsity is not None
+    return replace(recipe, sparsity=recipe.sparsity * (1 - recipe.refinement.share_held_back))
 
 
 def total_cost(wanted: Mapping[str, float | None], costs: Mapping[str, Sequence[float]]) -> float:
@@ -178,18 +185,21 @@ def proxy_costs(
             unknown.append(name)
         update = update_at(layer, gram, recipe)
         costs[name] = [gains[name] * error for error in update.errors(LEVELS)]
-        if not all(math.isfinite(cost) for cost in costs[name]):
-            raise ModelError(
-                f"{name}: what its pruning costs is NaN or Inf (a gradient or an error overflows); "
-                "run the denoiser in float32 or bfloat16, or pass --allocation owl"
-            )
+        check_costs(name, costs[name])
         progress("estimating sensitivity", number, len(layers))
-    return _with_middle(costs, unknown)
+    return with_middle(costs, unknown)
 
 
-def _with_middle(
-    costs: Mapping[str, list[float]], unknown: Sequence[str]
-) -> dict[str, list[float]]:
+def check_costs(name: str, costs: Sequence[float]) -> None:
+    """Raises ModelError for what is no cost."""
+    if not all(math.isfinite(cost) for cost in costs):
+        raise ModelError(
+            f"{name}: what its pruning costs is NaN or Inf (a gradient or an error overflows); "
+            "run the denoiser in float32 or bfloat16, or pass --allocation owl"
+        )
+
+
+def with_middle(costs: Mapping[str, list[float]], unknown: Sequence[str]) -> dict[str, list[float]]:
     """Give layers that no gradient reaches, whose gain is unknown, the middle one of the rest."""
     largest = sorted(curve[-1] for name, curve in costs.items() if name not in unknown)
     middle = largest[len(largest) // 2] if largest else 1.0

@@ -29,12 +29,11 @@ from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.job import Job, TargetOutcome, num_bytes
 from ditprune.pruning.update.judge import keep_aside
-from ditprune.pruning.update.layers import check_fits
+from ditprune.pruning.update.layers import TargetUpdate, check_fits
 from ditprune.pruning.update.prepared import UpdateInputs
 from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
     RefinementResult,
-    TargetUpdate,
     check_has_calls,
     check_needs_calls,
     check_needs_grams,

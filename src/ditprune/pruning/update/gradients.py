@@ -41,7 +41,12 @@ def check_gradients(denoiser: nn.Module, names: Iterable[str], calls: Sequence[C
         if is_out_of_memory(error):
             raise
         why = reason_of(error)
-    raise ModelError(
+    raise no_gradients(denoiser, why)
+
+
+def no_gradients(denoiser: nn.Module, why: str) -> ModelError:
+    """For a recipe that takes gradients where there are none."""
+    return ModelError(
         f"{type(denoiser).__name__}: this recipe takes gradients and gets none ({why}); leave the "
         "refinement out and let the reconstruction choose the mask (refinement=None, "
         "mask='reconstruction'), with allocation='sensitivity' or 'owl'"

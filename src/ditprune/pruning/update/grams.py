@@ -67,7 +67,7 @@ class Grams:
         self._states: dict[str, Gram | OutputGram] = {}
         self._sees_output = recipe.objective == "output"
         if self._sees_output and self._is_needed:
-            self._calls = _chosen(denoiser, targets, calls)
+            self._calls = rows_for_output(denoiser, targets, calls)
 
     def of(self, name: str, done: Mapping[str, Tensor] | None = None) -> LayerGram | None:
         """Of one target's inputs; None where the recipe needs no Grams.
@@ -89,7 +89,7 @@ class Grams:
                 f"{name}: no calibration call reaches it, so it cannot be reconstructed; exclude "
                 "it, or calibrate with the same calls"
             )
-        return _finished(name, state)
+        return finished(name, state)
 
     def _collect(self, names: Sequence[str]) -> None:
         total = len(self._calls)
@@ -107,14 +107,15 @@ class Grams:
         self._states = {}
         if self._sees_output:
             seen = collect_output_grams(self._denoiser, counted(), names, weight_of)
-            self._states |= {name: state for name, state in seen.items() if _is_reached(state)}
+            self._states |= {name: state for name, state in seen.items() if is_reached(state)}
         if unreached := [name for name in names if name not in self._states]:
             self._states |= collect_grams(self._denoiser, counted(), unreached, self._weights)
 
 
-def _chosen(
+def rows_for_output(
     denoiser: nn.Module, targets: Mapping[str, Target], calls: Sequence[Call]
 ) -> list[Call]:
+    """The rows of these calls on which gradients of the output are taken."""
     with counting_tokens({name: denoiser.get_submodule(name) for name in targets}) as counts:
         run_call(denoiser, calls[0])
     per_row = {name: sum(tokens) / num_rows(calls[0]) for name, tokens in counts.items()}
@@ -131,11 +132,13 @@ def enough_rows(targets: Mapping[str, Target], tokens_per_row: Mapping[str, floa
     return max([_ENOUGH_ROWS, *needed])
 
 
-def _is_reached(state: OutputGram) -> bool:
+def is_reached(state: OutputGram) -> bool:
+    """Whether gradients lead to the layer."""
     return float(state.gram.sum_products.diagonal().max()) > _SMALLEST_SQUARE
 
 
-def _finished(name: str, state: Gram | OutputGram) -> LayerGram:
+def finished(name: str, state: Gram | OutputGram) -> LayerGram:
+    """From the sums of a layer. Raises StatisticsError where float32 does not hold its squares."""
     if isinstance(state, Gram):
         return LayerGram(_checked(name, finish_gram(state)))
     rows = state.sum_squares / state.sum_squares.mean()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from ditprune.method.granularity import heterogeneity
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.layer import Choice, LayerResult, Nothing, Solve
-from ditprune.method.statistics.gram import Gram, has_few_inputs
+from ditprune.method.statistics.gram import FEW_INPUTS, Gram, has_few_inputs
 from ditprune.pruning.scoring import norms_for, scores_of
 from ditprune.pruning.update.grams import LayerGram
 from ditprune.targets.discover import Target
@@ -79,9 +80,36 @@ def prepare(
     return Layer(target, read, score, norms, recipe.groups(g_out), g_out)
 
 
+@torch.no_grad()
+def prepare_layers(
+    targets: Mapping[str, Target], read: Callable[[Target], Tensor], stats: Statistics | None,
+    recipe: Recipe,
+) -> dict[str, Layer]:  # fmt: skip
+    """Every layer, its weight read once.
+
+    Args:
+        read: gives a target's dense weight, [C_out, C_in].
+    """
+    return {
+        name: prepare(target, partial(read, target), stats, recipe)
+        for name, target in targets.items()
+    }
+
+
 def is_settled_by_saliency(gram: LayerGram | None, recipe: Recipe) -> bool:
     """Whether a layer saw too few inputs to be reconstructed; it is pruned by its saliency then."""
     return recipe.reconstructs and gram is not None and has_few_inputs(gram.products)
+
+
+def warn_of_few(few: Sequence[str], num_layers: int) -> None:
+    """Warn of layers that are settled by their saliency."""
+    if few:
+        warnings.warn(
+            f"{len(few)} of {num_layers} layers see fewer than {FEW_INPUTS} inputs that differ in "
+            f"the calibration calls (first {few[0]}), too few to reconstruct them: they are pruned "
+            "by their saliency alone; calibrate with more timesteps and more prompts",
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +173,31 @@ def update_at(layer: Layer, gram: LayerGram | None, recipe: Recipe) -> ShareUpda
     prepare = getattr(method, "prepare", None)
     solve = partial(method, seen, **given) if prepare is None else prepare(seen, **given)
     return ShareUpdate(layer, weight, solve, choose, roots)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetUpdate:
+    """What becomes of one target.
+
+    Args:
+        weight: new, float32 [C_out, C_in], zero where it is removed.
+        keep: True stays.
+        layer: the target as it was, and its groups.
+        sparsity: the share it was to lose; None under N:M.
+        damping: of its reconstruction, against a unit diagonal.
+    """
+
+    weight: Tensor
+    keep: Tensor
+    layer: Layer
+    sparsity: float | None
+    damping: float
+
+
+def target_update(update: ShareUpdate, share: float | None) -> TargetUpdate:
+    """The layer at this share."""
+    done = update(share)
+    return TargetUpdate(done.weight, done.keep, update.layer, share, done.damping)
 
 
 def check_fits(name: str, weight: Tensor, dtype: torch.dtype) -> None:

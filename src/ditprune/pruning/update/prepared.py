@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import nn
 
 from ditprune.calls import NUM_BINS, Call
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
+from ditprune.pruning.plan import read_module
 from ditprune.pruning.update.gradients import check_gradients
 from ditprune.pruning.update.grams import Grams
-from ditprune.pruning.update.layers import Layer, prepare
-from ditprune.pruning.update.swap import matrix_of
+from ditprune.pruning.update.layers import Layer, prepare_layers
 from ditprune.targets.discover import Target
 
 DEFAULT_GRAM_BYTES = 4_000_000_000
@@ -38,6 +36,11 @@ class UpdateInputs:
     progress: Progress
     max_gram_bytes: int | None = None
 
+    @property
+    def gram_bytes(self) -> int:
+        """What Grams may take together."""
+        return DEFAULT_GRAM_BYTES if self.max_gram_bytes is None else self.max_gram_bytes
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -55,15 +58,15 @@ def prepare_all(inputs: UpdateInputs, recipe: Recipe) -> Prepared:
     denoiser, targets, stats = inputs.denoiser, inputs.targets, inputs.stats
     if needs_gradients(recipe):
         check_gradients(denoiser, targets, inputs.calls)
-    limit = DEFAULT_GRAM_BYTES if inputs.max_gram_bytes is None else inputs.max_gram_bytes
-    with torch.no_grad():
-        layers = {
-            name: prepare(target, partial(matrix_of, denoiser, name), stats, recipe)
-            for name, target in targets.items()
-        }
-    num_bins = NUM_BINS if stats is None else stats.num_bins
+    layers = prepare_layers(targets, read_module(denoiser), stats, recipe)
     calls, progress = inputs.calls, inputs.progress
-    return Prepared(layers, Grams(denoiser, targets, calls, recipe, limit, progress, num_bins))
+    grams = Grams(denoiser, targets, calls, recipe, inputs.gram_bytes, progress, num_bins(stats))
+    return Prepared(layers, grams)
+
+
+def num_bins(stats: Statistics | None) -> int:
+    """Of the way from noise to image, in statistics or without any."""
+    return NUM_BINS if stats is None else stats.num_bins
 
 
 def needs_gradients(recipe: Recipe) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,37 +12,22 @@ from torch import Tensor
 
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
-from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
-from ditprune.method.reconstruction.layer import LayerResult
-from ditprune.method.statistics.gram import FEW_INPUTS
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
+from ditprune.pruning.update.blockwise.in_memory import updated_in_memory
 from ditprune.pruning.update.distill import Refinement, rate_for
 from ditprune.pruning.update.gradients import outside_inference
-from ditprune.pruning.update.layers import Layer, is_settled_by_saliency, update_at
+from ditprune.pruning.update.layers import (
+    TargetUpdate,
+    is_settled_by_saliency,
+    target_update,
+    update_at,
+    warn_of_few,
+)
 from ditprune.pruning.update.prepared import Prepared, UpdateInputs, prepare_all
 from ditprune.pruning.update.swap import matrix_of, replaced
 from ditprune.pruning.update.thinning import Thinning, thinning
-
-
-@dataclass(frozen=True, eq=False)
-class TargetUpdate:
-    """What becomes of one target.
-
-    Args:
-        weight: new, float32 [C_out, C_in], zero where it is removed.
-        keep: True stays.
-        layer: the target as it was, and its groups.
-        sparsity: the share it was to lose; None under N:M.
-        damping: of its reconstruction, against a unit diagonal.
-    """
-
-    weight: Tensor
-    keep: Tensor
-    layer: Layer
-    sparsity: float | None
-    damping: float
 
 
 @dataclass(frozen=True)
@@ -86,9 +70,9 @@ def update_targets(
 ) -> Updates:  # fmt: skip
     """New weights for every target; the denoiser itself is left as it was.
 
-    Grams of all targets are collected at once where they fit `max_gram_bytes`, else stage by
-    stage with a pass over the calls for each, twice where budgets are measured. With packages,
-    each begins a stage.
+    They are made block by block where denoiser and recipe allow it. Else Grams of all targets are
+    collected at once where they fit `max_gram_bytes`, or stage by stage with a pass over the calls
+    for each, twice where budgets are measured. With packages, each begins a stage.
 
     Args:
         prepared: by a run with another share.
@@ -99,6 +83,20 @@ def update_targets(
     """
     if recipe.needs_calls:
         check_has_calls(inputs.calls)
+    done = None if prepared else updated_in_memory(inputs, recipe)
+    updates, first_updates = (
+        updated_whole(inputs, recipe, prepared, costs) if done is None else done
+    )
+    if recipe.refinement is None:
+        return Updates(updates)
+    return _refined(inputs, recipe, updates, first_updates)
+
+
+def updated_whole(
+    inputs: UpdateInputs, recipe: Recipe, prepared: Prepared | None,
+    costs: Mapping[str, Sequence[float]] | None,
+) -> tuple[dict[str, TargetUpdate], dict[str, TargetUpdate]]:  # fmt: skip
+    """What `reconstructed` gives, by whole calls of the denoiser."""
     prepared = prepare_all(inputs, recipe) if prepared is None else prepared
     layers, progress = prepared.layers, inputs.progress
     if costs is None:
@@ -107,12 +105,8 @@ def update_targets(
     after = budgets.shares(layers, costs, recipe)
     before = None
     if recipe.mask == "refinement":
-        before = budgets.shares(layers, costs, _first_part(recipe))
-    updates, first_updates = reconstructed(prepared, recipe, after, before, progress)
-    if recipe.refinement is None:
-        return Updates(updates)
-    thin = None if before is None else thinning(layers, recipe, before, after)
-    return _refined(inputs, recipe.refinement, updates, first_updates, thin)
+        before = budgets.shares(layers, costs, budgets.first_part(recipe))
+    return reconstructed(prepared, recipe, after, before, progress)
 
 
 def check_has_calls(calls: Sequence[Call]) -> None:
@@ -172,39 +166,26 @@ def reconstructed(
         gram = prepared.grams.of(name, _weights(updates))
         few += [name] if is_settled_by_saliency(gram, recipe) else []
         update = update_at(layer, gram, recipe)
-        updates[name] = _target_update(layer, update(after[name]), after[name])
+        updates[name] = target_update(update, after[name])
         if before is not None:
-            first_updates[name] = _target_update(layer, update(before[name]), before[name])
+            first_updates[name] = target_update(update, before[name])
         progress("reconstructing", len(updates), len(layers))
-    if few:
-        warnings.warn(
-            f"{len(few)} of {len(layers)} layers see fewer than {FEW_INPUTS} inputs that differ in "
-            f"the calibration calls (first {few[0]}), too few to reconstruct them: they are pruned "
-            "by their saliency alone; calibrate with more timesteps and more prompts",
-            stacklevel=2,
-        )
+    warn_of_few(few, len(layers))
     return updates, first_updates
 
 
-def _target_update(layer: Layer, done: LayerResult, share: float | None) -> TargetUpdate:
-    return TargetUpdate(done.weight, done.keep, layer, share, done.damping)
-
-
-def _first_part(recipe: Recipe) -> Recipe:
-    """The recipe without what the refinement removes."""
-    assert recipe.refinement is not None
-    assert recipe.sparsity is not None
-    return replace(recipe, sparsity=recipe.sparsity * (1 - recipe.refinement.share_held_back))
-
-
 def _refined(
-    inputs: UpdateInputs, settings: Distill, updates: Mapping[str, TargetUpdate],
-    first_updates: Mapping[str, TargetUpdate], thin: Thinning | None,
-) -> Updates:  # fmt: skip
+    inputs: UpdateInputs,
+    recipe: Recipe,
+    updates: Mapping[str, TargetUpdate],
+    first_updates: Mapping[str, TargetUpdate],
+) -> Updates:
     """What gradient steps on all kept weights together make of `first_updates`; `updates` where
     these are not better on the rows kept aside.
     """
-    denoiser = inputs.denoiser
+    denoiser, settings = inputs.denoiser, recipe.refinement
+    assert settings is not None
+    thin = None if recipe.mask != "refinement" else _thinning(recipe, updates, first_updates)
     blocks = list(dict.fromkeys(update.layer.target.block for update in updates.values()))
     settled = {name: (update.weight, update.keep) for name, update in updates.items()}
     with torch.inference_mode(False):
@@ -232,6 +213,15 @@ def _refined(
         for name, update in updates.items()
     }  # fmt: skip
     return Updates(trained, told)
+
+
+def _thinning(
+    recipe: Recipe, updates: Mapping[str, TargetUpdate], first_updates: Mapping[str, TargetUpdate]
+) -> Thinning:
+    layers = {name: update.layer for name, update in updates.items()}
+    before = {name: update.sparsity for name, update in first_updates.items()}
+    after = {name: update.sparsity for name, update in updates.items()}
+    return thinning(layers, recipe, before, after)
 
 
 def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:
