@@ -80,7 +80,7 @@ def measured_rates(device: str = "cpu", dtype: torch.dtype = torch.float32) -> R
     square = torch.randn(_SIDE, _SIDE, generator=generator).to(device)
     weight, half, gram = square[:_NUM_ROWS], square.to(dtype), square @ square.T
     gram.diagonal().add_(_SIDE)
-    product, solve = 2.0 * _SIDE**3, ADMM(num_steps=4, num_ramp_steps=2, num_support_steps=1)
+    product, solve = 2.0 * _SIDE**3, ADMM(num_steps=12, num_ramp_steps=6, num_support_steps=4)
     solver, choice = solve.prepare(weight, gram), Choice(weight.numel(), weight.numel() // 2)
 
     def factor() -> Tensor:
