@@ -17,7 +17,7 @@ from ditprune.method.distill import Distill
 from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.reconstruction.layer import Choice
 from ditprune.method.words import build
-from ditprune.pruning.forecast_blocks import Setting, forecast_blocks, runs_by_blocks
+from ditprune.pruning.forecast_blocks import Setting, forecast_blocks
 from ditprune.pruning.forecast_layers import curve_operations, solve_operations
 from ditprune.pruning.rates import (
     Operations,
@@ -27,6 +27,7 @@ from ditprune.pruning.rates import (
     stated_rates,
 )
 from ditprune.pruning.row_cost import RowCost, row_cost
+from ditprune.pruning.update.blockwise.way import takes_blocks
 from ditprune.pruning.update.budgets import LEVELS
 from ditprune.targets.discover import discover
 from foreign_builds import TOKENS, WIDTH, Denoiser, noise
@@ -143,15 +144,15 @@ def test_a_refinement_trains_submodules(counted) -> None:
         ({"preset": "fast", "pattern": "2:4"}, True),
         ({"reconstruction": "obs"}, True),
         ({"reconstruction": "obs", "packages": 2}, False),
-        ({"preset": "fast", "sparsity": None, "max_error": 0.1}, False),
+        ({"preset": "fast", "max_error": 0.1}, False),
         ({"preset": "fast", "objective": "layer"}, False),
         ({"preset": "paper"}, False),
         ({"reconstruction": "obs", "allocation": "sensitivity"}, False),
     ],
     ids=str,
 )
-def test_what_needs_the_whole_denoiser_does_not_run_by_blocks(words, expected) -> None:
-    assert runs_by_blocks(build(**words)) is expected
+def test_what_needs_the_whole_denoiser_is_not_taken_block_by_block(words, expected) -> None:
+    assert takes_blocks(build(**words)) is expected
 
 
 def test_seconds_are_operations_by_their_rates() -> None:

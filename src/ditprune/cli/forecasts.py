@@ -19,7 +19,6 @@ from ditprune.pruning.forecast_blocks import (
     BlockForecast,
     Setting,
     forecast_blocks,
-    runs_by_blocks,
 )
 from ditprune.pruning.job import Job
 from ditprune.pruning.rates import (
@@ -30,6 +29,7 @@ from ditprune.pruning.rates import (
     stated_rates,
 )
 from ditprune.pruning.row_cost import RowCost, row_cost
+from ditprune.pruning.update.blockwise.way import takes_blocks
 from ditprune.pruning.update.folder import Source, calls_of
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
 from ditprune.reporting import formats
@@ -71,7 +71,8 @@ def show_update_forecast(
     placement = source.placement
     here = measured_rates(placement.device, placement.dtype)
     machines = _Machines(placement.device, here, gpu_rate)
-    show = _show_by_blocks if runs_by_blocks(job.recipe) else _show_whole
+    is_by_blocks = takes_blocks(job.recipe) and job.recipe.refinement is None
+    show = _show_by_blocks if is_by_blocks else _show_whole
     show(job, row, setting, machines, prefix)
 
 

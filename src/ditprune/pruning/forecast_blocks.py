@@ -93,14 +93,6 @@ def forecast_blocks(
     )
 
 
-def runs_by_blocks(recipe: Recipe) -> bool:
-    """Whether a recipe asks for nothing that needs the whole denoiser at once."""
-    sees_whole = recipe.allocation == "sensitivity" or recipe.max_error is not None
-    mixes = recipe.allocation == "proxy" and recipe.objective == "layer"
-    needs_whole = sees_whole or mixes or recipe.refinement is not None
-    return recipe.needs_grams and recipe.packages == 1 and not needs_whole
-
-
 def by_block(targets: Mapping[str, Target]) -> dict[str, dict[str, Target]]:
     """The targets of each block."""
     blocks: dict[str, dict[str, Target]] = {}
