@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import tiny_denoisers
 from ditprune.calls import Call
-from ditprune.denoiser.blockwise.chain import Chain, find_chain
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.find import find_chain
 from ditprune.denoiser.blockwise.residence import InMemory, OnDisk, Residence
 from ditprune.denoiser.blockwise.states import States, StatesOnDisk, tree_bytes
 from ditprune.denoiser.blockwise.sweep import Make, backwards, forwards, trace
@@ -26,6 +27,7 @@ from ditprune.targets.discover import discover
 
 DIT, FLUX, SANA = "DiTTransformer2DModel", "FluxTransformer2DModel", "SanaTransformer2DModel"
 SD3, WAN = "SD3Transformer2DModel", "WanTransformer3DModel"
+LUMINA, KANDINSKY = "Lumina2Transformer2DModel", "Kandinsky5Transformer3DModel"  # lists that meet
 
 
 def blocks_of(denoiser: nn.Module) -> list[str]:
@@ -65,7 +67,7 @@ def in_half(calls: list[Call], dtype: torch.dtype) -> list[Call]:
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", [DIT, FLUX, SD3])
+@pytest.mark.parametrize("name", [DIT, FLUX, SD3, LUMINA])
 def test_what_the_blocks_predict_is_what_the_denoiser_predicts(
     name: str, dtype: torch.dtype, where: str, tmp_path: Path
 ) -> None:
@@ -83,9 +85,10 @@ def test_what_the_blocks_predict_is_what_the_denoiser_predicts(
         each.close()
 
 
-def test_a_change_of_a_block_does_not_reach_the_next_and_its_own_outputs_do() -> None:
-    denoiser = tiny_denoisers.FAMILIES[DIT].make()
-    calls, residence = calls_of(DIT), InMemory(denoiser)
+@pytest.mark.parametrize("name", [DIT, LUMINA])
+def test_a_change_of_a_block_does_not_reach_the_next_and_its_own_outputs_do(name: str) -> None:
+    denoiser = tiny_denoisers.FAMILIES[name].make()
+    calls, residence = calls_of(name), InMemory(denoiser)
     chain = chained(residence, denoiser, calls)
     dense = [
         [entered.args[0] for entered in s.entered()] for s in forwards(chain, calls, residence)
@@ -93,6 +96,8 @@ def test_a_change_of_a_block_does_not_reach_the_next_and_its_own_outputs_do() ->
     for step, expected in zip(forwards(chain, calls, residence), dense, strict=True):
         assert all(map(torch.equal, (entered.args[0] for entered in step.entered()), expected))
         step.advance()
+        given = step.block(*next(step.entered()).args, **next(step.entered()).kwargs)
+        assert all(map(torch.equal, leaves(step.given(0)), leaves(given)))
         step.block.requires_grad_(False)
         for parameter in step.block.parameters():
             parameter.zero_()
@@ -131,7 +136,7 @@ def output_gradients(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[Te
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
-@pytest.mark.parametrize("name", [DIT, FLUX, SANA, SD3, WAN])
+@pytest.mark.parametrize("name", [DIT, FLUX, SANA, SD3, WAN, LUMINA, KANDINSKY])
 def test_gradients_block_by_block_are_those_of_a_backward_pass(
     name: str, where: str, tmp_path: Path
 ) -> None:

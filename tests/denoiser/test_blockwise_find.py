@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import foreign_builds
 import tiny_denoisers
 from ditprune.calls import Call
-from ditprune.denoiser.blockwise.chain import Chain, find_chain
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.find import find_chain
 from ditprune.denoiser.blockwise.residence import InMemory
 from ditprune.targets.blocks import find_blocks
 from foreign_builds import TOKENS, WIDTH, Block, Denoiser, noise
@@ -22,15 +23,11 @@ from foreign_builds import TOKENS, WIDTH, Block, Denoiser, noise
 NEEDS_MORE = "a block needs more than the block before it gives"
 FAMILIES_WITHOUT = {
     "HunyuanDiT2DModel": NEEDS_MORE,  # long skips
-    "Lumina2Transformer2DModel": NEEDS_MORE,  # two refiners that meet
-    "ZImageTransformer2DModel": NEEDS_MORE,
     "UNet2DConditionModel": NEEDS_MORE,
     "Flux3Transformer2DModel": "a call does not reach mode_blocks.image_cond.0",
     "WanVACETransformer3DModel": NEEDS_MORE,  # a hint for each block
     "WanAnimateTransformer3DModel": NEEDS_MORE,
     "LTX2VideoDiffusionDecoderModel": NEEDS_MORE,
-    "Kandinsky5Transformer3DModel": NEEDS_MORE,  # blocks of the text
-    "Kandinsky6Transformer3DModel": NEEDS_MORE,
     "RFD4ProteinaTransformer": NEEDS_MORE,
 }
 BUILDS_WITHOUT = {
@@ -147,6 +144,36 @@ def test_a_forward_that_catches_exceptions_chains() -> None:
         return h
 
     assert isinstance(found_in(trunk_of(run), [call_of()]), Chain)
+
+
+class Meeting(nn.Module):
+    """Two lists of refiners whose ends meet in the first block of the trunk, or in all."""
+
+    def __init__(self, is_needed_by_all: bool) -> None:
+        super().__init__()
+        self.is_needed_by_all = is_needed_by_all
+        self.texts = nn.ModuleList([Block(), Block()])
+        self.noises = nn.ModuleList([Block(), Block()])
+        self.blocks = nn.ModuleList([Block(), Block(), Block()])
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for block in self.texts:
+            y = block(y)
+        for block in self.noises:
+            x = block(x)
+        for number, block in enumerate(self.blocks):
+            x = block(x + y if self.is_needed_by_all or not number else x)
+        return x
+
+
+@pytest.mark.parametrize(("is_needed_by_all", "carried_to"), [(False, 4), (True, 7)])
+def test_ends_of_lists_that_meet_are_carried_as_far_as_they_are_needed(
+    is_needed_by_all: bool, carried_to: int
+) -> None:
+    call = {"x": noise(1, TOKENS, WIDTH), "y": noise(1, TOKENS, WIDTH)}
+    chain = found_in(Meeting(is_needed_by_all), [call])
+    assert isinstance(chain, Chain)
+    assert (chain.ends, chain.carried_to) == ({1, 3}, carried_to)
 
 
 # --- What does not chain ---

@@ -1,5 +1,5 @@
 """HOW DOES A DENOISER RUN BLOCK BY BLOCK? With the weights and the inputs of one block at a time.
 
-`chain.py` says whether its blocks chain, and enters them; `residence.py` where their weights are;
-`states.py` where hidden states are kept; `sweep.py` goes forwards and backwards through the blocks.
+`find.py` says whether its blocks chain; `chain.py` enters them; `residence.py` says where their
+weights are, `states.py` where hidden states are kept; `sweep.py` goes forwards and backwards.
 """

@@ -1,32 +1,23 @@
-"""Can a denoiser run one block at a time? Its blocks chain where each needs the one before alone.
+"""How is one block of a denoiser entered without running the others?
 
-To enter a block, the denoiser's own forward runs with stand-ins: the block before gives what it
-gave, those before that one give their inputs back, and the block itself keeps what it gets. So
-embeddings, modulation, rotary tables, masks and whatever lies between two lists of blocks come from
-the denoiser itself, whatever it does there. A denoiser whose blocks need earlier ones (long skips)
-gives another prediction that way, which `find_chain` sees.
+The denoiser's own forward runs with stand-ins: the block before gives what it gave, those before
+that one give their inputs back, and the block itself keeps what it gets. So embeddings, modulation,
+rotary tables, masks and whatever lies between two lists of blocks come from the denoiser itself,
+whatever it does there. Where lists meet, what the last block of each gave is carried on.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ditprune.calls import Call
-from ditprune.denoiser.blockwise.residence import Residence
-from ditprune.denoiser.capture import hooked
-from ditprune.denoiser.layout import form_of
-from ditprune.denoiser.replay import Prediction, evaluating, predicted, run_call
-from ditprune.errors import ModelError, is_out_of_memory, reason_of
-
-_CLOSE = 1e-6  # of the largest prediction; most agree to the bit
+from ditprune.errors import ModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +27,21 @@ class Chain:
     Args:
         blocks: their paths.
         shapes: by block what it gives, with the number of an input like it in place of each tensor.
+        ends: numbers of the blocks whose outputs are carried on beside those of the block before.
+        carried_to: the number of the last block that needs them.
     """
 
     denoiser: nn.Module
     blocks: tuple[str, ...]
     shapes: tuple[Any, ...]
+    ends: frozenset[int] = frozenset()
+    carried_to: int = 0
 
     def enter(self, number: int, call: Call, outputs: Any = None) -> Call:
         """What block `number` gets in a call of the denoiser.
 
         Args:
-            outputs: what the block before gave in this call.
+            outputs: what goes on after the block before, in this call.
         """
         entered: list[Call] = []
 
@@ -63,16 +58,32 @@ class Chain:
         raise ModelError(f"{self.blocks[number]}: a calibration call does not reach this block")
 
     def leave(self, call: Call, outputs: Any) -> Any:
-        """The denoiser's output in a call, from what the last block gave."""
+        """The denoiser's output in a call, from what goes on after the last block."""
         with _standing_in(self.denoiser, self._before(len(self.blocks), outputs)):
             return self.denoiser(*call.args, **call.kwargs)
 
+    def carries(self, number: int) -> bool:
+        """Whether more than the outputs of block `number` goes on after it."""
+        return bool(self.ends) and number < self.carried_to
+
+    def going_on(self, number: int, outputs: Any, given: Any) -> Any:
+        """What goes on after block `number`: what it gave, and what is carried.
+
+        Args:
+            outputs: what went on after the block before.
+        """
+        if not self.carries(number):
+            return given
+        carried = {n: output for n, output in (outputs or {}).items() if n in self.ends}
+        return {**carried, number: given}
+
     def _before(self, number: int, outputs: Any) -> dict[str, Callable[[Call], Any]]:
         stand_ins: dict[str, Callable[[Call], Any]] = {}
-        for path, shape in zip(self.blocks[: max(0, number - 1)], self.shapes, strict=False):
+        for path, shape in zip(self.blocks[:number], self.shapes, strict=False):
             stand_ins[path] = partial(_passed, shape)
         if number:
-            stand_ins[self.blocks[number - 1]] = lambda got: outputs
+            given = outputs if self.carries(number - 1) else {number - 1: outputs}
+            stand_ins |= {self.blocks[n]: partial(_given, output) for n, output in given.items()}
         return stand_ins
 
 
@@ -80,176 +91,8 @@ class _EnteredError(BaseException):
     """The forward has reached the block in question; no `except Exception` of it sees this."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What a denoiser did in a call.
-
-    Args:
-        order: its blocks as they ran.
-        shapes: by block what it gave, with the numbers of the inputs like it for each tensor.
-    """
-
-    call: Call
-    whole: Prediction
-    order: tuple[str, ...]
-    shapes: tuple[Any, ...]
-
-
-def find_chain(
-    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], residence: Residence
-) -> Chain | str:
-    """The chain of these blocks, or in a few words why there is none.
-
-    The first and the last call of every form are run whole, then block by block; both must predict
-    the same.
-    """
-    ends: dict[Any, list[Call]] = {}
-    for call in calls:
-        form = form_of(call)
-        ends[form] = [*ends.get(form, [])[:1], call]
-    try:
-        runs: list[_Run] = []
-        for call in itertools.chain(*ends.values()):
-            run = _run_whole(denoiser, blocks, call, residence)
-            if isinstance(run, str):
-                return run
-            runs.append(run)
-        return _of_runs(denoiser, runs, residence)
-    except Exception as error:  # a denoiser raises what it likes
-        if is_out_of_memory(error):
-            raise
-        return f"it does not run with stand-ins for its blocks ({reason_of(error):.80})"
-
-
-def _of_runs(denoiser: nn.Module, runs: Sequence[_Run], residence: Residence) -> Chain | str:
-    if not runs:
-        return "there are no calls"
-    if len({run.order for run in runs}) > 1:
-        return "its blocks run in another way from call to call"
-    shapes = []
-    for path, *those in zip(runs[0].order, *(run.shapes for run in runs), strict=True):
-        shape = _in_common(those)
-        if isinstance(shape, _Unlike):
-            return f"{path} {shape}"
-        shapes.append(shape)
-    chain = Chain(denoiser, runs[0].order, tuple(shapes))
-    whys = (_difference(chain, run, residence) for run in runs)
-    return next(filter(None, whys), chain)
-
-
-def _run_whole(
-    denoiser: nn.Module, blocks: Sequence[str], call: Call, residence: Residence
-) -> _Run | str:
-    seen: list[tuple[str, Any]] = []
-    with residence.running(), _seeing(denoiser, blocks, seen):
-        whole = predicted(run_call(denoiser, call), call)
-    order = tuple(path for path, _ in seen)
-    if len(set(order)) < len(order):
-        return "a block runs more than once in a call"
-    if missing := [path for path in blocks if path not in order]:
-        return f"a call does not reach {missing[0]}"
-    for path, shape in seen:
-        if isinstance(shape, _Unlike):
-            return f"{path} {shape}"
-    return _Run(call, whole, order, tuple(shape for _, shape in seen))
-
-
-def _difference(chain: Chain, run: _Run, residence: Residence) -> str | None:
-    """Why a call of the chain is not the denoiser's own; None where it is."""
-    outputs, call = None, run.call
-    with evaluating(chain.denoiser):
-        for number, path in enumerate(chain.blocks):
-            with residence.resident(path) as block:
-                is_same = _unchanged(Call((outputs, *call.args), call.kwargs))
-                got = chain.enter(number, call, outputs)
-                if not is_same():
-                    return f"what lies before {path} writes into what it gets"
-                outputs = block(*got.args, **got.kwargs)
-        chained = predicted(chain.leave(call, outputs), call)
-    agrees = len(run.whole) == len(chained) and all(
-        _is_close(a, b) for (_, a), (_, b) in zip(run.whole, chained, strict=True)
-    )
-    return None if agrees else "a block needs more than the block before it gives"
-
-
-def _is_close(first: Tensor, second: Tensor) -> bool:
-    if first.shape != second.shape:
-        return False
-    scale = float(first.abs().max()) if first.numel() else 0.0
-    return bool(((first - second).abs() <= _CLOSE * scale).all())
-
-
-class _Unlike(str):
-    """Why a block's output cannot be stood in for."""
-
-
-@contextmanager
-def _seeing(
-    denoiser: nn.Module, blocks: Sequence[str], seen: list[tuple[str, Any]]
-) -> Iterator[None]:
-    """Note the order in which blocks run, and what they give, while the block runs."""
-    entered: dict[str, tuple[Call, Callable[[], bool]]] = {}
-
-    def enter(path: str, _module: nn.Module, call: Call) -> None:
-        entered[path] = (call, _unchanged(call))
-
-    def leave(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            call, is_same = entered.pop(path)
-            shape = _shape_of(output, call) if is_same() else _Unlike("writes into its inputs")
-            seen.append((path, shape))
-
-        return hook
-
-    with ExitStack() as stack:
-        stack.enter_context(hooked({path: denoiser.get_submodule(path) for path in blocks}, enter))
-        for path in blocks:
-            handle = denoiser.get_submodule(path).register_forward_hook(leave(path))
-            stack.callback(handle.remove)
-        yield
-
-
-def _unchanged(call: Call) -> Callable[[], bool]:
-    """Tells later whether the tensors of a call are still what they are now."""
-    leaves = [leaf for leaf in call.leaves() if isinstance(leaf, Tensor)]
-    copies = [leaf.clone() for leaf in leaves]
-    return lambda: all(map(torch.equal, leaves, copies))
-
-
-def _shape_of(output: Any, call: Call) -> Any:
-    """The output with the numbers of the inputs of its shape in place of each tensor."""
-    inputs = call.leaves()
-    unlike: list[str] = []
-
-    def like(leaf: Any) -> frozenset[int] | None:
-        if leaf is None:
-            return None
-        if not isinstance(leaf, Tensor):
-            unlike.append(f"gives {type(leaf).__name__}")
-            return None
-        numbers = frozenset(
-            number
-            for number, given in enumerate(inputs)
-            if isinstance(given, Tensor) and (given.shape, given.dtype) == (leaf.shape, leaf.dtype)
-        )
-        if not numbers:
-            unlike.append(f"gives {list(leaf.shape)}, and no input is as large")
-        return numbers
-
-    shape = Call((output,)).map(like).args[0]
-    return _Unlike(unlike[0]) if unlike else shape
-
-
-def _in_common(shapes: Sequence[Any]) -> Any:
-    """The number of an input that is like the output in every call, in place of each tensor."""
-    by_call = [Call((shape,)).leaves() for shape in shapes]
-    if len({tuple(leaf is None for leaf in leaves) for leaves in by_call}) > 1:
-        return _Unlike("gives another number of tensors from call to call")
-    common = [None if a is None else a.intersection(*b) for a, *b in zip(*by_call, strict=True)]
-    if frozenset() in common:
-        return _Unlike("gives tensors that are like other inputs from call to call")
-    numbers = iter([numbers and min(numbers) for numbers in common])
-    return Call((shapes[0],)).map(lambda _: next(numbers)).args[0]
+def _given(output: Any, _got: Call) -> Any:
+    return output
 
 
 def _passed(shape: Any, got: Call) -> Any:

@@ -30,8 +30,8 @@ class Step:
 
     Args:
         number: of the block, from 0.
-        before: by call what the block before gave.
-        after: by call what this block gave; full once `advance` has run.
+        before: by call what goes on after the block before.
+        after: by call what goes on after this block; full once `advance` has run.
     """
 
     number: int
@@ -66,8 +66,15 @@ class Step:
         with evaluating(self.chain.denoiser):
             for i in range(len(self.calls)):
                 got = self._enter(i, see)
-                self.after[i] = self.block(*got.args, **got.kwargs)
+                given = self.block(*got.args, **got.kwargs)
+                outputs = self.before[i] if self.number and self.chain.ends else None
+                self.after[i] = self.chain.going_on(self.number, outputs, given)
         self.has_run = True
+
+    def given(self, i: int) -> Any:
+        """What the block gave in a call, once `advance` has run."""
+        after = self.after[i]
+        return after[self.number] if self.chain.carries(self.number) else after
 
     def _enter(self, i: int, see: See) -> Call:
         call = self.calls[i]
@@ -153,7 +160,9 @@ class BackwardStep:
                 see(call)
                 outputs = None if self.before is None else _with_gradients(self.before[i])
                 got = self.chain.enter(self.number, call, outputs)
-                _backward(self.block(*got.args, **got.kwargs), self.gradients[i])
+                given = self.block(*got.args, **got.kwargs)
+                going_on = self.chain.going_on(self.number, outputs, given)
+                _backward(going_on, self.gradients[i])
                 self.gradients[i] = [leaf.grad for leaf in _floating(outputs)]
 
 

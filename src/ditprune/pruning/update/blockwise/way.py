@@ -9,7 +9,8 @@ from torch import nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.denoiser.blockwise.chain import Chain, find_chain
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.find import find_chain
 from ditprune.denoiser.blockwise.residence import Residence
 from ditprune.method.recipe import Recipe
 from ditprune.targets.blocks import find_blocks
