@@ -15,6 +15,7 @@ from ditprune.calibration.sample import Sampling
 from ditprune.checkpoints.calibration_set import load_calibration_set
 from ditprune.errors import RecipeError
 from ditprune.pruning.update import folder as updates
+from ditprune.pruning.update.blockwise import in_folder
 from folders import tensors_on_disk
 
 
@@ -28,7 +29,14 @@ def loaded(monkeypatch) -> list[Any]:
         places.append(placement)
         return load(folder, placement)
 
+    on_disk = in_folder.OnDisk
+
+    def streaming(folder: Path, blocks: Any, placement: Any) -> Any:
+        places.append(placement)
+        return on_disk(folder, blocks, placement)
+
     monkeypatch.setattr(updates, "load_denoiser", spying)
+    monkeypatch.setattr(in_folder, "OnDisk", streaming)
     return places
 
 
@@ -94,7 +102,7 @@ def test_what_would_take_more_memory_is_refused_before_work(
 def test_grams_take_what_the_rest_leaves(
     tiny_pipeline, tiny_stats, tiny_calls, tmp_path, monkeypatch
 ) -> None:
-    words = {"stats": tiny_stats, "batches": tiny_calls, "reconstruction": "obs"}
+    words = {"stats": tiny_stats, "batches": tiny_calls, "reconstruction": "obs", "packages": 2}
     ready = prune_folder.check_prune(tiny_pipeline, tmp_path / "out", **words)
     assert ready.max_gram_bytes is None
     few = prune_folder.check_prune(tiny_pipeline, tmp_path / "out", **words, max_memory="1250KB")

@@ -225,8 +225,9 @@ def _source(batches: Any, ready: Ready) -> Iterator[Source | None]:
 def source_of(calls: CalibrationSet, ready: Ready, component: str | None = None) -> Source:
     """The calls for `prune`. Raises ModelError where it is not known which are of a denoiser."""
     component = component or component_alone(calls, ready.model)
+    limit = ready.placement.max_memory
     whole = replace(ready.placement, max_memory=None)  # that it fits was checked
-    return Source(calls, whole, ready.max_gram_bytes, component)
+    return Source(calls, whole, ready.max_gram_bytes, component, limit)
 
 
 def _stored(batches: Any, model: ModelFolder, folder: Path) -> CalibrationSet:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ from ditprune.pruning.job import (
 from ditprune.pruning.plan import make_plan, read_module, read_weights
 from ditprune.pruning.scoring import can_score
 from ditprune.pruning.selection import Selection, select_in_module
+from ditprune.pruning.update.blockwise.in_folder import folder_of, updates_of
 from ditprune.pruning.update.budgets import shares_of_weights
 from ditprune.pruning.update.error_folder import (
     keep_refinement,
@@ -51,7 +53,6 @@ from ditprune.pruning.update.folder import (
     check_source,
     room_bytes,
     unchanged,
-    updated_tensors,
     write_update_,
 )
 from ditprune.pruning.update.gradients import check_gradients
@@ -228,7 +229,7 @@ def _prune_job(
     updates, shares = None, dict[str, float | None]()
     if targets.keys() & rewriter.look():
         if recipe.updates_weights:
-            updates = updated_tensors(loading, recipe, updates_file, progress, chosen)
+            updates = updates_of(loading, recipe, updates_file, progress, chosen)
             keep_refinement(staging.journal, job.name, updates.refined)
         else:
             read = read_weights(job.weights)
@@ -258,6 +259,7 @@ def _prune_job(
     denoiser_outcome = _outcome(job, staging, recipe)
     write_manifest(folder, claims(denoiser_outcome, job.base, hashes, copied))
     updates_file.unlink(missing_ok=True)
+    shutil.rmtree(folder_of(updates_file), ignore_errors=True)
     return denoiser_outcome
 
 

@@ -111,7 +111,7 @@ def interrupt(*_args: object, **_kwargs: object) -> None:
         ({}, "measure_error"),
         ({}, "write_manifest"),
         ({}, "card"),
-        ({"allocation": "sensitivity"}, "updated_tensors"),
+        ({"allocation": "sensitivity"}, "updates_of"),
         ({"allocation": "sensitivity"}, "write_manifest"),
     ],
     ids=str,

@@ -159,7 +159,7 @@ def test_what_was_computed_is_not_computed_again(
     """Interrupted while writing; the weights are kept beside what is written."""
     from ditprune.pruning.update import folder as updating
 
-    model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm")
+    model, recipe = locate(str(tiny_pipeline)), build(reconstruction="admm", packages=2)
     prune_checkpoint(model, tmp_path / "whole", {"any": tiny_stats}, recipe, source=source)
     times: list[int] = []
     whole = updating.update_targets

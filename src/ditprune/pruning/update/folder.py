@@ -30,7 +30,7 @@ from ditprune.progress import Progress
 from ditprune.pruning.job import Job, TargetOutcome, num_bytes
 from ditprune.pruning.update.judge import keep_aside
 from ditprune.pruning.update.layers import TargetUpdate, check_fits
-from ditprune.pruning.update.prepared import UpdateInputs
+from ditprune.pruning.update.prepared import UpdateInputs, prepare_all
 from ditprune.pruning.update.share import Chosen
 from ditprune.pruning.update.update import (
     RefinementResult,
@@ -56,12 +56,14 @@ class Source:
             over the calls.
         component: whose calls are taken, where a denoiser has no pipeline; by default those of
             each denoiser's own component.
+        max_memory: bytes that updates may take.
     """
 
     calibration_set: CalibrationSet
     placement: Placement
     max_gram_bytes: int | None = None
     component: str | None = None
+    max_memory: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to continue with the work of another."""
@@ -207,15 +209,20 @@ def updated_tensors(
     if chosen is not None:
         calls, _ = keep_aside(loading.denoiser, calls)
     costs, prepared = (None, None) if chosen is None else (chosen.costs, chosen.prepared)
-    done = update_targets(loading.inputs(calls, progress), recipe, prepared, costs)
-    tensors = {}
-    for name, update in done.targets.items():
-        weight = job.weights.read(f"{name}.weight")
-        outcome = write_update_(weight.flatten(1), update)
-        tensors[name] = (weight, outcome)
+    inputs = loading.inputs(calls, progress)
+    if chosen is not None and prepared is None:  # so that both runs take the same way
+        prepared = prepare_all(inputs, recipe)
+    done = update_targets(inputs, recipe, prepared, costs)
+    tensors = {name: stored_update(job, name, update) for name, update in done.targets.items()}
     updates = UpdatedTensors(tensors, done.refined)
     _save(updates, file)
     return updates
+
+
+def stored_update(job: Job, name: str, update: TargetUpdate) -> tuple[Tensor, TargetOutcome]:
+    """A target's new weight, in its stored dtype and shape, and what was done to it."""
+    weight = job.weights.read(f"{name}.weight")
+    return weight, write_update_(weight.flatten(1), update)
 
 
 def calls_of(job: Job, source: Source) -> Iterator[Call]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ditprune.calibration.observe import gram_bytes, stages
+from ditprune.checkpoints.skeleton import skeleton
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.job import Job
+from ditprune.pruning.update.blockwise.room import blockwise_bytes
+from ditprune.pruning.update.blockwise.way import streams, trunk
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
 from ditprune.reporting import formats
 from ditprune.targets.discover import Target
@@ -56,18 +59,56 @@ def gram_bytes_within(
     limit = placement.max_memory
     if limit is None:
         return max_gram_bytes
-    itemsize, grams = placement.dtype.itemsize, max_gram_bytes
+    grams = max_gram_bytes
     for job in (job for job in jobs if job.recipe.needs_calls):
-        targets, size = job.selection.targets, job.selection.num_parameters
+        if streams(job.recipe):
+            grams = _within_blocks(job, placement, limit, max_gram_bytes, grams)
+            continue
         if max_gram_bytes is None:
-            left = limit - _without_grams(targets, job.recipe, size, itemsize)
+            targets, size = job.selection.targets, job.selection.num_parameters
+            left = limit - _without_grams(targets, job.recipe, size, placement.dtype.itemsize)
             grams = max(1, min(grams or DEFAULT_GRAM_BYTES, left))
-        needs = update_bytes(targets, job.recipe, size, itemsize, grams)
-        if needs > limit:
-            raise RecipeError(
-                f"--max-memory {formats.size(limit)}: this recipe loads {job.name} whole, and "
-                f"takes {formats.size(needs)} in {str(placement.dtype).removeprefix('torch.')}; "
-                "allow more, pass --dtype bfloat16 or a smaller --gram-memory, or leave out what "
-                "runs the denoiser (--preset paper reads one weight at a time)"
-            )
+        check_whole(job, placement, limit, grams)
     return grams
+
+
+def _within_blocks(
+    job: Job, placement: Placement, limit: int, asked: int | None, grams: int | None
+) -> int:
+    """What Grams may take beside one block: half of what the rest leaves, as hidden states may take
+    memory too. Raises RecipeError.
+    """
+    targets = job.selection.targets
+    blocks = trunk(skeleton(job.weights.shards[0].parent), job.recipe, job.stats)
+    rest = blockwise_bytes(job.weights, blocks, targets, placement.dtype.itemsize)
+    largest = max(gram_bytes(target) for target in targets.values())
+    if asked is None:
+        grams = max(1, min(grams or DEFAULT_GRAM_BYTES, (limit - rest) // 2))
+    needs = rest + max(largest, grams or 0)
+    if needs > limit:
+        raise RecipeError(
+            f"--max-memory {formats.size(limit)}: this recipe updates {job.name} block by block, "
+            f"and takes {formats.size(needs)} in {_name(placement)}, hidden states on the disk; "
+            "allow more, or pass --dtype bfloat16 or a smaller --gram-memory (--preset paper reads "
+            "one weight at a time)"
+        )
+    return grams or DEFAULT_GRAM_BYTES
+
+
+def check_whole(
+    job: Job, placement: Placement, limit: int | None, max_gram_bytes: int | None
+) -> None:
+    """Refuse a denoiser that has to be loaded whole and does not fit. Raises RecipeError."""
+    targets, size = job.selection.targets, job.selection.num_parameters
+    needs = update_bytes(targets, job.recipe, size, placement.dtype.itemsize, max_gram_bytes)
+    if limit is not None and needs > limit:
+        raise RecipeError(
+            f"--max-memory {formats.size(limit)}: this recipe loads {job.name} whole, and "
+            f"takes {formats.size(needs)} in {_name(placement)}; "
+            "allow more, pass --dtype bfloat16 or a smaller --gram-memory, or leave out what "
+            "runs the denoiser (--preset paper reads one weight at a time)"
+        )
+
+
+def _name(placement: Placement) -> str:
+    return str(placement.dtype).removeprefix("torch.")

@@ -9,19 +9,19 @@ memory together, they are kept from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 
 import torch
 
-from ditprune.calls import Call
+from ditprune.denoiser.blockwise.states import States
 from ditprune.denoiser.blockwise.sweep import Step, forwards
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.blockwise.collect import block_grams
 from ditprune.pruning.update.blockwise.measure import measured_backwards
 from ditprune.pruning.update.blockwise.run import BlockRun, BlockUpdates, Followed
 from ditprune.pruning.update.gradients import no_gradients, outside_inference
-from ditprune.pruning.update.grams import LayerGram, rows_for_output
+from ditprune.pruning.update.grams import LayerGram
 from ditprune.pruning.update.layers import (
     TargetUpdate,
     is_settled_by_saliency,
@@ -32,17 +32,23 @@ from ditprune.pruning.update.layers import (
 FollowedOf = Callable[[int], Mapping[str, Followed]]
 
 
-def update_blocks(run: BlockRun) -> None:
+def update_blocks(given: BlockRun) -> None:
     """Update every target of this process's blocks, and keep the results; the denoiser itself is
     left as it was. Blocks that are done are not done again.
 
     Raises RecipeError, StatisticsError, ModelError.
     """
-    with torch.inference_mode(False):
-        run = replace(run, calls=outside_inference(run.calls))
+    with ExitStack() as stack, torch.inference_mode(False):
+
+        def make(count: int) -> States:
+            states = given.make(count)
+            stack.callback(states.close)  # which an interrupt would leave open
+            return states
+
+        run = replace(given, calls=outside_inference(given.calls), make=make)
         budgets.check_shares(run.layers, run.recipe)
         if run.recipe.objective == "layer":
-            _update_forwards(run, run.calls, lambda _number: {}, _shares(run, None))
+            _update_forwards(run, lambda _number: {}, _shares(run, None))
         elif run.recipe.allocation == "proxy" or run.refine is not None:
             _update_measured(run)
         else:
@@ -94,21 +100,13 @@ def _undone(run: BlockRun) -> list[int]:
     return [number for number in run.own_blocks() if not run.results.is_done(number)]
 
 
-def _rows(run: BlockRun) -> list[Call]:
-    """The rows on which gradients are taken."""
-    denoiser = run.chain.denoiser
-    targets = {name: layer.target for name, layer in run.layers.items()}
-    with run.residence.running():
-        return rows_for_output(denoiser, targets, run.calls)
-
-
 def _update_backwards(run: BlockRun, shares: _Shares) -> None:
     """Every block from its Grams on the way back."""
     undone = _undone(run)
     if not undone:
         return
     parts: list[BlockUpdates] = []
-    with closing(measured_backwards(run, _rows(run), undone)) as seen:
+    with closing(measured_backwards(run, undone)) as seen:
         for number, grams, _ in seen:
             parts.append(_updated(run, grams, shares))
             if sum(len(part.updates) for part in parts) == len(run.names_in(number)):
@@ -121,17 +119,14 @@ def _update_measured(run: BlockRun) -> None:
     keeps_grams = len(run.stages(list(run.layers))) == 1
     undone, blocks = _undone(run), run.own_blocks()
     missing = [number for number in blocks if run.results.measured(number) is None]
-    rows = _rows(run)
-    with_grams = _measure(
-        run, rows, sorted({*missing, *(undone if keeps_grams else ())}), keeps_grams
-    )
+    with_grams = _measure(run, sorted({*missing, *(undone if keeps_grams else ())}), keeps_grams)
 
     def measured(number: int) -> Mapping[str, Followed]:
         return with_grams.get(number) or run.results.measured(number) or {}
 
     shares = _shares(run, _costs(run, measured))
     if not keeps_grams or run.refine is not None:
-        _update_forwards(run, rows, measured, shares)
+        _update_forwards(run, measured, shares)
         return
     for num_done, number in enumerate(undone, start=1):
         run.results.keep(number, _updated(run, _grams_kept(with_grams[number]), shares))
@@ -143,13 +138,13 @@ def _grams_kept(measured: Mapping[str, Followed]) -> dict[str, LayerGram]:
 
 
 def _measure(
-    run: BlockRun, rows: Sequence[Call], wanted: Collection[int], keeps_grams: bool
+    run: BlockRun, wanted: Collection[int], keeps_grams: bool
 ) -> dict[int, dict[str, Followed]]:
     """Measure these blocks; returns them with the Grams of their targets, where these are kept."""
     blocks: dict[int, dict[str, Followed]] = {}
     if not wanted:
         return blocks
-    with closing(measured_backwards(run, rows, wanted)) as seen:
+    with closing(measured_backwards(run, wanted)) as seen:
         for number, grams, tokens in seen:
             block = blocks.setdefault(number, {})
             for name, gram in grams.items():
@@ -183,13 +178,11 @@ def _costs(run: BlockRun, measured: FollowedOf) -> dict[str, list[float]] | None
     return budgets.with_middle({name: list(every[name][0]) for name in run.layers}, unknown)
 
 
-def _update_forwards(
-    run: BlockRun, calls: Sequence[Call], measured: FollowedOf, shares: _Shares
-) -> None:
+def _update_forwards(run: BlockRun, measured: FollowedOf, shares: _Shares) -> None:
     undone = _undone(run)
     if not undone:
         return
-    with closing(forwards(run.chain, calls, run.residence, run.make)) as steps:
+    with closing(forwards(run.chain, run.calls, run.residence, run.make)) as steps:
         for step in steps:
             if step.number in undone:
                 seen = measured(step.number)

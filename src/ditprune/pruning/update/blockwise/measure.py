@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -27,9 +27,7 @@ from ditprune.pruning.update.output_grams import (
 Seen = tuple[int, dict[str, LayerGram], dict[str, Followed]]
 
 
-def measured_backwards(
-    run: BlockRun, calls: Sequence[Call], wanted: Collection[int]
-) -> Generator[Seen, None, None]:
+def measured_backwards(run: BlockRun, wanted: Collection[int]) -> Generator[Seen, None, None]:
     """Every target of the wanted blocks, from the last block to the first, each block in as many
     parts as Grams need memory for.
     """
@@ -44,8 +42,8 @@ def measured_backwards(
     def told(number: int) -> None:
         run.told("running blocks", number + 1)
 
-    outputs = trace(run.chain, calls, run.residence, run.make, told)
-    steps = backwards(run.chain, calls, run.residence, outputs, signed_of)
+    outputs = trace(run.chain, run.calls, run.residence, run.make, told)
+    steps = backwards(run.chain, run.calls, run.residence, outputs, signed_of)
     # What no block runs, the first block's embedding at DiT's end for one, runs here.
     with watching_gradients(denoiser, names, outside.begin):
         first = next(steps)

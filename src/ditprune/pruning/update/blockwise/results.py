@@ -1,10 +1,23 @@
-"""Where is what is done of each block kept? In memory."""
+"""Where is what is done of each block kept? In memory, or in a folder for the run that goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
 
+from torch import Tensor
+
+from ditprune.pruning.job import TargetOutcome
 from ditprune.pruning.update.blockwise.run import BlockUpdates, Followed
+from ditprune.pruning.update.layers import TargetUpdate
+from ditprune.writing.json_file import parse_json
+from ditprune.writing.tensors_file import load_tensors, read_metadata, save_tensors
+
+Written = tuple[Tensor, TargetOutcome]
+_KEY = "ditprune.block"
+_PARTS = ("rows", "roots", "outside")
 
 
 class InMemoryResults:
@@ -25,3 +38,84 @@ class InMemoryResults:
 
     def keep_measured(self, number: int, measured: Mapping[str, Followed]) -> None:
         self._measured[number] = measured
+
+
+class FolderResults:
+    """A file for every block that is measured, and one for every block that is done; each appears
+    whole or not at all.
+
+    Args:
+        write: gives a target's new weight as it is stored, and what was done to it.
+    """
+
+    def __init__(self, folder: Path, write: Callable[[str, TargetUpdate], Written]) -> None:
+        self._folder, self._write = folder, write
+
+    def is_done(self, number: int) -> bool:
+        return self._updates(number).is_file()
+
+    def keep(self, number: int, updates: BlockUpdates) -> None:
+        written = {name: self._write(name, update) for name, update in updates.updates.items()}
+        record = {
+            "targets": {name: asdict(outcome) for name, (_, outcome) in written.items()},
+            "few": list(updates.few),
+        }
+        tensors = {name: weight for name, (weight, _) in written.items()}
+        save_tensors(tensors, {_KEY: json.dumps(record)}, self._updates(number))
+
+    def measured(self, number: int) -> Mapping[str, Followed] | None:
+        file = self._measured(number)
+        if not file.is_file():
+            return None
+        tensors, metadata = load_tensors(file)
+        return {
+            name: Followed(
+                tuple(errors),
+                tensors.get(f"{name}.rows"),
+                tensors.get(f"{name}.roots"),
+                tensors.get(f"{name}.outside"),
+            )
+            for name, errors in parse_json(metadata[_KEY]).items()
+        }
+
+    def keep_measured(self, number: int, measured: Mapping[str, Followed]) -> None:
+        tensors = {
+            f"{name}.{part}": getattr(seen, part)
+            for name, seen in measured.items()
+            for part in _PARTS
+            if getattr(seen, part) is not None
+        }
+        errors = {name: list(seen.errors) for name, seen in measured.items()}
+        save_tensors(tensors, {_KEY: json.dumps(errors)}, self._measured(number))
+
+    def _updates(self, number: int) -> Path:
+        return self._folder / f"updates-{number:04}.safetensors"
+
+    def _measured(self, number: int) -> Path:
+        return self._folder / f"measured-{number:04}.safetensors"
+
+
+class WrittenBlocks(Mapping[str, Written]):
+    """By target what blocks in a folder hold; one of them at a time is in memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._outcomes: dict[str, tuple[Path, TargetOutcome]] = {}
+        self.few: list[str] = []
+        self._file, self._tensors = Path(), dict[str, Tensor]()
+        for file in sorted(folder.glob("updates-*.safetensors")):
+            record = parse_json(read_metadata(file)[_KEY])
+            self.few += record["few"]
+            for name, outcome in record["targets"].items():
+                self._outcomes[name] = (file, TargetOutcome.from_json(outcome))
+
+    def __getitem__(self, name: str) -> Written:
+        file, outcome = self._outcomes[name]
+        if file != self._file:
+            self._file, (self._tensors, _) = file, load_tensors(file)
+        return self._tensors[name], outcome
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outcomes)
+
+    def __len__(self) -> int:
+        return len(self._outcomes)

@@ -79,6 +79,7 @@ class BlockRun:
 
     Args:
         layers: of all targets; each is in a block of the chain.
+        calls: that go through the blocks.
         timestep_weights: how much calls count, by bins; None is alike.
         make: gives places for hidden states.
         worker: one of several processes that share the blocks.
