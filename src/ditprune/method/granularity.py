@@ -96,7 +96,12 @@ def heterogeneity(scores: Float[Tensor, "out in"]) -> float:
     Source: arXiv 2607.00927, Eqs. 9 and 10; the population variance. A layer whose scores are all
     zero has G_out 0.
     """
-    mean_O = scores.mean(dim=1).cpu().double()
+    return heterogeneity_of_means(scores.mean(dim=1))
+
+
+def heterogeneity_of_means(mean_O: Float[Tensor, " out"]) -> float:
+    """G_out from the mean score of each output channel."""
+    mean_O = mean_O.cpu().double()
     centre = mean_O.mean()
     return (mean_O.var(correction=0) / centre.square()).item() if centre != 0 else 0.0
 

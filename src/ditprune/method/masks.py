@@ -102,6 +102,13 @@ def _count_in_rows(mask_GK: Tensor) -> Tensor:
     return torch.from_numpy(np.count_nonzero(mask_GK.numpy(), axis=1))
 
 
+def num_nonzero(values: Tensor) -> int:
+    """Of integers or flags; on the CPU by numpy, as above."""
+    if values.device.type != "cpu":
+        return int(torch.count_nonzero(values))
+    return int(np.count_nonzero(values.numpy()))
+
+
 def _positions(mask_GK: Tensor) -> Tensor:
     """The flat indices of True entries, in order; on the CPU by numpy, as above."""
     if mask_GK.device.type != "cpu":

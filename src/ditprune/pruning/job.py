@@ -11,9 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ditprune.checkpoints.copy_folder import copied_bytes, stamp
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import folder_fingerprints
@@ -155,10 +152,10 @@ class TargetOutcome(Target):
 
     @classmethod
     def of(
-        cls, target: Target, groups: Any, share: float | None, g_out: float, keep: Tensor,
+        cls, target: Target, groups: Any, share: float | None, g_out: float, num_pruned: int,
         num_zero: int, **more: float | None,
     ) -> TargetOutcome:  # fmt: skip
-        """What a mask [C_out, C_in] did to a target whose groups were to lose this share."""
+        """What a mask did to a target whose groups were to lose this share."""
         num_groups, group_size = groups.group_shape(*target.shape)
         return cls(
             **asdict(target),
@@ -166,7 +163,7 @@ class TargetOutcome(Target):
             num_groups=num_groups,
             g_out=g_out,
             num_asked=num_groups * (group_size - groups.num_keep(group_size, share)),
-            num_pruned=keep.numel() - int(torch.count_nonzero(keep)),
+            num_pruned=num_pruned,
             num_zero=num_zero,
             **more,  # type: ignore[arg-type]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +17,55 @@ from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.column_norm import ColumnNorm, timestep_weights
 from ditprune.targets.discover import Target
 
-_CHUNK_WEIGHTS = 1 << 20  # scores of 4 MiB
+_CHUNK_WEIGHTS = 1 << 19  # scores of 2 MiB
 
 
 def can_score(recipe: Recipe, stats: object | None) -> bool:
     """Whether the recipe's methods have the statistics that they need."""
     needs = recipe.saliency.needs | recipe.reconstruction.needs
     return stats is not None or ColumnNorm not in needs
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Scores that are computed as often as they are wanted, so that they take no memory."""
+
+    saliency: Saliency
+    weight: Tensor
+    norms: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe
+    ) -> Computed | None:
+        """None where the saliency does not allow it, and for a weight on a GPU."""
+        if weight.device.type != "cpu" or not getattr(recipe.saliency, "is_rowwise", False):
+            return None
+        norms = norms_for(recipe.saliency, target.name, stats, recipe)
+        return cls(recipe.saliency, weight, norms)
+
+    def rows(self, rows: slice) -> Tensor:
+        return self.saliency(self.weight[rows], **self.norms)
+
+    def at(self, row: Tensor, column: Tensor) -> Tensor:
+        """Of single weights, as if the weights were a row of their own."""
+        norms = {name: norm[column] for name, norm in self.norms.items()}
+        return self.saliency(self.weight[row, column][None], **norms)[0]
+
+    def are_told_apart(self, rows: slice, scores: Tensor) -> bool:
+        """Whether their dtype holds these rows' scores, and the sum of all if others are no larger,
+        and rounds none to 0.
+        """
+        limits = torch.finfo(scores.dtype)
+        lowest, highest = (end.item() for end in scores.aminmax())
+        if not highest * self.weight.numel() <= limits.max or lowest < -limits.max:  # NaN too
+            return False
+        if lowest >= limits.tiny or not getattr(self.saliency, "is_product", False):
+            return True
+        counts = self.weight[rows] != 0  # no factor of the score is zero
+        for norm in self.norms.values():
+            counts &= norm.to(counts.device) != 0
+        return not ((scores < limits.tiny) & counts).any()
 
 
 def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> Tensor:
@@ -33,8 +76,9 @@ def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: 
     """
     saliency = recipe.saliency
     norms = norms_for(saliency, target.name, stats, recipe)
-    scores = _by_rows(saliency, weight, norms)
-    if _are_told_apart(scores, saliency, weight, norms):
+    computed = Computed(saliency, weight, norms)
+    scores = _by_rows(computed)
+    if _are_told_apart(computed, scores):
         return scores
     if not weight.isfinite().all():
         raise TargetError(
@@ -45,42 +89,24 @@ def scores_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: 
             f"{target.name}: float32 does not hold its {saliency.name} scores; prune on the CPU"
         )
     exact = {name: norm.double() for name, norm in norms.items()}
-    scores = _by_rows(saliency, weight.double(), exact).double()
-    if not _are_told_apart(scores, saliency, weight, norms):
+    scores = _by_rows(Computed(saliency, weight.double(), exact)).double()
+    if not _are_told_apart(computed, scores):
         raise TargetError(
             f"{target.name}: float64 does not hold its {saliency.name} scores; use smaller powers"
         )
     return scores
 
 
-def _are_told_apart(
-    scores: Tensor, saliency: Saliency, weight: Tensor, norms: Mapping[str, Tensor]
-) -> bool:
-    """Whether the dtype holds the scores and their sum, and none was rounded to 0."""
-    limits = torch.finfo(scores.dtype)
-    lowest, highest = (end.item() for end in scores.aminmax())
-    if not highest * scores.numel() <= limits.max or lowest < -limits.max:  # NaN too
-        return False
-    if lowest >= limits.tiny or not getattr(saliency, "is_product", False):
-        return True
-    return not any(
-        ((scores[rows] < limits.tiny) & _counts(weight[rows], norms)).any()
-        for rows in row_chunks(weight)
-    )
-
-
-def _counts(weight: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
-    """Where no factor of a score is zero."""
-    counts = weight != 0
-    for norm in norms.values():
-        counts &= norm.to(weight.device) != 0
-    return counts
+def _are_told_apart(computed: Computed, scores: Tensor) -> bool:
+    """Whether the dtype holds all scores and their sum, and none was rounded to 0."""
+    return all(computed.are_told_apart(rows, scores[rows]) for rows in row_chunks(computed.weight))
 
 
 def row_chunks(weight: Tensor) -> Iterator[slice]:
     """Rows of a weight that fit a cache together."""
     step = max(1, _CHUNK_WEIGHTS // weight.shape[1])
-    yield from (slice(first, first + step) for first in range(0, weight.shape[0], step))
+    for first in range(0, weight.shape[0], step):
+        yield slice(first, min(first + step, weight.shape[0]))
 
 
 def norms_for(
@@ -96,14 +122,15 @@ def norms_for(
     return {"norm": stats.column_norm(name, weights)}
 
 
-def _by_rows(saliency: Saliency, weight: Tensor, norms: Mapping[str, Tensor]) -> Tensor:
+def _by_rows(computed: Computed) -> Tensor:
     """The scores, where the saliency allows it a few rows at a time: what it makes on the way
     stays in the cache, and only the result takes memory.
     """
+    saliency, weight = computed.saliency, computed.weight
     if weight.device.type != "cpu" or not getattr(saliency, "is_rowwise", False):
-        return saliency(weight, **norms)
+        return saliency(weight, **computed.norms)
     kind = np.float64 if weight.dtype == torch.float64 else np.float32
     scores = torch.from_numpy(np.empty(weight.shape, kind))  # numpy asks for huge pages
     for rows in row_chunks(weight):
-        scores[rows] = saliency(weight[rows], **norms)
+        scores[rows] = computed.rows(rows)
     return scores

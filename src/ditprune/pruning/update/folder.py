@@ -142,8 +142,9 @@ def write_update_(weight: Tensor, done: TargetUpdate) -> TargetOutcome:
     check_fits(layer.target.name, done.weight, weight.dtype)
     weight.copy_(done.weight)
     num_zero = int(torch.count_nonzero(weight == 0))
+    num_pruned = done.keep.numel() - int(torch.count_nonzero(done.keep))
     return TargetOutcome.of(
-        layer.target, layer.groups, done.sparsity, layer.g_out, done.keep, num_zero,
+        layer.target, layer.groups, done.sparsity, layer.g_out, num_pruned, num_zero,
         sparsity=done.sparsity, damping=done.damping,
     )  # fmt: skip
 

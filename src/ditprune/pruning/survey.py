@@ -1,0 +1,92 @@
+"""What has to be known of all scores of a weight, before the first of its weights goes?
+
+One pass over the scores says how much its output channels differ, which chooses the groups, whether
+the dtype holds the scores, and from which score on weights stay where all of them are one group.
+The next pass compares. So no more scores are in memory than a few rows have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ditprune.checkpoints.rewrite_tensors import one_torch_thread
+from ditprune.method.granularity import heterogeneity_of_means
+from ditprune.method.thresholds import Bracket, Part, Search, Threshold
+from ditprune.pruning.scoring import Computed, row_chunks
+
+_NUM_WORKERS = 2
+_SAMPLE = 1 << 17  # scores in a sample at most; a bracket then holds 1 % of all
+_ONE_IN = 64  # scores are in the sample of a smaller weight
+
+A, B = TypeVar("A"), TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of the scores of one weight.
+
+    Args:
+        g_out: heterogeneity of its output channels.
+        threshold: of all weights as one group; None where it was not asked for, or not found.
+    """
+
+    g_out: float
+    threshold: Threshold | None
+
+
+def survey(computed: Computed, num_keep: int | None) -> Survey | None:
+    """One pass over the scores; None where their dtype does not tell them apart.
+
+    Args:
+        num_keep: of all weights as one group; None if that is not asked.
+    """
+    num_weights, num_in = computed.weight.numel(), computed.weight.shape[1]
+    bracket = search = None
+    if num_keep is not None:
+        bracket = Bracket.around(_sample(computed), num_keep / num_weights)
+        search = Search(num_weights, num_keep)
+
+    def look(rows: slice) -> tuple[Tensor, Part | None] | None:
+        scores = computed.rows(rows)
+        if not computed.are_told_apart(rows, scores):
+            return None
+        flat = scores.reshape(-1).numpy()
+        return scores.mean(dim=1), bracket and bracket.part(flat, rows.start * num_in)
+
+    means = []
+    for seen in side_by_side(look, row_chunks(computed.weight)):
+        if seen is None:
+            return None
+        means.append(seen[0])
+        if search is not None and seen[1] is not None:
+            search.add(seen[1])
+    g_out = heterogeneity_of_means(torch.cat(means))
+    return Survey(g_out, search and search.threshold())
+
+
+def _sample(computed: Computed) -> np.ndarray[Any, Any]:
+    """Scores at places that are random and the same each time."""
+    num_weights, num_in = computed.weight.numel(), computed.weight.shape[1]
+    size = min(_SAMPLE, -(-num_weights // _ONE_IN))
+    places = np.random.Generator(np.random.PCG64(0)).integers(0, num_weights, size)
+    row, column = np.divmod(places, num_in)
+    return computed.at(torch.from_numpy(row), torch.from_numpy(column)).numpy()
+
+
+def side_by_side(work: Callable[[A], B], pieces: Iterable[A]) -> Iterator[B]:
+    """The results in order, of two threads; the same as of one."""
+    is_inference = torch.is_inference_mode_enabled()
+
+    def run(piece: A) -> B:  # torch's modes are a thread's own
+        with torch.no_grad(), torch.inference_mode(is_inference):
+            return work(piece)
+
+    with one_torch_thread(), ThreadPoolExecutor(_NUM_WORKERS) as workers:
+        yield from workers.map(run, pieces)
