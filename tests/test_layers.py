@@ -13,7 +13,7 @@ import ditprune
 # A package may import those on rows above its own in this list; those on one row stay apart.
 ROWS: list[set[str]] = [
     {"errors", "denoisers"},
-    {"progress", "calls", "bundled"},
+    {"progress", "calls", "bundled", "imports"},
     {"writing", "method", "targets"},
     {"checkpoints"},
     {"denoiser"},

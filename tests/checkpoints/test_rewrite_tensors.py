@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -43,3 +44,17 @@ def rewrite_all(weights: Weights, out: Path, journal: Journal) -> None:
     ) as rewriter:
         for entry, raw in rewriter:
             rewriter.write(entry, raw)
+
+
+def test_memory_is_used_again_once_nothing_refers_to_it() -> None:
+    rooms, size = rewrite_tensors._Rooms(), rewrite_tensors._SMALL_BYTES
+    first, second = rooms.of(2 * size), rooms.of(3 * size)
+    places = {np.asarray(part).ctypes.data for part in (first, second)}
+    assert len(places) == 2
+    tensor = torch.frombuffer(first, dtype=torch.uint8)[5:]
+    del first, second
+    third = rooms.of(size)
+    assert np.asarray(third).ctypes.data in places - {tensor.data_ptr() - 5}
+    del tensor
+    assert np.asarray(rooms.of(2 * size)).ctypes.data in places - {np.asarray(third).ctypes.data}
+    assert (third.nbytes, rooms.of(5 * size).nbytes, rooms.of(7).nbytes) == (size, 5 * size, 7)

@@ -12,12 +12,14 @@ at most three tensors are in memory.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha256
@@ -37,6 +39,7 @@ __all__ = [
 
 Record = Mapping[str, Any]
 
+_SMALL_BYTES = 1 << 20  # memory of this size is not asked of the system each time
 _SYNC_BYTES = 512_000_000  # written between two syncs; a power cut undoes at most twice as much
 
 
@@ -194,17 +197,50 @@ def written_tensors(journal: Journal, denoiser: str) -> dict[str, Record]:
 
 def read_ahead(entries: Iterable[Entry]) -> Iterator[tuple[Entry, memoryview]]:
     """Each tensor's bytes, while the next tensor is read in a thread of its own."""
-    queue = iter(entries)
+    queue, rooms = iter(entries), _Rooms()
     entry = next(queue, None)
+
+    def read(entry: Entry) -> memoryview:
+        room = rooms.of(entry.size_bytes)
+        return read_range(entry.file, entry.offset, entry.size_bytes, room)
+
     with ThreadPoolExecutor(1) as reader:
-        ahead = None if entry is None else reader.submit(_read, entry)
+        ahead = None if entry is None else reader.submit(read, entry)
         while entry is not None and ahead is not None:
             raw = ahead.result()
             following = next(queue, None)
-            ahead = None if following is None else reader.submit(_read, following)
+            ahead = None if following is None else reader.submit(read, following)
             yield entry, raw
             del raw  # or it would stay in memory while the one after the next is read
             entry = following
+
+
+class _Rooms:
+    """Memory to read tensors into, used again once nothing refers to what was read there.
+
+    The system clears new memory before it hands it out, which takes as long as reading. There are
+    as many rooms as tensors in memory, each of the largest tensor so far at most.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[Any] = []  # any thread adds, one takes
+
+    def of(self, size_bytes: int) -> memoryview:
+        """So many bytes, with anything in them."""
+        if size_bytes < _SMALL_BYTES:
+            return np.empty(size_bytes, np.uint8).data
+        idle = [self._idle.pop() for _ in range(len(self._idle))]
+        idle.sort(key=lambda room: room.nbytes)
+        fitting = next((i for i, room in enumerate(idle) if room.nbytes >= size_bytes), None)
+        if fitting is None:
+            del idle[-1:]
+            room = np.empty(size_bytes, np.uint8)  # numpy asks the system for huge pages
+        else:
+            room = idle.pop(fitting)
+        self._idle.extend(idle)
+        lease = room[:size_bytes]  # a new object, which lives as long as what refers to it
+        weakref.finalize(lease, self._idle.append, room).atexit = False
+        return lease.data
 
 
 @contextmanager
@@ -258,7 +294,3 @@ class ShardWriter:
         """Bring to the disk what was written; a power cut later does not undo it."""
         for file in list(self._files.values()):
             os.fsync(file.fileno())
-
-
-def _read(entry: Entry) -> memoryview:
-    return read_range(entry.file, entry.offset, entry.size_bytes)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError, did_you_mean
+from ditprune.imports import without_collection
 from ditprune.method.choices import as_globs
 from ditprune.targets.discover import Target, discover
 from ditprune.writing.files import MANIFEST, is_compact, read_manifest
@@ -40,7 +41,8 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
     Args:
         takes_compact: whether compact weights will do, as they do for what only runs the model.
     """
-    import diffusers
+    with without_collection():
+        import diffusers
 
     config = read_json(folder / "config.json")
     name = config.get("_class_name")
@@ -61,8 +63,10 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
         raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")
     check_counts(folder / "config.json", config)
     try:
+        with without_collection():
+            denoiser_class = getattr(diffusers, name)  # imported here
         with torch.device("meta"):
-            return getattr(diffusers, name).from_config(config)
+            return denoiser_class.from_config(config)
     except Exception as error:  # a class raises what it likes for values it does not know
         raise ModelError(
             f"{folder / 'config.json'}: {name} cannot be built from it ({error!r}); "

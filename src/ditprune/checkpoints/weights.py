@@ -132,9 +132,16 @@ def dtype_of(entry: Entry) -> torch.dtype:
     return DTYPES[entry.dtype]
 
 
-def read_range(file: Path, offset: int, size_bytes: int) -> memoryview:
-    """`size_bytes` bytes of a file. Raises ModelError where the file ends before."""
-    raw = np.empty(size_bytes, np.uint8).data  # numpy asks the system for huge pages
+def read_range(
+    file: Path, offset: int, size_bytes: int, room: memoryview | None = None
+) -> memoryview:
+    """`size_bytes` bytes of a file, read into `room` if that is given.
+
+    Raises ModelError where the file ends before.
+    """
+    if room is None:
+        room = np.empty(size_bytes, np.uint8).data  # numpy asks the system for huge pages
+    raw = room
     try:
         with file.open("rb", buffering=0) as stream:
             stream.seek(offset)

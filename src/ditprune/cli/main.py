@@ -16,6 +16,7 @@ from ditprune.errors import (
     options_named,
     reason_of,
 )
+from ditprune.imports import without_collection
 from ditprune.reporting.terminal import write_what_fits
 
 # The verbs in the order of use, each with the first sentence of its help. The module of a verb is
@@ -51,7 +52,8 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        module = import_module(f"ditprune.cli.{cmd_name}")
+        with without_collection():
+            module = import_module(f"ditprune.cli.{cmd_name}")
         command: click.Command = getattr(module, cmd_name)
         return command
 

@@ -69,22 +69,22 @@ def _keep_by_pairs(scores_GK: Tensor, num_keep: int) -> Tensor:
 
 
 def _keep_by_threshold(scores_GK: Tensor, num_keep: int) -> Tensor:
-    """Keep scores above the k-th of each group, then choose among those equal to it."""
-    threshold_G1 = _smallest_of_order(scores_GK, scores_GK.shape[1] - num_keep)
-    keep_GK = _compare(operator.gt, scores_GK, threshold_G1)
-    missing_G = num_keep - _count_in_rows(keep_GK)
-    tied_rows = missing_G.nonzero()[:, 0]
+    """Keep scores from the k-th of each group on, without the first of those equal to it."""
+    threshold_G1 = _smallest_of_order(scores_GK, scores_GK.shape[1] - num_keep + 1)
+    keep_GK = _compare(operator.ge, scores_GK, threshold_G1)
+    surplus_G = _count_in_rows(keep_GK) - num_keep
+    tied_rows = surplus_G.nonzero()[:, 0]
     if len(tied_rows) == 0:
         return keep_GK
     if len(tied_rows) < len(scores_GK):  # picking rows copies them
         scores_GK, threshold_G1 = scores_GK[tied_rows], threshold_G1[tied_rows]
     flat = _positions(_compare(operator.eq, scores_GK, threshold_G1))
     row, column = flat // scores_GK.shape[1], flat % scores_GK.shape[1]
-    # Ties come in order of position; the last `missing` of each group stay.
+    # Ties come in order of position; the first `surplus` of each group go.
     num_ties = torch.bincount(row, minlength=len(tied_rows))
     rank = torch.arange(len(row), device=row.device) - (num_ties.cumsum(0) - num_ties)[row]
-    stays = rank >= (num_ties - missing_G[tied_rows])[row]
-    keep_GK[tied_rows[row[stays]], column[stays]] = True
+    goes = rank < surplus_G[tied_rows][row]
+    keep_GK[tied_rows[row[goes]], column[goes]] = False
     return keep_GK
 
 

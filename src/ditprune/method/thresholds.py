@@ -70,7 +70,7 @@ class Bracket:
     def part(self, scores: Array, start: int) -> Part:
         """Of scores [n] whose first one is at position `start` of the group."""
         above = scores > self.high
-        num_above = np.count_nonzero(above)
+        num_above = int(np.count_nonzero(above))
         inside = np.flatnonzero(np.bitwise_xor(scores >= self.low, above, out=above))
         return Part(num_above, inside + start, scores[inside])
 
@@ -98,7 +98,7 @@ class Search:
         scores = np.concatenate([part.scores for part in self._parts])
         rest = self._num_inside - order
         value = np.partition(scores, rest)[rest]
-        num_missing = order - np.count_nonzero(scores > value)
+        num_missing = order - int(np.count_nonzero(scores > value))
         return Threshold(value, self._position_of_tie(value, num_missing))
 
     def _position_of_tie(self, value: Any, from_last: int) -> int:

@@ -24,8 +24,6 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
 from ditprune.method.allocation import MEASURED
-from ditprune.method.granularity import NM, PerChannel
-from ditprune.method.masks import CHUNK_WEIGHTS
 from ditprune.method.recipe import Recipe
 from ditprune.method.saliency.power import Magnitude
 from ditprune.pruning.forecast_layers import (
@@ -49,7 +47,9 @@ from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
 _SAMPLE_S = 2.0
-_SCORE, _FLAG = 4, 1  # bytes of a float32 and of a bool
+_SCORE = 4  # bytes of a float32
+_IN_PIECES = 32 << 20  # scores of a few rows, and what makes them, in two threads
+_REMEMBERED = 12  # bytes of a score and its position; of one weight in a hundred
 _NOT_ROWWISE = 4  # results in memory at once where a saliency looks at the whole tensor
 
 
@@ -81,27 +81,17 @@ def forecast_run(model: ModelFolder, jobs: Sequence[Job], folder: Path) -> RunFo
 
 
 def _work_bytes(job: Job) -> int:
-    """The most that three tensors in a row take, and the work on the middle one."""
+    """The most that three tensors take, and the work on one of them."""
     targets = _by_tensor(job)
-    entries = list(job.weights.in_order())
-    sizes = [0, *(entry.size_bytes for entry in entries), 0]
-    return max(
-        sum(sizes[i : i + 3]) + _select_bytes(targets.get(entry.name), job.recipe)
-        for i, entry in enumerate(entries)
-    )
+    sizes = sorted(entry.size_bytes for entry in job.weights.entries.values())
+    return sum(sizes[-3:]) + max(_select_bytes(target, job.recipe) for target in targets.values())
 
 
-def _select_bytes(target: Target | None, recipe: Recipe) -> int:
-    """Scores, and beside them what makes them or what finds the k best."""
-    if target is None:
-        return 0
-    size = target.num_weights
-    scores = _SCORE * size
+def _select_bytes(target: Target, recipe: Recipe) -> int:
+    """What scores take, or makes them, or finds the k best."""
     if not getattr(recipe.saliency, "is_rowwise", False):
-        return _NOT_ROWWISE * scores
-    if isinstance(recipe.granularity, (NM, PerChannel)):
-        return scores + _FLAG * size + _SCORE * min(size, CHUNK_WEIGHTS)
-    return scores + scores  # the second is partitioned
+        return _NOT_ROWWISE * _SCORE * target.num_weights
+    return _IN_PIECES + _REMEMBERED * target.num_weights // 100
 
 
 def _seconds_per_byte(jobs: Sequence[Job], folder: Path) -> float:

@@ -25,7 +25,8 @@ _NUM_WORKERS = 2
 _SAMPLE = 1 << 17  # scores in a sample at most; a bracket then holds 1 % of all
 _ONE_IN = 64  # scores are in the sample of a smaller weight
 
-A, B = TypeVar("A"), TypeVar("B")
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,12 @@ def survey(computed: Computed, num_keep: int | None) -> Survey | None:
         scores = computed.rows(rows)
         if not computed.are_told_apart(rows, scores):
             return None
-        flat = scores.reshape(-1).numpy()
-        return scores.mean(dim=1), bracket and bracket.part(flat, rows.start * num_in)
+        part = None
+        if bracket is not None:
+            part = bracket.part(scores.reshape(-1).numpy(), rows.start * num_in)
+        return scores.mean(dim=1), part
 
-    means = []
+    means: list[Tensor] = []
     for seen in side_by_side(look, row_chunks(computed.weight)):
         if seen is None:
             return None
@@ -68,7 +71,7 @@ def survey(computed: Computed, num_keep: int | None) -> Survey | None:
         if search is not None and seen[1] is not None:
             search.add(seen[1])
     g_out = heterogeneity_of_means(torch.cat(means))
-    return Survey(g_out, search and search.threshold())
+    return Survey(g_out, None if search is None else search.threshold())
 
 
 def _sample(computed: Computed) -> np.ndarray[Any, Any]:
@@ -80,13 +83,7 @@ def _sample(computed: Computed) -> np.ndarray[Any, Any]:
     return computed.at(torch.from_numpy(row), torch.from_numpy(column)).numpy()
 
 
-def side_by_side(work: Callable[[A], B], pieces: Iterable[A]) -> Iterator[B]:
+def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
     """The results in order, of two threads; the same as of one."""
-    is_inference = torch.is_inference_mode_enabled()
-
-    def run(piece: A) -> B:  # torch's modes are a thread's own
-        with torch.no_grad(), torch.inference_mode(is_inference):
-            return work(piece)
-
     with one_torch_thread(), ThreadPoolExecutor(_NUM_WORKERS) as workers:
-        yield from workers.map(run, pieces)
+        yield from workers.map(torch.no_grad()(work), pieces)  # each thread has a grad mode

@@ -61,7 +61,10 @@ def power_score(
     In float32; for a weight in float64 in that, which holds what float32 rounds to 0 or to Inf.
     """
     dtype = torch.promote_types(weight_OI.dtype, torch.float32)
-    scores_OI = power_(weight_OI.detach().abs().to(dtype, copy=True), weight_power)
+    scores_OI = weight_OI.detach().to(dtype, copy=True)
+    if weight_power != 2:
+        scores_OI.abs_()
+    power_(scores_OI, weight_power)
     if activation_power:
         assert norm_I is not None
         scores_OI *= power_(norm_I.to(scores_OI.device, dtype, copy=True), activation_power)
