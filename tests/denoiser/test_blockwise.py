@@ -27,7 +27,8 @@ from ditprune.targets.discover import discover
 
 DIT, FLUX, SANA = "DiTTransformer2DModel", "FluxTransformer2DModel", "SanaTransformer2DModel"
 SD3, WAN = "SD3Transformer2DModel", "WanTransformer3DModel"
-LUMINA, KANDINSKY = "Lumina2Transformer2DModel", "Kandinsky5Transformer3DModel"  # lists that meet
+LUMINA, KANDINSKY = "Lumina2Transformer2DModel", "Kandinsky5Transformer3DModel"
+HUNYUAN, VACE = "HunyuanDiT2DModel", "WanVACETransformer3DModel"  # blocks that need earlier ones
 
 
 def blocks_of(denoiser: nn.Module) -> list[str]:
@@ -136,7 +137,7 @@ def output_gradients(layers: dict[str, nn.Module]) -> Iterator[dict[str, list[Te
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
-@pytest.mark.parametrize("name", [DIT, FLUX, SANA, SD3, WAN, LUMINA, KANDINSKY])
+@pytest.mark.parametrize("name", [DIT, FLUX, SANA, SD3, WAN, LUMINA, KANDINSKY, HUNYUAN, VACE])
 def test_gradients_block_by_block_are_those_of_a_backward_pass(
     name: str, where: str, tmp_path: Path
 ) -> None:

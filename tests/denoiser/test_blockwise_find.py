@@ -22,13 +22,8 @@ from foreign_builds import TOKENS, WIDTH, Block, Denoiser, noise
 
 NEEDS_MORE = "a block needs more than the block before it gives"
 FAMILIES_WITHOUT = {
-    "HunyuanDiT2DModel": NEEDS_MORE,  # long skips
-    "UNet2DConditionModel": NEEDS_MORE,
     "Flux3Transformer2DModel": "a call does not reach mode_blocks.image_cond.0",
-    "WanVACETransformer3DModel": NEEDS_MORE,  # a hint for each block
-    "WanAnimateTransformer3DModel": NEEDS_MORE,
     "LTX2VideoDiffusionDecoderModel": NEEDS_MORE,
-    "RFD4ProteinaTransformer": NEEDS_MORE,
 }
 BUILDS_WITHOUT = {
     "arguments_that_are_written_into": "what lies before blocks.0 writes into what it gets",
@@ -147,7 +142,7 @@ def test_a_forward_that_catches_exceptions_chains() -> None:
 
 
 class Meeting(nn.Module):
-    """Two lists of refiners whose ends meet in the first block of the trunk, or in all."""
+    """Two lists of refiners whose ends meet in the first block of the trunk, or in all of them."""
 
     def __init__(self, is_needed_by_all: bool) -> None:
         super().__init__()
@@ -166,14 +161,36 @@ class Meeting(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("is_needed_by_all", "carried_to"), [(False, 4), (True, 7)])
-def test_ends_of_lists_that_meet_are_carried_as_far_as_they_are_needed(
-    is_needed_by_all: bool, carried_to: int
-) -> None:
+@pytest.mark.parametrize("is_needed_by_all", [False, True])
+def test_what_later_blocks_need_is_carried_as_far_as_they_need_it(is_needed_by_all: bool) -> None:
     call = {"x": noise(1, TOKENS, WIDTH), "y": noise(1, TOKENS, WIDTH)}
     chain = found_in(Meeting(is_needed_by_all), [call])
     assert isinstance(chain, Chain)
-    assert (chain.ends, chain.carried_to) == ({1, 3}, carried_to)
+    live = [set(chain.live(number)) for number in range(7)]
+    end = [{1, 4}, {1, 5}, {6}] if is_needed_by_all else [{4}, {5}, {6}]
+    assert live == [{0}, {1}, {1, 2}, {1, 3}, *end]
+
+
+def skipping(depth: int) -> nn.Module:
+    """Each block of the second half takes what one of the first half gave, the last first."""
+
+    class Build(Denoiser):
+        def trunk(self, h: Tensor) -> Tensor:
+            skips = []
+            for number, block in enumerate(self.blocks):
+                h = block(h if number < depth // 2 else h + skips.pop())
+                skips += [h] if number < depth // 2 else []
+            return self.head(h)
+
+    Build.depth = depth
+    return Build()
+
+
+def test_long_skips_are_carried_where_they_are_few() -> None:
+    chain = found_in(skipping(6), [call_of()])
+    assert isinstance(chain, Chain)
+    assert [len(chain.live(number)) for number in range(6)] == [1, 2, 3, 3, 2, 1]
+    assert found_in(skipping(24), [call_of()]) == NEEDS_MORE
 
 
 # --- What does not chain ---

@@ -18,6 +18,7 @@ from ditprune.pruning.update.blockwise.in_memory import updated_in_memory
 from ditprune.pruning.update.prepared import UpdateInputs
 from ditprune.pruning.update.update import updated_whole
 from ditprune.targets.discover import discover
+from foreign_builds import BUILDS
 from tiny_denoisers import FAMILIES, Draw
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -88,15 +89,13 @@ def test_what_a_refinement_begins_with_is_made_too() -> None:
 
 
 def test_blocks_that_do_not_chain_are_told_and_taken_by_whole_calls(caplog) -> None:
-    family = next(f for f in FAMILIES.values() if f.name == "HunyuanDiT2DModel")  # long skips
-    denoiser = family.make().eval()
-    calls = [Call((), family.call(Draw(seed))) for seed in range(2)]
+    denoiser, calls = BUILDS["lists_of_lists"]()  # its parts are called, and not its blocks
     stats = ditprune.calibrate(denoiser, calls)
     with caplog.at_level(logging.INFO, "ditprune"):
         outcome = ditprune.prune_(denoiser, stats, batches=calls, preset="fast", progress=False)
     assert outcome.sparsity == pytest.approx(0.5, abs=1e-3)
     (line,) = [r.getMessage() for r in caplog.records if "block by block" in r.getMessage()]
-    assert line.startswith("HunyuanDiT2DModel: not taken block by block: ")
+    assert line == "Build: not taken block by block: a call does not reach blocks.0"
 
 
 def test_inputs_that_are_not_finite_are_refused() -> None:

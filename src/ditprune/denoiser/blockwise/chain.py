@@ -3,7 +3,7 @@
 The denoiser's own forward runs with stand-ins: the block before gives what it gave, those before
 that one give their inputs back, and the block itself keeps what it gets. So embeddings, modulation,
 rotary tables, masks and whatever lies between two lists of blocks come from the denoiser itself,
-whatever it does there. Where lists meet, what the last block of each gave is carried on.
+whatever it does there. Where blocks need earlier ones, what these gave is carried on.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ class Chain:
     Args:
         blocks: their paths.
         shapes: by block what it gives, with the number of an input like it in place of each tensor.
-        ends: numbers of the blocks whose outputs are carried on beside those of the block before.
-        carried_to: the number of the last block that needs them.
+        needs: by block, and by what comes behind the last, the numbers of the earlier blocks whose
+            outputs it needs; empty where each needs the block before alone.
     """
 
     denoiser: nn.Module
     blocks: tuple[str, ...]
     shapes: tuple[Any, ...]
-    ends: frozenset[int] = frozenset()
-    carried_to: int = 0
+    needs: tuple[frozenset[int], ...] = ()
 
     def enter(self, number: int, call: Call, outputs: Any = None) -> Call:
         """What block `number` gets in a call of the denoiser.
@@ -64,7 +63,12 @@ class Chain:
 
     def carries(self, number: int) -> bool:
         """Whether more than the outputs of block `number` goes on after it."""
-        return bool(self.ends) and number < self.carried_to
+        return len(self.live(number)) > 1
+
+    def live(self, number: int) -> frozenset[int]:
+        """The blocks whose outputs go on after block `number`: its own, and what is needed yet."""
+        later = frozenset().union(*self.needs[number + 1 :])
+        return frozenset(n for n in later if n < number) | {number}
 
     def going_on(self, number: int, outputs: Any, given: Any) -> Any:
         """What goes on after block `number`: what it gave, and what is carried.
@@ -74,8 +78,9 @@ class Chain:
         """
         if not self.carries(number):
             return given
-        carried = {n: output for n, output in (outputs or {}).items() if n in self.ends}
-        return {**carried, number: given}
+        before = outputs if self.carries(number - 1) else {number - 1: outputs}
+        live = self.live(number)
+        return {**{n: output for n, output in before.items() if n in live}, number: given}
 
     def _before(self, number: int, outputs: Any) -> dict[str, Callable[[Call], Any]]:
         stand_ins: dict[str, Callable[[Call], Any]] = {}

@@ -1,7 +1,7 @@
 """Can a denoiser run one block at a time? Its blocks chain where each needs the one before alone,
-or the ends of earlier lists beside it.
+or a few earlier ones beside it.
 
-That is tried: a denoiser whose blocks need others (long skips) predicts something else.
+That is tried: a denoiser whose blocks need others predicts something else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.gradients import floating, frozen, with_gradients
 from ditprune.denoiser.blockwise.residence import Residence
 from ditprune.denoiser.capture import hooked
 from ditprune.denoiser.layout import form_of
@@ -24,6 +26,8 @@ from ditprune.denoiser.replay import Prediction, evaluating, predicted, run_call
 from ditprune.errors import is_out_of_memory, reason_of
 
 _CLOSE = 1e-6  # of the largest prediction; most agree to the bit
+_NEEDS_MORE = "a block needs more than the block before it gives"
+_MOST_LIVE = 10  # outputs that go on together; each takes as much memory as a hidden state
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +51,7 @@ def find_chain(
     """The chain of these blocks, or in a few words why there is none.
 
     The first and the last call of every form are run whole, then block by block; both must predict
-    the same. What ends of earlier lists gave is carried to the last list, or to the end, where the
-    blocks need it.
+    the same. Where that fails, gradients tell which earlier blocks each block needs, a few at most.
     """
     ends: dict[Any, list[Call]] = {}
     for call in calls:
@@ -79,25 +82,15 @@ def _of_runs(denoiser: nn.Module, runs: Sequence[_Run], residence: Residence) ->
         if isinstance(shape, _Unlike):
             return f"{path} {shape}"
         shapes.append(shape)
-    why = ""
-    for chain in _chains(denoiser, runs[0].order, tuple(shapes)):
-        whys = (_difference(chain, run, residence) for run in runs)
-        why = next(filter(None, whys), "")
-        if not why:
-            return chain
-    return why
-
-
-def _chains(
-    denoiser: nn.Module, order: tuple[str, ...], shapes: tuple[Any, ...]
-) -> Iterator[Chain]:
-    """Those that these blocks may be, the one that carries least first."""
-    yield Chain(denoiser, order, shapes)
-    ends = {path.rpartition(".")[0]: number for number, path in enumerate(order)}
-    *earlier, _ = sorted(ends.values())
-    if earlier:
-        for carried_to in (earlier[-1] + 1, len(order)):
-            yield Chain(denoiser, order, shapes, frozenset(earlier), carried_to)
+    plain = Chain(denoiser, runs[0].order, tuple(shapes))
+    whys = (_difference(plain, run, residence) for run in runs)
+    if (why := next(filter(None, whys), None)) != _NEEDS_MORE:
+        return why or plain
+    chain = replace(plain, needs=_needs(plain, runs[0].call, residence))
+    if max(len(chain.live(number)) for number in range(len(chain.blocks))) > _MOST_LIVE:
+        return _NEEDS_MORE
+    whys = (_difference(chain, run, residence) for run in runs)
+    return next(filter(None, whys), chain)
 
 
 def _run_whole(
@@ -133,7 +126,47 @@ def _difference(chain: Chain, run: _Run, residence: Residence) -> str | None:
     agrees = len(run.whole) == len(chained) and all(
         _is_close(a, b) for (_, a), (_, b) in zip(run.whole, chained, strict=True)
     )
-    return None if agrees else "a block needs more than the block before it gives"
+    return None if agrees else _NEEDS_MORE
+
+
+def _needs(plain: Chain, call: Call, residence: Residence) -> tuple[frozenset[int], ...]:
+    """Which earlier blocks each block, and what comes behind the last, needs: those whose outputs
+    its inputs have gradients of.
+    """
+    earlier = [frozenset(range(number)) for number in range(len(plain.blocks) + 1)]
+    chain, outputs = replace(plain, needs=tuple(earlier)), None
+    needs = []
+    for number, path in enumerate(plain.blocks):
+        with residence.resident(path) as block:
+            got, needed = _reaching(chain, number, outputs, partial(chain.enter, number, call))
+            needs.append(needed)
+            with evaluating(chain.denoiser):
+                outputs = chain.going_on(number, outputs, block(*got.args, **got.kwargs))
+    behind = partial(chain.leave, call)
+    _, needed = _reaching(chain, len(plain.blocks), outputs, lambda given: Call((behind(given),)))
+    return (*needs, needed)
+
+
+def _reaching(
+    chain: Chain, number: int, outputs: Any, run: Callable[[Any], Call]
+) -> tuple[Call, frozenset[int]]:
+    """What a run gives of these outputs, and which blocks' outputs it depends on."""
+    given = with_gradients(outputs)
+    with frozen(chain.denoiser), torch.enable_grad():
+        got = run(given)
+    by_block = given if chain.carries(number - 1) else {number - 1: given}
+    leaves = [(n, leaf) for n, tree in by_block.items() for leaf in floating(tree)]
+    ends = [leaf for leaf in floating(got.args) + floating(got.kwargs) if leaf.requires_grad]
+    if not (leaves and ends):
+        return got, frozenset()
+    total = torch.stack([end.sum().double() for end in ends]).sum()
+    gradients = torch.autograd.grad(total, [leaf for _, leaf in leaves], allow_unused=True)
+    reached = (
+        n for (n, _), gradient in zip(leaves, gradients, strict=True) if gradient is not None
+    )
+    return got.map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf), frozenset(
+        reached
+    )
 
 
 def _is_close(first: Tensor, second: Tensor) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ditprune.calls import Call, map_leaves
+from ditprune.calls import Call
 from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.gradients import floating, frozen, with_gradients
 from ditprune.denoiser.blockwise.residence import Residence
 from ditprune.denoiser.blockwise.states import States
 from ditprune.denoiser.replay import evaluating
@@ -67,7 +67,7 @@ class Step:
             for i in range(len(self.calls)):
                 got = self._enter(i, see)
                 given = self.block(*got.args, **got.kwargs)
-                outputs = self.before[i] if self.number and self.chain.ends else None
+                outputs = self.before[i] if self.number and self.chain.needs else None
                 self.after[i] = self.chain.going_on(self.number, outputs, given)
         self.has_run = True
 
@@ -155,15 +155,15 @@ class BackwardStep:
         Args:
             see: is told the denoiser's call before each.
         """
-        with _frozen(self.chain.denoiser), torch.enable_grad():
+        with frozen(self.chain.denoiser), torch.enable_grad():
             for i, call in enumerate(self.calls):
                 see(call)
-                outputs = None if self.before is None else _with_gradients(self.before[i])
+                outputs = None if self.before is None else with_gradients(self.before[i])
                 got = self.chain.enter(self.number, call, outputs)
                 given = self.block(*got.args, **got.kwargs)
                 going_on = self.chain.going_on(self.number, outputs, given)
                 _backward(going_on, self.gradients[i])
-                self.gradients[i] = [leaf.grad for leaf in _floating(outputs)]
+                self.gradients[i] = [leaf.grad for leaf in floating(outputs)]
 
 
 def backwards(
@@ -177,13 +177,13 @@ def backwards(
         signed: the number whose gradient is taken, from the denoiser's output in a call.
     """
     gradients = []
-    with _frozen(chain.denoiser), torch.enable_grad():
+    with frozen(chain.denoiser), torch.enable_grad():
         for i, call in enumerate(calls):
-            outputs = _with_gradients(outputs_of[-1][i])
+            outputs = with_gradients(outputs_of[-1][i])
             total = signed(chain.leave(call, outputs), call)
             if total.requires_grad:
                 total.backward()
-            gradients.append([leaf.grad for leaf in _floating(outputs)])
+            gradients.append([leaf.grad for leaf in floating(outputs)])
     for number, path in reversed([*enumerate(chain.blocks)]):
         outputs_of[number].close()
         before = outputs_of[number - 1] if number else None
@@ -191,36 +191,10 @@ def backwards(
             yield BackwardStep(number, path, block, chain, calls, before, gradients)
 
 
-@contextmanager
-def _frozen(denoiser: nn.Module) -> Iterator[None]:
-    """Eval mode while the block runs, and no parameter gets a gradient."""
-    before = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
-    denoiser.requires_grad_(False)
-    try:
-        with evaluating(denoiser):
-            yield
-    finally:
-        for parameter, requires_grad in before:
-            parameter.requires_grad_(requires_grad)
-
-
-def _with_gradients(outputs: Any) -> Any:
-    def leaf_of(leaf: Any) -> Any:
-        is_floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
-        return leaf.detach().requires_grad_() if is_floating else leaf
-
-    return map_leaves(leaf_of, outputs)
-
-
-def _floating(outputs: Any) -> list[Tensor]:
-    leaves = Call((outputs,)).leaves()
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
 def _backward(outputs: Any, gradients: Sequence[Tensor | None]) -> None:
     pairs = [
         (output, gradient)
-        for output, gradient in zip(_floating(outputs), gradients, strict=True)
+        for output, gradient in zip(floating(outputs), gradients, strict=True)
         if gradient is not None and output.requires_grad
     ]
     if pairs:
