@@ -29,7 +29,7 @@ from ditprune.pruning.rates import (
     stated_rates,
 )
 from ditprune.pruning.row_cost import RowCost, row_cost
-from ditprune.pruning.update.blockwise.way import takes_blocks
+from ditprune.pruning.update.blockwise.way import streams
 from ditprune.pruning.update.folder import Source, calls_of
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
 from ditprune.reporting import formats
@@ -71,8 +71,7 @@ def show_update_forecast(
     placement = source.placement
     here = measured_rates(placement.device, placement.dtype)
     machines = _Machines(placement.device, here, gpu_rate)
-    is_by_blocks = takes_blocks(job.recipe) and job.recipe.refinement is None
-    show = _show_by_blocks if is_by_blocks else _show_whole
+    show = _show_by_blocks if streams(job.recipe) else _show_whole
     show(job, row, setting, machines, prefix)
 
 

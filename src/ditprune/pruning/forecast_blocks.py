@@ -20,13 +20,12 @@ from ditprune.pruning.forecast_layers import (
 )
 from ditprune.pruning.rates import Operations, Rates
 from ditprune.pruning.row_cost import RowCost
+from ditprune.pruning.update.blockwise.room import work_bytes
 from ditprune.pruning.update.grams import enough_rows
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES
 from ditprune.targets.discover import Target
 
 _FLOAT, _FLAG = 4, 1
-_COPIES_OF_WEIGHT = 9  # float32 [C_out, C_in]: V, U, their sums, the target, the result
-_COPIES_OF_GRAM = 5  # float32 [C_in, C_in]: the Gram, normalised, damped, shifted, the inverse
 _KEPT_PER_NUMBER = 2  # for a backward pass, of what enters and leaves linear layers
 _TRAINING_COPIES = 5  # float32: weight, gradient, two means, the mask as numbers
 _FORWARDS_OF_STEP = 3.0  # forwards, and backwards with gradients of weights
@@ -189,7 +188,7 @@ def _of_block(
     fixed += max(sum(gram_bytes(inside[name]) for name in names) for names in cut)
     phases = {
         "runs": fixed + setting.rows_together * _activation_bytes(inside, row, setting),
-        "is updated": fixed + max(map(_update_bytes, inside.values())),
+        "is updated": fixed + max(map(work_bytes, inside.values())),
     }
     if recipe.refinement is not None:
         rows = min(setting.num_rows, recipe.refinement.batch_size)
@@ -214,8 +213,3 @@ def _activation_bytes(targets: Mapping[str, Target], row: RowCost, setting: Sett
     """Of one row, with what a backward pass needs."""
     numbers = sum(row.num_tokens.get(name, 0.0) * sum(t.shape) for name, t in targets.items())
     return _KEPT_PER_NUMBER * setting.itemsize * numbers
-
-
-def _update_bytes(target: Target) -> int:
-    copies = _COPIES_OF_WEIGHT * target.num_weights + _COPIES_OF_GRAM * target.shape[1] ** 2
-    return _FLOAT * copies

@@ -48,11 +48,14 @@ def blockwise_bytes(
     results = dict.fromkeys(blocks, 0)
     for name, target in targets.items():
         results[owner[name]] = results.get(owner[name], 0) + (_FLOAT + _FLAG) * target.num_weights
-    work = max(
-        _FLOAT * (_WEIGHT_COPIES * target.num_weights + _GRAM_COPIES * target.shape[1] ** 2)
-        for target in targets.values()
-    )
+    work = max(map(work_bytes, targets.values()))
     return rest + max(sizes.values()) + max(results.values()) + work
+
+
+def work_bytes(target: Target) -> int:
+    """Of the work on a layer, beside its weight and its Gram."""
+    copies = _WEIGHT_COPIES * target.num_weights + _GRAM_COPIES * target.shape[1] ** 2
+    return _FLOAT * copies
 
 
 def state_bytes(chain: Chain, calls: Sequence[Call], residence: Residence) -> int:
@@ -91,8 +94,9 @@ def place_states(
     Raises RecipeError where there is no room, in memory for gradients or on the disk for states.
     """
     one_bytes, sees_output = state_bytes(chain, calls, residence), recipe.objective == "output"
-    states_bytes = one_bytes * (len(chain.blocks) + 1 if sees_output else 2)
-    gradient_bytes = one_bytes if sees_output else 0
+    live = [len(chain.live(number)) for number in range(len(chain.blocks))]
+    states_bytes = one_bytes * (sum(live) + 1 if sees_output else 2 * max(live))
+    gradient_bytes = one_bytes * max(live) if sees_output else 0
     left = psutil.virtual_memory().available // 2 if left_bytes is None else left_bytes
     if left_bytes is not None and gradient_bytes > left:
         raise RecipeError(
