@@ -12,12 +12,13 @@ from torch import nn
 
 import ditprune
 from ditprune.calls import Call
+from ditprune.cli.forecasts import memory_lines
 from ditprune.errors import RecipeError
 from ditprune.method.distill import Distill
 from ditprune.method.reconstruction.admm import ADMM
 from ditprune.method.reconstruction.layer import Choice
 from ditprune.method.words import build
-from ditprune.pruning.forecast_blocks import Setting, forecast_blocks
+from ditprune.pruning.forecast_blocks import BlockForecast, Setting, forecast_blocks
 from ditprune.pruning.forecast_layers import curve_operations, solve_operations
 from ditprune.pruning.rates import (
     Operations,
@@ -126,6 +127,15 @@ def test_memory_and_disk_are_counted(counted) -> None:
     assert half.device_bytes["runs"] < kept.device_bytes["runs"]
     assert kept.device_bytes.keys() == {"runs", "is updated"}
     assert forecast(counted, reconstruction="admm").trace_bytes == 0
+
+
+def test_a_gpu_that_is_too_small_is_told() -> None:
+    known = BlockForecast({}, 1, {"runs": 3 * 10**9, "is refined": 25 * 10**9}, 10**9, 0)
+    assert [*memory_lines(known)] == [
+        "  memory of the device: about 25 GB, while a block is refined; on a GPU 24 GB are too few "
+        "and 80 GB are enough",
+        "  main memory: 1 GB of hidden states of two blocks",
+    ]
 
 
 def test_a_refinement_trains_submodules(counted) -> None:

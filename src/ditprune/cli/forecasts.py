@@ -101,7 +101,7 @@ def _show_by_blocks(
         )
     console.show(lines, prefix)
     _show_times(expected.seconds, machines)
-    console.show(_memory_lines(expected), prefix)
+    console.show(memory_lines(expected), prefix)
 
 
 def _show_whole(job: Job, row: RowCost, setting: Setting, machines: _Machines, prefix: str) -> None:
@@ -169,7 +169,8 @@ def _show_times(seconds: Callable[[Rates], Mapping[str, float]], machines: _Mach
     )
 
 
-def _memory_lines(expected: BlockForecast) -> Iterator[str]:
+def memory_lines(expected: BlockForecast) -> Iterator[str]:
+    """What updating block by block holds on the device, in main memory and on the disk."""
     phase = max(expected.device_bytes, key=lambda phase: expected.device_bytes[phase])
     most = expected.device_bytes[phase]
     fits = (
