@@ -7,6 +7,7 @@
     ├── StatisticsError        statistics that are missing, malformed or of another model
     ├── OutputError            a place that cannot be written
     ├── ResultsError           results of an evaluation that are missing or malformed
+    ├── EndedError             another process of the same work ended; what is done stays
     └── KernelError            the sparse kernel, which cannot be built or cannot run on what it got
 
 Every message says where, what was given, what was expected and what to do. It is written with the
@@ -83,6 +84,10 @@ class TargetError(DitpruneError):
 
 class StatisticsError(DitpruneError):
     """Statistics are missing, malformed, or belong to another model."""
+
+
+class EndedError(DitpruneError):
+    """Another process of the same work has ended; what is done stays for the next run."""
 
 
 class OutputError(DitpruneError):

@@ -17,6 +17,7 @@ from ditprune.api.given import component_alone, located, read_batches, read_stat
 from ditprune.api.memory import Recipes
 from ditprune.calibration.collect import calibrate_folder
 from ditprune.calibration.sample import Sampling
+from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import CalibrationSet, load_calibration_set
 from ditprune.checkpoints.locate import ModelFolder
@@ -92,16 +93,24 @@ def prune(
         model, out, stats, sparsity, batches=batches, device=device, dtype=dtype,
         max_memory=max_memory, gram_memory=gram_memory, overwrite=overwrite, recipe=recipe, **words,
     )  # fmt: skip
-    all_stats = ready.stats
     with telling(progress) as tell:
-        if ready.samples_first:
-            all_stats, batches = sampled_beside(ready, batches, tell)
-        with _source(batches, ready) as source:
-            outcomes = prune_checkpoint(
-                ready.model, ready.out, all_stats, ready.recipes, overwrite, tell, source
-            )
-    joined: Outcome = Outcome.joined(outcomes)
+        joined: Outcome = Outcome.joined(carry_out(ready, tell))
     return joined
+
+
+def carry_out(ready: Ready, progress: Progress, worker: Worker | None = None) -> dict[str, Outcome]:
+    """What each denoiser became.
+
+    Args:
+        worker: one of several processes that share the work; only the first gets outcomes.
+    """
+    stats, batches, worker = ready.stats, ready.batches, worker or Worker()
+    if ready.samples_first:
+        stats, batches = sampled_beside(ready, batches, progress, worker)
+    with _source(batches, ready) as source:
+        return prune_checkpoint(
+            ready.model, ready.out, stats, ready.recipes, ready.overwrite, progress, source, worker
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ def check_prune(
 
 
 def sampled_beside(
-    ready: Ready, batches: Any, progress: Progress
+    ready: Ready, batches: Any, progress: Progress, worker: Worker | None = None
 ) -> tuple[dict[str, Statistics], Any]:
     """Statistics and calls with the defaults, kept beside `out`; calls that were given serve too.
 
@@ -190,7 +199,14 @@ def sampled_beside(
         blocks = {name: recipe.blocks for name, recipe in ready.recipes.items()}
         ensure_folder(beside)
         calibrate_folder(
-            model, file, Sampling(), ready.placement, folder, progress=progress, blocks=blocks
+            model,
+            file,
+            Sampling(),
+            ready.placement,
+            folder,
+            worker,
+            progress=progress,
+            blocks=blocks,
         )
     return read_statistics_file(file), folder if needs_calls and batches is None else batches
 

@@ -15,8 +15,8 @@ from ditprune.cli import console
 from ditprune.cli.forecasts import show_update_forecast
 from ditprune.pruning.forecast import RunForecast, forecast_run
 from ditprune.pruning.job import Outcome, open_jobs, plan_jobs
-from ditprune.pruning.loop import check_scorable
 from ditprune.pruning.plan import Plan
+from ditprune.pruning.scoring import check_scorable
 from ditprune.pruning.update.folder import check_source, room_bytes
 from ditprune.reporting import formats, told
 from ditprune.writing.files import check_folder, existing_parent

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ditprune.api import prune_folder
+from ditprune.calibration.workers import joined, own_device
 from ditprune.checkpoints import hub
 from ditprune.cli import console
 from ditprune.cli.groups import GroupedCommand
@@ -16,6 +17,7 @@ from ditprune.cli.path_type import PATH
 from ditprune.cli.plans import error_lines, show_dry_run
 from ditprune.cli.recipe_options import read_recipe, recipe_options
 from ditprune.errors import RecipeError
+from ditprune.pruning.job import Outcome
 from ditprune.pruning.rates import DEFAULT_GPU_RATE, as_gpu_rate
 
 
@@ -51,7 +53,8 @@ def prune(
     and statistics stay beside OUT and serve the next command.
 
     --device, --dtype and --max-memory say where the denoiser runs: to be sampled, and for recipes
-    that update weights or measure errors, which load it whole. Others run nothing and stream it.
+    that update weights or measure errors. Those read it block by block where it allows it, and
+    under `torchrun` the processes share the blocks. Others run nothing and stream it.
     """
     words, rate = read_recipe(**texts), as_gpu_rate(gpu_rate)
     if gpu_rate is not None and not dry_run:
@@ -59,14 +62,24 @@ def prune(
     if repo is not None:
         hub.check_repo(repo)
     given: dict[str, Any] = {
-        "stats": statistics, "batches": set_folder, "device": device, "dtype": dtype,
-        "max_memory": max_memory, "gram_memory": gram_memory, "overwrite": overwrite, **words,
+        "stats": statistics, "batches": set_folder, "dtype": dtype,
+        "device": device and own_device(device), "max_memory": max_memory,
+        "gram_memory": gram_memory, "overwrite": overwrite, **words,
     }  # fmt: skip
-    if dry_run:
-        show_dry_run(prune_folder.check_prune(model, out, **given), out, rate)
-        return
-    with console.progress() as progress, console.promise(out):
-        outcome = prune_folder.prune(model, out, progress=progress, **given)
+    with joined() as worker:
+        ready = prune_folder.check_prune(model, out, **given)
+        if dry_run:
+            if worker.is_first:
+                show_dry_run(ready, out, rate)
+            return
+        with console.progress() as progress, console.promise(out):
+            outcomes = prune_folder.carry_out(ready, progress, worker)
+    if worker.is_first:
+        _show(out, Outcome.joined(outcomes), repo)
+
+
+def _show(out: Path, outcome: Outcome, repo: str | None) -> None:
+    """Say what was done, and put it onto the hub where that was asked for."""
     console.is_done(out)
     for name, part in outcome.denoisers.items():
         prefix = console.prefix(name, outcome.denoisers)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints.copy_folder import beside, check_unchanged, copy_other_files
 from ditprune.checkpoints.locate import ModelFolder
@@ -21,7 +22,6 @@ from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
 from ditprune.checkpoints.skeleton import weights_print
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import as_tensor, layout_of
-from ditprune.errors import RecipeError
 from ditprune.method.recipe import Recipe
 from ditprune.method.words import build_each
 from ditprune.progress import Progress, silent
@@ -36,9 +36,14 @@ from ditprune.pruning.job import (
     weights_of,
 )
 from ditprune.pruning.plan import make_plan, read_module, read_weights
-from ditprune.pruning.scoring import can_score
+from ditprune.pruning.scoring import check_scorable
 from ditprune.pruning.selection import Selection, select_in_module
-from ditprune.pruning.update.blockwise.in_folder import folder_of, updates_of
+from ditprune.pruning.update.blockwise.in_folder import (
+    ask_for_help,
+    folder_of,
+    help_with_blocks,
+    updates_of,
+)
 from ditprune.pruning.update.budgets import shares_of_weights
 from ditprune.pruning.update.error_folder import (
     keep_refinement,
@@ -69,12 +74,11 @@ from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 from ditprune.targets.writable import check_written
 from ditprune.writing.files import write_manifest
-from ditprune.writing.staging import Staging, resumable_folder
+from ditprune.writing.staging import Staging, part_of, resumable_folder
 
 __all__ = [
     "Checked",
     "check_denoiser_to_prune",
-    "check_scorable",
     "prune_checkpoint",
     "prune_denoiser_",
 ]
@@ -171,6 +175,7 @@ def prune_checkpoint(
     overwrite: bool = False,
     progress: Progress = silent,
     source: Source | None = None,
+    worker: Worker | None = None,
 ) -> dict[str, Outcome]:
     """Prune every denoiser of a folder into another, with three tensors in memory at a time.
 
@@ -183,15 +188,22 @@ def prune_checkpoint(
         stats: by denoiser; a single entry serves a single denoiser whatever its key.
         recipe: of all denoisers, or of each.
         source: calibration calls, where the recipe updates weights.
+        worker: one of several processes that share blocks; all call this function. The first alone
+            writes `out` and returns outcomes.
 
     Raises:
         DitpruneError: before any work where it can be known, else with `out` as it was.
     """
+    worker = worker or Worker()
     recipes = build_each(model.denoisers, recipe)
     for denoiser_recipe in recipes.values():
         check_scorable(denoiser_recipe, stats)
     check_source(model, recipes, source)
     jobs = open_jobs(model, stats, recipes)
+    if not worker.is_first:
+        for job in jobs:
+            help_with_blocks(Loading(model, job, source), _updates_file(part_of(out), job), worker)
+        return {}
     size_bytes, identity = room_bytes(model, jobs), run_identity(model, jobs)
     weights, copied = weights_of(jobs), {}
     if source is not None:
@@ -204,7 +216,9 @@ def prune_checkpoint(
         outcomes = {}
         for job in jobs:
             job_copied = copied.get(job.name, {})
-            outcomes[job.name] = _prune_job(model, job, staging, progress, source, job_copied)
+            outcomes[job.name] = _prune_job(
+                model, job, staging, progress, source, job_copied, worker
+            )
         if not staging.is_written:
             card.write(staging.part, base_model=model.hub_id)
         check_unchanged(model, weights, identity)
@@ -213,23 +227,26 @@ def prune_checkpoint(
 
 def _prune_job(
     model: ModelFolder, job: Job, staging: Staging, progress: Progress, source: Source | None,
-    copied: Mapping[str, str],
+    copied: Mapping[str, str], worker: Worker,
 ) -> Outcome:  # fmt: skip
     """Write what is not written yet; the outcome covers all of it."""
     loading = Loading(model, job, source)
     chosen = share_in_folder(loading, job.recipe, staging.journal, progress)
     recipe = job.recipe if chosen is None else chosen.recipe
     if staging.is_written:
+        ask_for_help(job, worker, False)
         return _outcome(job, staging, recipe)
     targets = {f"{name}.weight": target for name, target in job.selection.targets.items()}
-    folder, updates_file = staging.part / job.folder, _updates_file(staging, job)
+    folder, updates_file = staging.part / job.folder, _updates_file(staging.part, job)
     rewriter = TensorRewriter(
         job.name, job.weights, layout_of(job.weights), folder, staging.journal, progress
     )
     updates, shares = None, dict[str, float | None]()
-    if targets.keys() & rewriter.look():
+    is_due = bool(targets.keys() & rewriter.look())
+    ask_for_help(job, worker, is_due and not updates_file.is_file())
+    if is_due:
         if recipe.updates_weights:
-            updates = updates_of(loading, recipe, updates_file, progress, chosen)
+            updates = updates_of(loading, recipe, updates_file, progress, chosen, worker)
             keep_refinement(staging.journal, job.name, updates.refined)
         else:
             read = read_weights(job.weights)
@@ -263,15 +280,6 @@ def _prune_job(
     return denoiser_outcome
 
 
-def check_scorable(recipe: Recipe, stats: object | None) -> None:
-    """Refuse a saliency that needs statistics where there are none. Raises RecipeError."""
-    if not can_score(recipe, stats):
-        raise RecipeError(
-            f"--saliency {recipe.saliency.name} needs the inputs of the layers and no statistics "
-            "were given; run `ditprune calibrate` and pass --statistics, or use magnitude"
-        )
-
-
 def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
     """The outcome of a denoiser whose tensors are all in the journal."""
     written = written_tensors(staging.journal, job.name)
@@ -284,6 +292,6 @@ def _outcome(job: Job, staging: Staging, recipe: Recipe) -> Outcome:
     return replace(outcome, error=error, refined=known_refinement(staging.journal, job.name))
 
 
-def _updates_file(staging: Staging, job: Job) -> Path:
+def _updates_file(part: Path, job: Job) -> Path:
     """Where updated weights are kept until the denoiser is written."""
-    return staging.part / f".updates-{job.name}.safetensors"
+    return part / f".updates-{job.name}.safetensors"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ditprune.checkpoints.statistics_file import Statistics
-from ditprune.errors import TargetError
+from ditprune.errors import RecipeError, TargetError
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.saliency import Saliency
@@ -134,3 +134,12 @@ def _by_rows(computed: Computed) -> Tensor:
     for rows in row_chunks(weight):
         scores[rows] = computed.rows(rows)
     return scores
+
+
+def check_scorable(recipe: Recipe, stats: object | None) -> None:
+    """Refuse a saliency that needs statistics where there are none. Raises RecipeError."""
+    if not can_score(recipe, stats):
+        raise RecipeError(
+            f"--saliency {recipe.saliency.name} needs the inputs of the layers and no statistics "
+            "were given; run `ditprune calibrate` and pass --statistics, or use magnitude"
+        )

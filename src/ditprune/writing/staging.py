@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ditprune.errors import OutputError
+from ditprune.errors import EndedError, OutputError
 from ditprune.writing.files import check_folder, check_place, old_of, put_back, sync, why
 from ditprune.writing.json_file import parse_json
 from ditprune.writing.lock import hold, let_go
@@ -115,8 +115,8 @@ def resumable_folder(
 ) -> Iterator[Staging]:
     """A folder beside `out` that takes its place when the block ends well.
 
-    An interrupt keeps folder and journal for the next run with the same identity; any other failure
-    removes both, and `out` is what it was.
+    An interrupt, or the end of another process of the run, keeps folder and journal for the next
+    run with the same identity; any other failure removes both, and `out` is what it was.
 
     Args:
         source: what is copied; `out` may not be in it.
@@ -140,6 +140,9 @@ def resumable_folder(
     except (OSError, SafetensorError) as error:
         _discard(staging, out)
         raise OutputError(why(out, error)) from None
+    except EndedError:
+        staging.journal.close()
+        raise
     except Exception:
         _discard(staging, out)
         raise

@@ -13,7 +13,7 @@ from ditprune.checkpoints.skeleton import skeleton
 from ditprune.denoiser.blockwise.residence import OnDisk
 from ditprune.denoiser.replay import fitting, run_call
 from ditprune.method.recipe import Recipe
-from ditprune.progress import Progress
+from ditprune.progress import Progress, silent
 from ditprune.pruning.job import Job
 from ditprune.pruning.update.blockwise.engine import update_blocks
 from ditprune.pruning.update.blockwise.results import FolderResults, WrittenBlocks
@@ -51,6 +51,20 @@ def updates_of(
         if updates is not None:
             return updates
     return updated_tensors(loading, recipe, file, progress, chosen)
+
+
+def ask_for_help(job: Job, worker: Worker, is_due: bool) -> None:
+    """Tell the other processes, which wait for it, whether blocks of this denoiser are to be done;
+    the folder for them is there.
+    """
+    if streams(job.recipe):
+        worker.gather(is_due)
+
+
+def help_with_blocks(loading: Loading, file: Path, worker: Worker) -> None:
+    """Do this process's blocks of a denoiser when the first process asks for it."""
+    if streams(loading.job.recipe) and worker.gather(False)[0]:
+        updated_in_blocks(loading, loading.job.recipe, folder_of(file), silent, worker)
 
 
 def folder_of(file: Path) -> Path:
