@@ -80,10 +80,10 @@ def test_what_the_blocks_predict_is_what_the_denoiser_predicts(
         with residence.running():
             whole = predicted(run_call(denoiser, call), call)
         with torch.no_grad():
-            ((_, got),) = predicted(chain.leave(call, states[-1][number]), call)
+            ((_, got),) = predicted(chain.leave(call, states[len(chain.blocks) - 1][number]), call)
         assert torch.equal(got, whole[0][1])
-    for each in states:
-        each.close()
+    for number in range(len(chain.blocks)):
+        states.close(number)
 
 
 @pytest.mark.parametrize("name", [DIT, LUMINA])
@@ -194,6 +194,34 @@ def test_one_block_at_a_time_is_in_memory(tmp_path: Path) -> None:
     assert before() is None
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_trace_with_gaps_fills_them_anew_on_the_way_back(every: int, tmp_path: Path) -> None:
+    denoiser, residence, _ = opened(FLUX, "disk", tmp_path)
+    blocks, calls, gradients = blocks_of(denoiser), calls_of(FLUX), []
+    chain = chained(residence, denoiser, calls)
+    for number_of in (1, every):
+        made: list[States] = []
+
+        def make(count: int, made: list[States] = made) -> States:
+            made.append(States(count))
+            return made[-1]
+
+        def num_open(made: list[States] = made) -> int:
+            return sum(tree_bytes(states._trees) > 0 for states in made)
+
+        states = trace(chain, calls, residence, make, every=number_of)
+        assert num_open() == -(-len(blocks) // number_of)
+        for step in backwards(chain, calls, residence, states, _signed(0)):
+            assert loaded_bytes(denoiser, blocks) == loaded_bytes(denoiser, [step.path])
+            assert num_open() <= -(-len(blocks) // number_of) + number_of - 1
+            step.run()
+            gradients.append([leaf.clone() for row in step.gradients for leaf in row])
+        assert num_open() == 0
+    half = len(blocks)
+    for first, second in zip(gradients[:half], gradients[half:], strict=True):
+        assert all(map(torch.equal, first, second))
+
+
 def test_states_of_two_blocks_are_open_at_once_going_forwards() -> None:
     denoiser = tiny_denoisers.FAMILIES[FLUX].make()
     calls, residence, made = calls_of(FLUX), InMemory(denoiser), []
@@ -253,12 +281,12 @@ def test_blocks_under_hooks_of_accelerate_run() -> None:
 
     denoiser = tiny_denoisers.FAMILIES[SD3].make()
     calls = calls_of(SD3)
-    expected = trace(chained(InMemory(denoiser), denoiser, calls), calls, InMemory(denoiser))[-1][0]
+    residence = InMemory(denoiser)
+    last = len(blocks_of(denoiser)) - 1
+    expected = trace(chained(residence, denoiser, calls), calls, residence)[last][0]
     cpu_offload(denoiser)
-    chain = chained(InMemory(denoiser), denoiser, calls)
-    assert all(
-        map(torch.equal, leaves(trace(chain, calls, InMemory(denoiser))[-1][0]), leaves(expected))
-    )
+    given = trace(chained(residence, denoiser, calls), calls, residence)[last][0]
+    assert all(map(torch.equal, leaves(given), leaves(expected)))
 
 
 def test_blocks_that_share_layers_chain() -> None:

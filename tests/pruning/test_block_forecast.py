@@ -122,6 +122,7 @@ def test_memory_and_disk_are_counted(counted) -> None:
     kept = forecast(counted, preset="fast")
     assert kept.states_bytes == 2 * ROWS * TOKENS * WIDTH * 4
     assert kept.trace_bytes == DEPTH * ROWS * (TOKENS * WIDTH * 4 + 4 * TOKENS * 4)
+    assert kept.least_trace_bytes == kept.trace_bytes  # of three blocks
     half = forecast(counted, small(itemsize=2), preset="fast")
     assert half.states_bytes == kept.states_bytes / 2
     assert half.device_bytes["runs"] < kept.device_bytes["runs"]
@@ -130,7 +131,7 @@ def test_memory_and_disk_are_counted(counted) -> None:
 
 
 def test_a_gpu_that_is_too_small_is_told() -> None:
-    known = BlockForecast({}, 1, {"runs": 3 * 10**9, "is refined": 25 * 10**9}, 10**9, 0)
+    known = BlockForecast({}, 1, {"runs": 3 * 10**9, "is refined": 25 * 10**9}, 10**9, 0, 0)
     assert [*memory_lines(known)] == [
         "  memory of the device: about 25 GB, while a block is refined; on a GPU 24 GB are too few "
         "and 80 GB are enough",

@@ -185,5 +185,6 @@ def memory_lines(expected: BlockForecast) -> Iterator[str]:
     if expected.trace_bytes:
         yield (
             f"  memory or disk: {formats.size(expected.trace_bytes)} of hidden states of all "
-            "blocks, for the way back"
+            f"blocks, for the way back; {formats.size(expected.least_trace_bytes)} at least, with "
+            "one forward pass more"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil, sqrt
 
 from ditprune.calibration.observe import gram_bytes, stages
 from ditprune.method.recipe import Recipe
@@ -60,6 +61,7 @@ class BlockForecast:
         states_bytes: of the hidden states of two blocks.
         trace_bytes: of the hidden states of all blocks and how much tokens count; 0 where nothing
             comes back.
+        least_trace_bytes: the same where the disk is short; it takes one forward pass more.
     """
 
     work: Mapping[str, Operations]
@@ -67,6 +69,7 @@ class BlockForecast:
     device_bytes: Mapping[str, int]
     states_bytes: int
     trace_bytes: int
+    least_trace_bytes: int
 
     def seconds(self, rates: Rates) -> dict[str, float]:
         """By stage."""
@@ -82,13 +85,17 @@ def forecast_blocks(
     if sees_output:
         rows = min(rows, enough_rows(targets, reached))
     given = [block.num_given for block in row.blocks.values()] or [0.0]
-    trace_bytes = setting.itemsize * sum(given) + _FLOAT * sum(reached.values())
+    weights_bytes = rows * _FLOAT * sum(reached.values()) if sees_output else 0
+    state_bytes = rows * setting.itemsize
+    every = ceil(sqrt(len(given)))
+    fewest = min(sum(given), (ceil(len(given) / every) + every) * max(given))
     return BlockForecast(
         _work(targets, recipe, row, setting, rows),
         rows,
         _device_bytes(targets, recipe, row, setting),
-        round(2 * rows * setting.itemsize * max(given)),
-        round(rows * trace_bytes) if sees_output else 0,
+        round(2 * state_bytes * max(given)),
+        round(state_bytes * sum(given) + weights_bytes) if sees_output else 0,
+        round(state_bytes * fewest + weights_bytes) if sees_output else 0,
     )
 
 

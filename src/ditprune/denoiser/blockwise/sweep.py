@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ def forwards(
         make: gives the place for the hidden states of so many calls; two are open at once.
     """
     before = States(len(calls))
-    for step in _steps(chain, calls, residence, before, make):
+    for step in _steps(chain, calls, residence, before, make, range(len(chain.blocks))):
         yield step
         if not step.has_run:
             step.advance()
@@ -104,27 +104,68 @@ def forwards(
     before.close()
 
 
+@dataclass(eq=False)
+class Trace:
+    """What goes on after every block, in every call. What was let go is found anew: the blocks from
+    the last one before that was kept run again.
+
+    Args:
+        every: the outputs of one block in so many are kept, and of the last.
+    """
+
+    chain: Chain
+    calls: Sequence[Call]
+    residence: Residence
+    make: Make
+    every: int
+    states: dict[int, States] = field(default_factory=dict)
+
+    def __getitem__(self, number: int) -> States:
+        if number not in self.states:
+            before = max((n for n in self.states if n < number), default=-1)
+            start = self.states.get(before) or States(len(self.calls))
+            numbers = range(before + 1, number + 1)
+            for step in _steps(self.chain, self.calls, self.residence, start, self.make, numbers):
+                step.advance()
+                self.states[step.number] = step.after
+        return self.states[number]
+
+    def close(self, number: int) -> None:
+        """Let go of what goes on after a block."""
+        if number in self.states:
+            self.states.pop(number).close()
+
+    def is_kept(self, number: int) -> bool:
+        """Whether it stays from the way forwards."""
+        return (number + 1) % self.every == 0 or number == len(self.chain.blocks) - 1
+
+
 def trace(
     chain: Chain, calls: Sequence[Call], residence: Residence, make: Make = States,
-    told: Callable[[int], None] = lambda number: None,
-) -> list[States]:  # fmt: skip
-    """What every block gives in every call.
+    told: Callable[[int], None] = lambda number: None, every: int = 1,
+) -> Trace:  # fmt: skip
+    """Run every block in turn.
 
     Args:
         told: is told the number of every block that has run.
+        every: keeps what goes on after one block in so many; the way back takes less room and one
+            pass more.
     """
-    nothing, after = States(len(calls)), []
-    for step in _steps(chain, calls, residence, nothing, make):
-        step.advance()
-        after.append(step.after)
-        told(step.number)
-    return after
+    seen = Trace(chain, calls, residence, make, every)
+    for number in range(len(chain.blocks)):
+        seen[number]
+        if number and not seen.is_kept(number - 1):
+            seen.close(number - 1)
+        told(number)
+    return seen
 
 
 def _steps(
-    chain: Chain, calls: Sequence[Call], residence: Residence, before: States, make: Make
-) -> Iterator[Step]:
-    for number, path in enumerate(chain.blocks):
+    chain: Chain, calls: Sequence[Call], residence: Residence, before: States, make: Make,
+    numbers: Iterable[int],
+) -> Iterator[Step]:  # fmt: skip
+    for number in numbers:
+        path = chain.blocks[number]
         with residence.resident(path) as block:
             step = Step(number, path, block, chain, calls, before, make(len(calls)))
             yield step
@@ -167,26 +208,26 @@ class BackwardStep:
 
 
 def backwards(
-    chain: Chain, calls: Sequence[Call], residence: Residence, outputs_of: Sequence[States],
+    chain: Chain, calls: Sequence[Call], residence: Residence, seen: Trace,
     signed: Callable[[Any, Call], Tensor],
 ) -> Generator[BackwardStep, None, None]:  # fmt: skip
     """Every block from the last to the first; `run` is called in every step.
 
     Args:
-        outputs_of: from `trace`; closed on the way.
+        seen: from `trace`; closed on the way.
         signed: the number whose gradient is taken, from the denoiser's output in a call.
     """
     gradients = []
     with frozen(chain.denoiser), torch.enable_grad():
         for i, call in enumerate(calls):
-            outputs = with_gradients(outputs_of[-1][i])
+            outputs = with_gradients(seen[len(chain.blocks) - 1][i])
             total = signed(chain.leave(call, outputs), call)
             if total.requires_grad:
                 total.backward()
             gradients.append([leaf.grad for leaf in floating(outputs)])
     for number, path in reversed([*enumerate(chain.blocks)]):
-        outputs_of[number].close()
-        before = outputs_of[number - 1] if number else None
+        seen.close(number)
+        before = seen[number - 1] if number else None
         with residence.resident(path) as block:
             yield BackwardStep(number, path, block, chain, calls, before, gradients)
 

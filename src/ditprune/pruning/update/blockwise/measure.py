@@ -42,7 +42,7 @@ def measured_backwards(run: BlockRun, wanted: Collection[int]) -> Generator[Seen
     def told(number: int) -> None:
         run.told("running blocks", number + 1)
 
-    outputs = trace(run.chain, run.calls, run.residence, run.make, told)
+    outputs = trace(run.chain, run.calls, run.residence, run.make, told, run.every)
     steps = backwards(run.chain, run.calls, run.residence, outputs, signed_of)
     # What no block runs, the first block's embedding at DiT's end for one, runs here.
     with watching_gradients(denoiser, names, outside.begin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import psutil
@@ -85,8 +86,9 @@ def state_bytes(chain: Chain, calls: Sequence[Call], residence: Residence) -> in
 def place_states(
     chain: Chain, calls: Sequence[Call], residence: Residence, recipe: Recipe, folder: Path,
     device: str | torch.device, left_bytes: int | None,
-) -> Make:  # fmt: skip
-    """Places for hidden states: in memory where they fit, else in files of `folder`.
+) -> tuple[Make, int]:  # fmt: skip
+    """Places for hidden states: in memory where they fit, else in files of `folder`; and of how
+    many blocks those of one are kept for the way back: of all where there is room.
 
     Args:
         left_bytes: what they and gradients may take in memory; None is half of what is free.
@@ -96,6 +98,7 @@ def place_states(
     one_bytes, sees_output = state_bytes(chain, calls, residence), recipe.objective == "output"
     live = [len(chain.live(number)) for number in range(len(chain.blocks))]
     states_bytes = one_bytes * (sum(live) + 1 if sees_output else 2 * max(live))
+    every, fewest_bytes = 1, states_bytes
     gradient_bytes = one_bytes * max(live) if sees_output else 0
     left = psutil.virtual_memory().available // 2 if left_bytes is None else left_bytes
     if left_bytes is not None and gradient_bytes > left:
@@ -106,13 +109,16 @@ def place_states(
             "(--calibration-set)"
         )
     if states_bytes + gradient_bytes <= left:
-        return partial(States, device=device)
+        return partial(States, device=device), every
     free = shutil.disk_usage(folder).free
-    if states_bytes > free:
+    while sees_output and fewest_bytes > free and every**2 < len(live):
+        every += 1
+        fewest_bytes = one_bytes * max(live) * (ceil(len(live) / every) + every + 1)
+    if fewest_bytes > free:
         raise RecipeError(
             f"{folder}: what the blocks give for the {sum(map(num_rows, calls))} rows of "
-            f"calibration that this recipe takes needs {formats.size(states_bytes)}, and the disk "
+            f"calibration that this recipe takes needs {formats.size(fewest_bytes)}, and the disk "
             f"has {formats.size(free)} free; free some, allow more memory (--max-memory), pass "
             "--dtype bfloat16, or give fewer calls (--calibration-set)"
         )
-    return lambda count: StatesOnDisk(count, device, folder)
+    return (lambda count: StatesOnDisk(count, device, folder)), every

@@ -83,6 +83,7 @@ class BlockRun:
         timestep_weights: how much calls count, by bins; None is alike.
         make: gives places for hidden states.
         worker: one of several processes that share the blocks.
+        every: hidden states of one block in so many are kept for the way back.
     """
 
     chain: Chain
@@ -97,6 +98,7 @@ class BlockRun:
     progress: Progress
     worker: Worker = field(default_factory=Worker)
     refine: Refine | None = None
+    every: int = 1
 
     def names_in(self, number: int) -> list[str]:
         """The targets of a block."""

@@ -96,12 +96,12 @@ def run_on(
     if recipe.objective == "output":
         with residence.running():
             calls = rows_for_output(denoiser, targets, calls)
-    make = place_states(
+    make, every = place_states(
         chain, calls, residence, recipe, ground.folder, ground.device, ground.left_bytes
     )
     weights = timestep_weights(recipe.timestep_weighting, num_bins(stats))
     layers = prepare_layers(targets, ground.read, stats, recipe)
     return BlockRun(
         chain, residence, layers, calls, recipe, inputs.gram_bytes, weights, make, results,
-        inputs.progress, worker or Worker(), refine,
+        inputs.progress, worker or Worker(), refine, every,
     )  # fmt: skip
