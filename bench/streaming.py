@@ -1,12 +1,12 @@
-"""Claim: a FLUX.1-dev-sized folder is pruned in ≤ 5 minutes and ≤ 2 GB on two cores, linearly.
+"""Claim: a FLUX.1-dev-sized folder is pruned in ≤ 2.5 times a plain copy of it and ≤ 2 GB, linearly.
 
     python bench/streaming.py --size 1B 3B 12B --folder /some/fast/disk
 
 For each size: makes a checkpoint of FLUX.1-dev's configuration (fewer blocks for the smaller) with
-random bf16 weights in shards as on the hub, and statistics; times `cp` and `sync` of its files;
-then runs `ditprune prune` at 50 % as a process of its own and takes its wall time and peak resident
-memory. Beside them stands what `--dry-run` had estimated. 12B takes 49 GB under --folder; nothing
-stays there.
+random bf16 weights in shards as on the hub, and statistics. Then, in turn and three times, it takes
+the wall time of `cp` and `sync` of its files, and of `ditprune prune` at 50 % as a process of its
+own, with its processor time and its peak resident memory; medians are shown. Beside the rest stands
+what `--dry-run` had estimated. 12B takes 49 GB under --folder; nothing stays there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -38,7 +39,7 @@ from ditprune.targets.discover import discover
 from ditprune.writing.files import MANIFEST
 
 # Double-stream and single-stream blocks; 12B is FLUX.1-dev.
-BLOCKS = {"1B": (2, 3), "3B": (5, 10), "12B": (19, 38)}
+BLOCKS = {"1B": (2, 3), "3B": (5, 10), "6B": (10, 19), "12B": (19, 38)}
 CONFIG = {
     "_class_name": "FluxTransformer2DModel", "attention_head_dim": 128, "num_attention_heads": 24,
     "in_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
@@ -136,8 +137,18 @@ def copy_seconds(source: Path, out: Path) -> float:
     return elapsed_s
 
 
-def run(*args: object, cwd: Path) -> tuple[float, float, str]:
-    """Wall seconds, peak resident bytes and stdout of one `ditprune` command."""
+@dataclass(frozen=True)
+class Run:
+    """What one command took: wall seconds, processor seconds, peak bytes; and what it printed."""
+
+    wall_s: float
+    core_s: float
+    peak_bytes: int
+    printed: str
+
+
+def run(*args: object, cwd: Path) -> Run:
+    """One `ditprune` command, in a process of its own."""
     command = [sys.executable, "-m", "ditprune", *map(str, args)]
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -149,51 +160,62 @@ def run(*args: object, cwd: Path) -> tuple[float, float, str]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024, printed
+    elapsed_s = time.perf_counter() - start
+    return Run(elapsed_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, printed)
 
 
-def measure(size: str, place: Path, table: Table) -> None:
+def measure(size: str, place: Path, num_rounds: int, table: Table) -> None:
     """One row of the table."""
     folder, statistics, out = place / size, place / f"{size}.safetensors", place / f"{size}-out"
     make_checkpoint(folder, size)
     make_statistics(folder, statistics)
-    subprocess.run(["sync"], check=True)
     num_parameters, num_bytes = Weights(folder).num_parameters, Weights(folder).size_bytes
-    copy_s = copy_seconds(folder, out)
-    inspected = run("inspect", folder, "--statistics", statistics, "--json", cwd=place)[2]
+    inspected = run("inspect", folder, "--statistics", statistics, "--json", cwd=place).printed
     estimate = json.loads(inspected)["estimate"]
     command = ["prune", folder, "-o", out, "--statistics", statistics, "--sparsity", 0.5]
-    elapsed_s, peak_bytes, _ = run(*command, cwd=place)
-    files = [file for file in out.rglob("*") if file.is_file() and file.name != MANIFEST]
-    written = sum(file.stat().st_size for file in files)
-    assert written == estimate["num_bytes"], f"{written} bytes written"
+    copies, runs = [], []
+    for number in range(num_rounds):
+        subprocess.run(["sync"], check=True)
+        copies.append(copy_seconds(folder, out))
+        runs.append(run(*command, cwd=place))
+        files = [file for file in out.rglob("*") if file.is_file() and file.name != MANIFEST]
+        written = sum(file.stat().st_size for file in files)
+        assert written == estimate["num_bytes"], f"{written} bytes written"
+        subprocess.run(["rm", "-r", out], check=True)
+        print(
+            f"{size} round {number}: cp {copies[-1]:.1f} s, {runs[-1].wall_s:.1f} s",
+            file=sys.stderr,
+        )
+    copy_s, wall_s = median(copies), median(r.wall_s for r in runs)
+    core_s, peak_bytes = median(r.core_s for r in runs), max(r.peak_bytes for r in runs)
     table.add_row(
         f"{num_parameters / 1e9:.2f} B", f"{num_bytes / 1e9:.2f}", f"{copy_s:.1f}",
-        f"{elapsed_s:.1f}", f"{estimate['seconds']:.1f}",
+        f"{wall_s:.1f}", f"{wall_s / copy_s:.1f}", f"{estimate['seconds']:.1f}", f"{core_s:.1f}",
+        f"{core_s / num_parameters * 1e9:.1f}",
         f"{peak_bytes / 1e9:.2f}", f"{estimate['peak_bytes'] / 1e9:.2f}",
-        f"{elapsed_s / num_parameters * 1e9:.1f}",
     )  # fmt: skip
-    subprocess.run(["rm", "-r", folder, statistics, out], check=True)
+    subprocess.run(["rm", "-r", folder, statistics], check=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", nargs="+", choices=BLOCKS, default=["1B"])
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     args = parser.parse_args()
     table = Table(
-        "parameters", "GB", "cp + sync s", "prune s", "estimated", "peak GB", "estimated",
-        "s per B", box=None,
+        "parameters", "GB", "cp + sync s", "prune s", "ratio", "estimated", "core s",
+        "core s per B", "peak GB", "estimated", box=None,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="ditprune-bench-") as place:
         for size in args.size:
-            measure(size, Path(place), table)
-            print(f"{size} done", file=sys.stderr)
+            measure(size, Path(place), args.rounds, table)
     console = Console(highlight=False, soft_wrap=True, width=120)
     console.print(table)
     console.print(
-        f"prune at 50 %, STW and CAG, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
-        "linear where the last column is level"
+        f"prune at 50 %, STW and CAG, {os.cpu_count()} cores ({torch.backends.cpu.get_cpu_capability()}"
+        f"), {torch.get_num_threads()} threads of torch, medians of {args.rounds}; load average "
+        f"{os.getloadavg()[0]:.1f}"
     )
 
 

@@ -40,6 +40,7 @@ __all__ = [
 Record = Mapping[str, Any]
 
 _SMALL_BYTES = 1 << 20  # memory of this size is not asked of the system each time
+_PIECE_BYTES = 1 << 16  # written at once: for more the system looks for pages that lie together
 _SYNC_BYTES = 512_000_000  # written between two syncs; a power cut undoes at most twice as much
 
 
@@ -288,7 +289,7 @@ class ShardWriter:
         file.seek(entry.offset)
         rest = memoryview(raw)
         while rest.nbytes:
-            rest = rest[file.write(rest) :]
+            rest = rest[file.write(rest[:_PIECE_BYTES]) :]
 
     def sync(self) -> None:
         """Bring to the disk what was written; a power cut later does not undo it."""
