@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoisers import DENOISER, OfDenoisers, qualified
-from ditprune.method.granularity import CAG, heterogeneity
+from ditprune.method.granularity import CAG
 from ditprune.method.recipe import Recipe
-from ditprune.pruning.scoring import can_score, scores_of
+from ditprune.pruning.scoring import can_score
 from ditprune.pruning.selection import Selection
+from ditprune.pruning.survey import g_out_of
 from ditprune.targets.coverage import LeftOut
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
@@ -109,7 +110,7 @@ def make_plan(selection: Selection, read: Read, stats: Statistics | None, recipe
     for name, target in selection.targets.items():
         g_out = None
         if has_values and can_score(recipe, stats):
-            g_out = heterogeneity(scores_of(target, read(target), stats, recipe))
+            g_out = g_out_of(target, read(target), stats, recipe)
         planned[name] = _plan_target(target, g_out, recipe)
     return Plan.of(selection, planned, recipe)
 

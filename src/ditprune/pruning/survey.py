@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread
-from ditprune.method.granularity import heterogeneity_of_means
+from ditprune.checkpoints.statistics_file import Statistics
+from ditprune.method.granularity import heterogeneity, heterogeneity_of_means
+from ditprune.method.recipe import Recipe
 from ditprune.method.thresholds import Bracket, Part, Search, Threshold
-from ditprune.pruning.scoring import Computed, row_chunks
+from ditprune.pruning.scoring import Computed, row_chunks, scores_of
+from ditprune.targets.discover import Target
 
 _NUM_WORKERS = 2
 _SAMPLE = 1 << 17  # scores in a sample at most; a bracket then holds 1 % of all
@@ -72,6 +75,13 @@ def survey(computed: Computed, num_keep: int | None) -> Survey | None:
             search.add(seen[1])
     g_out = heterogeneity_of_means(torch.cat(means))
     return Survey(g_out, None if search is None else search.threshold())
+
+
+def g_out_of(target: Target, weight: Tensor, stats: Statistics | None, recipe: Recipe) -> float:
+    """Heterogeneity of a weight's output channels. Raises TargetError as `scores_of` does."""
+    computed = Computed.of(target, weight, stats, recipe)
+    seen = None if computed is None else survey(computed, None)
+    return heterogeneity(scores_of(target, weight, stats, recipe)) if seen is None else seen.g_out
 
 
 def _sample(computed: Computed) -> np.ndarray[Any, Any]:
