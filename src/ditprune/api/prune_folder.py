@@ -77,8 +77,9 @@ def prune(
         device, dtype: where and in which dtype a pipeline is sampled and the denoiser runs while
             weights are updated or errors measured; the CPU and float32 by default. What is
             written keeps the dtype that it has.
-        max_memory: in bytes or as `"8GB"`; to be sampled, a larger denoiser is streamed. Recipes
-            that update weights or measure errors load it whole, and are refused if it is larger.
+        max_memory: in bytes or as `"8GB"`; a larger denoiser is streamed, to be sampled and by
+            recipes that update weights block by block. Other recipes that update weights or measure
+            errors load it whole, and are refused if it is larger.
         gram_memory: memory for Grams; by default 4 GB, or what is left of `max_memory`.
         overwrite: replace an `out` that ditprune wrote.
         progress, recipe, words: as for `prune_`.

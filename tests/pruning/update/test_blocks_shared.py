@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from ditprune.calibration.calibrate import calibrate_denoiser
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import save_calibration_set
 from ditprune.checkpoints.statistics_file import save_statistics
+from ditprune.cli.main import run
 from folders import add_denoiser, files_of, save_pipeline
 
 GROUPS = """
@@ -48,13 +51,17 @@ for world, dies, arguments in json.loads(sys.argv[1]):
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_one_two_and_three_processes_write_the_same_bytes(tiny_dit, batches, tmp_path) -> None:
-    """Also where one of them is killed, and the same command is given again."""
-    model, both = tmp_path / "model", {"transformer": tiny_dit(), "transformer_2": tiny_dit(1)}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_dit, batches, tmp_path_factory) -> Callable[[Path], list[str]]:
+    """The words that prune a pipeline with two denoisers into a folder."""
+    folder = tmp_path_factory.mktemp("shared")
+    model, both = folder / "model", {"transformer": tiny_dit(), "transformer_2": tiny_dit(1)}
     save_pipeline(both["transformer"], model)
     add_denoiser(model, both["transformer_2"])
-    stats, calls = tmp_path / "stats.safetensors", tmp_path / "calls"
+    stats, calls = folder / "stats.safetensors", folder / "calls"
     parts = {name: calibrate_denoiser(dit, batches(dit)) for name, dit in both.items()}
     save_statistics(parts, stats)
     made = [Call.of(batch) for batch in batches(both["transformer"])]
@@ -62,20 +69,26 @@ def test_one_two_and_three_processes_write_the_same_bytes(tiny_dit, batches, tmp
         [Call(call.args, call.kwargs, None, name) for name in both for call in made], {}, calls
     )
 
-    def command(out: str) -> list[str]:
+    def words(out: Path) -> list[str]:
         return [
-            "prune", str(model), "-o", str(tmp_path / out), "--statistics", str(stats),
+            "prune", str(model), "-o", str(out), "--statistics", str(stats),
             "--calibration-set", str(calls), "--preset", "fast", "--gram-memory", "20KB",
         ]  # fmt: skip
 
+    return words
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_one_two_and_three_processes_write_the_same_bytes(command, tmp_path) -> None:
+    """Also where one of them is killed, and the same command is given again."""
     dies = "2 measuring blocks 1"
     groups = [
-        (1, "", command("1")), (2, "", command("2")),
-        (3, dies, command("3")), (3, "", command("3")),
+        (1, "", command(tmp_path / "1")), (2, "", command(tmp_path / "2")),
+        (3, dies, command(tmp_path / "3")), (3, "", command(tmp_path / "3")),
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", GROUPS, json.dumps(groups)], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}, timeout=300,
+        env=os.environ | ENVIRONMENT, timeout=300,
     )  # fmt: skip
     codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert codes == [[0], [0, 0], [2, 2, -signal.SIGKILL], [0, 0, 0]], done.stderr[-3000:]
@@ -83,3 +96,24 @@ def test_one_two_and_three_processes_write_the_same_bytes(tiny_dit, batches, tmp
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2") == files_of(tmp_path / "3")
     left = {path.name for path in Path(tmp_path).iterdir() if path.name.startswith(".")}
     assert left == set()
+
+
+def test_two_machines_share_a_folder(command, tmp_path) -> None:
+    """Two agents of torchrun on this one; what they write is what a process alone writes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    agents = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank",
+                str(rank), "--master-addr", "127.0.0.1", "--master-port", str(port),
+                "-m", "ditprune", *command(tmp_path / "out"),
+            ],
+            env=os.environ | ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    told = [agent.communicate(timeout=300)[1].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    assert run([*command(tmp_path / "alone"), "--device", "cpu"]) == 0
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "alone")
