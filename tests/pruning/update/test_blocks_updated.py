@@ -92,7 +92,9 @@ def test_blocks_that_do_not_chain_are_told_and_taken_by_whole_calls(caplog) -> N
     denoiser, calls = BUILDS["lists_of_lists"]()  # its parts are called, and not its blocks
     stats = ditprune.calibrate(denoiser, calls)
     with caplog.at_level(logging.INFO, "ditprune"):
-        outcome = ditprune.prune_(denoiser, stats, batches=calls, preset="fast", progress=False)
+        outcome = ditprune.prune_(
+            denoiser, stats, batches=calls, preset="fast", progress=False, max_gram_bytes=SCARCE
+        )
     assert outcome.sparsity == pytest.approx(0.5, abs=1e-3)
     (line,) = [r.getMessage() for r in caplog.records if "block by block" in r.getMessage()]
     assert line == "Build: not taken block by block: a call does not reach blocks.0"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditprune.calibration.observe import stages
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
 from ditprune.method.recipe import Recipe
@@ -70,9 +71,10 @@ def update_targets(
 ) -> Updates:  # fmt: skip
     """New weights for every target; the denoiser itself is left as it was.
 
-    They are made block by block where denoiser and recipe allow it. Else Grams of all targets are
-    collected at once where they fit `max_gram_bytes`, or stage by stage with a pass over the calls
-    for each, twice where budgets are measured. With packages, each begins a stage.
+    Where Grams of all targets fit `max_gram_bytes` together and no refinement follows, one pass of
+    whole calls is the quickest. Else they are made block by block if denoiser and recipe allow it,
+    or stage by stage with a pass over the calls for each, twice where budgets are measured. With
+    packages, each begins a stage.
 
     Args:
         prepared: by a run with another share.
@@ -83,13 +85,22 @@ def update_targets(
     """
     if recipe.needs_calls:
         check_has_calls(inputs.calls)
-    done = None if prepared else updated_in_memory(inputs, recipe)
+    goes_whole = prepared is not None or _fits_at_once(inputs, recipe)
+    done = None if goes_whole else updated_in_memory(inputs, recipe)
     updates, first_updates = (
         updated_whole(inputs, recipe, prepared, costs) if done is None else done
     )
     if recipe.refinement is None:
         return Updates(updates)
     return _refined(inputs, recipe, updates, first_updates)
+
+
+def _fits_at_once(inputs: UpdateInputs, recipe: Recipe) -> bool:
+    """Whether one pass of whole calls is all that Grams take: less than two through the blocks."""
+    return (
+        recipe.refinement is None
+        and len(stages(inputs.targets, recipe.packages, inputs.gram_bytes)) == 1
+    )
 
 
 def updated_whole(

@@ -90,12 +90,12 @@ def run_on(
     """
     targets, stats, residence, calls = inputs.targets, inputs.stats, ground.residence, inputs.calls
     denoiser = ground.denoiser
-    chain = chain_of(trunk(denoiser, recipe, stats), targets, calls, residence, denoiser)
-    if chain is None:
-        return None
     if recipe.objective == "output":
         with residence.running():
             calls = rows_for_output(denoiser, targets, calls)
+    chain = chain_of(trunk(denoiser, recipe, stats), targets, calls, residence, denoiser)
+    if chain is None:
+        return None
     make, every = place_states(
         chain, calls, residence, recipe, ground.folder, ground.device, ground.left_bytes
     )
