@@ -17,12 +17,16 @@ from ditprune.cli.globs import read_globs
 from ditprune.cli.groups import grouped
 from ditprune.errors import RecipeError
 from ditprune.method.choices import AXES, PRESETS, constant_words, flag
+from ditprune.method.distill import TAILS
 from ditprune.method.recipe import DEFAULT_METHODS, GLOBS, NAMES, Recipe
 from ditprune.method.words import build, from_json
 from ditprune.writing.json_file import parse_json, read_json
 from ditprune.writing.paths import path_of
 
 _BY_DENOISER = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+# The constants that are names, with what they may be.
+_TEXTS = {"tail": f"; {', '.join(TAILS)}: steps of all layers together after the blocks"}
+_NAMED = {*_TEXTS, "inputs"}
 _TYPES = {part.name: part.metadata.get("kind", str) for part in fields(Recipe)}
 
 
@@ -30,8 +34,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Every word of a recipe, and a file with them; `read_recipe` takes them."""
     options = [_option(part.name, part.metadata) for part in fields(Recipe)]
     options += [
-        click.option(flag(word), metavar="NUMBER", multiple=True,
-                     help=f"constant of a {axis}: {', '.join(_methods_with(axis, word))}")
+        click.option(flag(word), metavar="NAME" if word in _TEXTS else "NUMBER", multiple=True,
+                     help=f"constant of a {axis}: {', '.join(_methods_with(axis, word))}"
+                     f"{_TEXTS.get(word, '')}")
         for word, axis in constant_words().items()
     ]  # fmt: skip
     options += [
@@ -111,7 +116,8 @@ def _value(word: str, given: Any) -> Any:
         return given
     if word in AXES:
         return _by_denoiser(word, given, _method)
-    kind = _TYPES.get(word, float if word in constant_words() else str)
+    is_number = word in constant_words() and word not in _TEXTS
+    kind = _TYPES.get(word, float if is_number else str)
     if word in GLOBS:
         globs = read_globs(word, given)
         return _ByDenoiser(globs) if isinstance(globs, Mapping) else globs
@@ -147,7 +153,7 @@ def _method(text: str) -> Any:
         if word in values:
             raise RecipeError(f"'{text}': {word} is given twice; leave one out")
         try:
-            values[word] = parse_json(value)
+            values[word] = value if word in _NAMED else parse_json(value)
         except ValueError:
             raise RecipeError(f"'{text}': {word} is '{value}', expected a number") from None
     return values

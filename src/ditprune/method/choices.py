@@ -26,6 +26,7 @@ AXES: dict[str, Mapping[str, Any]] = {
 }
 # The axes whose constants are also words of their own, as in `weight_power=2`.
 _FLAT = ("saliency", "granularity")
+_FLAT_CONSTANTS = {"tail": "refinement"}
 # The words that a preset stands for; the others keep their defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -39,7 +40,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "best": {
         "reconstruction": "admm",
         "mask": "refinement",
-        "allocation": "sensitivity",
+        "allocation": "proxy",
+        "objective": "output",
+        "granularity": "layer",
         "refinement": "distill",
     },
 }
@@ -72,7 +75,7 @@ def constants_of(method: Any) -> dict[str, Any]:
 
 def constant_words() -> dict[str, str]:
     """The words that are a constant of some method, each with its axis."""
-    return {
+    return _FLAT_CONSTANTS | {
         constant.name: axis
         for axis in _FLAT
         for method in AXES[axis].values()

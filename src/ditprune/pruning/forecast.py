@@ -223,5 +223,5 @@ def _budget_operations(
 def _training_operations(recipe: Recipe, row: RowCost, num_rows: int) -> float:
     if recipe.refinement is None:
         return 0.0
-    rows = recipe.refinement.num_steps * min(recipe.refinement.batch_size, num_rows)
+    rows = recipe.refinement.num_steps * min(recipe.refinement.rows_of_whole, num_rows)
     return rows * (2 + _BACKWARD) * row.num_operations

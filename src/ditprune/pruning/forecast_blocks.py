@@ -157,7 +157,7 @@ def _work(
         work["layers"] = layers
     if recipe.refinement is not None:
         settings = recipe.refinement
-        taken = settings.num_steps * min(settings.batch_size, rows)
+        taken = settings.num_steps * min(settings.rows_of_whole, rows)
         blocks = sum(block.num_operations for block in row.blocks.values())
         work["refinement"] = Operations(_FORWARDS_OF_STEP * taken * blocks + rows * passes.once)
     return work
@@ -198,7 +198,7 @@ def _of_block(
         "is updated": fixed + max(map(work_bytes, inside.values())),
     }
     if recipe.refinement is not None:
-        rows = min(setting.num_rows, recipe.refinement.batch_size)
+        rows = min(setting.num_rows, recipe.refinement.rows_of_whole)
         phases["is refined"] = fixed + max(
             _TRAINING_COPIES * _FLOAT * sum(target.num_weights for target in part.values())
             + rows * _activation_bytes(part, row, setting)

@@ -123,3 +123,10 @@ def _refined_lines(refined: Mapping[str, Any] | None) -> Iterator[str]:
             f"not refined: {names[0]}{more}, to which no gradient leads; what the reconstruction "
             "gave stays"
         )
+    if refined["is_taken"] and refined.get("left_blocks"):
+        paths = refined["left_blocks"]
+        more = f" and {len(paths) - 1} more blocks" if len(paths) > 1 else ""
+        yield (
+            f"not refined: {paths[0]}{more}, where training did not lower the error on rows kept "
+            "aside; what the reconstruction gave stays"
+        )

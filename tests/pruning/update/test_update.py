@@ -313,7 +313,7 @@ def test_packages_see_what_the_earlier_ones_leave(tiny_dit, tiny_stats, calls, s
 
 
 def test_the_best_preset_of_a_pattern_keeps_every_layers_count() -> None:
-    assert build(preset="best").allocation == "sensitivity"
+    assert build(preset="best").allocation == "proxy"
     assert build(preset="best").mask == "refinement"
     assert build(preset="best", pattern="2:4").allocation == "uniform"
     assert build(preset="best", pattern="2:4").mask == "reconstruction"

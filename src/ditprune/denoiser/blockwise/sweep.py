@@ -51,21 +51,21 @@ class Step:
         """
         for i in range(len(self.calls)):
             with evaluating(self.chain.denoiser):
-                got = self._enter(i, see)
+                got = self.enter(i, see)
             yield got
 
     def run(self, see: See = _unseen) -> None:
         """Run the block on every call, for hooks of the caller; nothing is kept."""
         with evaluating(self.chain.denoiser):
             for i in range(len(self.calls)):
-                got = self._enter(i, see)
+                got = self.enter(i, see)
                 self.block(*got.args, **got.kwargs)
 
     def advance(self, see: See = _unseen) -> None:
         """Run the block on every call, and keep what it gives for the block after it."""
         with evaluating(self.chain.denoiser):
             for i in range(len(self.calls)):
-                got = self._enter(i, see)
+                got = self.enter(i, see)
                 given = self.block(*got.args, **got.kwargs)
                 outputs = self.before[i] if self.number and self.chain.needs else None
                 self.after[i] = self.chain.going_on(self.number, outputs, given)
@@ -76,7 +76,8 @@ class Step:
         after = self.after[i]
         return after[self.number] if self.chain.carries(self.number) else after
 
-    def _enter(self, i: int, see: See) -> Call:
+    def enter(self, i: int, see: See = _unseen) -> Call:
+        """What the block gets in one call; to be asked for in eval mode."""
         call = self.calls[i]
         see(call)
         got = self.chain.enter(self.number, call, self.before[i] if self.number else None)
@@ -189,6 +190,11 @@ class BackwardStep:
     calls: Sequence[Call]
     before: States | None
     gradients: list[list[Tensor | None]]
+
+    def given_gradients(self) -> list[list[Tensor | None]]:
+        """By call, those of the floating tensors that this block gave."""
+        count = sum(leaf is not None for leaf in Call((self.chain.shapes[self.number],)).leaves())
+        return [gradients[len(gradients) - count :] for gradients in self.gradients]
 
     def run(self, see: See = _unseen) -> None:
         """A forward and a backward pass of the block for each call; parameters get no gradients.

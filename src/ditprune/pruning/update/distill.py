@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,14 +24,14 @@ from ditprune.pruning.update.gradients import (
 )
 from ditprune.pruning.update.judge import Judge
 from ditprune.pruning.update.swap import exchanged
-from ditprune.pruning.update.thinning import Thinning
+from ditprune.pruning.update.thinning import Thinning, thin_
 from ditprune.pruning.update.trained import Trained
 
 
 def draws(
     denoiser: nn.Module, layout: RowLayout, rows: Sequence[Call], settings: Distill
 ) -> Iterator[list[Call]]:
-    """Batches of `batch_size` rows, all rows once before any comes again."""
+    """Batches of rows, all rows once before any comes again."""
     generator = torch.Generator().manual_seed(settings.seed)
     of_moment: dict[Any, list[int]] = {}
     samples = [layout.sample(row) for row in rows]
@@ -41,7 +41,7 @@ def draws(
     ]
     for number, moment in enumerate(moments):
         of_moment.setdefault(moment, []).append(number)
-    size = min(settings.batch_size, len(rows))
+    size = min(settings.rows_of_whole, len(rows))
     while True:
         order = torch.randperm(len(rows), generator=generator).tolist()
         for first in range(0, len(rows) - size + 1, size):
@@ -89,7 +89,7 @@ class Refinement:
             name: denoiser.get_parameter(f"{name}.weight").detach().clone() for name in names
         }
         rows = [row for call in calls for row in self._layout.rows_of(call)]
-        self._rows, aside = _split(rows, settings.seed)
+        self._rows, aside = split(rows, settings.seed)
         aside = aside or self._rows
         together = [
             call
@@ -132,11 +132,9 @@ class Refinement:
         with training(self._denoiser, list(weights.values())):
             for step in range(settings.num_steps):
                 if thinning and thinning.is_due(step, settings.num_steps):
-                    scores = trained.scores()
-                    thinning = _settled_(trained, keep, thinning, scores, settled)
-                    keep |= thinning.masks(keep, scores, step, settings.num_steps)
+                    thinning = thin_(trained, keep, thinning, settled, step, settings.num_steps)
                 backward = partial(self._backward, next(batches))
-                trained.step_(rate * _rate(step, settings.num_steps), backward, keep)
+                trained.step_(rate * rate_at(step, settings.num_steps), backward, keep)
                 progress("refining", step + 1, settings.num_steps)
         self.unreached = trained.unreached()
         return keep
@@ -162,31 +160,19 @@ class Refinement:
                     (loss * share * scale if scale != 1 else loss * share).backward()
 
 
-def _settled_(
-    trained: Trained, keep: dict[str, Tensor], thinning: Thinning, reached: Collection[str],
-    settled: Mapping[str, tuple[Tensor, Tensor]],
-) -> Thinning:  # fmt: skip
-    """Give targets that no gradient has reached what they settle for; the others go on."""
-    late = thinning.layers.keys() - set(reached)
-    for name in late:
-        weight, keep[name] = settled[name]
-        trained.set_(name, weight)
-    return thinning.without(late)
-
-
 def rate_for(error: float, settings: Distill) -> float:
     """The largest learning rate that suits this error, or the one that was asked for."""
     return settings.learning_rate or _RATE_OF_ERROR * math.sqrt(error)
 
 
-def _split(rows: list[Call], seed: int) -> tuple[list[Call], list[Call]]:
+def split(rows: Sequence[Call], seed: int) -> tuple[list[Call], list[Call]]:
     """Rows to train on, and rows to judge by."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     count = len(rows) // _ASIDE
     return [rows[i] for i in sorted(order[count:])], [rows[i] for i in sorted(order[:count])]
 
 
-def _rate(step: int, num_steps: int) -> float:
+def rate_at(step: int, num_steps: int) -> float:
     warm = max(1, int(_WARM_UP * num_steps))
     if step < warm:
         return (step + 1) / warm

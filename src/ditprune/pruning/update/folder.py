@@ -216,7 +216,7 @@ def updated_tensors(
     done = update_targets(inputs, recipe, prepared, costs)
     tensors = {name: stored_update(job, name, update) for name, update in done.targets.items()}
     updates = UpdatedTensors(tensors, done.refined)
-    _save(updates, file)
+    save_updates(updates, file)
     return updates
 
 
@@ -239,7 +239,8 @@ def _stored(denoiser: str, calls: CalibrationSet) -> Iterator[Call]:
                 yield call
 
 
-def _save(updates: UpdatedTensors, file: Path) -> None:
+def save_updates(updates: UpdatedTensors, file: Path) -> None:
+    """Keep all updates for the run that goes on."""
     outcomes = {name: asdict(outcome) for name, (_, outcome) in updates.tensors.items()}
     tensors = {name: weight for name, (weight, _) in updates.tensors.items()}
     record = {"targets": outcomes, "refined": updates.refined and updates.refined.to_json()}

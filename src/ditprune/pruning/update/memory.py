@@ -95,12 +95,17 @@ def _within_blocks(
     return grams or DEFAULT_GRAM_BYTES
 
 
+def whole_bytes(job: Job, placement: Placement, max_gram_bytes: int | None) -> int:
+    """What updating a denoiser takes that is loaded whole."""
+    targets, size = job.selection.targets, job.selection.num_parameters
+    return update_bytes(targets, job.recipe, size, placement.dtype.itemsize, max_gram_bytes)
+
+
 def check_whole(
     job: Job, placement: Placement, limit: int | None, max_gram_bytes: int | None
 ) -> None:
     """Refuse a denoiser that has to be loaded whole and does not fit. Raises RecipeError."""
-    targets, size = job.selection.targets, job.selection.num_parameters
-    needs = update_bytes(targets, job.recipe, size, placement.dtype.itemsize, max_gram_bytes)
+    needs = whole_bytes(job, placement, max_gram_bytes)
     if limit is not None and needs > limit:
         raise RecipeError(
             f"--max-memory {formats.size(limit)}: this recipe loads {job.name} whole, and "

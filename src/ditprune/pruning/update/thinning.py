@@ -16,7 +16,8 @@ from torch import Tensor
 from ditprune.method.allocation import MEASURED
 from ditprune.method.masks import keep_best
 from ditprune.method.recipe import Recipe
-from ditprune.pruning.update.layers import Layer
+from ditprune.pruning.update.layers import Layer, TargetUpdate
+from ditprune.pruning.update.trained import Trained
 
 Masks = Mapping[str, Tensor]
 # Shares of the way at which it begins, when Adam has seen some gradients, and ends.
@@ -124,6 +125,33 @@ def thinning(
         for shares in (before, after)
     )
     return Thinning(layers, first, last, recipe.allocation in MEASURED)
+
+
+def thinning_of(
+    recipe: Recipe, updates: Mapping[str, TargetUpdate], first_updates: Mapping[str, TargetUpdate]
+) -> Thinning:
+    """From the shares of the first updates to those of the others."""
+    layers = {name: update.layer for name, update in updates.items()}
+    before = {name: update.sparsity for name, update in first_updates.items()}
+    after = {name: update.sparsity for name, update in updates.items()}
+    return thinning(layers, recipe, before, after)
+
+
+def thin_(
+    trained: Trained, keep: dict[str, Tensor], thinning: Thinning,
+    settled: Mapping[str, tuple[Tensor, Tensor]], step: int, num_steps: int,
+) -> Thinning:  # fmt: skip
+    """Remove what is due from `keep`; targets that no gradient has reached take what they settle
+    for, and the others go on.
+    """
+    scores = trained.scores()
+    late = thinning.layers.keys() - scores.keys()
+    for name in late:
+        weight, keep[name] = settled[name]
+        trained.set_(name, weight)
+    thinning = thinning.without(late)
+    keep |= thinning.masks(keep, scores, step, num_steps)
+    return thinning
 
 
 def _between(first: int, last: int, ramp: float) -> int:

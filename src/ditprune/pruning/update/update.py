@@ -13,10 +13,12 @@ from torch import Tensor
 from ditprune.calibration.observe import stages
 from ditprune.calls import Call
 from ditprune.errors import RecipeError, StatisticsError
+from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.blockwise.in_memory import updated_in_memory
+from ditprune.pruning.update.blockwise.run import BlockRefined
 from ditprune.pruning.update.distill import Refinement, rate_for
 from ditprune.pruning.update.gradients import outside_inference
 from ditprune.pruning.update.layers import (
@@ -28,7 +30,7 @@ from ditprune.pruning.update.layers import (
 )
 from ditprune.pruning.update.prepared import Prepared, UpdateInputs, prepare_all
 from ditprune.pruning.update.swap import matrix_of, replaced
-from ditprune.pruning.update.thinning import Thinning, thinning
+from ditprune.pruning.update.thinning import Thinning, thinning_of
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,40 @@ class RefinementResult:
 
     Args:
         is_taken: whether the trained weights were taken; they are not where the error did not fall.
-        error_before: of the reconstruction alone.
+        error_before: of the reconstruction alone. Where blocks were trained one by one, of what a
+            block adds, the mean of all; with a tail, the denoiser's before the tail.
         error_after: of the trained weights; None where that is NaN or Inf.
         unreached: targets to which no gradient led, which keep what their reconstruction gave.
+        left_blocks: blocks whose own training did not help, which keep it too.
     """
 
     is_taken: bool
     error_before: float
     error_after: float | None
     unreached: tuple[str, ...] = ()
+    left_blocks: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
-        return {**asdict(self), "unreached": list(self.unreached)}
+        lists = {"unreached": list(self.unreached), "left_blocks": list(self.left_blocks)}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RefinementResult:
         """From what `to_json` gave."""
-        return cls(**{**record, "unreached": tuple(record["unreached"])})
+        lists = {word: tuple(record.get(word, ())) for word in ("unreached", "left_blocks")}
+        return cls(**{**record, **lists})
+
+    @classmethod
+    def of_blocks(cls, blocks: Mapping[str, BlockRefined]) -> RefinementResult:
+        """Of blocks that were trained one by one, by their paths."""
+        before = sum(block.error_before for block in blocks.values()) / len(blocks)
+        after = [b.error_after if b.is_taken else b.error_before for b in blocks.values()]
+        return cls(
+            any(block.is_taken for block in blocks.values()), before, sum(after) / len(blocks),
+            tuple(name for block in blocks.values() for name in block.unreached),
+            tuple(path for path, block in blocks.items() if not block.is_taken),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +105,38 @@ def update_targets(
         check_has_calls(inputs.calls)
     goes_whole = prepared is not None or _fits_at_once(inputs, recipe)
     done = None if goes_whole else updated_in_memory(inputs, recipe)
-    updates, first_updates = (
-        updated_whole(inputs, recipe, prepared, costs) if done is None else done
-    )
+    updates: Mapping[str, TargetUpdate]
+    first_updates: Mapping[str, TargetUpdate]
+    if done is None:
+        updates, first_updates = updated_whole(inputs, recipe, prepared, costs)
+    else:
+        updates, first_updates = done.updates, done.first_updates
     if recipe.refinement is None:
         return Updates(updates)
-    return _refined(inputs, recipe, updates, first_updates)
+    if done is not None and done.refined:
+        blocks = Updates(updates, RefinementResult.of_blocks(done.refined))
+        return with_tail(inputs, recipe.refinement, blocks)
+    thin = thinning_of(recipe, updates, first_updates) if recipe.mask == "refinement" else None
+    return _refined(inputs, recipe.refinement, updates, first_updates, thin)
+
+
+def with_tail(inputs: UpdateInputs, settings: Distill, blocks: Updates) -> Updates:
+    """Blocks that were trained one by one, and then all together for a few steps, if any."""
+    tail = settings.of_tail()
+    if tail is None:
+        return blocks
+    assert blocks.refined is not None
+    done = _refined(inputs, tail, blocks.targets, blocks.targets, None)
+    assert done.refined is not None
+    told, of_blocks = done.refined, blocks.refined
+    return Updates(
+        done.targets,
+        replace(
+            told, is_taken=told.is_taken or of_blocks.is_taken,
+            error_after=told.error_after if told.is_taken else told.error_before,
+            unreached=of_blocks.unreached, left_blocks=of_blocks.left_blocks,
+        ),
+    )  # fmt: skip
 
 
 def _fits_at_once(inputs: UpdateInputs, recipe: Recipe) -> bool:
@@ -186,17 +230,13 @@ def reconstructed(
 
 
 def _refined(
-    inputs: UpdateInputs,
-    recipe: Recipe,
-    updates: Mapping[str, TargetUpdate],
-    first_updates: Mapping[str, TargetUpdate],
-) -> Updates:
+    inputs: UpdateInputs, settings: Distill, updates: Mapping[str, TargetUpdate],
+    first_updates: Mapping[str, TargetUpdate], thin: Thinning | None,
+) -> Updates:  # fmt: skip
     """What gradient steps on all kept weights together make of `first_updates`; `updates` where
     these are not better on the rows kept aside.
     """
-    denoiser, settings = inputs.denoiser, recipe.refinement
-    assert settings is not None
-    thin = None if recipe.mask != "refinement" else _thinning(recipe, updates, first_updates)
+    denoiser = inputs.denoiser
     blocks = list(dict.fromkeys(update.layer.target.block for update in updates.values()))
     settled = {name: (update.weight, update.keep) for name, update in updates.items()}
     with torch.inference_mode(False):
@@ -224,15 +264,6 @@ def _refined(
         for name, update in updates.items()
     }  # fmt: skip
     return Updates(trained, told)
-
-
-def _thinning(
-    recipe: Recipe, updates: Mapping[str, TargetUpdate], first_updates: Mapping[str, TargetUpdate]
-) -> Thinning:
-    layers = {name: update.layer for name, update in updates.items()}
-    before = {name: update.sparsity for name, update in first_updates.items()}
-    after = {name: update.sparsity for name, update in updates.items()}
-    return thinning(layers, recipe, before, after)
 
 
 def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:

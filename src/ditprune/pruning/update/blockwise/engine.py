@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ditprune.calls import Call
 from ditprune.denoiser.blockwise.states import States
 from ditprune.denoiser.blockwise.sweep import Step, forwards
 from ditprune.pruning.update import budgets
 from ditprune.pruning.update.blockwise.collect import block_grams
 from ditprune.pruning.update.blockwise.measure import measured_backwards
+from ditprune.pruning.update.blockwise.refine import BlockRefinement
 from ditprune.pruning.update.blockwise.run import BlockRun, BlockUpdates, Followed
 from ditprune.pruning.update.gradients import no_gradients, outside_inference
 from ditprune.pruning.update.grams import LayerGram
@@ -48,8 +50,8 @@ def update_blocks(given: BlockRun) -> None:
         run = replace(given, calls=outside_inference(given.calls), make=make)
         budgets.check_shares(run.layers, run.recipe)
         if run.recipe.objective == "layer":
-            _update_forwards(run, lambda _number: {}, _shares(run, None))
-        elif run.recipe.allocation == "proxy" or run.refine is not None:
+            _update_forwards(run, lambda _number: {}, _shares(run, None), run.calls)
+        elif run.recipe.allocation == "proxy" or run.refine_calls:
             _update_measured(run)
         else:
             _update_backwards(run, _shares(run, None))
@@ -125,8 +127,8 @@ def _update_measured(run: BlockRun) -> None:
         return with_grams.get(number) or run.results.measured(number) or {}
 
     shares = _shares(run, _costs(run, measured))
-    if not keeps_grams or run.refine is not None:
-        _update_forwards(run, measured, shares)
+    if not keeps_grams or run.refine_calls:
+        _update_forwards(run, measured, shares, [] if keeps_grams else run.calls)
         return
     for num_done, number in enumerate(undone, start=1):
         run.results.keep(number, _updated(run, _grams_kept(with_grams[number]), shares))
@@ -178,18 +180,47 @@ def _costs(run: BlockRun, measured: FollowedOf) -> dict[str, list[float]] | None
     return budgets.with_middle({name: list(every[name][0]) for name in run.layers}, unknown)
 
 
-def _update_forwards(run: BlockRun, measured: FollowedOf, shares: _Shares) -> None:
+def _update_forwards(
+    run: BlockRun, measured: FollowedOf, shares: _Shares, calls: Sequence[Call]
+) -> None:
+    """Every block in turn. What is done is not done again, but a refinement's rows pass it.
+
+    Args:
+        calls: that Grams are taken of; none where they are kept.
+    """
     undone = _undone(run)
-    if not undone:
+    if not undone and not _waits(run):
         return
-    with closing(forwards(run.chain, run.calls, run.residence, run.make)) as steps:
+    refinement = _refinement(run)
+    with closing(forwards(run.chain, calls, run.residence, run.make)) as steps:
         for step in steps:
             if step.number in undone:
-                seen = measured(step.number)
-                run.results.keep(step.number, _update_block(run, step, seen, shares))
+                updates = _update_block(run, step, measured(step.number), shares)
+                if refinement is not None:
+                    updates = refinement(step, updates)
+                run.results.keep(step.number, updates)
+            if _waits(run):  # the next block sees what this one becomes
+                run.worker.wait()
+            if refinement is not None:
+                refinement.follow(step, run.results.weights(step.number))
             run.told("updating blocks", step.number + 1)
-            if step.number == undone[-1]:
+            if not _waits(run) and step.number == undone[-1]:
                 break
+
+
+def _waits(run: BlockRun) -> bool:
+    """Whether processes take blocks in turn."""
+    settings = run.recipe.refinement
+    if settings is None or not run.refine_calls:
+        return False
+    return settings.inputs == "pruned" and run.worker.world > 1
+
+
+def _refinement(run: BlockRun) -> BlockRefinement | None:
+    if not run.refine_calls:
+        return None
+    calls = outside_inference(run.refine_calls)
+    return BlockRefinement(run.chain, run.residence, calls, run.recipe, run.make, run.results.gains)
 
 
 def _update_block(
@@ -197,9 +228,4 @@ def _update_block(
 ) -> BlockUpdates:
     at_once = _grams_kept(seen)
     parts = [at_once] if at_once else block_grams(run, step, seen)
-    updates = _joined([_updated(run, grams, shares) for grams in parts])
-    if run.refine is None:
-        return updates
-    if not step.has_run:
-        step.advance()
-    return run.refine(step, updates)
+    return _joined([_updated(run, grams, shares) for grams in parts])

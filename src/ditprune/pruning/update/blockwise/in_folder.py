@@ -15,6 +15,7 @@ from ditprune.denoiser.replay import fitting, run_call
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress, silent
 from ditprune.pruning.job import Job
+from ditprune.pruning.plan import read_module
 from ditprune.pruning.update.blockwise.engine import update_blocks
 from ditprune.pruning.update.blockwise.results import FolderResults, WrittenBlocks
 from ditprune.pruning.update.blockwise.room import blockwise_bytes
@@ -24,14 +25,20 @@ from ditprune.pruning.update.folder import (
     Source,
     UpdatedTensors,
     calls_of,
+    save_updates,
     stored_update,
     updated_tensors,
 )
-from ditprune.pruning.update.layers import warn_of_few
-from ditprune.pruning.update.memory import check_whole
+from ditprune.pruning.update.layers import TargetUpdate, prepare_layers, warn_of_few
+from ditprune.pruning.update.memory import check_whole, whole_bytes
 from ditprune.pruning.update.prepared import DEFAULT_GRAM_BYTES, UpdateInputs
 from ditprune.pruning.update.share import Chosen
-from ditprune.pruning.update.update import check_has_calls
+from ditprune.pruning.update.update import (
+    RefinementResult,
+    Updates,
+    check_has_calls,
+    with_tail,
+)
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
@@ -48,6 +55,9 @@ def updates_of(
     if chosen is None and not file.is_file():
         folder = folder_of(file)
         updates = updated_in_blocks(loading, recipe, folder, progress, worker or Worker())
+        if updates is not None and _has_tail(loading, recipe):
+            updates = _with_tail(loading, recipe, updates, folder, progress)
+            save_updates(updates, file)
         if updates is not None:
             return updates
     return updated_tensors(loading, recipe, file, progress, chosen)
@@ -105,7 +115,8 @@ def updated_in_blocks(
     targets, stats = job.selection.targets, job.stats
     most = source.max_gram_bytes
     inputs = UpdateInputs(residence.denoiser, targets, stats, calls, progress, most)
-    run = run_on(ground, inputs, recipe, FolderResults(folder, partial(stored_update, job)), worker)
+    results = FolderResults(folder, partial(stored_update, job), _has_tail(loading, recipe))
+    run = run_on(ground, inputs, recipe, results, worker)
     if run is None:
         check_whole(job, placement, source.max_memory, most)
         return None
@@ -113,7 +124,39 @@ def updated_in_blocks(
     worker.wait()
     written = WrittenBlocks(folder)
     warn_of_few(written.few, len(targets))
-    return UpdatedTensors(written, None)
+    refined = {run.chain.blocks[number]: told for number, told in written.refined.items()}
+    told = RefinementResult.of_blocks(refined) if refined else None
+    return UpdatedTensors(written, told)
+
+
+def _has_tail(loading: Loading, recipe: Recipe) -> bool:
+    """Whether all layers train together after the blocks: where memory holds the denoiser."""
+    source, settings = loading.source, recipe.refinement
+    if source is None or settings is None or settings.of_tail() is None:
+        return False
+    limit, most = source.max_memory, source.max_gram_bytes
+    return limit is None or whole_bytes(loading.job, source.placement, most) <= limit
+
+
+def _with_tail(
+    loading: Loading, recipe: Recipe, written: UpdatedTensors, folder: Path, progress: Progress
+) -> UpdatedTensors:
+    job, settings = loading.job, recipe.refinement
+    assert settings is not None
+    results = FolderResults(folder, partial(stored_update, job))
+    masks = {n: keep for i in results.numbers() for n, keep in results.masks(i).items()}
+    layers = prepare_layers(job.selection.targets, read_module(loading.denoiser), job.stats, recipe)
+    updates = {
+        name: TargetUpdate(
+            as_matrix(weight).float(), masks[name], layers[name], outcome.sparsity,
+            outcome.damping or 0.0,
+        )
+        for name, (weight, outcome) in written.tensors.items()
+    }  # fmt: skip
+    inputs = loading.inputs(loading.calls, progress)
+    done = with_tail(inputs, settings, Updates(updates, written.refined))
+    tensors = {name: stored_update(job, name, update) for name, update in done.targets.items()}
+    return UpdatedTensors(tensors, done.refined)
 
 
 def _left_bytes(job: Job, blocks: Sequence[str], source: Source) -> int | None:

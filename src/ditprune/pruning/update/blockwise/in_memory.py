@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ditprune.denoiser.blockwise.residence import InMemory
@@ -10,17 +12,30 @@ from ditprune.method.recipe import Recipe
 from ditprune.pruning.plan import read_module
 from ditprune.pruning.update.blockwise.engine import update_blocks
 from ditprune.pruning.update.blockwise.results import InMemoryResults
+from ditprune.pruning.update.blockwise.run import BlockRefined
 from ditprune.pruning.update.blockwise.way import Ground, run_on, takes_blocks
 from ditprune.pruning.update.gradients import check_gradients
 from ditprune.pruning.update.layers import TargetUpdate, warn_of_few
 from ditprune.pruning.update.prepared import UpdateInputs, needs_gradients
 
-ByTarget = dict[str, TargetUpdate]
+
+@dataclass(frozen=True, eq=False)
+class BlockwiseUpdates:
+    """Of all blocks.
+
+    Args:
+        updates: by target, at its final share.
+        first_updates: at the share that it has before a refinement that is yet to come.
+        refined: by block, where blocks were trained one by one.
+    """
+
+    updates: Mapping[str, TargetUpdate]
+    first_updates: Mapping[str, TargetUpdate]
+    refined: Mapping[str, BlockRefined]
 
 
-def updated_in_memory(inputs: UpdateInputs, recipe: Recipe) -> tuple[ByTarget, ByTarget] | None:
-    """Every target's update at its final share, and at the share it has before refinement; None
-    where denoiser or recipe are not taken block by block.
+def updated_in_memory(inputs: UpdateInputs, recipe: Recipe) -> BlockwiseUpdates | None:
+    """Every target's update; None where denoiser or recipe are not taken block by block.
 
     Raises RecipeError, StatisticsError, ModelError.
     """
@@ -43,4 +58,8 @@ def updated_in_memory(inputs: UpdateInputs, recipe: Recipe) -> tuple[ByTarget, B
     warn_of_few([name for block in done for name in block.few], len(targets))
     updates = {name: update for block in done for name, update in block.updates.items()}
     first = {name: update for block in done for name, update in block.first_updates.items()}
-    return {name: updates[name] for name in targets}, {name: first[name] for name in targets}
+    return BlockwiseUpdates(
+        {name: updates[name] for name in targets},
+        {name: first[name] for name in targets},
+        {run.chain.blocks[n]: b.refined for n, b in results.blocks.items() if b.refined},
+    )

@@ -14,6 +14,7 @@ from ditprune.calls import Call
 from ditprune.denoiser.blockwise.states import States
 from ditprune.denoiser.blockwise.sweep import BackwardStep, Step, backwards, trace
 from ditprune.pruning.update.blockwise.collect import plain_grams
+from ditprune.pruning.update.blockwise.gains import gains_of
 from ditprune.pruning.update.blockwise.run import BlockRun, Followed
 from ditprune.pruning.update.grams import LayerGram, finished, is_reached
 from ditprune.pruning.update.output_grams import (
@@ -50,6 +51,9 @@ def measured_backwards(run: BlockRun, wanted: Collection[int]) -> Generator[Seen
     outside.grams.check_finite()
     for num_done, step in enumerate(chain([first], steps), start=1):
         if step.number in wanted:
+            if run.refine_calls:
+                gradients = step.given_gradients()
+                run.results.keep_gains(step.number, gains_of(denoiser, run.calls, gradients))
             yield from _of_block(run, step, outside.grams.states)
         else:
             step.run()

@@ -85,7 +85,7 @@ def state_bytes(chain: Chain, calls: Sequence[Call], residence: Residence) -> in
 
 def place_states(
     chain: Chain, calls: Sequence[Call], residence: Residence, recipe: Recipe, folder: Path,
-    device: str | torch.device, left_bytes: int | None,
+    device: str | torch.device, left_bytes: int | None, refine_calls: Sequence[Call] = (),
 ) -> tuple[Make, int]:  # fmt: skip
     """Places for hidden states: in memory where they fit, else in files of `folder`; and of how
     many blocks those of one are kept for the way back: of all where there is room.
@@ -98,6 +98,11 @@ def place_states(
     one_bytes, sees_output = state_bytes(chain, calls, residence), recipe.objective == "output"
     live = [len(chain.live(number)) for number in range(len(chain.blocks))]
     states_bytes = one_bytes * (sum(live) + 1 if sees_output else 2 * max(live))
+    refined_bytes = 0
+    if refine_calls:  # of dense and of pruned blocks, before and after a block, beside the Grams'
+        refined_bytes = 4 * max(live) * state_bytes(chain, refine_calls, residence)
+        refined_bytes += 2 * max(live) * one_bytes
+    states_bytes = max(states_bytes, refined_bytes)
     every, fewest_bytes = 1, states_bytes
     gradient_bytes = one_bytes * max(live) if sees_output else 0
     left = psutil.virtual_memory().available // 2 if left_bytes is None else left_bytes
@@ -113,7 +118,8 @@ def place_states(
     free = shutil.disk_usage(folder).free
     while sees_output and fewest_bytes > free and every**2 < len(live):
         every += 1
-        fewest_bytes = one_bytes * max(live) * (ceil(len(live) / every) + every + 1)
+        traced_bytes = one_bytes * max(live) * (ceil(len(live) / every) + every + 1)
+        fewest_bytes = max(traced_bytes, refined_bytes)
     if fewest_bytes > free:
         raise RecipeError(
             f"{folder}: what the blocks give for the {sum(map(num_rows, calls))} rows of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,9 +13,10 @@ from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.denoiser.blockwise.chain import Chain
 from ditprune.denoiser.blockwise.residence import Residence
-from ditprune.denoiser.blockwise.sweep import Make, Step
+from ditprune.denoiser.blockwise.sweep import Make
 from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
+from ditprune.pruning.update.blockwise.gains import BlockGains
 from ditprune.pruning.update.grams import LayerGram
 from ditprune.pruning.update.layers import Layer, TargetUpdate
 
@@ -34,11 +35,24 @@ class BlockUpdates:
     updates: Mapping[str, TargetUpdate]
     first_updates: Mapping[str, TargetUpdate]
     few: tuple[str, ...] = ()
+    refined: BlockRefined | None = None
 
 
-# What a block's updates become. The block is resident, dense, and has run: `step.entered()` gives
-# its inputs, `step.after` what it gave.
-Refine = Callable[[Step, BlockUpdates], BlockUpdates]
+@dataclass(frozen=True)
+class BlockRefined:
+    """What became of a block's refinement, by its errors on the rows kept aside from it.
+
+    Args:
+        is_taken: whether the trained weights were taken; they are not where the error did not fall.
+        error_before, error_after: of what the block adds, relative to it; tokens and channels count
+            as the denoiser's output follows them.
+        unreached: targets to which no gradient led.
+    """
+
+    is_taken: bool
+    error_before: float
+    error_after: float
+    unreached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +86,14 @@ class Results(Protocol):
 
     def keep_measured(self, number: int, measured: Mapping[str, Followed]) -> None: ...
 
+    def gains(self, number: int) -> BlockGains | None:
+        """None where no gradients were taken, or none comes to the block's outputs."""
+
+    def keep_gains(self, number: int, gains: BlockGains | None) -> None: ...
+
+    def weights(self, number: int) -> Mapping[str, Tensor]:
+        """The new weights of a block that is done, [C_out, C_in]; none of one without targets."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockRun:
@@ -84,6 +106,7 @@ class BlockRun:
         make: gives places for hidden states.
         worker: one of several processes that share the blocks.
         every: hidden states of one block in so many are kept for the way back.
+        refine_calls: those on whose rows blocks are refined; empty for a recipe without.
     """
 
     chain: Chain
@@ -97,8 +120,8 @@ class BlockRun:
     results: Results
     progress: Progress
     worker: Worker = field(default_factory=Worker)
-    refine: Refine | None = None
     every: int = 1
+    refine_calls: Sequence[Call] = ()
 
     def names_in(self, number: int) -> list[str]:
         """The targets of a block."""

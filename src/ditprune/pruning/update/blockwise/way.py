@@ -16,10 +16,11 @@ from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.denoiser.blockwise.chain import Chain
 from ditprune.denoiser.blockwise.find import find_chain
 from ditprune.denoiser.blockwise.residence import Residence
+from ditprune.method.distill import Distill
 from ditprune.method.recipe import Recipe
 from ditprune.method.statistics.column_norm import timestep_weights
 from ditprune.pruning.update.blockwise.room import place_states
-from ditprune.pruning.update.blockwise.run import BlockRun, Refine, Results
+from ditprune.pruning.update.blockwise.run import BlockRun, Results
 from ditprune.pruning.update.grams import rows_for_output
 from ditprune.pruning.update.layers import prepare_layers
 from ditprune.pruning.update.prepared import UpdateInputs, num_bins
@@ -38,7 +39,12 @@ def takes_blocks(recipe: Recipe) -> bool:
 
 def streams(recipe: Recipe) -> bool:
     """Whether a recipe is carried out with one block of the denoiser in memory."""
-    return takes_blocks(recipe) and recipe.refinement is None
+    return takes_blocks(recipe) and (recipe.refinement is None or refines_blocks(recipe))
+
+
+def refines_blocks(recipe: Recipe) -> bool:
+    """Whether a recipe trains blocks one by one."""
+    return isinstance(recipe.refinement, Distill)
 
 
 def trunk(denoiser: nn.Module, recipe: Recipe, stats: Statistics | None) -> list[str]:
@@ -82,7 +88,7 @@ class Ground:
 
 def run_on(
     ground: Ground, inputs: UpdateInputs, recipe: Recipe, results: Results,
-    worker: Worker | None = None, refine: Refine | None = None,
+    worker: Worker | None = None,
 ) -> BlockRun | None:  # fmt: skip
     """What `update_blocks` takes; None where the blocks do not chain.
 
@@ -90,6 +96,7 @@ def run_on(
     """
     targets, stats, residence, calls = inputs.targets, inputs.stats, ground.residence, inputs.calls
     denoiser = ground.denoiser
+    refine_calls = calls if refines_blocks(recipe) else []
     if recipe.objective == "output":
         with residence.running():
             calls = rows_for_output(denoiser, targets, calls)
@@ -97,11 +104,12 @@ def run_on(
     if chain is None:
         return None
     make, every = place_states(
-        chain, calls, residence, recipe, ground.folder, ground.device, ground.left_bytes
-    )
+        chain, calls, residence, recipe, ground.folder, ground.device, ground.left_bytes,
+        refine_calls,
+    )  # fmt: skip
     weights = timestep_weights(recipe.timestep_weighting, num_bins(stats))
     layers = prepare_layers(targets, ground.read, stats, recipe)
     return BlockRun(
         chain, residence, layers, calls, recipe, inputs.gram_bytes, weights, make, results,
-        inputs.progress, worker or Worker(), refine, every,
+        inputs.progress, worker or Worker(), every, refine_calls,
     )  # fmt: skip
