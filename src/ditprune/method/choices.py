@@ -177,6 +177,16 @@ def preset_words(preset: Any, is_pattern: bool) -> dict[str, Any]:
     }
 
 
+def with_preset(preset: Any, words: Mapping[str, Any], is_pattern: bool) -> dict[str, Any]:
+    """The words of a preset, and these words over them; constants alone go to its own method."""
+    merged = preset_words(preset, is_pattern)
+    for word, value in words.items():
+        is_constants = isinstance(value, Mapping) and "name" not in value
+        name = {"name": merged[word]} if is_constants and word in merged else {}
+        merged[word] = {**name, **value} if name else value
+    return merged
+
+
 def check_name(word: str, known: Collection[str], given: Any) -> None:
     """Raises RecipeError for an unknown name."""
     if not isinstance(given, str) or given not in known:

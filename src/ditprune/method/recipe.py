@@ -21,7 +21,7 @@ from ditprune.method.choices import (
     choose,
     constants_of,
     flag,
-    preset_words,
+    with_preset,
 )
 from ditprune.method.distill import Distill
 from ditprune.method.granularity import CAG, NM
@@ -143,7 +143,7 @@ class Recipe:
         words = {word: value for word, value in given.items() if value is not None}
         if preset is not None:
             is_pattern = pattern is not None or isinstance(words.get("granularity"), NM)
-            words = preset_words(preset, is_pattern) | words
+            words = with_preset(preset, words, is_pattern)
         if pattern is not None:
             groups = pattern if isinstance(pattern, NM) else NM.parse(str(pattern))
             if words.setdefault("granularity", groups) != groups:

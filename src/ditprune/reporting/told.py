@@ -27,7 +27,7 @@ def facts_of(claims: Mapping[str, Any]) -> list[str]:
         *_count_lines(claims["targets"]),
         *_share_lines(claims["recipe"], totals["sparsity"]),
         *_error_lines(claims.get("max_error")),
-        *_refined_lines(claims.get("refined")),
+        *refined_lines(claims.get("refined")),
     ]
 
 
@@ -104,7 +104,7 @@ def measured_error(error: Mapping[str, Any]) -> str:
     return measured if is_below else f"{measured}, ABOVE the {error['asked']:.3g} asked for"
 
 
-def _refined_lines(refined: Mapping[str, Any] | None) -> Iterator[str]:
+def refined_lines(refined: Mapping[str, Any] | None) -> Iterator[str]:
     """That a refinement's weights were not taken, or which layers it left as they were."""
     if refined is None:
         return

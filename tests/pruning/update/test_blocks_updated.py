@@ -68,24 +68,12 @@ def check_same(
     expected, _ = updated_whole(inputs, recipe, None, None)
     done = updated_in_memory(replace(inputs, max_gram_bytes=max_gram_bytes), recipe)
     assert done is not None
-    updates, _ = done
+    updates = done.updates
     assert updates.keys() == expected.keys()
     for name, update in updates.items():
         smallest = 1e-6 * float(expected[name].weight.abs().max())
         torch.testing.assert_close(update.weight, expected[name].weight, rtol=1e-4, atol=smallest)
         assert update.sparsity == expected[name].sparsity, (words, name)
-
-
-def test_what_a_refinement_begins_with_is_made_too() -> None:
-    inputs = inputs_of("DiT")
-    recipe = build(preset="best", allocation="proxy", objective="output", sparsity=0.5)
-    for got, expected in zip(
-        updated_in_memory(inputs, recipe) or (), updated_whole(inputs, recipe, None, None),
-        strict=True,
-    ):  # fmt: skip
-        for name, update in got.items():
-            torch.testing.assert_close(update.weight, expected[name].weight)
-            assert update.sparsity == expected[name].sparsity
 
 
 def test_blocks_that_do_not_chain_are_told_and_taken_by_whole_calls(caplog) -> None:
@@ -103,6 +91,5 @@ def test_blocks_that_do_not_chain_are_told_and_taken_by_whole_calls(caplog) -> N
 def test_inputs_that_are_not_finite_are_refused() -> None:
     inputs = inputs_of("DiT")
     inputs.calls[1].sample()[0, 0, 0, 0] = torch.nan  # neither the first of them nor the last
-    for words in (RECIPES["fast"], RECIPES["of layers"]):
-        with pytest.raises(StatisticsError, match="NaN or Inf"):
-            updated_in_memory(inputs, build(**words))
+    with pytest.raises(StatisticsError, match="NaN or Inf"):
+        updated_in_memory(inputs, build(**RECIPES["of layers"]))
