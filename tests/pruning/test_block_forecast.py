@@ -41,7 +41,7 @@ GRAMS = DEPTH * 2 * TOKENS * (3 * WIDTH**2 + (2 * WIDTH) ** 2)  # qkv, proj, two
 FACTORS = DEPTH * (3 * WIDTH**3 + (2 * WIDTH) ** 3)
 # [C_out, C_in] × [C_in, C_in] for each target
 PRODUCTS = DEPTH * 2 * ((3 + 1 + 2) * WIDTH * WIDTH**2 + WIDTH * (2 * WIDTH) ** 2)
-ADMM_PRODUCTS, CURVE_PRODUCTS = 30 + 10 + 4, 1 + 10 * (6 + 3 + 2)
+ADMM_PRODUCTS, CURVE_PRODUCTS = 30 + 10 + 4, 1 + 8 * (6 + 3 + 2)
 
 
 class Deep(Denoiser):

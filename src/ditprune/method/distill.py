@@ -13,7 +13,7 @@ HELD_BACK = 0.08
 
 
 INPUTS, TAILS = ("pruned", "dense"), ("auto", "none")
-_MOST_ROWS, _FEWEST_ROWS, _ENOUGH_TOKENS = 16, 4, 256  # of a batch that trains one block
+_MOST_ROWS, _FEWEST_ROWS, _ENOUGH_TOKENS = 16, 2, 256  # of a batch that trains one block
 _ROWS_OF_WHOLE = 32
 _TAIL_SHARE = 4
 
@@ -30,7 +30,7 @@ class Distill:
         learning_rate: the largest one; it warms up shortly and falls to zero as a cosine. None
             takes 8e-3 · √(the error before), which fitted every sparsity that was tried.
         batch_size: rows of calibration calls in each step. None takes 32 where all are trained
-            together, and 4 to 16 for a block, until they hold 256 tokens.
+            together, and 2 to 16 for a block, until they hold 256 tokens.
         block_weight: weight of the error of all block outputs, beside the denoiser's own error,
             where all are trained together.
         mixing: the largest angle, in radians, by which a noisy input is rotated towards another

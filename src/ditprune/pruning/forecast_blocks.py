@@ -157,10 +157,16 @@ def _work(
         work["layers"] = layers
     if recipe.refinement is not None:
         settings = recipe.refinement
-        taken = settings.num_steps * min(settings.rows_of_whole, rows)
+        taken = settings.num_steps * min(settings.rows_of_block(_tokens(row)), setting.num_rows)
         blocks = sum(block.num_operations for block in row.blocks.values())
-        work["refinement"] = Operations(_FORWARDS_OF_STEP * taken * blocks + rows * passes.once)
+        followed = (2 if settings.inputs == "pruned" else 1) * setting.num_rows * passes.once
+        work["refinement"] = Operations(_FORWARDS_OF_STEP * taken * blocks + followed)
     return work
+
+
+def _tokens(row: RowCost) -> int:
+    """Of the hidden states of a row, as the layer with most tells them."""
+    return round(max(row.num_tokens.values(), default=1.0))
 
 
 def _keeps_grams(targets: Mapping[str, Target], recipe: Recipe, setting: Setting) -> bool:
@@ -198,22 +204,11 @@ def _of_block(
         "is updated": fixed + max(map(work_bytes, inside.values())),
     }
     if recipe.refinement is not None:
-        rows = min(setting.num_rows, recipe.refinement.rows_of_whole)
-        phases["is refined"] = fixed + max(
-            _TRAINING_COPIES * _FLOAT * sum(target.num_weights for target in part.values())
-            + rows * _activation_bytes(part, row, setting)
-            for part in _submodules(inside).values()
-        )
+        rows = min(setting.num_rows, recipe.refinement.rows_of_block(_tokens(row)))
+        trained = sum(target.num_weights for target in inside.values())
+        activations = rows * _activation_bytes(inside, row, setting)
+        phases["is refined"] = fixed + _TRAINING_COPIES * _FLOAT * trained + activations
     return {phase: round(size) for phase, size in phases.items()}
-
-
-def _submodules(inside: Mapping[str, Target]) -> dict[str, dict[str, Target]]:
-    """The targets of each child of a block."""
-    parts: dict[str, dict[str, Target]] = {}
-    for name, target in inside.items():
-        child = name.removeprefix(f"{target.block}.").split(".")[0]
-        parts.setdefault(child, {})[name] = target
-    return parts
 
 
 def _activation_bytes(targets: Mapping[str, Target], row: RowCost, setting: Setting) -> float:

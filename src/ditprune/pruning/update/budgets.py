@@ -32,7 +32,7 @@ from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
 
 # Shares at which a layer's cost is measured; between them its logarithm is interpolated.
-LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97)
+LEVELS = (0.2, 0.4, 0.55, 0.68, 0.78, 0.86, 0.92, 0.97)
 GramOf = Callable[[str], LayerGram | None]
 _NUM_POINTS = 98  # of the curve that the budget is chosen on
 _FLOOR = 1e-12

@@ -30,8 +30,9 @@ from ditprune.targets.discover import Target
 _SMALLEST_SQUARE = 2.0**-100
 
 
-# With the output's gradients: rows, and tokens for each channel that enters a target, if there are.
-_ENOUGH_ROWS, _ENOUGH_TOKENS = 512, 3
+# With the output's gradients, if there are as many: rows, tokens of a layer, and tokens for each
+# channel that enters it. Measured with 16 tokens a row: 512 rows are enough, 256 are not.
+_ENOUGH_ROWS, _ENOUGH_TOKENS, _TOKENS_OF_CHANNEL = 64, 8192, 3
 _SMALLEST_ROW = 1e-8  # of the mean
 
 
@@ -124,12 +125,13 @@ def rows_for_output(
 
 def enough_rows(targets: Mapping[str, Target], tokens_per_row: Mapping[str, float]) -> int:
     """Rows of calls that Grams of weighted tokens take: more tell little more."""
-    needed = [
-        math.ceil(_ENOUGH_TOKENS * targets[name].shape[1] / tokens)
-        for name, tokens in tokens_per_row.items()
-        if tokens
+    per_row = {name: tokens for name, tokens in tokens_per_row.items() if tokens > 1}
+    by_channels = [
+        math.ceil(_TOKENS_OF_CHANNEL * targets[name].shape[1] / tokens)
+        for name, tokens in per_row.items()
     ]
-    return max([_ENOUGH_ROWS, *needed])
+    most = max(per_row.values(), default=1.0)
+    return max([_ENOUGH_ROWS, math.ceil(_ENOUGH_TOKENS / most), *by_channels])
 
 
 def is_reached(state: OutputGram) -> bool:
