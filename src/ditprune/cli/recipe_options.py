@@ -70,7 +70,8 @@ def _methods_with(axis: str, constant: str) -> list[str]:
     return [
         name
         for name, method in AXES[axis].items()
-        if any(part.name == constant and part.init for part in fields(method))
+        if method is not None
+        and any(part.name == constant and part.init for part in fields(method))
     ]
 
 
