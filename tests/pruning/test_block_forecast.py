@@ -139,11 +139,14 @@ def test_a_gpu_that_is_too_small_is_told() -> None:
     ]
 
 
-def test_a_refinement_trains_submodules(counted) -> None:
+def test_a_refinement_trains_blocks(counted) -> None:
     words = {"preset": "fast", "refinement": Distill(num_steps=10, batch_size=2)}
     trained = forecast(counted, **words)
     steps, once = 10 * 2 * 3 * DEPTH * BLOCK, DEPTH * (HEAD + BLOCK)
-    assert trained.work["refinement"] == Operations(steps + ROWS * once)
+    both = 2 * ROWS * once  # dense, and pruned
+    assert trained.work["refinement"] == Operations(steps + both)
+    words["refinement"] = Distill(num_steps=10, batch_size=2, inputs="dense")
+    assert forecast(counted, **words).work["refinement"] == Operations(steps + both / 2)
     assert trained.device_bytes.keys() == {"runs", "is updated", "is refined"}
     assert "Grams" in trained.work
 
