@@ -91,10 +91,14 @@ def test_what_would_take_more_memory_is_refused_before_work(
     tiny_pipeline, tiny_stats, tiny_calls, tmp_path, loaded
 ) -> None:
     words = {"stats": tiny_stats, "batches": tiny_calls}
-    with pytest.raises(RecipeError, match=r"max_memory.* loads transformer whole, and takes"):
-        prune_folder.prune(
-            tiny_pipeline, tmp_path / "out", **words, preset="best", max_memory="300KB"
-        )
+    for recipe, text in (
+        ({"preset": "best"}, "updates transformer block by block, and takes"),
+        ({"preset": "best", "allocation": "sensitivity"}, "loads transformer whole, and takes"),
+    ):
+        with pytest.raises(RecipeError, match=f"max_memory.* {text}"):
+            prune_folder.prune(
+                tiny_pipeline, tmp_path / "out", **words, **recipe, max_memory="300KB"
+            )
     assert list(tmp_path.iterdir()) == []
     assert loaded == []
 

@@ -20,7 +20,6 @@ from ditprune.method.words import build
 from ditprune.pruning import loop
 from ditprune.pruning.convert import to_compact
 from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.update import folder as updating
 from ditprune.pruning.update.folder import Source
 from ditprune.pruning.verify import false_claims
 from ditprune.writing.lock import lock_of, locked
@@ -308,7 +307,7 @@ def test_what_was_done_of_the_first_denoiser_is_not_done_again(
     moment, words, two, tmp_path, monkeypatch
 ) -> None:
     model, stats, source = two
-    whole, computed = updating.update_targets, []
+    whole, computed = loop.updates_of, []
 
     def counted(denoiser: Any, *args: Any, **kwargs: Any) -> Any:
         computed.append(1)
@@ -319,7 +318,7 @@ def test_what_was_done_of_the_first_denoiser_is_not_done_again(
     def stop(*_args: Any, **_words: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(updating, "update_targets", counted)
+    monkeypatch.setattr(loop, "updates_of", counted)
     out, recipe = tmp_path / "out", build(**words)
     with monkeypatch.context() as patch:
         if moment == "before the end":
@@ -329,7 +328,7 @@ def test_what_was_done_of_the_first_denoiser_is_not_done_again(
     assert len(computed) == 2
     prune_checkpoint(model, out, stats, recipe, source=source)
     assert len(computed) == (3 if moment == "in the second" else 2)
-    monkeypatch.setattr(updating, "update_targets", whole)
+    monkeypatch.setattr(loop, "updates_of", whole)
     prune_checkpoint(model, tmp_path / "whole", stats, recipe, source=source)
     assert files_of(out) == files_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]

@@ -18,7 +18,7 @@ from ditprune.errors import DitpruneError, ModelError, RecipeError, StatisticsEr
 from ditprune.method.reconstruction import obs
 from ditprune.method.reconstruction.layer import Choice, LayerResult
 from ditprune.method.words import build, from_json
-from ditprune.pruning.update import folder, prepared
+from ditprune.pruning.update import folder, layers
 from ditprune.pruning.update.judge import Judge
 from ditprune.reporting.told import facts_of
 from ditprune.targets import writable
@@ -314,13 +314,13 @@ def test_owl_in_a_folder_reads_one_weight_at_a_time_and_gives_what_memory_gives(
 
 def test_a_share_under_an_error_takes_layers_and_grams_once(rows, stats, monkeypatch) -> None:
     times: list[int] = []
-    whole = prepared.prepare
+    whole = layers.prepare
 
     def counted(*args: Any) -> Any:
         times.append(1)
         return whole(*args)
 
-    monkeypatch.setattr(prepared, "prepare", counted)
+    monkeypatch.setattr(layers, "prepare", counted)
     outcome = prune(make(), {"max_error": 0.3, "reconstruction": "obs"}, rows, stats)
     assert len(times) == len(outcome.targets)
 

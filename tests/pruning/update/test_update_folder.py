@@ -202,7 +202,8 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
     assert "updates no weights" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
     best = ["prune", model, "-o", tmp_path / "b", "--statistics", stats, "--preset", "best"]
-    assert run_line(*best, "--calibration-set", calls, "--dry-run") == 0
+    measured = [*best, "--allocation", "sensitivity", "--calibration-set", calls]
+    assert run_line(*measured, "--dry-run") == 0
     plan = capsys.readouterr().out
     assert "from 12 rows of calls; Grams take 1 passes over them" in plan
     for stage in ("Grams", "budgets", "layers", "refinement", "in all"):
@@ -221,7 +222,7 @@ def test_the_command_line(tiny_dit, tmp_path, capsys) -> None:
         assert text in capsys.readouterr().err
     num_targets = len(discover(tiny_dit()))
     for size, passes in (("1KB", 2 * num_targets), ("1GB", 1)):
-        line = [*best, "--calibration-set", calls, "--gram-memory", size, "--dry-run"]
+        line = [*measured, "--gram-memory", size, "--dry-run"]
         assert run_line(*line) == 0
         assert f"Grams take {passes} passes" in capsys.readouterr().out
     assert run_line(*best, "--calibration-set", calls, "--gram-memory", "much") == 2

@@ -164,7 +164,10 @@ def update_at(layer: Layer, gram: LayerGram | None, recipe: Recipe) -> ShareUpda
         return ShareUpdate(layer, weight, partial(_zeroed, weight), choose, None)
     if is_settled_by_saliency(gram, recipe):
         method, choose = Nothing(), layer.mask_by_saliency
-    roots = None if gram is None or gram.rows is None else gram.rows.sqrt()[:, None]
+    roots = None
+    # A subclass of Linear may give back another number of channels than its weight has rows.
+    if gram is not None and gram.rows is not None and len(gram.rows) == len(weight):
+        roots = gram.rows.sqrt()[:, None]
     seen = weight if roots is None else weight * roots
     # A Gram that an allocation needed lets zeroing tell its error.
     sees_gram = gram is not None and (Gram in method.needs or isinstance(method, Nothing))
