@@ -55,7 +55,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLI
 
 
 @pytest.fixture(scope="module")
-def command(tiny_dit, batches, tmp_path_factory) -> Callable[[Path], list[str]]:
+def command(tiny_dit, batches, tmp_path_factory) -> Callable[..., list[str]]:
     """The words that prune a pipeline with two denoisers into a folder."""
     folder = tmp_path_factory.mktemp("shared")
     model, both = folder / "model", {"transformer": tiny_dit(), "transformer_2": tiny_dit(1)}
@@ -69,10 +69,11 @@ def command(tiny_dit, batches, tmp_path_factory) -> Callable[[Path], list[str]]:
         [Call(call.args, call.kwargs, None, name) for name in both for call in made], {}, calls
     )
 
-    def words(out: Path) -> list[str]:
+    def words(out: Path, *more: str) -> list[str]:
         return [
             "prune", str(model), "-o", str(out), "--statistics", str(stats),
-            "--calibration-set", str(calls), "--preset", "fast", "--gram-memory", "20KB",
+            "--calibration-set", str(calls), "--gram-memory", "20KB",
+            *(more or ("--preset", "fast")),
         ]  # fmt: skip
 
     return words
@@ -82,7 +83,9 @@ def command(tiny_dit, batches, tmp_path_factory) -> Callable[[Path], list[str]]:
 def test_one_two_and_three_processes_write_the_same_bytes(command, tmp_path) -> None:
     """Also where one of them is killed, and the same command is given again."""
     dies = "2 measuring blocks 1"
+    trains = ("--preset", "best", "--refinement", "distill,num_steps=4")
     groups = [
+        (1, "", command(tmp_path / "t1", *trains)), (2, "", command(tmp_path / "t2", *trains)),
         (1, "", command(tmp_path / "1")), (2, "", command(tmp_path / "2")),
         (3, dies, command(tmp_path / "3")), (3, "", command(tmp_path / "3")),
     ]  # fmt: skip
@@ -91,9 +94,12 @@ def test_one_two_and_three_processes_write_the_same_bytes(command, tmp_path) -> 
         env=os.environ | ENVIRONMENT, timeout=300,
     )  # fmt: skip
     codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert codes == [[0], [0, 0], [2, 2, -signal.SIGKILL], [0, 0, 0]], done.stderr[-3000:]
+    assert codes == [[0], [0, 0], [0], [0, 0], [2, 2, -signal.SIGKILL], [0, 0, 0]], done.stderr[
+        -3000:
+    ]
     assert "error: process 2 of 3 (id " in done.stderr
     assert files_of(tmp_path / "1") == files_of(tmp_path / "2") == files_of(tmp_path / "3")
+    assert files_of(tmp_path / "t1") == files_of(tmp_path / "t2")
     left = {path.name for path in Path(tmp_path).iterdir() if path.name.startswith(".")}
     assert left == set()
 
