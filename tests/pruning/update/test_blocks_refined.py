@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from ditprune.errors import RecipeError
 from ditprune.method.words import build
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.pruning.update.blockwise.gains import BlockGains, gains_of, weighted_square
+from ditprune.pruning.update.blockwise.results import FolderResults, WrittenBlocks
+from ditprune.pruning.update.blockwise.run import BlockRefined, BlockUpdates
 from ditprune.pruning.update.folder import Source
+from ditprune.pruning.update.update import RefinementResult
 from ditprune.pruning.verify import false_claims
 from ditprune.reporting.told import refined_lines
 from folders import files_of, tensors_on_disk
@@ -177,6 +181,31 @@ def test_gains_tell_channels_and_moments_apart(tiny_dit) -> None:
     got = weighted_square(gains, torch.tensor([1.0, 3.0]), [torch.ones(2, 5, 3)])
     torch.testing.assert_close(got, 5 * gains.channels[0].sum() * 4)
     assert gains_of(tiny_dit(), [call(1.0)], [[None]]) is None
+
+
+def test_a_block_that_adds_nothing_is_left(tiny_dit, tiny_stats, calls) -> None:
+    """Its relative error is none; an untrained gate of zero gives such a block."""
+    dense = tiny_dit()
+    with torch.no_grad():
+        for path in ("attn1.to_out.0", "ff.net.2"):
+            layer = dense.transformer_blocks[1].get_submodule(path)
+            layer.weight.zero_(), layer.bias.zero_()
+    recipe = words(num_steps=120, inputs="dense")
+    stats = ditprune.calibrate(dense, calls)
+    _, outcome = pruned(dense, stats, calls, sparsity=0.6, **recipe)
+    assert "transformer_blocks.1" in outcome.refined["left_blocks"]
+    errors = outcome.refined["error_before"], outcome.refined["error_after"]
+    assert all(math.isfinite(error) for error in errors)
+
+
+def test_training_that_ends_in_inf_is_told_in_a_file_too(tmp_path) -> None:
+    lost = BlockRefined(False, 0.5, None)
+    FolderResults(tmp_path, lambda *_: None).keep(3, BlockUpdates({}, {}, (), lost))
+    assert WrittenBlocks(tmp_path).refined == {3: lost}
+    told = RefinementResult.of_blocks({"blocks.3": lost})
+    assert (told.is_taken, told.error_before, told.error_after) == (False, 0.5, None)
+    better = RefinementResult.of_blocks({"a": lost, "b": BlockRefined(True, 0.3, 0.1)})
+    assert (better.is_taken, better.error_after) == (True, pytest.approx(0.3))
 
 
 @pytest.mark.parametrize("constants", [{"tail": "long"}, {"inputs": "both"}, {"tail": 3}], ids=str)

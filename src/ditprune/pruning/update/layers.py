@@ -203,6 +203,28 @@ def target_update(update: ShareUpdate, share: float | None) -> TargetUpdate:
     return TargetUpdate(done.weight, done.keep, update.layer, share, done.damping)
 
 
+def trained_updates(
+    updates: Mapping[str, TargetUpdate], weights: Mapping[str, Tensor], keep: Mapping[str, Tensor],
+    is_joint: bool,
+) -> dict[str, TargetUpdate]:  # fmt: skip
+    """The updates with weights and masks that training gave.
+
+    Args:
+        is_joint: whether the layers competed, so that each lost a share of its own.
+    """
+    return {
+        name: replace(
+            update, weight=weights[name], keep=keep[name],
+            sparsity=_share_removed(keep[name]) if is_joint else update.sparsity,
+        )
+        for name, update in updates.items()
+    }  # fmt: skip
+
+
+def _share_removed(keep: Tensor) -> float:
+    return (keep.numel() - int(keep.sum())) / keep.numel()
+
+
 def check_fits(name: str, weight: Tensor, dtype: torch.dtype) -> None:
     """Raises ModelError for an updated weight that its dtype cannot represent."""
     largest = float(weight.abs().max())

@@ -25,6 +25,7 @@ from ditprune.pruning.update.layers import (
     TargetUpdate,
     is_settled_by_saliency,
     target_update,
+    trained_updates,
     update_at,
     warn_of_few,
 )
@@ -67,9 +68,13 @@ class RefinementResult:
     def of_blocks(cls, blocks: Mapping[str, BlockRefined]) -> RefinementResult:
         """Of blocks that were trained one by one, by their paths."""
         before = sum(block.error_before for block in blocks.values()) / len(blocks)
-        after = [b.error_after if b.is_taken else b.error_before for b in blocks.values()]
+        is_taken = any(block.is_taken for block in blocks.values())
+        # Blocks that were left count as they are; where all were, what training gave is told.
+        after = [b.error_after if b.is_taken or not is_taken else b.error_before
+                 for b in blocks.values()]  # fmt: skip
+        finite = [error for error in after if error is not None]
         return cls(
-            any(block.is_taken for block in blocks.values()), before, sum(after) / len(blocks),
+            is_taken, before, sum(finite) / len(blocks) if len(finite) == len(blocks) else None,
             tuple(name for block in blocks.values() for name in block.unreached),
             tuple(path for path, block in blocks.items() if not block.is_taken),
         )  # fmt: skip
@@ -256,20 +261,10 @@ def _refined(
     )
     if not is_taken:
         return Updates(updates, told)
-    trained = {
-        name: replace(
-            update, weight=refined[name], keep=keep[name],
-            sparsity=_share(keep[name]) if thin and thin.is_joint else update.sparsity,
-        )
-        for name, update in updates.items()
-    }  # fmt: skip
+    is_joint = thin is not None and thin.is_joint
+    trained = trained_updates(updates, refined, keep, is_joint)
     return Updates(trained, told)
 
 
 def _weights(updates: Mapping[str, TargetUpdate]) -> dict[str, Tensor]:
     return {name: update.weight for name, update in updates.items()}
-
-
-def _share(keep: Tensor) -> float:
-    """The share that a mask removes."""
-    return (keep.numel() - int(keep.sum())) / keep.numel()

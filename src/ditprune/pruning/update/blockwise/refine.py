@@ -30,7 +30,7 @@ from ditprune.pruning.update.blockwise.gains import BlockGains, row_moments, wei
 from ditprune.pruning.update.blockwise.run import BlockRefined, BlockUpdates
 from ditprune.pruning.update.distill import rate_at, rate_for, split
 from ditprune.pruning.update.gradients import training
-from ditprune.pruning.update.layers import TargetUpdate
+from ditprune.pruning.update.layers import TargetUpdate, trained_updates
 from ditprune.pruning.update.swap import matrix_of, replaced
 from ditprune.pruning.update.thinning import Thinning, thin_, thinning_of
 from ditprune.pruning.update.trained import Trained
@@ -39,11 +39,7 @@ _CACHED_BYTES = 2_000_000_000  # of what enters a block; beyond it the denoiser'
 GainsOf = Callable[[int], BlockGains | None]
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Rows that are trained on, or judged by, together: calls by number."""
-
-    numbers: range
+_Batch = range  # rows that are trained on, or judged by, together: calls by number
 
 
 class BlockRefinement:
@@ -85,7 +81,7 @@ class BlockRefinement:
     def _add(self, layout: RowLayout, rows: Sequence[Call]) -> _Batch:
         first = len(self._calls)
         self._calls += layout.merged(rows)
-        return _Batch(range(first, len(self._calls)))
+        return range(first, len(self._calls))
 
     def __call__(self, step: Step, updates: BlockUpdates) -> BlockUpdates:
         """Refine a block that is resident and dense; it is left as it was. Then `follow` it."""
@@ -134,16 +130,13 @@ class BlockRefinement:
             keep, unreached = self._train_(step, problem, last, first, thin, rate)
             after = problem.error(self._aside)
             weights = {name: matrix_of(denoiser, name).float().clone() for name in last}
-        told = BlockRefined(after < before, before, after, tuple(unreached))
+        told = BlockRefined(
+            after < before, before, after if math.isfinite(after) else None, tuple(unreached)
+        )
         if not told.is_taken:
             return replace(updates, first_updates=last, refined=told)
-        trained = {
-            name: replace(
-                update, weight=weights[name], keep=keep[name],
-                sparsity=_share(keep[name]) if thin and thin.is_joint else update.sparsity,
-            )
-            for name, update in last.items()
-        }  # fmt: skip
+        is_joint = thin is not None and thin.is_joint
+        trained = trained_updates(last, weights, keep, is_joint)
         return replace(updates, updates=trained, first_updates=trained, refined=told)
 
     def _train_(
@@ -205,14 +198,14 @@ class _Problem:
     def error(self, batches: Sequence[_Batch]) -> float:
         """Of the block as it is: the weighted square of its error over that of what it adds."""
         with evaluating(self.block):
-            parts = [self._squares(i) for batch in batches for i in batch.numbers]
+            parts = [self._squares(i) for batch in batches for i in batch]
         total = sum(float(square) for _, square in parts)
-        return sum(float(error) for error, _ in parts) / total if total else math.nan
+        return sum(float(error) for error, _ in parts) / total if total else 0.0
 
     def backward(self, batch: _Batch, scale: float) -> None:
         """Gradients of a batch's error, times `scale`."""
         with torch.enable_grad():
-            parts = [self._squares(i) for i in batch.numbers]
+            parts = [self._squares(i) for i in batch]
             total = sum(float(square) for _, square in parts)
             loss: Any = sum(error for error, _ in parts) / (total or 1.0)
             if isinstance(loss, Tensor) and loss.requires_grad:
@@ -237,7 +230,3 @@ def _tokens(chain: Chain, row: Call) -> int:
         leaves = chain.enter(0, row).leaves()
     likes = [leaves[k] for k in Call((chain.shapes[0],)).leaves() if k is not None]
     return max(leaf.numel() // leaf.shape[-1] for leaf in likes)
-
-
-def _share(keep: Tensor) -> float:
-    return (keep.numel() - int(keep.sum())) / keep.numel()

@@ -45,13 +45,13 @@ class BlockRefined:
     Args:
         is_taken: whether the trained weights were taken; they are not where the error did not fall.
         error_before, error_after: of what the block adds, relative to it; tokens and channels count
-            as the denoiser's output follows them.
+            as the denoiser's output follows them. The second is None where it is NaN or Inf.
         unreached: targets to which no gradient led.
     """
 
     is_taken: bool
     error_before: float
-    error_after: float
+    error_after: float | None
     unreached: tuple[str, ...] = ()
 
 
