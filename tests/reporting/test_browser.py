@@ -51,6 +51,13 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+def wait_for_count(shown: Any, count: int) -> None:
+    """An image is visible only once it is decoded."""
+    from playwright.sync_api import expect
+
+    expect(shown).to_have_count(count)
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page as a file, without a name that is friendly to addresses."""
@@ -156,12 +163,12 @@ def test_the_worst_come_first_for_the_model_that_is_chosen(opened: Any) -> None:
 def test_all_models_stand_in_one_row_or_as_a_difference(opened: Any) -> None:
     page = opened()
     shown = page.locator(".samples > li").first.locator("img:visible")
-    assert shown.count() == 2
+    wait_for_count(shown, 2)
     page.get_by_label("all models in one row").check()
-    assert shown.count() == 3
+    wait_for_count(shown, 3)
     assert len({round(shown.nth(n).bounding_box()["y"]) for n in range(3)}) == 1
     page.get_by_label("difference", exact=True).check()
-    assert shown.count() == 2
+    wait_for_count(shown, 2)
     assert shot(shown.last).mean() > 200  # white against nearly black
     width = shown.first.bounding_box()["width"]
     page.get_by_label("large").check()
@@ -200,7 +207,7 @@ def test_long_words_do_not_widen_a_phone(opened: Any, tmp_path: Path) -> None:
 
 def test_without_scripts_the_images_stand_side_by_side(opened: Any) -> None:
     page = opened(java_script_enabled=False)
-    assert page.locator(".samples img:visible").count() == 15
+    wait_for_count(page.locator(".samples img:visible"), 15)
     assert page.locator("input:visible").count() == 0
 
 
