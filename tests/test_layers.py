@@ -20,6 +20,7 @@ ROWS: list[set[str]] = [
     {"calibration"},
     {"reporting", "runtime"},
     {"evaluation", "pruning", "diffusers_hook"},
+    {"shrinking"},
     {"reproduce", "api"},
     {"cli"},
     {"__main__"},
