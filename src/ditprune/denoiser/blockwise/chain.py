@@ -9,7 +9,7 @@ whatever it does there. Where blocks need earlier ones, what these gave is carri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,6 +56,12 @@ class Chain:
             return entered[0]
         raise ModelError(f"{self.blocks[number]}: a calibration call does not reach this block")
 
+    def reaching(self, number: int) -> AbstractContextManager[None]:
+        """The denoiser reaches block `number` without those before it, which give their inputs back
+        while the `with` block runs. What does not depend on hidden states is what it always is.
+        """
+        return _standing_in(self.denoiser, self._passing(number))
+
     def leave(self, call: Call, outputs: Any) -> Any:
         """The denoiser's output in a call, from what goes on after the last block."""
         with _standing_in(self.denoiser, self._before(len(self.blocks), outputs)):
@@ -83,13 +89,15 @@ class Chain:
         return {**{n: output for n, output in before.items() if n in live}, number: given}
 
     def _before(self, number: int, outputs: Any) -> dict[str, Callable[[Call], Any]]:
-        stand_ins: dict[str, Callable[[Call], Any]] = {}
-        for path, shape in zip(self.blocks[:number], self.shapes, strict=False):
-            stand_ins[path] = partial(_passed, shape)
+        stand_ins = self._passing(number)
         if number:
             given = outputs if self.carries(number - 1) else {number - 1: outputs}
             stand_ins |= {self.blocks[n]: partial(_given, output) for n, output in given.items()}
         return stand_ins
+
+    def _passing(self, number: int) -> dict[str, Callable[[Call], Any]]:
+        blocks = zip(self.blocks[:number], self.shapes, strict=False)
+        return {path: partial(_passed, shape) for path, shape in blocks}
 
 
 class _EnteredError(BaseException):
