@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-import ditprune
 from ditprune.calls import Call
 from ditprune.cli.forecasts import memory_lines
 from ditprune.errors import RecipeError
@@ -24,7 +21,6 @@ from ditprune.pruning.rates import (
     Operations,
     Rates,
     as_gpu_rate,
-    measured_rates,
     stated_rates,
 )
 from ditprune.pruning.row_cost import RowCost, row_cost
@@ -180,41 +176,3 @@ def test_seconds_are_operations_by_their_rates() -> None:
 def test_what_is_no_rate_is_refused(rate: float) -> None:
     with pytest.raises(RecipeError, match=r"gpu.rate.*: expected TFLOP/s above 0, such as 40"):
         as_gpu_rate(rate)
-
-
-def test_the_forecast_of_a_run_is_right_to_the_order() -> None:
-    """Layers so large that what is no arithmetic counts little."""
-    torch.manual_seed(0)
-    width = 192
-
-    class Attending(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.to_q, self.to_v = nn.Linear(width, width), nn.Linear(width, 2 * width)
-            self.to_out = nn.Linear(2 * width, width)
-
-        def forward(self, h: torch.Tensor) -> torch.Tensor:
-            return h + self.to_out(torch.tanh(self.to_v(h + self.to_q(h))))
-
-    class Build(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.blocks = nn.ModuleList([Attending(), Attending()])
-
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            for block in self.blocks:
-                x = block(x + t[:, None, None])
-            return x
-
-    denoiser, calls = Build(), [{"x": noise(8, 64, width), "t": torch.rand(8)} for _ in range(4)]
-    stats = ditprune.calibrate(denoiser, calls)
-    targets = discover(denoiser)
-    row = row_cost(Build().to("meta"), targets, Call((), calls[0]))
-    num_parameters = sum(parameter.numel() for parameter in denoiser.parameters())
-    expected = forecast_blocks(
-        targets, build(preset="fast"), row, Setting(32, 8, num_parameters)
-    ).seconds(measured_rates())
-    begin = time.perf_counter()
-    ditprune.prune_(denoiser, stats, batches=calls, preset="fast")
-    taken_s = time.perf_counter() - begin
-    assert taken_s / 6 < sum(expected.values()) < taken_s * 6

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction.admm import ADMM
 from ditprune.pruning.row_cost import RowCost
 from ditprune.pruning.update.budgets import LEVELS
+from ditprune.pruning.update.layers import ROWS_OF_CURVE
 from ditprune.targets.discover import Target
 
 _PRODUCTS_OF_OTHERS = 1.5
@@ -33,11 +35,12 @@ def solve_operations(target: Target, recipe: Recipe) -> float:
 
 
 def curve_operations(target: Target, recipe: Recipe) -> float:
-    """Of the errors at all levels."""
-    method = recipe.reconstruction
+    """Of the errors at all levels, which some rows tell."""
+    method, (num_out, num_in) = recipe.reconstruction, target.shape
+    part = replace(target, shape=(min(num_out, ROWS_OF_CURVE), num_in))
     if isinstance(method, ADMM):
-        return (1 + len(LEVELS) * method.num_products_of_error) * _product(target)
-    return len(LEVELS) * solve_operations(target, recipe)
+        return (1 + len(LEVELS) * method.num_products_of_error) * _product(part)
+    return len(LEVELS) * solve_operations(part, recipe)
 
 
 def _product(target: Target) -> float:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,13 +65,14 @@ def row_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) -> 
     rows, layers = num_rows(call), {name: skeleton.get_submodule(name) for name in targets}
     blocks = {target.block: skeleton.get_submodule(target.block) for target in targets.values()}
     counter = FlopCounterMode(display=False)
+    dtype = next(skeleton.parameters()).dtype  # calls may be in another, that of the placement
     try:
         with (
             counting_tokens(layers) as counts,
             counter,
             _counting_blocks(blocks, counter) as costs,
         ):
-            run_call(skeleton, call.map(_without_data))
+            run_call(skeleton, call.map(partial(_without_data, dtype)))
     except Exception as error:  # a class raises what it likes where it wants to see numbers
         raise ModelError(
             f"{type(skeleton).__name__} cannot run without numbers ({error!r}), so what updating "
@@ -109,5 +112,7 @@ def _counting_blocks(
         yield costs
 
 
-def _without_data(leaf: Any) -> Any:
-    return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+def _without_data(dtype: torch.dtype, leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.to("meta", dtype if leaf.is_floating_point() else None)

@@ -26,7 +26,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.progress import Progress
 from ditprune.pruning.update.grams import LayerGram
 from ditprune.pruning.update.judge import Judge, some_rows
-from ditprune.pruning.update.layers import Layer, prepare_layers, update_at
+from ditprune.pruning.update.layers import Layer, errors_of, prepare_layers, update_at
 from ditprune.pruning.update.output_grams import output_gains
 from ditprune.targets.discover import Target
 from ditprune.targets.matrix import as_matrix
@@ -183,8 +183,7 @@ def proxy_costs(
         gram = gram_of(name)
         if recipe.objective == "output" and (gram is None or gram.rows is None):
             unknown.append(name)
-        update = update_at(layer, gram, recipe)
-        costs[name] = [gains[name] * error for error in update.errors(LEVELS)]
+        costs[name] = [gains[name] * error for error in errors_of(layer, gram, recipe, LEVELS)]
         check_costs(name, costs[name])
         progress("estimating sensitivity", number, len(layers))
     return with_middle(costs, unknown)

@@ -22,6 +22,8 @@ from ditprune.pruning.scoring import norms_for, scores_of
 from ditprune.pruning.update.grams import LayerGram
 from ditprune.targets.discover import Target
 
+ROWS_OF_CURVE = 256  # that tell what each share of a layer costs
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -176,6 +178,25 @@ def update_at(layer: Layer, gram: LayerGram | None, recipe: Recipe) -> ShareUpda
     prepare = getattr(method, "prepare", None)
     solve = partial(method, seen, **given) if prepare is None else prepare(seen, **given)
     return ShareUpdate(layer, weight, solve, choose, roots)
+
+
+def errors_of(
+    layer: Layer, gram: LayerGram | None, recipe: Recipe, levels: Sequence[float]
+) -> list[float]:
+    """About the layer's error at each share, ascending: from some of its rows, evenly spread."""
+    num_out, num_in = layer.target.shape
+    if num_out <= ROWS_OF_CURVE:
+        return update_at(layer, gram, recipe).errors(levels)
+    rows_R = torch.linspace(0, num_out - 1, ROWS_OF_CURVE).round().long()
+    part = replace(
+        layer,
+        target=replace(layer.target, shape=(ROWS_OF_CURVE, num_in)),
+        read=lambda: layer.read()[rows_R],
+    )
+    if gram is not None and gram.rows is not None and len(gram.rows) == num_out:
+        gram = replace(gram, rows=gram.rows[rows_R])
+    errors = update_at(part, gram, recipe).errors(levels)
+    return [error * num_out / ROWS_OF_CURVE for error in errors]
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from ditprune.pruning.update.gradients import no_gradients, outside_inference
 from ditprune.pruning.update.grams import LayerGram
 from ditprune.pruning.update.layers import (
     TargetUpdate,
+    errors_of,
     is_settled_by_saliency,
     target_update,
     update_at,
@@ -162,7 +163,7 @@ def _measure(
 def _errors(run: BlockRun, name: str, gram: LayerGram) -> tuple[float, ...]:
     if run.recipe.allocation != "proxy":
         return ()
-    errors = tuple(update_at(run.layers[name], gram, run.recipe).errors(budgets.LEVELS))
+    errors = tuple(errors_of(run.layers[name], gram, run.recipe, budgets.LEVELS))
     budgets.check_costs(name, errors)
     return errors
 
