@@ -49,7 +49,7 @@ class Attention:
         named = [x for x in self.layers if names.is_output(x.path) and x is not parallel]
         if parallel is not None:
             return [x for x in named if x.columns > x.rows][:1]
-        widest = max((x.rows for x in self.layers if "q" in names.projects(x.path)), default=0)
+        widest = max((x.rows for x in self.layers if "q" in x.holds), default=0)
         return [x for x in named if x.columns <= widest]
 
     @property
@@ -106,18 +106,18 @@ def attentions_in(
         if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and name != path:
             continue
         layers = tuple(x for x in own_layers(module, name) if id(x.module) not in claimed)
-        if {"q", "k", "v"} <= set("".join(names.projects(x.path) for x in layers)):
-            claimed |= {id(x.module) for x in layers if names.projects(x.path)}
+        if {"q", "k", "v"} <= set("".join(x.holds for x in layers)):
+            claimed |= {id(x.module) for x in layers if x.holds}
             inside = [(p, m) for p, m in modules.items() if f"{name}.".startswith(f"{p}.")]
             inside = sorted(inside, key=lambda pair: -len(pair[0]))
             yield Attention(name, module, path, layers, (*inside, *above))
 
 
 def width_of_queries(attention: Attention) -> int:
-    queries = [x for x in attention.layers if names.projects(x.path) == "q"]
+    queries = [x for x in attention.layers if x.holds == "q"]
     if queries:
         return queries[0].rows
-    fused = next(x for x in attention.layers if names.projects(x.path) == "qkv")
+    fused = next(x for x in attention.layers if x.holds == "qkv")
     return fused.rows // 3
 
 
@@ -156,6 +156,6 @@ def _count_kv(attention: Attention, width: int, heads: int) -> int:
     said = _count(attention, names.KV_HEADS, heads)
     if said is not None:
         return said
-    keys = [x.rows for x in attention.layers if names.projects(x.path) in ("k", "v")]
+    keys = [x.rows for x in attention.layers if x.holds in ("k", "v")]
     units = min((rows // width for rows in keys), default=heads)
     return units if units and units <= heads and heads % units == 0 else heads

@@ -20,6 +20,7 @@ from ditprune.errors import is_out_of_memory, reason_of
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.twins import copied, exactly, in_float32, twin_of, widened, without_columns
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
+from ditprune.shrinking.variants import interleaved, joined
 
 TOLERANCE = 1e-5  # of the largest output
 UNREACHED = "the call does not reach it"
@@ -38,23 +39,44 @@ def check_groups(
     by_block: dict[str, dict[str, UnitGroup]] = {}
     for name, group in groups.items():
         by_block.setdefault(group.block, {})[name] = group
-    reasons: dict[str, str] = {}
-    seen: set[str] = set()
+    tried: dict[str, tuple[dict[str, UnitGroup], list[Whole]]] = {}
 
     def see(path: str, block: nn.Module, got: Call) -> None:
-        if path not in seen:
-            seen.add(path)
-            reasons.update(check_block(block, path, got, by_block[path]))
+        if path not in tried:
+            tried[path] = try_block(block, path, got, by_block[path])
 
     with hooked({path: denoiser.get_submodule(path) for path in by_block}, see):
         run_call(denoiser, copied(call))
-    for path in by_block.keys() - seen:
-        reasons.update(check_block(denoiser, "", call, by_block[path]))
+    for path in by_block.keys() - tried.keys():
+        tried[path] = try_block(denoiser, "", call, by_block[path])
+    good = {name: group for path in by_block for name, group in tried[path][0].items()}
+    return good, [whole for path in by_block for whole in tried[path][1]]
+
+
+def try_block(
+    block: nn.Module, path: str, got: Call, groups: Mapping[str, UnitGroup]
+) -> tuple[dict[str, UnitGroup], list[Whole]]:
+    """The groups of a block whose units can go, and the others with the reason.
+
+    What fails is tried once more: with the rows of each unit side by side, then attentions of
+    equal heads as one. The arguments are those of `check_block`.
+    """
+    reasons = check_block(block, path, got, groups)
     good = {name: group for name, group in groups.items() if name not in reasons}
+    failed = {n: group for n, group in groups.items() if reasons.get(n, UNREACHED) != UNREACHED}
+    others = {name: other for name, group in failed.items() if (other := interleaved(group))}
+    still = check_block(block, path, got, others) if others else {}
+    good |= {name: other for name, other in others.items() if name not in still}
+    both = joined([group for name, group in failed.items() if name not in good])
+    is_joint = both is not None and not check_block(block, path, got, {both.name: both})
+    gone = set(good)
+    if both is not None and is_joint:
+        good[both.name] = both
+        gone |= {name for name in failed if failed[name].kind == both.kind}
     return good, [
-        Whole(name, groups[name].kind, groups[name].block, reasons[name])
-        for name in groups
-        if name in reasons
+        Whole(name, groups[name].kind, groups[name].block, reason)
+        for name, reason in reasons.items()
+        if name not in gone
     ]
 
 

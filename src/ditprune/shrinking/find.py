@@ -6,6 +6,7 @@ Attentions have projections of queries, keys and values (`find_heads.py`); MLPs 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,9 +17,9 @@ from ditprune.shrinking.attention import Attention, attentions_in
 from ditprune.shrinking.find_heads import MULTIHEAD, find_heads
 from ditprune.shrinking.find_neurons import find_neurons
 from ditprune.shrinking.layers import layers_in
-from ditprune.shrinking.names import projects
 from ditprune.shrinking.units import HEADS, NEURONS, UnitGroup, Whole
 from ditprune.targets import exceptions
+from ditprune.targets.matrix import expected_shape
 from ditprune.targets.refused import refuse_fused, refuse_sparse
 from ditprune.targets.wrapped import is_adapted
 from ditprune.targets.writable import obstacle
@@ -41,19 +42,28 @@ def find_groups(
     groups: dict[str, UnitGroup] = {}
     whole: list[Whole] = []
     for path in blocks:
-        for item in _in_block(denoiser, path):
+        for item in _renamed(_in_block(denoiser, path)):
             reason = _obstacle(denoiser, item, holders) if isinstance(item, UnitGroup) else ""
             if reason:
                 whole.append(Whole(item.name, item.kind, item.block, reason))
             elif isinstance(item, UnitGroup):
-                name = item.name if item.name not in groups else f"{item.name}.{item.kind}"
-                groups[name] = replace(item, name=name)
+                groups[item.name] = item
             else:
                 whole.append(item)
     return groups, whole
 
 
-def _in_block(denoiser: nn.Module, path: str) -> Iterator[UnitGroup | Whole]:
+def _renamed(items: Sequence[UnitGroup | Whole]) -> Iterator[UnitGroup | Whole]:
+    """The items of a block, each with a name of its own: those of one module add their kind."""
+    shared = Counter(item.name for item in items)
+    used: Counter[str] = Counter()
+    for item in items:
+        name = item.name if shared[item.name] == 1 else f"{item.name}.{item.kind}"
+        used[name] += 1
+        yield replace(item, name=name if used[name] == 1 else f"{name}.{used[name]}")
+
+
+def _in_block(denoiser: nn.Module, path: str) -> list[UnitGroup | Whole]:
     block = denoiser.get_submodule(path)
     names = path.split(".")
     above = [".".join(names[:depth]) for depth in reversed(range(len(names)))]
@@ -69,14 +79,20 @@ def _in_block(denoiser: nn.Module, path: str) -> Iterator[UnitGroup | Whole]:
             items.append(Whole(name, HEADS, path, MULTIHEAD))
             taken |= {layer.path for layer in layers_in(module, name)}
     items += find_neurons(block, path, taken)
-    yield from items or [Whole(path, NEURONS, path, NOTHING)]
+    return items or [Whole(path, NEURONS, path, _nothing(block, path))]
+
+
+def _nothing(block: nn.Module, path: str) -> str:
+    """Why a block has no units: the reason of a layer, where there is one."""
+    obstacles = (layer.obstacle for layer in layers_in(block, path))
+    return next(filter(None, obstacles), NOTHING)
 
 
 def _layers_of(attention: Attention, made: Sequence[UnitGroup | Whole]) -> set[str]:
     """The layers that are an attention's, so that no MLP has them."""
     groups = [item for item in made if isinstance(item, UnitGroup)]
     used = {part.tensor.rpartition(".")[0] for group in groups for part in group.parts}
-    layers = {x.path for x in attention.layers if not attention.is_block or projects(x.path)}
+    layers = {x.path for x in attention.layers if not attention.is_block or x.holds}
     return used | layers
 
 
@@ -93,7 +109,7 @@ def _obstacle(denoiser: nn.Module, group: UnitGroup, holders: Mapping[int, Seque
     for part in group.parts:
         path, _, leaf = part.tensor.rpartition(".")
         layer = denoiser.get_submodule(path)
-        reason = obstacle(layer) if leaf == "weight" and isinstance(layer, nn.Linear) else ""
+        reason = obstacle(layer) if leaf == "weight" and expected_shape(layer) else ""
         if reason:
             return f"{path}: {reason}"
         others = holders.get(id(getattr(layer, leaf)), [part.tensor])

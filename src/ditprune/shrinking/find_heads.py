@@ -24,10 +24,7 @@ from ditprune.shrinking.layers import (
 from ditprune.shrinking.units import HEADS, NEURONS, Consumer, Number, Part, UnitGroup, Whole
 from ditprune.targets.lists import CONTAINERS
 
-MULTIHEAD = (
-    "nn.MultiheadAttention holds query, key and value in one raw parameter and says their width "
-    "nowhere else"
-)
+MULTIHEAD = "nn.MultiheadAttention refuses heads that are together narrower than its input"
 NO_OUTPUT = "no projection of what its heads give, so that nothing makes up for a head"
 
 
@@ -130,12 +127,12 @@ def _parallel(attention: Attention, layer: Layer) -> list[UnitGroup | Whole]:
         raise NoUnitsError(STRANGE.format(names.leaf_of(layer.path), layer.rows, sizes.width))
     rows = layer.row_parts(sizes.queries(3 * inner))
     heads = heads_group(
-        f"{attention.path}.{HEADS}", attention, sizes, [*rows, *raw_parts(attention, sizes)],
+        attention.path, attention, sizes, [*rows, *raw_parts(attention, sizes)],
         head_numbers(attention, sizes), [output],
     )  # fmt: skip
     beside = _Beside(attention.path, attention.module, output, width)
     ups = layer.row_parts(chunked(num_chunks, width, width, 1, offset=3 * inner))
-    return [heads, _neurons(f"{attention.path}.{NEURONS}", attention, beside, ups, inner)]
+    return [heads, _neurons(attention.path, attention, beside, ups, inner)]
 
 
 def _split(attention: Attention, layer: Layer, output: Layer) -> tuple[int, int, int]:

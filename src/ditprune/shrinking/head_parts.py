@@ -35,8 +35,9 @@ def producers(attention: Attention, sizes: Sizes) -> list[Part]:
     for layer in attention.layers:
         if id(layer.module) in outputs or modulates(layer, attention.block):
             continue
-        held = names.projects(layer.path)
-        if not held and attention.is_block and not names.is_gate(layer.path):
+        held = layer.holds
+        is_few = layer.rows in (sizes.heads, sizes.units)
+        if not held and attention.is_block and not (is_few and names.is_gate(layer.path)):
             continue
         places = _rows(layer.rows, held, sizes)
         if places is not None:

@@ -14,7 +14,7 @@ from ditprune.shrinking import names
 from ditprune.shrinking.units import Number, Part
 from ditprune.targets.discover import role_of
 from ditprune.targets.lists import CONTAINERS, join
-from ditprune.targets.matrix import CONVOLUTIONS, kind_of
+from ditprune.targets.matrix import CONVOLUTIONS, expected_shape
 from ditprune.targets.writable import obstacle
 
 _NORM = re.compile(r"norm", re.IGNORECASE)
@@ -36,8 +36,14 @@ class Layer:
         return self._weight.shape[1]
 
     @property
+    def holds(self) -> str:
+        """Which of query, key and value it projects, as letters; none for another layer."""
+        is_narrow = names.PARALLEL.match(names.leaf_of(self.path)) and self.rows < 3 * self.columns
+        return "" if is_narrow else names.projects(self.path)
+
+    @property
     def is_matrix(self) -> bool:
-        return kind_of(self.module) is not None
+        return expected_shape(self.module) is not None and not self.is_depthwise
 
     @property
     def is_depthwise(self) -> bool:

@@ -18,8 +18,8 @@ _OUTPUT = re.compile(
 )
 # What has rows for each head beside query, key and value: gates, biases, decays.
 _GATE = re.compile(r"gate|bias|beta|(^|_)g(_|$)", re.IGNORECASE)
-# A norm of queries or keys.
-QK_NORM = re.compile(r"(^|_)(q|k|qk|query|key)(_|$)|norm_?[qk]$|[qk]_?norm", re.IGNORECASE)
+# A norm of queries or keys, not of what they are projected from.
+QK_NORM = re.compile(r"^(?!pre|input)(\w*_)?(norm)?(q|k|qk|query|key)(norm)?(_\w*)?$", re.IGNORECASE)
 _EXPERT = re.compile(r"(^|\.)(routed_)?experts?\.", re.IGNORECASE)
 
 # Numbers that forwards read.
