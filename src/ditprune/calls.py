@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,6 +57,12 @@ class Call:
             self, args=map_leaves(change, self.args), kwargs=map_leaves(change, dict(self.kwargs))
         )
 
+    def copied(self) -> Call:
+        """The call with arguments of its own, since forwards write into them; what cannot be
+        copied (a lock, a file) is passed on itself.
+        """
+        return self.map(_copied)
+
     def leaves(self) -> list[Any]:
         """Every value that is not a dict, list or tuple, in a fixed order."""
         leaves: list[Any] = []
@@ -78,6 +85,15 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     leaves: list[Any] = []
     map_leaves(leaves.append, tree)
     return (leaf for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().clone()
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # a class raises what it likes
+        return leaf
 
 
 def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:

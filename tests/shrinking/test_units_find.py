@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapters import IPAdapterAttnProcessor, Lora, Rotated
 from ditprune.errors import ModelError
 from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.units import UnitGroup
 from ditprune.targets.blocks import find_blocks
-from adapters import IPAdapterAttnProcessor, Lora, Rotated
 from foreign_builds import Denoiser
 from tiny_denoisers import FAMILIES
 

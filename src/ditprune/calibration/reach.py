@@ -6,7 +6,6 @@ like any other, but pruning them changes nothing.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -110,7 +109,7 @@ def _tensors_after(
 
     The random state is put back.
     """
-    copied = call.map(_copied)
+    copied = call.copied()
     devices = sorted({p.device.index for p in denoiser.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices))
@@ -123,16 +122,6 @@ def _tensors_after(
             f"{type(denoiser).__name__}: its output holds no tensor; expected the predicted noise"
         )
     return [*output, *_tensors((copied.args, copied.kwargs))]
-
-
-def _copied(leaf: Any) -> Any:
-    """A copy of an argument; what cannot be copied (a lock, a file) is passed on itself."""
-    if isinstance(leaf, Tensor):
-        return leaf.detach().clone()
-    try:
-        return copy.deepcopy(leaf)
-    except Exception:  # a class raises what it likes
-        return leaf
 
 
 def _tensors(tree: Any) -> list[Tensor]:

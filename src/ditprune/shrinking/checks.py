@@ -18,7 +18,7 @@ from ditprune.denoiser.capture import hooked
 from ditprune.denoiser.replay import evaluating, run_call, tensors_in
 from ditprune.errors import is_out_of_memory, reason_of
 from ditprune.shrinking.in_place import cut_
-from ditprune.shrinking.twins import copied, exactly, in_float32, twin_of, widened, without_columns
+from ditprune.shrinking.twins import exactly, in_float32, twin_of, widened, without_columns
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
 from ditprune.shrinking.variants import interleaved, joined
 
@@ -46,7 +46,7 @@ def check_groups(
             tried[path] = try_block(block, path, got, by_block[path])
 
     with hooked({path: denoiser.get_submodule(path) for path in by_block}, see):
-        run_call(denoiser, copied(call))
+        run_call(denoiser, call.copied())
     for path in by_block.keys() - tried.keys():
         tried[path] = try_block(denoiser, "", call, by_block[path])
     good = {name: group for path in by_block for name, group in tried[path][0].items()}
@@ -127,7 +127,7 @@ def _some(num_units: int) -> list[int]:
 def _run(block: nn.Module, got: Call, layers: Iterable[str]) -> Outputs:
     """What a block gives, and under their names what some of its layers give."""
     with _outputs_of(block, layers) as given, evaluating(block), exactly(block):
-        call = copied(got)
+        call = got.copied()
         outputs = tensors_in(block(*call.args, **call.kwargs))
     return [*given, *(("", tensor) for _, tensor in outputs if tensor.is_floating_point())]
 

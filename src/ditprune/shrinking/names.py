@@ -19,7 +19,9 @@ _OUTPUT = re.compile(
 # What has rows for each head beside query, key and value: gates, biases, decays.
 _GATE = re.compile(r"gate|bias|beta|(^|_)g(_|$)", re.IGNORECASE)
 # A norm of queries or keys, not of what they are projected from.
-QK_NORM = re.compile(r"^(?!pre|input)(\w*_)?(norm)?(q|k|qk|query|key)(norm)?(_\w*)?$", re.IGNORECASE)
+QK_NORM = re.compile(
+    r"^(?!pre|input)(\w*_)?(norm)?(q|k|qk|query|key)(norm)?(_\w*)?$", re.IGNORECASE
+)
 _EXPERT = re.compile(r"(^|\.)(routed_)?experts?\.", re.IGNORECASE)
 
 # Numbers that forwards read.

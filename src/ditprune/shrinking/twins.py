@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditprune.calls import Call
-
 _HALF = (torch.bfloat16, torch.float16)
 # What libraries put around a forward, bound to the module that it was put around.
 _WRAPPING = ("_hf_hook", "_diffusers_hook")
@@ -87,8 +85,3 @@ def exactly(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-def copied(call: Call) -> Call:
-    """A call with tensors of its own, since forwards may write into them."""
-    return call.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
