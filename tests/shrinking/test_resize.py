@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ditprune.checkpoints.shrunk.resize import resize_
 from ditprune.errors import ModelError
 from ditprune.shrinking.in_place import cut_
-from ditprune.shrinking.units import Consumer, Cut, Number, Part, UnitGroup
+from ditprune.shrinking.units import Consumer, Cut, Number, UnitGroup, UnitPart
 
 
 class Layers(nn.Module):
@@ -31,7 +31,10 @@ def group() -> UnitGroup:
     """Units of two neighbours in the width of 8."""
     places = torch.arange(8).view(4, 2)
     names = ("up.weight", "up.bias", "norm.weight", "norm.bias", "mix.weight", "mix.bias", "table")
-    parts = (*(Part(f"a.{name}", 0, places) for name in names), Part("a.down.weight", 1, places))
+    parts = (
+        *(UnitPart(f"a.{name}", 0, places) for name in names),
+        UnitPart("a.down.weight", 1, places),
+    )
     numbers = (Number("a", "heads", 1), Number("a", "split_sizes.0", 2), Number("a", "parts.0", 2))
     return UnitGroup("a", "heads", "a", 4, (Consumer("a.down", places),), parts, numbers)
 

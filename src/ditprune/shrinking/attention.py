@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.shrinking import names
-from ditprune.shrinking.layers import Layer, chunked, norms_in, numbers_of, own_layers
+from ditprune.shrinking.layers import OwnLayer, chunked, norms_in, numbers_of, own_layers
 
 ONE_HEAD = "it has one head of keys and values"
 UNKNOWN = "it does not say how many heads it has"
@@ -35,7 +35,7 @@ class Attention:
     path: str
     module: nn.Module
     block: str
-    layers: tuple[Layer, ...]
+    layers: tuple[OwnLayer, ...]
     parents: tuple[tuple[str, nn.Module], ...]
 
     @property
@@ -43,7 +43,7 @@ class Attention:
         return self.path == self.block
 
     @property
-    def outputs(self) -> list[Layer]:
+    def outputs(self) -> list[OwnLayer]:
         """What projects what its heads give."""
         parallel = self.parallel
         named = [x for x in self.layers if names.is_output(x.path) and x is not parallel]
@@ -53,7 +53,7 @@ class Attention:
         return [x for x in named if x.columns <= widest]
 
     @property
-    def parallel(self) -> Layer | None:
+    def parallel(self) -> OwnLayer | None:
         """The projection that also holds the first layer of an MLP."""
         wide = (x for x in self.layers if names.PARALLEL.match(names.leaf_of(x.path)))
         return next((x for x in wide if x.rows > 3 * x.columns), None)

@@ -20,7 +20,7 @@ from ditprune.errors import is_out_of_memory, reason_of
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.twins import exactly, in_float32, twin_of, widened, without_columns
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
-from ditprune.shrinking.variants import interleaved, joined
+from ditprune.shrinking.variants import attending_together, interleaved
 
 TOLERANCE = 1e-5  # of the largest output
 UNREACHED = "the call does not reach it"
@@ -67,7 +67,7 @@ def try_block(
     others = {name: other for name, group in failed.items() if (other := interleaved(group))}
     still = check_block(block, path, got, others) if others else {}
     good |= {name: other for name, other in others.items() if name not in still}
-    both = joined([group for name, group in failed.items() if name not in good])
+    both = attending_together([group for name, group in failed.items() if name not in good])
     is_joint = both is not None and not check_block(block, path, got, {both.name: both})
     gone = set(good)
     if both is not None and is_joint:
@@ -97,16 +97,16 @@ def check_block(
 
 def _reason(block: nn.Module, path: str, got: Call, group: UnitGroup) -> str:
     """Why units of a group cannot go; empty if they can."""
-    kept = _some(group.num_units)
+    stay = _some(group.num_units)
     consumers = {_below(c.layer, path): c.columns for c in group.consumers}
-    removed = group.removed(kept)
+    removed = group.removed(stay)
     try:
         columns = {name: places[removed].reshape(-1) for name, places in consumers.items()}
         zeroed = _run(without_columns(block, columns), got, consumers)
         if not any(name for name, _ in zeroed):
             return UNREACHED
         cut = twin_of(block)
-        cut_(cut, Cut({group.name: group}, {group.name: kept}), path)
+        cut_(cut, Cut({group.name: group}, {group.name: stay}), path)
         return _difference(zeroed, _run(cut, got, consumers))
     except Exception as error:  # a forward raises what it likes
         if is_out_of_memory(error):

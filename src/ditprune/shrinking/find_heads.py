@@ -14,14 +14,14 @@ from ditprune.shrinking import names
 from ditprune.shrinking.attention import Attention, NoUnitsError, Sizes, sizes_of, width_of_queries
 from ditprune.shrinking.head_parts import STRANGE, head_numbers, heads_group, producers, raw_parts
 from ditprune.shrinking.layers import (
-    Layer,
+    OwnLayer,
     chunked,
     modulates,
     numbers_like,
     numbers_of,
     own_layers,
 )
-from ditprune.shrinking.units import HEADS, NEURONS, Consumer, Number, Part, UnitGroup, Whole
+from ditprune.shrinking.units import HEADS, NEURONS, Consumer, Number, UnitGroup, UnitPart, Whole
 from ditprune.targets.lists import CONTAINERS
 
 MULTIHEAD = "nn.MultiheadAttention refuses heads that are together narrower than its input"
@@ -66,9 +66,9 @@ class _Beside:
 
     path: str
     module: nn.Module
-    output: Layer
+    output: OwnLayer
     width: int
-    ups: tuple[Layer, ...] = field(default=())
+    ups: tuple[OwnLayer, ...] = field(default=())
 
 
 def _behind(attention: Attention) -> _Beside | None:
@@ -90,7 +90,7 @@ def _behind(attention: Attention) -> _Beside | None:
 
 
 def _single_stream(
-    attention: Attention, sizes: Sizes, parts: Sequence[Part], numbers: Sequence[Number],
+    attention: Attention, sizes: Sizes, parts: Sequence[UnitPart], numbers: Sequence[Number],
     beside: _Beside,
 ) -> list[UnitGroup | Whole]:  # fmt: skip
     heads = heads_group(attention.path, attention, sizes, parts, numbers, [beside.output])
@@ -105,7 +105,7 @@ def _single_stream(
 
 
 def _neurons(
-    name: str, attention: Attention, beside: _Beside, rows: Sequence[Part], offset: int
+    name: str, attention: Attention, beside: _Beside, rows: Sequence[UnitPart], offset: int
 ) -> UnitGroup:
     places = chunked(1, beside.width, beside.width, 1, offset)
     known = [(names.NEURONS, beside.width, 1), (names.NEURONS, 2 * beside.width, 2)]
@@ -116,7 +116,7 @@ def _neurons(
     )  # fmt: skip
 
 
-def _parallel(attention: Attention, layer: Layer) -> list[UnitGroup | Whole]:
+def _parallel(attention: Attention, layer: OwnLayer) -> list[UnitGroup | Whole]:
     """One projection for queries, keys, values and an MLP, and one behind them."""
     output = next(iter(attention.outputs), None)
     if output is None:
@@ -135,7 +135,7 @@ def _parallel(attention: Attention, layer: Layer) -> list[UnitGroup | Whole]:
     return [heads, _neurons(attention.path, attention, beside, ups, inner)]
 
 
-def _split(attention: Attention, layer: Layer, output: Layer) -> tuple[int, int, int]:
+def _split(attention: Attention, layer: OwnLayer, output: OwnLayer) -> tuple[int, int, int]:
     """(width of the heads, number of neurons, 2 where half of them are gates)."""
     numbers = dict(numbers_of(attention.module))
     said = [value for name, value in numbers.items() if names.INNER.match(name)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ditprune.shrinking import names
 from ditprune.shrinking.layers import (
-    Layer,
+    OwnLayer,
     chunked,
     layers_in,
     modulates,
@@ -60,14 +60,14 @@ def _embeds(modules: Mapping[str, nn.Module], block: str, path: str) -> bool:
     return any(exceptions.EMBEDDER_CLASS.search(type(modules[p]).__name__) for p in inside)
 
 
-def _chain(layers: Sequence[Layer], is_mixed: bool) -> list[Layer]:
+def _chain(layers: Sequence[OwnLayer], is_mixed: bool) -> list[OwnLayer]:
     """The layers of an MLP, the one behind last; none where there is no MLP.
 
     Args:
         is_mixed: these layers may belong together or not, so that only wider ones in between
             are taken for neurons.
     """
-    best: list[Layer] = []
+    best: list[OwnLayer] = []
     for number, last in reversed([*enumerate(layers)]):
         width = last.columns
         if not last.is_matrix or (is_mixed and width <= last.rows):
@@ -85,7 +85,7 @@ def _chain(layers: Sequence[Layer], is_mixed: bool) -> list[Layer]:
 
 
 def _group(
-    modules: Mapping[str, nn.Module], path: str, block: str, chain: Sequence[Layer]
+    modules: Mapping[str, nn.Module], path: str, block: str, chain: Sequence[OwnLayer]
 ) -> UnitGroup | Whole:
     *layers, last = chain
     name, width = _outermost(modules, path, block, chain), last.columns
@@ -109,7 +109,7 @@ def _group(
 
 
 def _outermost(
-    modules: Mapping[str, nn.Module], path: str, block: str, chain: Sequence[Layer]
+    modules: Mapping[str, nn.Module], path: str, block: str, chain: Sequence[OwnLayer]
 ) -> str:
     """The path of the outermost module below the block that holds the same layers."""
     held = {x.path for x in chain}

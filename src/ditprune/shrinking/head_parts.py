@@ -9,16 +9,16 @@ from torch import Tensor
 
 from ditprune.shrinking import names
 from ditprune.shrinking.attention import Attention, NoUnitsError, Sizes
-from ditprune.shrinking.layers import Layer, chunked, modulates, norms_in, numbers_like
-from ditprune.shrinking.units import HEADS, Consumer, Number, Part, UnitGroup
+from ditprune.shrinking.layers import OwnLayer, chunked, modulates, norms_in, numbers_like
+from ditprune.shrinking.units import HEADS, Consumer, Number, UnitGroup, UnitPart
 from ditprune.targets.lists import join
 
 STRANGE = "its {} has {} rows, which are no number of heads of {}"
 
 
 def heads_group(
-    name: str, attention: Attention, sizes: Sizes, parts: Sequence[Part],
-    numbers: Sequence[Number], read: Sequence[Layer],
+    name: str, attention: Attention, sizes: Sizes, parts: Sequence[UnitPart],
+    numbers: Sequence[Number], read: Sequence[OwnLayer],
 ) -> UnitGroup:  # fmt: skip
     places = sizes.queries()
     return UnitGroup(
@@ -28,10 +28,10 @@ def heads_group(
     )  # fmt: skip
 
 
-def producers(attention: Attention, sizes: Sizes) -> list[Part]:
+def producers(attention: Attention, sizes: Sizes) -> list[UnitPart]:
     """Rows of all that has a place for each head."""
     outputs = {id(x.module) for x in attention.outputs}
-    parts: list[Part] = []
+    parts: list[UnitPart] = []
     for layer in attention.layers:
         if id(layer.module) in outputs or modulates(layer, attention.block):
             continue
@@ -64,7 +64,7 @@ def _rows(rows: int, held: str, sizes: Sizes) -> Tensor | None:
     return sizes.keys(rows) if rows == kv_inner else None
 
 
-def raw_parts(attention: Attention, sizes: Sizes) -> list[Part]:
+def raw_parts(attention: Attention, sizes: Sizes) -> list[UnitPart]:
     """Parameters and buffers of the attention itself, or of norms in it, with a place a head."""
     if attention.is_block:
         return []
@@ -82,7 +82,7 @@ def raw_parts(attention: Attention, sizes: Sizes) -> list[Part]:
             )
             if len(dims) == 1 and tensor is not None and (not name or tensor.ndim > 1):
                 places = chunked(1, sizes.heads, sizes.units, sizes.repeats)
-                parts.append(Part(join(join(attention.path, name), leaf), dims[0], places))
+                parts.append(UnitPart(join(join(attention.path, name), leaf), dims[0], places))
     return parts
 
 

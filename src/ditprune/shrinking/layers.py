@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ditprune.checkpoints.shrunk.resize import number_of
 from ditprune.shrinking import names
-from ditprune.shrinking.units import Number, Part
+from ditprune.shrinking.units import Number, UnitPart
 from ditprune.targets.discover import role_of
 from ditprune.targets.lists import CONTAINERS, join
 from ditprune.targets.matrix import CONVOLUTIONS, expected_shape
@@ -21,7 +21,7 @@ _NORM = re.compile(r"norm", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
-class Layer:
+class OwnLayer:
     """A Linear or a convolution, by its path in the denoiser."""
 
     path: str
@@ -59,34 +59,34 @@ class Layer:
     def _weight(self) -> Tensor:
         return self.module.get_parameter("weight")
 
-    def row_parts(self, places: Tensor) -> list[Part]:
+    def row_parts(self, places: Tensor) -> list[UnitPart]:
         """Rows of its weight, and of its bias."""
         leaves = (
             ["weight", "bias"] if self.module._parameters.get("bias") is not None else ["weight"]
         )
-        return [Part(f"{self.path}.{leaf}", 0, places) for leaf in leaves]
+        return [UnitPart(f"{self.path}.{leaf}", 0, places) for leaf in leaves]
 
-    def column_part(self, places: Tensor) -> Part:
-        return Part(f"{self.path}.weight", 1, places)
+    def column_part(self, places: Tensor) -> UnitPart:
+        return UnitPart(f"{self.path}.weight", 1, places)
 
 
-def own_layers(module: nn.Module, path: str) -> list[Layer]:
+def own_layers(module: nn.Module, path: str) -> list[OwnLayer]:
     """The layers of a module itself: not those of modules in it that hold several."""
     return [*_own(module, path)]
 
 
-def _own(module: nn.Module, path: str) -> Iterator[Layer]:
+def _own(module: nn.Module, path: str) -> Iterator[OwnLayer]:
     for name, child in module.named_children():
         inside = join(path, name)
         if _is_layer(child):
-            yield Layer(inside, child)
+            yield OwnLayer(inside, child)
         elif isinstance(child, CONTAINERS) or len(layers_in(child, inside)) == 1:
             yield from _own(child, inside)
 
 
-def layers_in(module: nn.Module, path: str) -> list[Layer]:
+def layers_in(module: nn.Module, path: str) -> list[OwnLayer]:
     """All layers of a module."""
-    return [Layer(join(path, n), m) for n, m in module.named_modules() if _is_layer(m)]
+    return [OwnLayer(join(path, n), m) for n, m in module.named_modules() if _is_layer(m)]
 
 
 def _is_layer(module: nn.Module) -> bool:
@@ -95,7 +95,7 @@ def _is_layer(module: nn.Module) -> bool:
     return is_known and weight is not None and weight.ndim >= 2
 
 
-def modulates(layer: Layer, block: str) -> bool:
+def modulates(layer: OwnLayer, block: str) -> bool:
     """Whether a layer makes shifts, scales and gates from the condition."""
     return role_of(layer.path.removeprefix(f"{block}.")) == "modulation"
 

@@ -18,7 +18,7 @@ HEADS, NEURONS = "heads", "neurons"
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class UnitPart:
     """Where units lie along one dimension of a tensor; what belongs to no unit stays.
 
     Args:
@@ -75,13 +75,13 @@ class UnitGroup:
     block: str
     num_units: int
     consumers: tuple[Consumer, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[UnitPart, ...]
     numbers: tuple[Number, ...]
 
-    def removed(self, kept: Iterable[int]) -> list[int]:
+    def removed(self, stay: Iterable[int]) -> list[int]:
         """The units that are not among these."""
-        stay = set(kept)
-        return [unit for unit in range(self.num_units) if unit not in stay]
+        staying = set(stay)
+        return [unit for unit in range(self.num_units) if unit not in staying]
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Cut:
     def _parts(self) -> dict[str, list[tuple[int, Tensor]]]:
         """By tensor, dimensions with the places along them that go."""
         parts: dict[str, list[tuple[int, Tensor]]] = {}
-        for name, kept in self.kept.items():
+        for name, stay in self.kept.items():
             group = self.groups[name]
-            removed = group.removed(kept)
+            removed = group.removed(stay)
             for part in group.parts if removed else ():
                 gone = part.places[removed].reshape(-1)
                 parts.setdefault(part.tensor, []).append((part.dim, gone))
@@ -145,9 +145,9 @@ class Cut:
     def numbers(self) -> dict[tuple[str, str], int]:
         """By module and attribute, how much its number goes down."""
         less: dict[tuple[str, str], int] = {}
-        for name, kept in self.kept.items():
+        for name, stay in self.kept.items():
             group = self.groups[name]
             for number in group.numbers:
-                key, count = (number.module, number.name), group.num_units - len(kept)
+                key, count = (number.module, number.name), group.num_units - len(stay)
                 less[key] = less.get(key, 0) + number.per_unit * count
         return {key: count for key, count in less.items() if count}

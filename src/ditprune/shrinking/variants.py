@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ditprune.shrinking.units import HEADS, Part, UnitGroup
+from ditprune.shrinking.units import HEADS, UnitGroup, UnitPart
 from ditprune.targets.lists import join
 
 
@@ -20,7 +20,7 @@ def interleaved(group: UnitGroup) -> UnitGroup | None:
     return replace(group, parts=tuple(parts)) if is_other else None
 
 
-def joined(groups: Sequence[UnitGroup]) -> UnitGroup | None:
+def attending_together(groups: Sequence[UnitGroup]) -> UnitGroup | None:
     """The attentions of a block that attend together, head by head; None where there are none."""
     groups = [group for group in groups if group.kind == HEADS]
     if len(groups) < 2 or len({group.num_units for group in groups}) > 1:
@@ -34,7 +34,7 @@ def joined(groups: Sequence[UnitGroup]) -> UnitGroup | None:
     )  # fmt: skip
 
 
-def _side_by_side(part: Part) -> Part:
+def _side_by_side(part: UnitPart) -> UnitPart:
     """A part whose units have several runs in it, with one run for each, as long."""
     num_units, width = part.places.shape
     is_apart = bool((part.places.diff(dim=1) > 1).any())
