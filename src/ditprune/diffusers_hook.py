@@ -1,4 +1,4 @@
-"""When does diffusers learn of compact folders? As soon as it is imported, and so is ditprune.
+"""When does diffusers learn of compact and shrunk folders? When it and ditprune are imported.
 
 diffusers keeps its quantizers in two tables of a module, and offers no way to register another.
 Importing that module here would make `import ditprune` slow. So the quantizer, and torch with it,
@@ -19,7 +19,7 @@ _TABLES = "diffusers.quantizers.auto"
 
 
 def register() -> None:
-    """Make diffusers load compact folders, now or as soon as it is imported. Imports nothing."""
+    """Make diffusers load our folders, now or as soon as it is imported. Imports nothing."""
     if _TABLES in sys.modules:
         _add_to(sys.modules[_TABLES])
     elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
@@ -27,9 +27,10 @@ def register() -> None:
 
 
 def _add_to(tables: ModuleType) -> None:
-    from ditprune.runtime.diffusers_loader import add_to
+    from ditprune.runtime import diffusers_loader, shrunk_loader
 
-    add_to(tables)
+    diffusers_loader.add_to(tables)
+    shrunk_loader.add_shrunk(tables)
 
 
 class _Waiting(MetaPathFinder):

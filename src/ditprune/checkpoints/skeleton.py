@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.checkpoints.compact.compact_folder import open_weights
+from ditprune.checkpoints.shrunk.build import reshape_as_stored_
+from ditprune.checkpoints.shrunk.form import KEY, form_in, is_form
 from ditprune.checkpoints.weights import Weights
 from ditprune.errors import ModelError, RecipeError, did_you_mean
 from ditprune.imports import without_collection
@@ -36,7 +38,8 @@ _MISSPELT = 0.85  # likeness of names; those of unlike classes have up to 0.8
 def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
     """Build the class that config.json names, from the installed diffusers only.
 
-    Nothing in the folder is executed: an unknown class is refused. Raises ModelError.
+    Nothing in the folder is executed: an unknown class is refused. A shrunk denoiser has the sizes
+    of its tensors on disk. Raises ModelError.
 
     Args:
         takes_compact: whether compact weights will do, as they do for what only runs the model.
@@ -55,23 +58,27 @@ def skeleton(folder: Path, takes_compact: bool = False) -> nn.Module:
             f"{folder / 'config.json'}: class {name!r} is no denoiser of diffusers "
             f"{diffusers.__version__}; {_way_out(str(name), known)}"
         )
-    if is_compact(folder) and takes_compact:
-        config.pop("quantization_config", None)
-    else:
+    if not takes_compact:
         check_dense(folder)
-    if "quantization_config" in config:
+    if KEY in config and not (is_compact(folder) or is_form(config[KEY])):
         raise ModelError(f"{folder}: the weights are quantised; prune the unquantised checkpoint")
     check_counts(folder / "config.json", config)
+    form = form_in(config, str(folder / "config.json"))
+    config.pop(KEY, None)
     try:
         with without_collection():
             denoiser_class = getattr(diffusers, name)  # imported here
         with torch.device("meta"):
-            return denoiser_class.from_config(config)
+            denoiser: nn.Module = denoiser_class.from_config(config)
     except Exception as error:  # a class raises what it likes for values it does not know
         raise ModelError(
             f"{folder / 'config.json'}: {name} cannot be built from it ({error!r}); "
             "expected the config that save_pretrained wrote"
         ) from None
+    if form is not None:
+        entries = open_weights(folder).entries.values()
+        reshape_as_stored_(denoiser, form, entries, str(folder))
+    return denoiser
 
 
 def num_parameters(folder: Path, weights: Weights) -> int:
@@ -87,6 +94,8 @@ def check_counts(file: Path, config: Any, name: str = "") -> None:
     """Refuse a config that counts more than any model has. Raises ModelError."""
     parts = config.items() if isinstance(config, Mapping) else ((name, part) for part in config)
     for key, part in parts:
+        if key == KEY:  # ranks of layers, of blocks; nothing is built from it before it is checked
+            continue
         for pattern, most in _MOST.items():
             if pattern.search(key) and isinstance(part, (int, float)) and part > most:
                 raise ModelError(f"{file}: {key} is {part}, expected at most {most}")

@@ -7,19 +7,24 @@ methods that diffusers knows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ditprune.checkpoints.compact.compact_folder import FORMAT, METHOD, QUANT_METHOD, check_head
+from ditprune.checkpoints.compact.head import read_head, seems_packed
 from ditprune.checkpoints.compact.packing import unpack_weight
+from ditprune.checkpoints.shrunk.form import Form
 from ditprune.checkpoints.weights import DTYPES, Entry, read_header, read_range
 from ditprune.errors import ModelError
+from ditprune.runtime.shrunk_loader import resize_as_stored_
 
 _NAMES = ("DitpruneConfig", "DitpruneQuantizer")
 
@@ -78,7 +83,9 @@ def __getattr__(name: str) -> type:
 class _Config:
     """The value of `quantization_config` in config.json."""
 
-    def __init__(self, quant_method: str = METHOD, format: int = FORMAT) -> None:  # noqa: A002
+    def __init__(
+        self, quant_method: str = METHOD, format: int = FORMAT, shrunk: Any = None,  # noqa: A002
+    ) -> None:  # fmt: skip
         if format != FORMAT:
             raise ModelError(
                 f"config.json: compact format {format}, this ditprune reads {FORMAT}; install the "
@@ -86,9 +93,19 @@ class _Config:
             )
         self.quant_method = _Method.DITPRUNE
         self.format = format
+        self.shrunk = shrunk
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(format={self.format})"
+
+
+def _unpacked(entry: Entry) -> Entry:
+    """The place of a weight with the shape that it has when it is unpacked."""
+    if entry.dtype != "U8" or len(entry.shape) != 1:
+        return entry
+    raw = np.memmap(entry.file, np.uint8, "r", entry.offset, entry.shape).data
+    is_packed = seems_packed(raw)
+    return replace(entry, shape=read_head(raw, entry.name).shape) if is_packed else entry
 
 
 class _Unpacker:
@@ -100,6 +117,7 @@ class _Unpacker:
     is_compileable = True
     supports_parallel_loading = False  # so that only one unpacked layer is held beside the model
     pre_quantized: bool
+    quantization_config: Any
 
     def __init__(self, config: Any, **options: Any) -> None:
         super().__init__(config, **options)  # type: ignore[call-arg]  # of DiffusersQuantizer
@@ -170,6 +188,9 @@ class _Unpacker:
     def preprocess_model(self, model: nn.Module, **options: Any) -> nn.Module:
         """Remember the modules that stay in float32; the model is not marked as quantized."""
         self._in_float32 = frozenset(options.get("keep_in_fp32_modules") or ())
+        if self.quantization_config.shrunk is not None:
+            form = Form.from_config(self.quantization_config.shrunk)
+            resize_as_stored_(model, form, [*map(_unpacked, self._entries.values())])
         return model
 
     _process_model_before_weight_loading = preprocess_model

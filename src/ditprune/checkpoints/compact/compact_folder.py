@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head, read_head
 from ditprune.checkpoints.compact.packing import unpack_weight
+from ditprune.checkpoints.shrunk.form import IN_COMPACT, KEY, is_form
 from ditprune.checkpoints.weights import Entry, Layout, Weights, entries_of, sha256
 from ditprune.errors import ModelError
 from ditprune.writing.files import COMPACT_MANIFEST, installed_versions, is_compact
@@ -209,8 +210,10 @@ def write_compact_manifest(
 
 
 def _named(config: bytes) -> dict[str, Any]:
-    """The dense config.json with our quantization config."""
-    return {**parse_json(config), "quantization_config": _QUANTIZATION_CONFIG}
+    """The dense config.json with our quantization config, which holds that of a shrunk model."""
+    content = parse_json(config)
+    form = {IN_COMPACT: content[KEY]} if is_form(content.get(KEY)) else {}
+    return {**content, KEY: {**_QUANTIZATION_CONFIG, **form}}
 
 
 def _dense_layout(packed: Weights, headers: Mapping[str, str]) -> Layout:

@@ -121,6 +121,11 @@ def read_head(raw: memoryview, name: str) -> Head:
     return head
 
 
+def seems_packed(raw: memoryview) -> bool:
+    """Whether bytes begin as a packed weight does."""
+    return bytes(raw[: len(_MAGIC)]) == _MAGIC
+
+
 def not_packed(name: str, reason: str) -> ModelError:
     """The error for bytes that are no packed weight."""
     return ModelError(f"{name}: not a packed weight ({reason}); convert the dense folder again")
