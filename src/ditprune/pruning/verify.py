@@ -1,4 +1,4 @@
-"""Reads a pruned folder back from disk and lists every claim of its manifest that is false."""
+"""Reads a folder of ours back from disk and lists every claim of its manifest that is false."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.shrunk.record import is_record
 from ditprune.checkpoints.skeleton import num_parameters
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
 from ditprune.errors import DitpruneError, ModelError
@@ -19,6 +20,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.words import from_json
 from ditprune.pruning.error_bound import ErrorBound
 from ditprune.pruning.verify_files import false_files
+from ditprune.pruning.verify_shrunk import false_shrunk
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import MANIFEST, MANIFEST_FORMAT, is_compact, read_manifest
 from ditprune.writing.json_file import MALFORMED
@@ -65,7 +67,12 @@ def _of_denoiser(folder: Path) -> Iterator[str]:
     if isinstance(weights, CompactWeights) and not weights.keeps_config(folder):
         yield "config.json: is not the dense model's with our name in it"
     if (folder / MANIFEST).is_file():
-        yield from _false_manifest(folder, weights)
+        try:
+            claims = read_manifest(folder)
+            false = false_shrunk if is_record(claims) else _false_pruned
+            yield from false(claims, folder, weights)
+        except _MALFORMED as error:
+            yield f"{MANIFEST}: cannot be read ({error!r}); expected the manifest that was written"
     else:  # convert packed what was pruned without a manifest
         yield from (raw for _, raw in _tensors(weights) if isinstance(raw, str))
 
@@ -79,23 +86,19 @@ def _tensors(weights: Weights) -> Iterator[tuple[Entry, memoryview | str]]:
             yield entry, str(error)
 
 
-def _false_manifest(folder: Path, weights: Weights) -> Iterator[str]:
-    try:
-        claims = read_manifest(folder)
-        recipe = from_json(claims["recipe"], "recipe")
-        targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
-        untouched = dict(claims["untouched"])
-        if claims["cag_threshold"] != recipe.cag_threshold:
-            yield (
-                f"cag_threshold: {claims['cag_threshold']} claimed, the recipe says "
-                f"{recipe.cag_threshold}"
-            )
-        yield from _false_error(claims.get("max_error"), recipe)
-        yield from _false_totals(claims, folder, weights)
-        yield from _false_base(claims["base"], folder, weights)
-    except _MALFORMED as error:
-        yield f"{MANIFEST}: cannot be read ({error!r}); expected the manifest that prune wrote"
-        return
+def _false_pruned(claims: Mapping[str, Any], folder: Path, weights: Weights) -> Iterator[str]:
+    """Raises one of `_MALFORMED` where it cannot be read."""
+    recipe = from_json(claims["recipe"], "recipe")
+    targets = {f"{name}.weight": (name, dict(t)) for name, t in claims["targets"].items()}
+    untouched = dict(claims["untouched"])
+    if claims["cag_threshold"] != recipe.cag_threshold:
+        yield (
+            f"cag_threshold: {claims['cag_threshold']} claimed, the recipe says "
+            f"{recipe.cag_threshold}"
+        )
+    yield from _false_error(claims.get("max_error"), recipe)
+    yield from _false_totals(claims, folder, weights)
+    yield from _false_base(claims["base"], folder, weights)
     for name in sorted((targets.keys() | untouched.keys()) - weights.entries.keys()):
         yield f"{name}: missing from the weights"
     for entry, raw in _tensors(weights):

@@ -91,7 +91,9 @@ def _listed_in(denoiser: Path) -> tuple[list[str], dict[str, Any] | None]:
 
 def _pruned(content: dict[str, Any]) -> tuple[list[str], dict[str, Any] | None]:
     beside = content.get(BESIDE)
-    return list(content["base"]["headers_sha256"]), None if beside is None else dict(beside)
+    written = content.get("headers_sha256")  # of a shrunk folder, whose shards are not the base's
+    shards = content["base"]["headers_sha256"] if written is None else written
+    return list(shards), None if beside is None else dict(beside)
 
 
 def _compact(content: dict[str, Any]) -> tuple[list[str], None]:

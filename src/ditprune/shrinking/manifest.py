@@ -1,0 +1,162 @@
+"""What does ditprune.json say of a shrunk denoiser? What went, by layer, and what it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ditprune.checkpoints.shrunk.form import Form, renamed, shrunk_form
+from ditprune.checkpoints.shrunk.record import KIND
+from ditprune.checkpoints.shrunk.resize import number_of
+from ditprune.checkpoints.skeleton import num_parameters
+from ditprune.checkpoints.weights import Weights
+from ditprune.shrinking.units import Cut, UnitGroup, Whole
+from ditprune.writing.replaceable import BESIDE
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a denoiser is and takes.
+
+    Args:
+        num_macs: of its first calibration call; None where none was run.
+        num_bytes: of its tensors, in the dtype written.
+    """
+
+    num_macs: int | None
+    num_parameters: int
+    num_bytes: int
+
+
+def counts_of(folder: Path, weights: Weights, num_macs: int | None) -> Counts:
+    """The counts of a denoiser's folder."""
+    num_bytes = sum(entry.size_bytes for entry in weights.entries.values())
+    return Counts(num_macs, num_parameters(folder, weights), num_bytes)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A layer that became two.
+
+    Args:
+        error: of its output, relative to that output's energy; None if it was not measured.
+    """
+
+    rank: int
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Went:
+    """What went from a denoiser; all names are those of the denoiser before.
+
+    Args:
+        errors: by group, the relative error that its choice expects.
+        whole: what could have gone and stays, and why.
+        blocks: by list, which of its blocks stay; a list that is not named stays whole.
+        ranks: by layer.
+    """
+
+    cut: Cut
+    errors: Mapping[str, float]
+    whole: Sequence[Whole] = ()
+    blocks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ranks: Mapping[str, Lowered] = field(default_factory=dict)
+
+    def form(self, denoiser: nn.Module) -> Form:
+        """The form of a denoiser from which this goes, as it will be.
+
+        Args:
+            denoiser: before, on the meta device or with values.
+        """
+        numbers: dict[str, dict[str, int]] = {}
+        for (path, name), less in self.cut.numbers().items():
+            value = number_of(denoiser.get_submodule(path), name) or 0
+            numbers.setdefault(path, {})[name] = value - less
+        blocks = Form(blocks=self.blocks)
+        ranks = {layer: lowered.rank for layer, lowered in self.ranks.items()}
+        here = Form(renamed(numbers, blocks), self.blocks, renamed(ranks, blocks))
+        return shrunk_form(denoiser).then(here)
+
+
+def base_before(
+    base: Mapping[str, Any], denoiser: nn.Module, weights: Weights, went: Went
+) -> dict[str, Any]:
+    """What identifies a denoiser before it is shrunk, with its shapes, numbers and form.
+
+    Args:
+        base: from `base_of`.
+        denoiser: before, on the meta device or with values.
+    """
+    numbers: dict[str, dict[str, int | None]] = {}
+    for group in went.cut.groups.values():
+        for number in group.numbers:
+            value = number_of(denoiser.get_submodule(number.module), number.name)
+            numbers.setdefault(number.module, {})[number.name] = value
+    form = shrunk_form(denoiser)
+    return {
+        **base,
+        "form": None if form == Form() else form.to_dict(),
+        "numbers": numbers,
+        "shapes": {entry.name: list(entry.shape) for entry in weights.in_order()},
+    }
+
+
+def shrunk_claims(
+    went: Went, recipe: Mapping[str, Any], base: Mapping[str, Any], before: Counts, after: Counts,
+    hashes: Mapping[str, str], headers: Mapping[str, str], beside: Mapping[str, str],
+    **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The manifest of a shrunk denoiser, as plain values.
+
+    Args:
+        recipe: as JSON.
+        base: from `base_before`.
+        hashes: the sha256 of every tensor that was written.
+        headers: that of the header of every shard that was written.
+        beside: that of every file that is no denoiser's, by its path from the denoiser's folder.
+        more: other facts, as JSON.
+    """
+    cut = went.cut
+    return {
+        "kind": KIND,
+        "recipe": dict(recipe),
+        "base": dict(base),
+        "totals": {"before": asdict(before), "after": asdict(after)},
+        "groups": {
+            name: _group(group, cut.kept.get(name, range(group.num_units)), went.errors.get(name))
+            for name, group in cut.groups.items()
+        },
+        "whole": [asdict(whole) for whole in went.whole],
+        "blocks": {path: list(stay) for path, stay in went.blocks.items()},
+        "ranks": {layer: asdict(lowered) for layer, lowered in went.ranks.items()},
+        **more,
+        "headers_sha256": dict(headers),
+        "tensors": dict(hashes),
+        BESIDE: dict(beside),
+    }
+
+
+def _group(group: UnitGroup, stay: Sequence[int], error: float | None) -> dict[str, Any]:
+    """A group's record; by tensor and dimension, how many places a unit has there."""
+    parts: dict[str, dict[str, int]] = {}
+    for part in group.parts:
+        dims = parts.setdefault(part.tensor, {})
+        dims[str(part.dim)] = dims.get(str(part.dim), 0) + part.places.shape[1]
+    numbers: dict[str, dict[str, int]] = {}
+    for number in group.numbers:
+        values = numbers.setdefault(number.module, {})
+        values[number.name] = values.get(number.name, 0) + number.per_unit
+    return {
+        "kind": group.kind,
+        "block": group.block,
+        "num_units": group.num_units,
+        "kept": list(stay),
+        "error": error,
+        "parts": parts,
+        "numbers": numbers,
+    }

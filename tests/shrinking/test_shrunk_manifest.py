@@ -1,0 +1,194 @@
+"""What ditprune.json says of a shrunk folder, and what `verify` makes of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ditprune
+from ditprune.checkpoints.locate import locate
+from ditprune.checkpoints.shrunk.build import drop_blocks_
+from ditprune.checkpoints.shrunk.form import Form, mark_, renamed, shrunk_form
+from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
+from ditprune.checkpoints.weights import Weights, sha256
+from ditprune.pruning.job import base_of
+from ditprune.shrinking.find import find_groups
+from ditprune.shrinking.in_place import cut_
+from ditprune.shrinking.manifest import Lowered, Went, base_before, counts_of, shrunk_claims
+from ditprune.shrinking.units import Cut
+from ditprune.targets.blocks import find_blocks
+from ditprune.writing.files import write_manifest
+from ditprune.writing.replaceable import check_replaceable, listed_files
+from folders import STEM, edit_json, edit_tensors, save_denoiser
+from shrunk_by_hand import CUTS, dense_tiny
+
+NAMES = tuple(CUTS)
+DIT, FLUX = NAMES
+LISTS = {DIT: {"transformer_blocks": [0, 2]}, FLUX: {"single_transformer_blocks": [1]}}
+LAYER = {DIT: "transformer_blocks.2.norm1.linear", FLUX: "transformer_blocks.0.norm1.linear"}
+
+
+def what_goes(denoiser: nn.Module) -> Went:
+    """Half of the first group of each kind that stays, a block, and most of a rank."""
+    name = type(denoiser).__name__
+    blocks = LISTS[name]
+    paths = [block.path for block in find_blocks(denoiser) if not block.auxiliary]
+    groups, whole = find_groups(denoiser, paths)
+    kept: dict[str, list[int]] = {}
+    for path, group in groups.items():
+        is_there = bool(renamed({path: 0}, Form(blocks=blocks)))
+        if is_there and group.kind not in {groups[name].kind for name in kept}:
+            kept[path] = list(range(0, group.num_units, 2))
+    assert len(kept) == 2
+    return Went(
+        Cut(groups, kept), dict.fromkeys(kept, 0.01), whole, blocks, {LAYER[name]: Lowered(4, 1e-6)}
+    )
+
+
+@torch.no_grad()
+def carry_out_(denoiser: nn.Module, went: Went) -> None:
+    form = went.form(denoiser)
+    cut_(denoiser, went.cut)
+    for layer, lowered in went.ranks.items():
+        u, s, v = torch.linalg.svd(denoiser.get_submodule(layer).weight, full_matrices=False)
+        rank, bias = lowered.rank, denoiser.get_submodule(layer).bias
+        set_low_rank_(denoiser, {layer: Factors(s[:rank, None] * v[:rank], u[:, :rank], bias)})
+    drop_blocks_(denoiser, went.blocks)
+    mark_(denoiser, form)
+
+
+def described(denoiser: nn.Module, went: Went, folder: Path) -> Path:
+    """Shrink a denoiser, and write the folder with its manifest."""
+    before = save_denoiser(denoiser, folder.with_name(f"{folder.name}-before"))
+    model, weights = locate(str(before)), Weights(before)
+    base = base_before(base_of(model, before, weights, "print"), denoiser, weights, went)
+    counts = counts_of(before, weights, 900)
+    carry_out_(denoiser, went)
+    save_denoiser(denoiser, folder)
+    smaller = Weights(folder)
+    hashes = {entry.name: sha256(smaller.raw(entry)) for entry in smaller.in_order()}
+    claims = shrunk_claims(
+        went, {"ratio": 0.3}, base, counts, counts_of(folder, smaller, 600), hashes,
+        smaller.header_hashes(), {},
+    )  # fmt: skip
+    write_manifest(folder, claims)
+    return folder
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def shrunk(request, tmp_path_factory) -> Path:
+    denoiser = dense_tiny(request.param)
+    place = tmp_path_factory.mktemp("manifest") / "small"
+    return described(denoiser, what_goes(denoiser), place)
+
+
+def test_a_folder_holds_what_its_manifest_says(shrunk) -> None:
+    assert ditprune.verify(shrunk) == []
+
+
+def _narrower(folder: Path) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        name = next(name for name in tensors if name.endswith(("net.2.weight", "proj_out.weight")))
+        tensors[name] = tensors[name][:, 1:].clone()
+
+    edit_tensors(folder / f"{STEM}.safetensors", change)
+
+
+def _other_values(folder: Path) -> None:
+    edit_tensors(folder / f"{STEM}.safetensors", lambda t: next(iter(t.values())).add_(1))
+
+
+def _without_bias(folder: Path) -> None:
+    edit_tensors(folder / f"{STEM}.safetensors", lambda t: t.pop(next(n for n in t if "up.b" in n)))
+
+
+def _form(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda folder: edit_json(
+        folder / "config.json", lambda config: change(config["quantization_config"])
+    )
+
+
+def _claims(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "ditprune.json", change)
+
+
+def _one_more_block(form: dict[str, Any]) -> None:
+    for stay in form["blocks"].values():
+        stay[:] = sorted({*stay, 0, 1})
+
+
+def _first_group(claims: dict[str, Any]) -> dict[str, Any]:
+    return next(g for g in claims["groups"].values() if len(g["kept"]) < g["num_units"])
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a tensor reshaped": (_narrower, "on disk, .* follows from what went"),
+    "a tensor changed": (_other_values, "its bytes are not those that were written"),
+    "a tensor gone": (_without_bias, "up.bias: missing from the weights"),
+    "one more block": (_form(_one_more_block), r"config.json: blocks of .* are \[0, 1"),
+    "a number changed": (
+        _form(lambda form: next(iter(form["numbers"].values())).update(inner_dim=8)),
+        "config.json: numbers of .*'inner_dim': 8",
+    ),
+    "no form": (
+        lambda folder: edit_json(folder / "config.json", lambda c: c.pop("quantization_config")),
+        "config.json: blocks of .* are None",
+    ),
+    "another form": (_form(lambda form: form.update(format=7)), "format 7"),
+    "a unit more": (
+        _claims(lambda c: _first_group(c).update(kept=[0, *range(_first_group(c)["num_units"])])),
+        "units that are not ascending",
+    ),
+    "other units": (
+        _claims(lambda c: _first_group(c)["kept"].append(_first_group(c)["num_units"] - 1)),
+        "follows from what went",
+    ),
+    "a rank": (
+        _claims(lambda c: next(iter(c["ranks"].values())).update(rank=3)), "follows from what went",
+    ),
+    "a total": (
+        _claims(lambda c: c["totals"]["after"].update(num_bytes=1)), "num_bytes after is 1",
+    ),
+    "more MACs": (
+        _claims(lambda c: c["totals"]["after"].update(num_macs=901)), "901 after and 900",
+    ),
+    "no groups": (_claims(lambda c: c.pop("groups")), "ditprune.json: cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_what_was_tampered_with_is_told(shrunk, case, tmp_path) -> None:
+    folder = Path(shutil.copytree(shrunk, tmp_path / "copy"))
+    change, words = TAMPERED[case]
+    change(folder)
+    told = ditprune.verify(folder)
+    assert any(re.search(words, line) for line in told), told
+
+
+def test_one_that_is_shrunk_again_holds_what_its_manifest_says(tmp_path) -> None:
+    denoiser = dense_tiny(DIT)
+    described(denoiser, what_goes(denoiser), tmp_path / "first")
+    groups, whole = find_groups(denoiser, ["transformer_blocks.0", "transformer_blocks.1"])
+    kept = {name: range(1) for name in groups if name.startswith("transformer_blocks.1.")}
+    assert {groups[name].kind for name in kept} == {"heads", "neurons"}
+    lists = {"transformer_blocks": [1]}
+    ranks = {"transformer_blocks.1.norm1.linear": Lowered(2)}
+    again = Went(Cut(groups, kept), {}, whole, lists, ranks)
+    folder = described(denoiser, again, tmp_path / "again")
+    assert ditprune.verify(folder) == []
+    assert shrunk_form(denoiser).blocks == {"transformer_blocks": (2,)}
+    assert shrunk_form(denoiser).ranks == {"transformer_blocks.0.norm1.linear": 2}
+
+
+def test_the_folder_is_ours_and_its_shards_are_listed(shrunk) -> None:
+    assert {path.as_posix() for path in listed_files(shrunk)} >= {
+        "config.json", "ditprune.json", f"{STEM}.safetensors",
+    }  # fmt: skip
+    check_replaceable(shrunk)
