@@ -108,6 +108,17 @@ def test_rounding_counts_towards_the_error() -> None:
     assert given.within(1e-6) == IN  # rounding alone is more
 
 
+def test_a_weight_that_is_of_low_rank_needs_no_more() -> None:
+    weight = torch.randn(OUT, 11) @ torch.randn(11, IN)
+    inputs = torch.randn(300, IN)
+    fit = RankProblem(
+        weight, None, InputSpread.of(inputs), inputs, 10 * OUT * IN, torch.float32
+    ).within()
+    assert isinstance(fit, LowRankFit)
+    assert fit.rank == 16
+    assert fit.error < 1e-12
+
+
 @pytest.mark.parametrize("bias", [None, torch.zeros(OUT)], ids=["no bias", "zeros"])
 def test_a_layer_of_zeros_stays_one(bias: Tensor | None) -> None:
     inputs = drawn()

@@ -22,7 +22,7 @@ from ditprune.denoiser.capture import hooked, input_of
 from ditprune.denoiser.layout import RowLayout
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import predicted, relative_error, run_call
-from ditprune.errors import RecipeError, TargetError
+from ditprune.errors import ModelError, RecipeError, TargetError
 from ditprune.evaluation.held_out import predictions, sample_held_out
 from ditprune.evaluation.protocol import Protocol
 from ditprune.method.low_rank import LowRankFit
@@ -326,6 +326,13 @@ def test_weights_and_inputs_that_are_not_finite_are_refused() -> None:
         fitted(denoiser, calls, 0.5)
     denoiser.blocks[1].modulation.weight.data[0, 0] = torch.inf  # type: ignore[union-attr]
     with pytest.raises(TargetError, match=r"blocks\.1\.modulation: NaN or Inf in its weight"):
+        fitted(denoiser, foreign_calls(), 0.5)
+
+
+def test_weights_that_are_not_there_are_refused() -> None:
+    denoiser = _Denoiser("condition")
+    denoiser.blocks[1].to("meta")
+    with pytest.raises(ModelError, match=r"blocks\.1\.modulation: .*without values"):
         fitted(denoiser, foreign_calls(), 0.5)
 
 

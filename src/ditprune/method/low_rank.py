@@ -16,7 +16,9 @@ from torch import Tensor
 
 MULTIPLE = 8  # ranks are multiples of it, where they can be
 AUTO_ERROR = 1e-5
-_NOISE = 1e-10  # directions with less of the inputs' variance count as none
+_NOISE = 1e-10  # of the mean variance of the inputs; what is less is rounding
+_ROUNDED = 1e-13  # of the largest eigenvalue; a smaller one is rounding
+_NOTHING = 1e-8  # of the outputs' energy; what gives less is not looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,26 +28,22 @@ class InputSpread:
     Args:
         mean: [C_in].
         axes: eigenvectors of the covariance times the roots of their eigenvalues, the longest
-            first; the short ones are made as long as rounding, [C_in, C_in].
-        num_long: how many are longer than that.
+            first; none is shorter than rounding, [C_in, C_in].
     """
 
-    mean: Float64[Tensor, "in"]
+    mean: Float64[Tensor, " in"]
     axes: Float64[Tensor, "in in"]
-    num_long: int
 
     @classmethod
     def of(cls, inputs: Float[Tensor, "rows in"]) -> InputSpread:
         inputs_NI = exact(inputs)
         mean_I = inputs_NI.mean(0)
         centred_NI = inputs_NI - mean_I
-        covariance_II = centred_NI.T @ centred_NI / len(inputs_NI)
-        values, vectors_II = torch.linalg.eigh(covariance_II)
-        values, vectors_II = values.flip(0), vectors_II.flip(1)
-        least = _NOISE * values.clamp_min(0).sum() / len(values)
-        num_long = int((values > least).sum())
+        values_I, vectors_II = torch.linalg.eigh(centred_NI.T @ centred_NI / len(inputs_NI))
+        values_I, vectors_II = values_I.flip(0), vectors_II.flip(1)
+        least = _NOISE * values_I.clamp_min(0).mean()
         least = torch.where(least > 0, least, 1.0)  # all inputs are the same
-        return cls(mean_I, vectors_II * values.clamp_min(least).sqrt(), num_long)
+        return cls(mean_I, vectors_II * values_I.clamp_min(least).sqrt())
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,51 +101,64 @@ class RankProblem:
     def at_share(self, share: float) -> LowRankFit:
         """With this share of the weights gone."""
         rank = rank_at(share, self.num_weights, len(self.weight), self.weight.shape[1])
-        return self._measured(self._directions(rank)[:, :rank])
+        return self._measured(self._turned(rank)[0][:, :rank])
 
     def within(self, error: float = AUTO_ERROR) -> LowRankFit | int:
         """Of the least rank whose error is no larger; where two matrices of it would not be fewer
         weights, the rank that it would take.
         """
         most = (self.num_weights - 1) // sum(self.weight.shape)
-        directions_OR = self._directions(max(1, min(MULTIPLE, most)))
-        errors_R, rounding = self._errors(directions_OR), 0.0
+        turned_IR, scales_R = self._turned(min(MULTIPLE, most))
+        errors_R, rounding = self._errors(turned_IR * scales_R), 0.0
         for _ in range(2):  # what rounding to the dtype adds is known after the first time
             is_within = errors_R <= error - rounding
-            if not is_within.any():
-                return int(min(self.weight.shape))
-            least = int(is_within.nonzero()[0]) + 1
+            least = int(is_within.nonzero()[0]) + 1 if is_within.any() else min(self.weight.shape)
             if least > most:
                 return least
-            rank = min(-(-least // MULTIPLE) * MULTIPLE, most, directions_OR.shape[1])
-            fit = self._measured(directions_OR[:, :rank])
+            rank = min(-(-least // MULTIPLE) * MULTIPLE, most, len(errors_R))
+            fit = self._measured(turned_IR[:, :rank])
             if fit.error <= error:
                 return fit
             rounding = fit.error - float(errors_R[rank - 1])
-        return int(min(self.weight.shape))
+        return min(self.weight.shape)
 
-    def _directions(self, num_least: int) -> Float64[Tensor, "out rank"]:
-        """Of the outputs, the longest first: as many as inputs have, and so many at least."""
-        num = min(max(num_least, self.spread.num_long), min(self.weight.shape))
-        outputs_OR = self._weight @ self._here(self.spread.axes[:, :num])
-        _, turn_RR = torch.linalg.eigh(outputs_OR.T @ outputs_OR)
-        return torch.linalg.qr(outputs_OR @ turn_RR.flip(1)).Q
+    def _turned(self, num_least: int) -> tuple[Float64[Tensor, "in rank"], Float64[Tensor, "rank"]]:
+        """Axes turned so that their outputs are orthogonal, the longest first, and what makes these
+        of length 1. There are at least so many; what the others would give is nothing.
+        """
+        axes_II = self._here(self.spread.axes)
+        through_II = self._gram @ axes_II
+        energies_I = (axes_II * through_II).sum(0)
+        rest_I = energies_I.flip(0).cumsum(0).flip(0)
+        energy = rest_I[0] + self._mean_output.square().sum()
+        num = max(int((rest_I > _NOTHING * energy).sum()), num_least, 1)
+        num = min(-(-num // MULTIPLE) * MULTIPLE, *self.weight.shape)
+        squares_R, turn_RR = torch.linalg.eigh(axes_II[:, :num].T @ through_II[:, :num])
+        is_sure = squares_R > _ROUNDED * squares_R[-1].clamp_min(0)
+        scales_R = torch.where(is_sure, squares_R, torch.inf).rsqrt()
+        return axes_II[:, :num] @ turn_RR.flip(1), scales_R.flip(0)
 
-    def _errors(self, directions: Float64[Tensor, "out rank"]) -> Float64[Tensor, "rank"]:
-        """At each rank from 1 up."""
-        along_R = (self._moved @ directions).square().sum(0)
+    def _errors(self, turned: Float64[Tensor, "in rank"]) -> Float64[Tensor, "rank"]:
+        """At each rank from 1 up, of axes whose outputs have length 1."""
+        inputs_NI = self._here(self.aside) - self._here(self.spread.mean)
+        along_R = (inputs_NI @ self._gram @ turned).square().sum(0)
         return (self._moved.square().sum() - along_R.cumsum(0)).clamp_min(0) / self._energy
 
-    def _measured(self, directions: Float64[Tensor, "out rank"]) -> LowRankFit:
-        """Along these directions; the error is that of matrices as they are kept."""
-        down_RI = directions.T @ self._weight
-        bias_O = self._mean_output - directions @ (down_RI @ self._here(self.spread.mean))
-        down, up, bias = (part.to(self.dtype) for part in (down_RI, directions, bias_O))
+    def _measured(self, turned: Float64[Tensor, "in rank"]) -> LowRankFit:
+        """Along the outputs of these axes; the error is that of matrices as they are kept."""
+        directions_OR = torch.linalg.qr(self._weight @ turned).Q
+        down, up = ((directions_OR.T @ self._weight).to(self.dtype), directions_OR.to(self.dtype))
+        mean_O = exact(up) @ (exact(down) @ self._here(self.spread.mean))
+        bias = (self._mean_output - mean_O).to(self.dtype)
         outputs_NO = self._here(self.aside) @ exact(down).T @ exact(up).T + exact(bias)
         difference_NO = outputs_NO - self._mean_output - self._moved
         error = float(difference_NO.square().sum() / self._energy)
         down, up, bias = (part.to(self.weight.device) for part in (down, up, bias))
         return LowRankFit(down, up, bias, error, self.num_weights)
+
+    @cached_property
+    def _gram(self) -> Float64[Tensor, "in in"]:
+        return self._weight.T @ self._weight
 
     @cached_property
     def _weight(self) -> Float64[Tensor, "out in"]:

@@ -24,7 +24,7 @@ from ditprune.targets.blocks import find_blocks
 from ditprune.targets.coverage import prunable
 from ditprune.targets.discover import role_of
 from ditprune.targets.lists import join
-from ditprune.targets.writable import tied
+from ditprune.targets.writable import refuse_without_values, tied
 
 AUTO, NONE = "auto", "none"
 Wanted = float | str
@@ -126,10 +126,13 @@ class ModulationFitter:
         self._inputs = ModulationInputs(denoiser, calls, chain, layout, num_pairs)
 
     def fit(self, block: str) -> BlockModulation:
-        """The Linears of a block, whose weights are there. Raises TargetError for NaN or Inf."""
+        """The Linears of a block. Raises ModelError where their weights are not there, TargetError
+        for NaN or Inf.
+        """
         names = self.layers[block]
         if not names:
             return BlockModulation({}, {})
+        refuse_without_values(self._denoiser, names)
         sources, whole = self._inputs.of_block(block, names)
         fits: dict[str, LowRankFit] = {}
         for name, source in sources.items():
