@@ -7,7 +7,8 @@ What fails stays whole. So a wrong guess about a denoiser that nobody has seen c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -47,8 +48,12 @@ def check_groups(
 
     with hooked({path: denoiser.get_submodule(path) for path in by_block}, see):
         run_call(denoiser, call.copied())
-    for path in by_block.keys() - tried.keys():
-        tried[path] = try_block(denoiser, "", call, by_block[path])
+    uncalled = {path: some for path, some in by_block.items() if path not in tried}
+    together = {name: group for some in uncalled.values() for name, group in some.items()}
+    failed = check_block(denoiser, "", call, together) if together else {}
+    for path, some in uncalled.items():
+        is_good = not failed.keys() & some.keys()
+        tried[path] = (some, []) if is_good else try_block(denoiser, "", call, some)
     good = {name: group for path in by_block for name, group in tried[path][0].items()}
     return good, [whole for path in by_block for whole in tried[path][1]]
 
@@ -85,43 +90,63 @@ def check_block(
 ) -> dict[str, str]:
     """Why units of these groups cannot go, by group; those that can are left out.
 
+    All are tried together, and one by one where that fails: two runs of the block at best.
+
     Args:
         block: with its weights; it stays as it is.
         path: its path in the denoiser.
         got: what it gets in a call.
     """
-    wide, inputs = in_float32(block), got.map(widened)
-    reasons = {name: _reason(wide, path, inputs, group) for name, group in groups.items()}
+    try:
+        wide, inputs = in_float32(block), got.map(widened)
+    except Exception as error:  # a module builds itself as it likes
+        return dict.fromkeys(groups, _does_not_run(error))
+    if len(groups) > 1 and not _reason(wide, path, inputs, [*groups.values()]):
+        return {}
+    reasons = {name: _reason(wide, path, inputs, [group]) for name, group in groups.items()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _reason(block: nn.Module, path: str, got: Call, group: UnitGroup) -> str:
-    """Why units of a group cannot go; empty if they can."""
-    stay = _some(group.num_units)
-    consumers = {_below(c.layer, path): c.columns for c in group.consumers}
-    removed = group.removed(stay)
+def _reason(block: nn.Module, path: str, got: Call, groups: Sequence[UnitGroup]) -> str:
+    """Why units of these groups cannot go; empty if they can."""
+    stay = {group.name: _some(group) for group in groups}
+    columns: dict[str, list[Tensor]] = {}
+    for group in groups:
+        for consumer in group.consumers:
+            gone = consumer.columns[group.removed(stay[group.name])].reshape(-1)
+            columns.setdefault(_below(consumer.layer, path), []).append(gone)
     try:
-        columns = {name: places[removed].reshape(-1) for name, places in consumers.items()}
-        zeroed = _run(without_columns(block, columns), got, consumers)
-        if not any(name for name, _ in zeroed):
+        zeros = {name: torch.cat(places) for name, places in columns.items()}
+        expected = _run(without_columns(block, zeros), got, columns)
+        if not all(_is_reached(group, path, expected) for group in groups):
             return UNREACHED
         cut = twin_of(block)
-        cut_(cut, Cut({group.name: group}, {group.name: stay}), path)
-        return _difference(zeroed, _run(cut, got, consumers))
+        cut_(cut, Cut({group.name: group for group in groups}, stay), path)
+        return _difference(expected, _run(cut, got, columns))
     except Exception as error:  # a forward raises what it likes
-        if is_out_of_memory(error):
-            raise
-        return f"without some of its units it does not run ({reason_of(error):.120})"
+        return _does_not_run(error)
+
+
+def _does_not_run(error: Exception) -> str:
+    if is_out_of_memory(error):
+        raise error
+    return f"without some of its units it does not run ({reason_of(error):.120})"
+
+
+def _is_reached(group: UnitGroup, path: str, outputs: Outputs) -> bool:
+    called = {name for name, _ in outputs}
+    return any(_below(consumer.layer, path) in called for consumer in group.consumers)
 
 
 def _below(path: str, prefix: str) -> str:
     return path.removeprefix(f"{prefix}.") if prefix else path
 
 
-def _some(num_units: int) -> list[int]:
-    """A random half of the units, one at least; the same in every run."""
-    order = torch.randperm(num_units, generator=torch.Generator().manual_seed(num_units))
-    return sorted(order[: max(1, num_units // 2)].tolist())
+def _some(group: UnitGroup) -> list[int]:
+    """A random half of the units, one at least; the same in every run, others in every group."""
+    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
+    order = torch.randperm(group.num_units, generator=generator)
+    return sorted(order[: max(1, group.num_units // 2)].tolist())
 
 
 def _run(block: nn.Module, got: Call, layers: Iterable[str]) -> Outputs:
