@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, softmax
 
 from ditprune.calls import Call
+from ditprune.denoiser.blockwise.residence import OnDisk
+from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import run_call, tensors_in
+from ditprune.errors import ModelError
 from ditprune.shrinking.checks import check_block, check_groups
 from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.in_place import cut_
@@ -390,3 +394,18 @@ def test_one_block_is_tried_with_what_it_gets() -> None:
     groups["blocks.1.heads"] = replace(groups["blocks.1.heads"], numbers=())
     reasons = check_block(block, "blocks.1", Call((noise(2, 6, WIDTH),)), groups)
     assert "does not run" in reasons["blocks.1.heads"]
+
+
+def test_a_denoiser_on_disk_is_tried_block_by_block(tmp_path: Path) -> None:
+    family = FAMILIES["FluxTransformer2DModel"]
+    denoiser, call = family.make(), Call.of(family.call(Draw(0)))
+    denoiser.save_pretrained(tmp_path)
+    on_disk = OnDisk(tmp_path, paths(denoiser), Placement())
+    groups, _ = find_groups(on_disk.denoiser, paths(denoiser))
+    with on_disk.running():
+        good, whole = check_groups(on_disk.denoiser, call, groups)
+    assert list(good) == list(groups)
+    assert whole == []
+    assert on_disk.denoiser.transformer_blocks[0].attn.to_q.weight.is_meta
+    with pytest.raises(ModelError, match=r"transformer_blocks\.0\..*meta device"):
+        check_block(on_disk.denoiser.transformer_blocks[0], "transformer_blocks.0", call, groups)

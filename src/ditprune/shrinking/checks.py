@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ditprune.calls import Call
 from ditprune.denoiser.capture import hooked
 from ditprune.denoiser.replay import evaluating, run_call, tensors_in
-from ditprune.errors import is_out_of_memory, reason_of
+from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.twins import exactly, in_float32, twin_of, widened, without_columns
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
 from ditprune.shrinking.variants import attending_together, interleaved
+from ditprune.targets.writable import no_values
 
 TOLERANCE = 1e-5  # of the largest output
 UNREACHED = "the call does not reach it"
@@ -96,7 +97,12 @@ def check_block(
         block: with its weights; it stays as it is.
         path: its path in the denoiser.
         got: what it gets in a call.
+
+    Raises ModelError where a weight is not there.
     """
+    for name, layer in block.named_modules(prefix=path):
+        if reason := no_values(layer):
+            raise ModelError(f"{name}: {reason}")
     try:
         wide, inputs = in_float32(block), got.map(widened)
     except Exception as error:  # a module builds itself as it likes
