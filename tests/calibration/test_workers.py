@@ -1,12 +1,10 @@
 """Several processes share one calibration: whatever their number, the file is the same bytes.
 
-So it is under another hash seed, locale, time zone and umask, and what is pruned with it too. Every
-process imports torch, so one launch calibrates several models in turn.
+So it is under another hash seed, locale, time zone and umask, and what is pruned with it too.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,110 +17,55 @@ import torch
 from ditprune.calibration.workers import Worker
 from ditprune.calls import Call
 from ditprune.checkpoints.calibration_set import start_calibration_set
-from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.statistics_file import read_statistics_file
-from ditprune.method.words import build
-from ditprune.pruning.loop import prune_checkpoint
+from ditprune.cli.main import run
 from folders import files_of, save_pipeline
+from process_groups import ENVIRONMENT, Group, needs_fork, run_groups
 from tiny_denoisers import FAMILIES, Draw
 from tiny_pipelines import PIPELINES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-LAUNCHERS = {
-    "torchrun": [
-        "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-        "--nproc-per-node",
-    ],
-    # Its word for several processes on one machine; no GPU is used, nor needed.
-    "accelerate": [
-        "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes",
-    ],
-}  # fmt: skip
-# Calibrates several models as one member of a group, which a process joins once.
-SEVERAL = """
-import json, sys, time
-from contextlib import suppress
-from pathlib import Path
-from ditprune.calibration.sample import Sampling
-from ditprune.calibration.workers import joined
-from ditprune.checkpoints.locate import locate
-from ditprune.calibration.collect import calibrate_folder
-from ditprune.checkpoints.calibration_set import load_calibration_set
-from ditprune.checkpoints.statistics_file import read_statistics_file
-from ditprune.denoiser.placement import Placement
-from ditprune.method.words import build
-from ditprune.pruning.loop import prune_checkpoint
-from ditprune.pruning.update.folder import Source
-with joined() as worker:
-    for model, out, words, kept in json.loads(sys.argv[1]):
-        folder = None if kept is None else Path(kept)
-        calibrate_folder(
-            locate(model), Path(out), Sampling(**words), set_folder=folder, worker=worker
-        )
-        if worker.is_first and Path(out).name == "wide":
-            prune_checkpoint(
-                locate(model), Path(out + " pruned"), read_statistics_file(Path(out)),
-                build(reconstruction="obs", allocation="proxy"),
-                source=Source(load_calibration_set(folder), Placement()),
-            )
-def threads():
-    for task in Path("/proc/self/task").glob("*"):
-        with suppress(OSError):  # it has ended
-            yield task.joinpath("comm").read_text()
-deadline = time.monotonic() + 20
-while any("gloo" in name for name in threads()):  # they abort when Python exits
-    assert time.monotonic() < deadline, list(threads())
-    time.sleep(0.1)
-"""
+# Its word for several processes on one machine; no GPU is used, nor needed.
+ACCELERATE = [
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2",
+]  # fmt: skip
 DIT = {"num_samples": 9, "num_inference_steps": 2, "batch_size": 2}
 TWO_UNITS = {"num_samples": 2, "num_inference_steps": 2, "batch_size": 1}
-# Of one process, of two and of three.
-ENVIRONMENTS = {
-    1: {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC"},
-    2: {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "Asia/Kathmandu"},
-    3: {"PYTHONHASHSEED": "2", "LC_ALL": "de_DE.UTF-8", "TZ": "America/St_Johns"},
-}
-UMASKS = {1: 0o022, 2: 0o077, 3: 0o027}
-VIDEO = {"height": 32, "width": 32, "pipeline_options": {"num_frames": 9}}
+# The tests' own process has another hash seed, and the user's locale, time zone and umask.
+ELSEWHERE = {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "Asia/Kathmandu"}
+UMASKS = {2: 0o077, 3: 0o027}
+# What the pipelines import, once.
+PREPARE = "import transformers; from diffusers import WanPipeline, QwenImagePipeline"
+VIDEO = {"height": 32, "width": 32, "pipeline_option": "num_frames=9"}
 
 
-def launch(num_processes: int, *program: str, launcher: str = "torchrun") -> Any:
-    """Runs a Python program in this many processes."""
-    start = [] if num_processes == 1 else [*LAUNCHERS[launcher], str(num_processes)]
-    return subprocess.run(
-        [sys.executable, *start, *program],
-        env={
-            **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo",
-            **ENVIRONMENTS[num_processes],
-        },
-        umask=UMASKS[num_processes], capture_output=True, text=True, timeout=900,
-    )  # fmt: skip
+def lines(models: dict[str, Path], at: Path) -> list[list[str]]:
+    """Two units of Wan (one for each denoiser), a set of Qwen-Image, and five units of a DiT.
 
-
-def calibrate_all(num_processes: int, models: dict[str, Path], at: Path) -> None:
-    """Five units of DiT, two of Wan (one for each denoiser), a set of Qwen-Image.
-
-    And five of a DiT with wide amplitudes, which is pruned.
+    Its amplitudes are wide, and it is pruned.
     """
-    words = {"dit": DIT, "wan": TWO_UNITS | VIDEO, "qwen": TWO_UNITS, "wide": DIT}
+    words = {"wan": TWO_UNITS | VIDEO, "qwen": TWO_UNITS, "wide": DIT}
     sets = {"qwen": str(models["qwen"].with_name("set")), "wide": str(at / "wide set")}
-    jobs = [
-        (str(folder), str(at / name), words[name], sets.get(name))
-        for name, folder in models.items()
+    calibrations = [
+        calibrate(models[name], at / name, words[name], sets.get(name)) for name in words
     ]
-    script = at / "several.py"
-    script.write_text(SEVERAL, encoding="utf-8")
-    done = launch(num_processes, str(script), json.dumps(jobs))
-    assert done.returncode == 0, done.stderr[-3000:]
-    script.unlink()
+    pruning = [
+        "prune", str(models["wide"]), "-o", str(at / "wide pruned"), "--reconstruction", "obs",
+        "--statistics", str(at / "wide"), "--calibration-set", sets["wide"],
+        "--allocation", "proxy",
+    ]  # fmt: skip
+    return [*calibrations, pruning]
 
 
-def command(model: Path, out: Path) -> list[str]:
-    """The five units of DiT by command line."""
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in DIT.items()]
-    return ["-m", "ditprune", "calibrate", str(model), "-o", str(out), *options]
+def calibrate(
+    model: Path, out: Path, words: dict[str, Any] = DIT, kept: str | None = None
+) -> list[str]:
+    """The words of the command line."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()]
+    options += [] if kept is None else ["--calibration-set", kept]
+    return ["calibrate", str(model), "-o", str(out), *options]
 
 
 @pytest.fixture(scope="module")
@@ -156,34 +99,48 @@ def widened(denoiser: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def alone(models, tmp_path_factory) -> Path:
-    """What one process writes."""
+    """What one process writes: this one."""
     at = tmp_path_factory.mktemp("alone")
-    calibrate_all(1, models, at)
+    for line in (calibrate(models["dit"], at / "dit"), *lines(models, at)):
+        assert run(line) == 0
     return at
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_the_bytes_do_not_depend_on_the_number_of_processes(
-    num_processes, models, alone, tmp_path
-) -> None:
+@needs_fork
+def test_the_bytes_do_not_depend_on_the_number_of_processes(models, alone, tmp_path) -> None:
     """Three processes are more than the two units of Wan and Qwen-Image."""
-    calibrate_all(num_processes, models, tmp_path)
-    for name in models:
-        one, many = (read_statistics_file(at / name) for at in (alone, tmp_path))
+    groups, places = [], {world: tmp_path / f"of {world}" for world in UMASKS}
+    for world, at in places.items():
+        at.mkdir()
+        *calibrations, pruning = lines(models, at)
+        groups += [Group(line, world, umask=UMASKS[world]) for line in calibrations]
+        groups.append(Group(pruning, 1, umask=UMASKS[world]))
+    (there := tmp_path / "there").touch()
+    groups.append(Group(calibrate(models["dit"], there), 2))
+    *ended, refused = run_groups(groups, ELSEWHERE, PREPARE)
+    assert refused.codes == [2, 2]  # one must not wait for the other
+    assert f"error: {there}: exists; choose another name or pass --overwrite" in refused.err
+    for group, end in zip(groups[:-1], ended, strict=True):
+        assert end.codes == [0] * group.world, end.err
+        assert end.out.count(f"{group.words[3]}\n") == 1  # one of them speaks
+    for at in places.values():
+        assert_same_files(alone, at)
+
+
+def assert_same_files(alone: Path, at: Path) -> None:
+    for name in ("wan", "qwen", "wide"):
+        one, many = (read_statistics_file(folder / name) for folder in (alone, at))
         assert {d: s.unused for d, s in many.items()} == {d: s.unused for d, s in one.items()}
-        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
-    assert {path.name for path in tmp_path.iterdir()} == {*models, "wide set", "wide pruned"}
+        assert (at / name).read_bytes() == (alone / name).read_bytes(), name
+    assert {path.name for path in at.iterdir()} == {
+        "wan",
+        "qwen",
+        "wide",
+        "wide set",
+        "wide pruned",
+    }
     for folder in ("wide set", "wide pruned"):
-        assert files_of(tmp_path / folder) == files_of(alone / folder)
-    assert_same_masks(models, alone, tmp_path)
-
-
-def assert_same_masks(models: dict[str, Path], one: Path, other: Path) -> None:
-    """Of every file of the pruned folder each byte."""
-    pruned = [other / "pruned by one", other / "pruned by several"]
-    for out, at in zip(pruned, (one, other), strict=True):
-        prune_checkpoint(locate(str(models["dit"])), out, read_statistics_file(at / "dit"), build())
-    assert files_of(pruned[0]) == files_of(pruned[1])
+        assert files_of(at / folder) == files_of(alone / folder)
 
 
 def test_the_models_have_what_can_go_wrong(alone) -> None:
@@ -196,21 +153,16 @@ def test_the_models_have_what_can_go_wrong(alone) -> None:
     assert squares.max() > 1e12 * squares[squares > 0].min()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_the_command_line_is_launched(launcher, models, alone, tmp_path) -> None:
-    done = launch(2, *command(models["dit"], tmp_path / "dit"), launcher=launcher)
+def test_accelerate_launches_the_command_line(models, alone, tmp_path) -> None:
+    """`torchrun` is launched in `test_blocks_shared.py`."""
+    line = calibrate(models["dit"], tmp_path / "dit")
+    done = subprocess.run(
+        [sys.executable, *ACCELERATE, "-m", "ditprune", *line],
+        env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("statistics: ") == 1  # one of them speaks
+    assert done.stdout.count("statistics: ") == 1
     assert (tmp_path / "dit").read_bytes() == (alone / "dit").read_bytes()
-
-
-def test_a_refusal_is_said_and_ends_every_process(models, tmp_path) -> None:
-    """The first process refuses what it finds; the others must not wait for it for ever."""
-    out = tmp_path / "dit"
-    out.touch()
-    done = launch(2, *command(models["dit"], out))
-    assert done.returncode != 0
-    assert f"error: {out}: exists; choose another name or pass --overwrite" in done.stderr
 
 
 def test_units_are_dealt_in_turn() -> None:

@@ -1,11 +1,7 @@
-"""Several processes share the blocks of a denoiser: whatever their number, OUT is the same bytes.
-
-One process imports everything once and forks the members of each group.
-"""
+"""Several processes share the blocks of a denoiser: whatever their number, OUT is the same."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -22,36 +18,17 @@ from ditprune.checkpoints.calibration_set import save_calibration_set
 from ditprune.checkpoints.statistics_file import save_statistics
 from ditprune.cli.main import run
 from folders import add_denoiser, files_of, save_pipeline
+from process_groups import ENVIRONMENT, Group, needs_fork, run_groups
 
-GROUPS = """
-import json, os, signal, socket, sys
-import accelerate, diffusers, torch.distributed.nn
-diffusers.DiTTransformer2DModel, diffusers.DiTPipeline, diffusers.AutoencoderKL
-from ditprune.cli.main import run
+# A member ends where DIES says: its rank, and which step of what.
+PREPARE = """
 from ditprune.pruning.update.blockwise import run as runs
 def told(self, what, num_done, tell=runs.BlockRun.told):
-    if os.environ["DIES"] == f"{self.worker.rank} {what} {num_done}":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ.get("DIES") == f"{self.worker.rank} {what} {num_done}":
+        os.kill(os.getpid(), 9)
     tell(self, what, num_done)
 runs.BlockRun.told = told
-def member(rank, world, port, dies, arguments):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "DIES": dies}
-    os._exit(run(arguments))
-for world, dies, arguments in json.loads(sys.argv[1]):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    members = []
-    for rank in range(world):
-        members.append(os.fork())
-        if not members[-1]:
-            member(rank, world, port, dies, arguments)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(member, 0)[1]) for member in members]
-    print(json.dumps(codes), flush=True)
 """
-
-
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +56,36 @@ def command(tiny_dit, batches, tmp_path_factory) -> Callable[..., list[str]]:
     return words
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_one_two_and_three_processes_write_the_same_bytes(command, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory) -> dict[str, bytes]:
+    """What a process alone writes."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert run([*command(out), "--device", "cpu"]) == 0
+    return files_of(out)
+
+
+@needs_fork
+def test_one_two_and_three_processes_write_the_same_bytes(command, alone, tmp_path) -> None:
     """Also where one of them is killed, and the same command is given again."""
-    dies = "2 measuring blocks 1"
     trains = ("--preset", "best", "--refinement", "distill,num_steps=4")
+    assert run([*command(tmp_path / "t1", *trains), "--device", "cpu"]) == 0
     groups = [
-        (1, "", command(tmp_path / "t1", *trains)), (2, "", command(tmp_path / "t2", *trains)),
-        (1, "", command(tmp_path / "1")), (2, "", command(tmp_path / "2")),
-        (3, dies, command(tmp_path / "3")), (3, "", command(tmp_path / "3")),
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", GROUPS, json.dumps(groups)], capture_output=True, text=True,
-        env=os.environ | ENVIRONMENT, timeout=300,
-    )  # fmt: skip
-    codes = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert codes == [[0], [0, 0], [0], [0, 0], [2, 2, -signal.SIGKILL], [0, 0, 0]], done.stderr[
-        -3000:
+        Group(command(tmp_path / "t2", *trains), 2),
+        Group(command(tmp_path / "2"), 2),
+        Group(command(tmp_path / "3"), 3, {"DIES": "2 measuring blocks 1"}),
+        Group(command(tmp_path / "3"), 3),
     ]
-    assert "error: process 2 of 3 (id " in done.stderr
-    assert files_of(tmp_path / "1") == files_of(tmp_path / "2") == files_of(tmp_path / "3")
+    ended = run_groups(groups, prepare=PREPARE)
+    codes = [[0, 0], [0, 0], [2, 2, -signal.SIGKILL], [0, 0, 0]]
+    assert [group.codes for group in ended] == codes, [group.err for group in ended]
+    assert "error: process 2 of 3 (id " in ended[2].err
+    assert files_of(tmp_path / "2") == files_of(tmp_path / "3") == alone
     assert files_of(tmp_path / "t1") == files_of(tmp_path / "t2")
     left = {path.name for path in Path(tmp_path).iterdir() if path.name.startswith(".")}
     assert left == set()
 
 
-def test_two_machines_share_a_folder(command, tmp_path) -> None:
+def test_two_machines_share_a_folder(command, alone, tmp_path) -> None:
     """Two agents of torchrun on this one; what they write is what a process alone writes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -121,5 +102,4 @@ def test_two_machines_share_a_folder(command, tmp_path) -> None:
     ]  # fmt: skip
     told = [agent.communicate(timeout=300)[1].decode() for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], told
-    assert run([*command(tmp_path / "alone"), "--device", "cpu"]) == 0
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "alone")
+    assert files_of(tmp_path / "out") == alone
