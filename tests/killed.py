@@ -16,11 +16,13 @@ import pytest
 # Forks a child for each line on its stdin, so that the libraries load once. A child may be told to
 # kill itself right before a step: an opening, renaming, making or removing of a file below `place`.
 SERVER = """
-import os, signal, sys
+import gc, os, signal, sys
 import diffusers
 from ditprune.cli.main import run
+import ditprune.cli.calibrate, ditprune.cli.prune
 diffusers.DiTTransformer2DModel
 exec(sys.argv[1])
+gc.freeze()  # a child that collects garbage does not go through all libraries
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 print("ready", flush=True)
 for line in sys.stdin:
