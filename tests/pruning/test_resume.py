@@ -22,7 +22,7 @@ from ditprune.method.words import build
 from ditprune.pruning import loop as prune_module
 from ditprune.pruning.loop import prune_checkpoint
 from ditprune.writing.files import installed_versions
-from folders import add_denoiser, edit_json, files_of, save_pipeline
+from folders import add_denoiser, edit_json, files_of, save_one_block, save_pipeline
 from killed import OUT_EXISTS, Server, serving, trials
 
 
@@ -39,7 +39,7 @@ def big_dit(seed: int) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DiTTransformer2DModel(
-            num_attention_heads=6, attention_head_dim=64, num_layers=5, in_channels=4,
+            num_attention_heads=6, attention_head_dim=64, num_layers=3, in_channels=4,
             out_channels=4, sample_size=8, patch_size=2, num_embeds_ada_norm=10,
         )  # fmt: skip
 
@@ -68,18 +68,19 @@ def whole(model, server) -> tuple[dict[str, bytes], float]:
     return files_of(out), time.monotonic() - begin
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_six_kills_at_random_moments(overwrite, model, server, whole, tmp_path) -> None:
+def test_eight_kills_at_random_moments(model, server, whole, tmp_path) -> None:
+    """By turns into nothing and over an empty folder."""
     expected, elapsed_s = whole
-    draw, out = random.Random(overwrite), tmp_path / "out"
-    line = command(model, out) + (["--overwrite"] if overwrite else [])
+    draw, out = random.Random(0), tmp_path / "out"
     seen: Counter[str] = Counter()
-    for trial in trials(6, seen, {"killed": 3, "killed midway": 2}):
+    for trial in trials(8, seen, {"killed": 4, "killed midway": 3}):
+        overwrite = trial // 4 % 2 == 1
+        line = command(model, out) + (["--overwrite"] if overwrite else [])
         if overwrite and not out.exists():
             out.mkdir()
         # Spread over the run, its start and its end; a run that goes on may be killed again.
         pid = server.start(line)
-        time.sleep(elapsed_s * (trial * 5 % 6 + draw.random()) / 6)
+        time.sleep(elapsed_s * (trial * 3 % 8 + draw.random()) / 8)
         with suppress(ProcessLookupError):  # it was faster
             os.kill(pid, 9)
         code = server.finish()[0]
@@ -89,7 +90,7 @@ def test_six_kills_at_random_moments(overwrite, model, server, whole, tmp_path) 
         assert not out.exists() or files_of(out) in ({}, expected)
         if code == 0:
             elapsed_s /= 2  # the first run was slower than this one; aim earlier
-        elif trial % 3 == 2 and is_midway:
+        elif trial % 4 == 2 and is_midway:
             elapsed_s *= 1.2
             continue
         else:
@@ -111,13 +112,16 @@ def tiny(tiny_pipeline, tmp_path) -> tuple[Path, dict[str, bytes]]:
 
 
 def test_a_kill_before_steps_of_the_file_system_where_out_is_replaced(
-    tiny, server, tmp_path
+    server, tmp_path_factory, tmp_path
 ) -> None:
     """The last renames among them: each state they pass through is left behind once."""
-    folder, expected = tiny
-    place = tmp_path / "place"
+    folder = save_one_block(tmp_path_factory.mktemp("one") / "model")
+    place, old, new = tmp_path / "place", tmp_path / "old", tmp_path / "new"
+    for result, sparsity in ((old, 0.1), (new, 0.5)):
+        recipe = build(saliency="magnitude", sparsity=sparsity)
+        prune_checkpoint(locate(str(folder)), result, None, recipe)
+    before, expected = files_of(old), files_of(new)
     out = place / "out"
-
     line = [*command(folder, out), "--overwrite"]
 
     def prepare() -> None:
@@ -125,9 +129,6 @@ def test_a_kill_before_steps_of_the_file_system_where_out_is_replaced(
         place.mkdir()
         shutil.copytree(old, out)
 
-    old = tmp_path / "old"
-    prune_checkpoint(locate(str(folder)), old, None, build(saliency="magnitude", sparsity=0.1))
-    before = files_of(old)
     prepare()
     server.start(line, last_step=0)
     code, num_steps = server.finish()
