@@ -16,10 +16,11 @@ import pytest
 # Forks a child for each line on its stdin, so that the libraries load once. A child may be told to
 # kill itself right before a step: an opening, renaming, making or removing of a file below `place`.
 SERVER = """
-import gc, os, signal, sys
+import gc, importlib, os, signal, sys
 import diffusers
-from ditprune.cli.main import run
-import ditprune.cli.calibrate, ditprune.cli.prune
+from ditprune.cli.main import VERBS, run
+for verb in VERBS:
+    importlib.import_module(f"ditprune.cli.{verb}")
 diffusers.DiTTransformer2DModel
 exec(sys.argv[1])
 gc.freeze()  # a child that collects garbage does not go through all libraries

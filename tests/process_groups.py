@@ -19,7 +19,9 @@ SERVER = """
 import gc, importlib, json, os, socket, sys
 import accelerate, diffusers, torch.distributed.nn
 diffusers.DiTTransformer2DModel, diffusers.DiTPipeline, diffusers.AutoencoderKL
-from ditprune.cli.main import run
+from ditprune.cli.main import VERBS, run
+for verb in VERBS:
+    importlib.import_module(f"ditprune.cli.{verb}")
 exec(sys.argv[1])
 def member(rank, port, words, world, environment, umask):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
@@ -28,11 +30,8 @@ def member(rank, port, words, world, environment, umask):
     code = run(words)
     sys.stdout.flush()
     os._exit(code)
-groups = json.loads(sys.stdin.read())
-for group in groups:
-    importlib.import_module("ditprune.cli." + group["words"][0])
 gc.freeze()  # a member that collects garbage does not go through all libraries
-for group in groups:
+for group in json.loads(sys.stdin.read()):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     members = []

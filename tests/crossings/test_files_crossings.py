@@ -49,16 +49,16 @@ class Verb:
 
     line: tuple[object, ...]
     kind: str
-    between: int = 2
-    at_the_end: int = 5
+    between: int = 1
+    at_the_end: int = 3
 
 
 VERBS = {
     "calibrate": Verb(
         ("calibrate", "MODEL", "-o", "OUT", "--num-samples", 2, "--batch-size", 1, *SHORT),
-        "file", at_the_end=6,
+        "file", 2, 6,
     ),
-    "prune": Verb(("prune", "MODEL", "-o", "OUT", "--saliency", "magnitude"), "folder", between=3),
+    "prune": Verb(("prune", "MODEL", "-o", "OUT", "--saliency", "magnitude"), "folder", 3, 5),
     "prune that updates": Verb(
         ("prune", "MODEL", "-o", "OUT", "--statistics", "STATISTICS", "--calibration-set", "CALLS",
          "--reconstruction", "obs"), "folder",
@@ -68,7 +68,7 @@ VERBS = {
     "convert to compact": Verb(("convert", "PRUNED", "--to", "compact", "-o", "OUT"), "folder"),
     "convert to dense": Verb(("convert", "COMPACT", "--to", "dense", "-o", "OUT"), "folder"),
     "evaluate": Verb(
-        ("evaluate", "MODEL", "PRUNED", "-o", "OUT", *EVALUATION, *SHORT), "results", 2, 3
+        ("evaluate", "MODEL", "PRUNED", "-o", "OUT", *EVALUATION, *SHORT), "results", 1, 2
     ),
     "report": Verb(("report", "RESULTS", "-o", "OUT"), "file", 0, 2),
     "reproduce": Verb(
