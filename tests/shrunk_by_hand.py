@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ditprune.checkpoints.copy_folder import beside
+from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.shrunk.build import drop_blocks_
-from ditprune.checkpoints.shrunk.form import Form, mark_
+from ditprune.checkpoints.shrunk.form import Form, mark_, renamed
 from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
 from ditprune.checkpoints.shrunk.resize import resize_
+from ditprune.checkpoints.weights import Weights, sha256
+from ditprune.pruning.job import base_of
+from ditprune.shrinking.find import find_groups
+from ditprune.shrinking.in_place import cut_
+from ditprune.shrinking.manifest import Lowered, Went, base_before, counts_of, shrunk_claims
+from ditprune.shrinking.units import Cut
+from ditprune.targets.blocks import find_blocks
+from ditprune.writing.files import write_manifest
+from folders import save_denoiser
 from tiny_denoisers import FAMILIES, redraw_
 
 HEAD, NEURONS, RANK = 16, 48, 5
@@ -97,3 +109,65 @@ def shrunk_tiny(name: str) -> nn.Module:
     denoiser = dense_tiny(name)
     shrink_by_hand_(denoiser)
     return denoiser
+
+
+# --- As `shrink` does it, with a manifest ---
+
+DIT, FLUX = CUTS
+LISTS = {DIT: {"transformer_blocks": [0, 2]}, FLUX: {"single_transformer_blocks": [1]}}
+LAYER = {DIT: "transformer_blocks.2.norm1.linear", FLUX: "transformer_blocks.0.norm1.linear"}
+
+
+def what_goes(denoiser: nn.Module) -> Went:
+    """Half of the first group of each kind that stays, a block, and most of a rank."""
+    name = type(denoiser).__name__
+    blocks = LISTS[name]
+    paths = [block.path for block in find_blocks(denoiser) if not block.auxiliary]
+    groups, whole = find_groups(denoiser, paths)
+    kept: dict[str, list[int]] = {}
+    for path, group in groups.items():
+        is_there = bool(renamed({path: 0}, Form(blocks=blocks)))
+        if is_there and group.kind not in {groups[name].kind for name in kept}:
+            kept[path] = list(range(0, group.num_units, 2))
+    assert len(kept) == 2
+    return Went(
+        Cut(groups, kept), dict.fromkeys(kept, 0.01), whole, blocks, {LAYER[name]: Lowered(4, 1e-6)}
+    )
+
+
+@torch.no_grad()
+def carry_out_(denoiser: nn.Module, went: Went) -> None:
+    form = went.form(denoiser)
+    cut_(denoiser, went.cut)
+    for layer, lowered in went.ranks.items():
+        u, s, v = torch.linalg.svd(denoiser.get_submodule(layer).weight, full_matrices=False)
+        rank, bias = lowered.rank, denoiser.get_submodule(layer).bias
+        set_low_rank_(denoiser, {layer: Factors(s[:rank, None] * v[:rank], u[:, :rank], bias)})
+    drop_blocks_(denoiser, went.blocks)
+    mark_(denoiser, form)
+
+
+def described(
+    denoiser: nn.Module, went: Went, folder: Path,
+    save: Callable[[nn.Module, Path], Path] = save_denoiser,
+) -> Path:  # fmt: skip
+    """Shrink a denoiser, and write its folder or its pipeline's with a manifest.
+
+    Beside it lies the one before, `FOLDER-before`.
+    """
+    model = locate(str(save(denoiser, folder.with_name(f"{folder.name}-before"))))
+    before, weights = model.denoiser, Weights(model.denoiser)
+    base = base_before(base_of(model, before, weights, "print"), denoiser, weights, went)
+    counts = counts_of(before, weights, 900)
+    carry_out_(denoiser, went)
+    here = locate(str(save(denoiser, folder)))
+    smaller = Weights(here.denoiser)
+    hashes = {entry.name: sha256(smaller.raw(entry)) for entry in smaller.in_order()}
+    claims = shrunk_claims(
+        went, {"ratio": 0.3}, base, counts, counts_of(here.denoiser, smaller, 600), hashes,
+        smaller.header_hashes(), beside(here, dict.fromkeys(here.denoisers, smaller))[
+            next(iter(here.denoisers))
+        ],
+    )  # fmt: skip
+    write_manifest(here.denoiser, claims)
+    return folder

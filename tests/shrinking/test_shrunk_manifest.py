@@ -10,79 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import ditprune
-from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.shrunk.build import drop_blocks_
-from ditprune.checkpoints.shrunk.form import Form, mark_, renamed, shrunk_form
-from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
-from ditprune.checkpoints.weights import Weights, sha256
-from ditprune.pruning.job import base_of
+from ditprune.checkpoints.shrunk.form import shrunk_form
 from ditprune.shrinking.find import find_groups
-from ditprune.shrinking.in_place import cut_
-from ditprune.shrinking.manifest import Lowered, Went, base_before, counts_of, shrunk_claims
+from ditprune.shrinking.manifest import Lowered, Went
 from ditprune.shrinking.units import Cut
-from ditprune.targets.blocks import find_blocks
-from ditprune.writing.files import write_manifest
 from ditprune.writing.replaceable import check_replaceable, listed_files
-from folders import STEM, edit_json, edit_tensors, save_denoiser
-from shrunk_by_hand import CUTS, dense_tiny
-
-NAMES = tuple(CUTS)
-DIT, FLUX = NAMES
-LISTS = {DIT: {"transformer_blocks": [0, 2]}, FLUX: {"single_transformer_blocks": [1]}}
-LAYER = {DIT: "transformer_blocks.2.norm1.linear", FLUX: "transformer_blocks.0.norm1.linear"}
+from folders import STEM, edit_json, edit_tensors
+from shrunk_by_hand import DIT, FLUX, dense_tiny, described, what_goes
 
 
-def what_goes(denoiser: nn.Module) -> Went:
-    """Half of the first group of each kind that stays, a block, and most of a rank."""
-    name = type(denoiser).__name__
-    blocks = LISTS[name]
-    paths = [block.path for block in find_blocks(denoiser) if not block.auxiliary]
-    groups, whole = find_groups(denoiser, paths)
-    kept: dict[str, list[int]] = {}
-    for path, group in groups.items():
-        is_there = bool(renamed({path: 0}, Form(blocks=blocks)))
-        if is_there and group.kind not in {groups[name].kind for name in kept}:
-            kept[path] = list(range(0, group.num_units, 2))
-    assert len(kept) == 2
-    return Went(
-        Cut(groups, kept), dict.fromkeys(kept, 0.01), whole, blocks, {LAYER[name]: Lowered(4, 1e-6)}
-    )
-
-
-@torch.no_grad()
-def carry_out_(denoiser: nn.Module, went: Went) -> None:
-    form = went.form(denoiser)
-    cut_(denoiser, went.cut)
-    for layer, lowered in went.ranks.items():
-        u, s, v = torch.linalg.svd(denoiser.get_submodule(layer).weight, full_matrices=False)
-        rank, bias = lowered.rank, denoiser.get_submodule(layer).bias
-        set_low_rank_(denoiser, {layer: Factors(s[:rank, None] * v[:rank], u[:, :rank], bias)})
-    drop_blocks_(denoiser, went.blocks)
-    mark_(denoiser, form)
-
-
-def described(denoiser: nn.Module, went: Went, folder: Path) -> Path:
-    """Shrink a denoiser, and write the folder with its manifest."""
-    before = save_denoiser(denoiser, folder.with_name(f"{folder.name}-before"))
-    model, weights = locate(str(before)), Weights(before)
-    base = base_before(base_of(model, before, weights, "print"), denoiser, weights, went)
-    counts = counts_of(before, weights, 900)
-    carry_out_(denoiser, went)
-    save_denoiser(denoiser, folder)
-    smaller = Weights(folder)
-    hashes = {entry.name: sha256(smaller.raw(entry)) for entry in smaller.in_order()}
-    claims = shrunk_claims(
-        went, {"ratio": 0.3}, base, counts, counts_of(folder, smaller, 600), hashes,
-        smaller.header_hashes(), {},
-    )  # fmt: skip
-    write_manifest(folder, claims)
-    return folder
-
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[DIT, FLUX])
 def shrunk(request, tmp_path_factory) -> Path:
     denoiser = dense_tiny(request.param)
     place = tmp_path_factory.mktemp("manifest") / "small"

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from ditprune.checkpoints.shrunk.form import Form, shrunk_form
+from ditprune.checkpoints.shrunk.record import before_pruning, is_record
 from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
 from ditprune.evaluation.accounting import Stock
@@ -34,6 +36,7 @@ class Claims:
         has_mask: whether the mask came from another model.
         told: what stays dense, was dropped or was not reached, from the manifests.
         recipes: by denoiser, where there are several that differ; there is no `asked` then.
+        is_shrunk: whether layers are smaller than the dense model's.
     """
 
     asked: Any
@@ -43,6 +46,7 @@ class Claims:
     has_mask: bool = False
     told: tuple[str, ...] = ()
     recipes: Mapping[str, Any] = field(default_factory=dict)
+    is_shrunk: bool = False
 
 
 def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
@@ -68,6 +72,7 @@ def claims_of(model: AnyModel, dense: Mapping[str, nn.Module]) -> Claims:
         has_mask=any(claim.has_mask for claim in claims),
         told=tuple(facts_of_denoisers(_folders(model))),
         recipes=recipes if differ else {},
+        is_shrunk=any(claim.is_shrunk for claim in claims),
     )
 
 
@@ -82,7 +87,7 @@ def dense_claims(denoisers: Mapping[str, nn.Module], pruned: Sequence[Claims] = 
     Beside them stand those of its pruned copies, whose recipes may say where the blocks are.
     """
     targets = {name: _targets_in(tree) for name, tree in denoisers.items()}
-    for claims in pruned:
+    for claims in (claims for claims in pruned if not claims.is_shrunk):
         for name, records in claims.targets.items():
             for target, record in records.items():
                 targets[name].setdefault(target, {k: record.get(k) for k in _OF_TARGETS})
@@ -101,19 +106,32 @@ def _read(model: AnyModel, denoiser: str, source: Path | nn.Module, dense: nn.Mo
             f"{model.name}: holds a {type(tree).__name__}, expected a {type(dense).__name__} as "
             "in the dense model"
         )
-    if _shapes(tree) != _shapes(dense):
+    content = None
+    if isinstance(source, Path) and (source / MANIFEST).is_file():
+        content = read_manifest(source)
+    is_shrunk = _shapes(tree) != _shapes(dense)
+    if is_shrunk and not _was_shrunk(tree, content):
         raise ModelError(
             f"{model.name}: its parameters have other names or shapes than the dense model's; "
             "expected a pruned copy of it"
         )
-    if isinstance(source, nn.Module) or not (source / MANIFEST).is_file():
-        return Claims(None, None, None, {denoiser: _targets_in(tree)})
-    return _from_manifest(model, denoiser, source, tree)
+    if content is None or is_record(content):
+        claims = Claims(None, None, None, {denoiser: _targets_in(tree)})
+    else:
+        claims = _from_manifest(model, denoiser, content, tree)
+    return replace(claims, is_shrunk=is_shrunk)
 
 
-def _from_manifest(model: AnyModel, denoiser: str, folder: Path, tree: nn.Module) -> Claims:
-    """What a manifest claims. Raises ModelError if it cannot be read."""
-    content = read_manifest(folder)
+def _was_shrunk(tree: nn.Module, content: Mapping[str, Any] | None) -> bool:
+    """Whether the model or its manifest says why it has fewer weights than its dense one."""
+    is_told = content is not None and (is_record(content) or before_pruning(content) is not None)
+    return is_told or shrunk_form(tree) != Form()
+
+
+def _from_manifest(
+    model: AnyModel, denoiser: str, content: Mapping[str, Any], tree: nn.Module
+) -> Claims:
+    """What the manifest of a pruned folder claims. Raises ModelError if it cannot be read."""
     try:
         recipe, targets = content["recipe"], dict(content["targets"])
         statistics = content.get("statistics")

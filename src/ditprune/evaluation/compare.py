@@ -96,6 +96,7 @@ class _Sampled:
     claims: Claims
     images: Images
     rows: tuple[ErrorRow, ...]
+    work: Work | None
 
 
 def compare(
@@ -187,17 +188,20 @@ def _compare(run: _Run) -> dict[str, Any]:
         first = images.ranges[0]  # so that an answer of the wrong kind is refused before the rest
         run.judge(images.read(first), [asked[i] for i in first])
     denoisers.clear()  # so that each denoiser can leave memory when the next one comes
-    sampled = [_Sampled("dense", run.dense, structure, images, ())]
+    sampled = [_Sampled("dense", run.dense, structure, images, (), work)]
     for (name, model), claim in zip(run.pruned, claims, strict=True):
         worker_rows = exchange_denoisers(pipeline, model, held_out.calls, noise, run.placement)
         rows = tuple(itertools.chain(*run.worker.gather(worker_rows)))
+        own_work = work
+        if claim.is_shrunk:
+            own_work = _work(run, denoisers_of(pipeline, names), held_out, claim)
         images = run.draw(pipeline, name, model, drawn, asked)
-        sampled.append(_Sampled(name, model, claim, images, rows))
+        sampled.append(_Sampled(name, model, claim, images, rows, own_work))
     results: dict[str, Any] = {}
     if run.worker.is_first:
         check_models_unchanged({"dense": run.dense, **dict(run.pruned)}, stamps)
         protocol = resolved(run.protocol, pipeline, drawn, held_out.num_steps)
-        results = _measure(run, pipeline, sampled, asked, work, protocol)
+        results = _measure(run, pipeline, sampled, asked, protocol)
     run.worker.wait()
     return run.worker.gather(results)[0]
 
@@ -221,7 +225,7 @@ def _work(
 
 def _measure(
     run: _Run, pipeline: Any, sampled: Sequence[_Sampled], asked: Sequence[Any],
-    work: Work | None, protocol: Protocol,
+    protocol: Protocol,
 ) -> dict[str, Any]:  # fmt: skip
     """Read the images of every model in turn, and write the results.
 
@@ -241,12 +245,14 @@ def _measure(
             run.judge.check_alike(model.name, measured.values, dense.values)
         dense = dense or measured
         stock = take_stock(model.model, model.claims.targets)
-        models.append(MeasuredModel(model.name, model.claims, stock, measured, model.rows))
+        models.append(
+            MeasuredModel(model.name, model.claims, stock, measured, model.rows, model.work)
+        )
         run.progress("measuring", number, len(sampled))
     title = _title(run.dense)
     content = protocol_json(protocol, pipeline, title, like, tools, run.placement)
     dense_path = "DENSE" if isinstance(run.dense, ModelInMemory) else run.dense.name
-    results = results_of(models, tools, work, content, run.command, dense_path)
+    results = results_of(models, tools, content, run.command, dense_path)
     write_results(results, models, asked, run.protocol, run.out)
     for model in sampled[1:]:
         model.images.remove()

@@ -42,6 +42,7 @@ class MeasuredModel:
 
     Args:
         rows: of the held-out calls; empty for the dense model.
+        work: of an image; that of the dense model, unless layers are smaller; None for no count.
     """
 
     name: str
@@ -49,10 +50,11 @@ class MeasuredModel:
     stock: Stock
     measured: Measured
     rows: tuple[ErrorRow, ...]
+    work: Work | None = None
 
 
 def results_of(
-    models: Sequence[MeasuredModel], tools: Tools, work: Work | None, protocol: Mapping[str, Any],
+    models: Sequence[MeasuredModel], tools: Tools, protocol: Mapping[str, Any],
     command: str | None, dense: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything but the gallery.
@@ -75,7 +77,7 @@ def results_of(
     rows = []
     for model, timing in zip(models, timings, strict=True):
         why = why_no_seconds(timing, timings[0])
-        row = _row(model, tools, work, dense, None if why else timing.seconds_per_image)
+        row = _row(model, tools, dense, None if why else timing.seconds_per_image)
         row["warnings"] = [
             *not_finite_warnings(model.rows, row["num_spoiled"], protocol["num_images"]),
             *cautions_of(
@@ -111,9 +113,7 @@ def _metric_json(key: str, tools: Tools, num_frames: int) -> dict[str, Any]:
     }
 
 
-def _row(
-    model: MeasuredModel, tools: Tools, work: Work | None, dense: str, seconds: float | None
-) -> dict[str, Any]:
+def _row(model: MeasuredModel, tools: Tools, dense: str, seconds: float | None) -> dict[str, Any]:
     claims, is_dense = model.claims, model.name == "dense"
     manifest_says = {
         "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
@@ -132,7 +132,7 @@ def _row(
         },
         "num_spoiled": model.measured.images.num_spoiled(),
         "error_by_timestep": error_by_timestep(model.rows),
-        "accounting": account(model.stock, work, seconds),
+        "accounting": account(model.stock, model.work, seconds),
         "targets": [] if is_dense else target_rows(claims, model.stock),
     }
 

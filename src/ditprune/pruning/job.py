@@ -13,6 +13,7 @@ from typing import Any
 
 from ditprune.checkpoints.copy_folder import copied_bytes, stamp
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.shrunk.record import kept_when_pruned
 from ditprune.checkpoints.skeleton import folder_fingerprints
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.checkpoints.weights import Weights, sha256
@@ -23,7 +24,7 @@ from ditprune.pruning.plan import Plan, make_plan, read_weights
 from ditprune.pruning.selection import Selection, select_in_checkpoint, statistics_of
 from ditprune.reporting.told import facts_of
 from ditprune.targets.discover import Target
-from ditprune.writing.files import installed_versions
+from ditprune.writing.files import MANIFEST, installed_versions, read_manifest
 from ditprune.writing.paths import path_of
 from ditprune.writing.replaceable import BESIDE
 
@@ -98,6 +99,7 @@ def base_of(model: ModelFolder, folder: Path, weights: Weights, fingerprint: str
         "fingerprint": fingerprint,
         "config_sha256": sha256((folder / "config.json").read_bytes()),
         "headers_sha256": weights.header_hashes(),
+        **(kept_when_pruned(read_manifest(folder)) if (folder / MANIFEST).is_file() else {}),
     }
 
 

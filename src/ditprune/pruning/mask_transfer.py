@@ -24,6 +24,7 @@ from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.mask_file import MaskFile, check_targets
 from ditprune.checkpoints.own_files import check_no_own_file
 from ditprune.checkpoints.rewrite_tensors import TensorRewriter, written_tensors
+from ditprune.checkpoints.shrunk.record import is_record
 from ditprune.checkpoints.skeleton import (
     combined_fingerprint,
     num_parameters,
@@ -101,6 +102,8 @@ def extract_masks(
 def _records(folder: Path) -> dict[str, Any]:
     """The records of a manifest that a mask file holds. Raises ModelError."""
     content = read_manifest(folder)
+    if is_record(content):
+        raise ModelError(f"{folder}: is shrunk, not pruned, so it has no mask; prune it first")
     try:
         records = {key: content[key] for key in mask_file.RECORDS}
         records["targets"] = {

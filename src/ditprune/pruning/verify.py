@@ -11,7 +11,7 @@ import torch
 
 from ditprune.checkpoints.compact.compact_folder import CompactWeights, open_weights
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.shrunk.record import is_record
+from ditprune.checkpoints.shrunk.record import before_pruning, is_record
 from ditprune.checkpoints.skeleton import num_parameters
 from ditprune.checkpoints.weights import Entry, Weights, as_tensor, sha256
 from ditprune.errors import DitpruneError, ModelError
@@ -20,7 +20,7 @@ from ditprune.method.recipe import Recipe
 from ditprune.method.words import from_json
 from ditprune.pruning.error_bound import ErrorBound
 from ditprune.pruning.verify_files import false_files
-from ditprune.pruning.verify_shrunk import false_shrunk
+from ditprune.pruning.verify_shrunk import false_shapes, false_shrunk
 from ditprune.targets.matrix import matrix_shape
 from ditprune.writing.files import MANIFEST, MANIFEST_FORMAT, is_compact, read_manifest
 from ditprune.writing.json_file import MALFORMED
@@ -99,6 +99,8 @@ def _false_pruned(claims: Mapping[str, Any], folder: Path, weights: Weights) -> 
     yield from _false_error(claims.get("max_error"), recipe)
     yield from _false_totals(claims, folder, weights)
     yield from _false_base(claims["base"], folder, weights)
+    record = before_pruning(claims)
+    yield from false_shapes(record, folder, weights) if record is not None else ()
     for name in sorted((targets.keys() | untouched.keys()) - weights.entries.keys()):
         yield f"{name}: missing from the weights"
     for entry, raw in _tensors(weights):

@@ -49,6 +49,16 @@ def _false_tensors(claims: Mapping[str, Any], weights: Weights) -> Iterator[str]
             yield f"{entry.name}: its bytes are not those that were written"
 
 
+def false_shapes(record: Mapping[str, Any], folder: Path, weights: Weights) -> Iterator[str]:
+    """The same of a pruned copy, whose values are others: shapes and the form alone."""
+    yield from false_groups(record)
+    yield from _false_form(record, folder)
+    shapes = {entry.name: tuple(entry.shape) for entry in weights.in_order()}
+    for name, shape in implied_shapes(record).items():
+        if shapes.get(name) != shape:
+            yield f"{name}: shape {shapes.get(name)} on disk, {shape} follows from what went"
+
+
 def _hash(weights: Weights, entry: Any) -> str:
     try:
         return sha256(weights.raw(entry))

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ditprune.checkpoints.shrunk.form import form_in
+from ditprune.checkpoints.shrunk.record import is_record
 from ditprune.errors import ModelError
 from ditprune.reporting import formats
 from ditprune.reporting.commands import repeat_commands
@@ -27,7 +29,7 @@ from ditprune.writing.files import (
     read_manifest,
     write_beside,
 )
-from ditprune.writing.json_file import MALFORMED
+from ditprune.writing.json_file import MALFORMED, read_json
 
 BASE_CARD = "README.base{}.md"
 BEGIN = "<!-- this card is written by ditprune -->"
@@ -176,35 +178,56 @@ def _body(
     from jinja2 import UndefinedError
 
     first = next(iter(claims.values()))
-    totals = [claim["totals"] for claim in claims.values()]
-    small = any(is_compact(folder / subfolder) for subfolder in claims)
-    recipes = {place: claim["recipe"] for place, claim in claims.items()}
-    if all(recipe == first["recipe"] for recipe in recipes.values()):
-        recipes = {}
-    lines = repeat_commands(base_model or "DENSE", "OUT", first, recipes)
+    folders = [folder / subfolder for subfolder in claims]
+    small, free = any(map(is_compact, folders)), any(map(_has_form, folders))
+    imports = "import ditprune  # reads the compact weights\n" if small else ""
+    imports = imports or ("import ditprune  # knows the smaller layers\n" if free else "")
+    shrunk = is_record(first)
+    more = {} if shrunk else _how_pruned(claims, base_model)
     try:
         return fill(
-            "card.md.j2",
+            "shrunk_card.md.j2" if shrunk else "card.md.j2",
             told={place: facts_of(claim) for place, claim in claims.items()},
-            measured_error=measured_error,
             BEGIN=BEGIN,
+            made="shrunk" if shrunk else "pruned",
             claims=claims,
             first=first,
-            recipes=recipes,
-            share=sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals),
             base=base_model or first["base"]["model"],
             base_model=base_model,
-            commands="\n".join(line for line in lines if line is not None),
             is_compact=small,
-            imports="import ditprune  # reads the compact weights\n" if small else "",
+            is_free=free,
+            imports=imports,
             is_pipeline=(folder / "model_index.json").is_file(),
             base_cards=sorted(file.name for file in folder.glob(BASE_CARD.format("*"))),
             picture=CARD_PICTURE if has_picture else None,
             json=lambda value: json.dumps(_cut(value), indent=1, ensure_ascii=False),
+            **more,
             **measured,
         )
     except UndefinedError as error:  # the template names what the manifest lacks
         raise ValueError(str(error)) from None
+
+
+def _how_pruned(claims: Mapping[str, Any], base_model: str | None) -> dict[str, Any]:
+    """What the template shows of pruned denoisers alone."""
+    first = next(iter(claims.values()))
+    totals = [claim["totals"] for claim in claims.values()]
+    recipes = {place: claim["recipe"] for place, claim in claims.items()}
+    if all(recipe == first["recipe"] for recipe in recipes.values()):
+        recipes = {}
+    lines = repeat_commands(base_model or "DENSE", "OUT", first, recipes)
+    return {
+        "measured_error": measured_error,
+        "recipes": recipes,
+        "share": sum(t["num_pruned"] for t in totals) / sum(t["num_weights"] for t in totals),
+        "commands": "\n".join(line for line in lines if line is not None),
+    }
+
+
+def _has_form(folder: Path) -> bool:
+    """Whether a denoiser loads only where ditprune is imported, as it is shrunk."""
+    file = folder / "config.json"
+    return file.is_file() and form_in(read_json(file), str(file)) is not None
 
 
 def _cut(value: Any) -> Any:

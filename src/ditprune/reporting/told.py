@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ditprune.checkpoints.shrunk.record import before_pruning, is_record
 from ditprune.errors import DitpruneError
 from ditprune.reporting import formats
+from ditprune.reporting.told_shrunk import shrunk_lines, totals_line
 from ditprune.writing.files import MANIFEST, read_manifest
 from ditprune.writing.json_file import MALFORMED
 
@@ -21,8 +23,11 @@ _SHARE_TOLERANCE = 0.02
 
 def facts_of(claims: Mapping[str, Any]) -> list[str]:
     """The facts that a manifest tells, a line each. Raises one of `MALFORMED`."""
-    totals = claims["totals"]
+    if is_record(claims):
+        return shrunk_lines(claims)
+    totals, record = claims["totals"], before_pruning(claims)
     return [
+        *([f"shrunk before it was pruned: {totals_line(record['totals'])}"] if record else []),
         *dense_lines(claims["skipped"], claims["left_out"], totals["num_parameters"]),
         *_count_lines(claims["targets"]),
         *_share_lines(claims["recipe"], totals["sparsity"]),

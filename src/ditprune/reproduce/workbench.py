@@ -235,7 +235,7 @@ def make_row(bench: Workbench, row: Row) -> dict[str, Any]:
 
 def _record(bench: Workbench, models: Sequence[MeasuredModel]) -> dict[str, Any]:
     run = bench.run
-    results = results_of(models, bench.tools, None, bench.protocol, run.command, run.model.name)
+    results = results_of(models, bench.tools, bench.protocol, run.command, run.model.name)
     return {
         "metrics": results["metrics"],
         "protocol": results["protocol"],

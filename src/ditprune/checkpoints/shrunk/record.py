@@ -14,12 +14,32 @@ from ditprune.writing.files import MANIFEST
 
 KIND = "shrunk"  # the value of `kind` in a manifest; those of pruned folders have none
 
+_OF_SHRINKING = ("kind", "recipe", "base", "totals", "groups", "whole", "blocks", "ranks")
+
 Shapes = dict[str, tuple[int, ...]]
 
 
 def is_record(content: Mapping[str, Any]) -> bool:
     """Whether a manifest is that of a shrunk folder."""
     return content.get("kind") == KIND
+
+
+def before_pruning(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a pruned copy's manifest says of how its base was shrunk; None if it was not."""
+    base = content.get("base")
+    record = base.get(KIND) if isinstance(base, Mapping) else None
+    return dict(record) if isinstance(record, Mapping) else None
+
+
+def kept_when_pruned(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pruned copy's manifest says of its base: how that was shrunk, if it was.
+
+    The hashes of its tensors and of the files beside them stay behind.
+    """
+    record = before_pruning(content)
+    if is_record(content):
+        record = {key: value for key, value in content.items() if key in _OF_SHRINKING}
+    return {} if record is None else {KIND: record}
 
 
 def stored_form(content: Mapping[str, Any] | None) -> Form:
