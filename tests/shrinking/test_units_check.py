@@ -76,6 +76,12 @@ CUT = {
     "MiniMaxMusic3Transformer1DModel": (2, 2), "T5FilmDecoder": (4, 2),
     "PriorTransformer": (0, 2), "RFD4ProteinaTransformer": (0, 4),
 }  # fmt: skip
+# Cut everywhere at once, too.
+TOGETHER = {
+    "FluxTransformer2DModel", "SD3Transformer2DModel", "Flux2Transformer2DModel",
+    "SanaTransformer2DModel", "WanTransformer3DModel", "HunyuanDiT2DModel",
+    "UNet2DConditionModel", "PRXTransformer2DModel",
+}  # fmt: skip
 # Why attentions and MLPs of some classes stay whole: how many, and words of the reason.
 WHOLE: dict[str, dict[str, int]] = {
     "LuminaNextDiT2DModel": {"run across heads": 2, "no projection of what": 2},
@@ -156,7 +162,8 @@ def test_every_class_of_the_matrix(name: str) -> None:
     reasons = WHOLE.get(name, {})
     assert {words: sum(words in item.reason for item in whole) for words in reasons} == reasons
     assert len(whole) == sum(reasons.values())
-    agree_when_all_are_cut(denoiser, family.call(Draw(1)), good)
+    if name in TOGETHER:
+        agree_when_all_are_cut(denoiser, family.call(Draw(1)), good)
 
 
 GROUPED = {
@@ -294,6 +301,33 @@ class PerHead(SideBySide):
         return h + self.down(gelu(gate) * up)
 
 
+class TwoStreams(nn.Module):
+    """Keys and values of fewer heads, and layers for each stream right in the block; it says its
+    width where it means that of its heads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads_num, self.kv_heads, self.hidden_size = 4, 2, WIDTH
+        self.qkv_x, self.qkv_y = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.proj_x, self.proj_y = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.mlp_x, self.mlp_y = mlp(), mlp()
+
+    def forward(self, h: Tensor) -> Tensor:
+        x, y = h[:, 2:], h[:, :2]
+        qkv = torch.cat([self.qkv_y(y), self.qkv_x(x)], dim=1)
+        q, kv = qkv.split([self.hidden_size, qkv.shape[-1] - self.hidden_size], dim=-1)
+        q = q.unflatten(-1, (self.heads_num, -1)).transpose(1, 2)
+        k, v = (
+            half.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2).repeat_interleave(2, dim=1)
+            for half in kv.chunk(2, dim=-1)
+        )
+        mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        mixed = mixed.reshape(*h.shape[:2], self.hidden_size)
+        x, y = x + self.proj_x(mixed[:, 2:]), y + self.proj_y(mixed[:, :2])
+        return torch.cat([y + self.mlp_y(y), x + self.mlp_x(x)], dim=1)
+
+
 def of_blocks(block: type[nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     made = type("Build", (Denoiser,), {"block": block, "depth": 2})
@@ -307,6 +341,7 @@ def of_blocks(block: type[nn.Module]) -> nn.Module:
         (SingleBlock, ["heads", "neurons"]),
         (SideBySide, ["heads", "neurons"]),
         (PerHead, ["", "attn"]),
+        (TwoStreams, ["", "mlp_x", "mlp_y"]),
     ],
 )
 def test_what_others_write(block: type[nn.Module], names: Sequence[str]) -> None:

@@ -21,18 +21,17 @@ from ditprune.errors import ModelError, is_out_of_memory, reason_of
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.twins import exactly, in_float32, twin_of, widened, without_columns
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
-from ditprune.shrinking.variants import attending_together, interleaved
+from ditprune.shrinking.variants import attending_together, module_path, variants_of
 from ditprune.targets.writable import no_values
 
 TOLERANCE = 1e-5  # of the largest output
 UNREACHED = "the call does not reach it"
 
 Outputs = list[tuple[str, Tensor]]
+Tried = tuple[dict[str, UnitGroup], list[Whole]]
 
 
-def check_groups(
-    denoiser: nn.Module, call: Call, groups: Mapping[str, UnitGroup]
-) -> tuple[dict[str, UnitGroup], list[Whole]]:
+def check_groups(denoiser: nn.Module, call: Call, groups: Mapping[str, UnitGroup]) -> Tried:
     """The groups whose units can go, and the others with the reason.
 
     The denoiser runs once; each block is tried with what it gets there. Where a block is never
@@ -41,7 +40,7 @@ def check_groups(
     by_block: dict[str, dict[str, UnitGroup]] = {}
     for name, group in groups.items():
         by_block.setdefault(group.block, {})[name] = group
-    tried: dict[str, tuple[dict[str, UnitGroup], list[Whole]]] = {}
+    tried: dict[str, Tried] = {}
 
     def see(path: str, block: nn.Module, got: Call) -> None:
         if path not in tried:
@@ -50,29 +49,44 @@ def check_groups(
     with hooked({path: denoiser.get_submodule(path) for path in by_block}, see):
         run_call(denoiser, call.copied())
     uncalled = {path: some for path, some in by_block.items() if path not in tried}
-    together = {name: group for some in uncalled.values() for name, group in some.items()}
-    failed = check_block(denoiser, "", call, together) if together else {}
-    for path, some in uncalled.items():
-        is_good = not failed.keys() & some.keys()
-        tried[path] = (some, []) if is_good else try_block(denoiser, "", call, some)
+    if uncalled:
+        tried |= _try_inside(denoiser, call, uncalled)
     good = {name: group for path in by_block for name, group in tried[path][0].items()}
     return good, [whole for path in by_block for whole in tried[path][1]]
 
 
-def try_block(
-    block: nn.Module, path: str, got: Call, groups: Mapping[str, UnitGroup]
-) -> tuple[dict[str, UnitGroup], list[Whole]]:
+def _try_inside(
+    denoiser: nn.Module, call: Call, by_block: Mapping[str, Mapping[str, UnitGroup]]
+) -> dict[str, Tried]:
+    """The same for blocks that are never called themselves, in the whole denoiser."""
+    together = {name: group for groups in by_block.values() for name, group in groups.items()}
+    failed = check_block(denoiser, "", call, together)
+    return {
+        path: _retried(denoiser, "", call, groups, {n: failed[n] for n in groups if n in failed})
+        for path, groups in by_block.items()
+    }
+
+
+def try_block(block: nn.Module, path: str, got: Call, groups: Mapping[str, UnitGroup]) -> Tried:
     """The groups of a block whose units can go, and the others with the reason.
 
-    What fails is tried once more: with the rows of each unit side by side, then attentions of
-    equal heads as one. The arguments are those of `check_block`.
+    The arguments are those of `check_block`.
     """
-    reasons = check_block(block, path, got, groups)
+    return _retried(block, path, got, groups, check_block(block, path, got, groups))
+
+
+def _retried(
+    block: nn.Module, path: str, got: Call, groups: Mapping[str, UnitGroup],
+    reasons: Mapping[str, str],
+) -> Tried:  # fmt: skip
+    """What fails is tried in its other forms, then attentions of equal heads as one."""
     good = {name: group for name, group in groups.items() if name not in reasons}
     failed = {n: group for n, group in groups.items() if reasons.get(n, UNREACHED) != UNREACHED}
-    others = {name: other for name, group in failed.items() if (other := interleaved(group))}
-    still = check_block(block, path, got, others) if others else {}
-    good |= {name: other for name, other in others.items() if name not in still}
+    for name, group in failed.items():
+        others = variants_of(group, block.get_submodule(_below(module_path(group), path)))
+        works = (other for other in others if not check_block(block, path, got, {name: other}))
+        if (other := next(works, None)) is not None:
+            good[name] = other
     both = attending_together([group for name, group in failed.items() if name not in good])
     is_joint = both is not None and not check_block(block, path, got, {both.name: both})
     gone = set(good)
@@ -100,6 +114,8 @@ def check_block(
 
     Raises ModelError where a weight is not there.
     """
+    if not groups:
+        return {}
     for name, layer in block.named_modules(prefix=path):
         if reason := no_values(layer):
             raise ModelError(f"{name}: {reason}")
@@ -107,14 +123,20 @@ def check_block(
         wide, inputs = in_float32(block), got.map(widened)
     except Exception as error:  # a module builds itself as it likes
         return dict.fromkeys(groups, _does_not_run(error))
-    if len(groups) > 1 and not _reason(wide, path, inputs, [*groups.values()]):
-        return {}
-    reasons = {name: _reason(wide, path, inputs, [group]) for name, group in groups.items()}
+    together, idle = _attempt(wide, path, inputs, [*groups.values()])
+    reached = {name: group for name, group in groups.items() if name not in idle}
+    if idle and reached:
+        together, _ = _attempt(wide, path, inputs, [*reached.values()])
+    reasons = dict.fromkeys(idle, UNREACHED)
+    for name, group in reached.items() if together else ():
+        reasons[name], _ = _attempt(wide, path, inputs, [group])
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _reason(block: nn.Module, path: str, got: Call, groups: Sequence[UnitGroup]) -> str:
-    """Why units of these groups cannot go; empty if they can."""
+def _attempt(
+    block: nn.Module, path: str, got: Call, groups: Sequence[UnitGroup]
+) -> tuple[str, list[str]]:
+    """Why units of these groups cannot go, empty if they can; and which the call does not reach."""
     stay = {group.name: _some(group) for group in groups}
     columns: dict[str, list[Tensor]] = {}
     for group in groups:
@@ -124,13 +146,14 @@ def _reason(block: nn.Module, path: str, got: Call, groups: Sequence[UnitGroup])
     try:
         zeros = {name: torch.cat(places) for name, places in columns.items()}
         expected = _run(without_columns(block, zeros), got, columns)
-        if not all(_is_reached(group, path, expected) for group in groups):
-            return UNREACHED
+        idle = [group.name for group in groups if not _is_reached(group, path, expected)]
+        if idle:
+            return UNREACHED, idle
         cut = twin_of(block)
         cut_(cut, Cut({group.name: group for group in groups}, stay), path)
-        return _difference(expected, _run(cut, got, columns))
+        return _difference(expected, _run(cut, got, columns)), []
     except Exception as error:  # a forward raises what it likes
-        return _does_not_run(error)
+        return _does_not_run(error), []
 
 
 def _does_not_run(error: Exception) -> str:
@@ -145,7 +168,8 @@ def _is_reached(group: UnitGroup, path: str, outputs: Outputs) -> bool:
 
 
 def _below(path: str, prefix: str) -> str:
-    return path.removeprefix(f"{prefix}.") if prefix else path
+    """The path below a module, empty for the module itself."""
+    return f"{path}.".removeprefix(f"{prefix}." if prefix else "").removesuffix(".")
 
 
 def _some(group: UnitGroup) -> list[int]:

@@ -13,7 +13,7 @@ from ditprune.targets import exceptions
 PARALLEL = exceptions.FUSED_LINEAR
 # A projection that brings what heads give back to the width of the block.
 _OUTPUT = re.compile(
-    r"^(\w*_)?(out(put)?|o|wo|w_o|dense|proj|linear2)(_?(proj|projection|layer|lin|linear|t))?$",
+    r"^(\w*_)?(out(put)?|o|wo|w_o|dense|proj|linear2)(_?(proj|projection|layer|lin|linear))?$",
     re.IGNORECASE,
 )
 # What has rows for each head beside query, key and value: gates, biases, decays.
@@ -26,7 +26,7 @@ _EXPERT = re.compile(r"(^|\.)(routed_)?experts?\.", re.IGNORECASE)
 
 # Numbers that forwards read.
 HEADS = re.compile(
-    r"^(n|num|no)?_?(attn|attention|query|q)?_?(n|num)?_?heads?$|^sliceable_head_dim$",
+    r"^(n|num|no)?_?(local|attn|attention|query|q)?_?(n|num)?_?heads?(_num)?$|^sliceable_head_dim$",
     re.IGNORECASE,
 )
 KV_HEADS = re.compile(r"^(n|num)?_?(kv|key_value)_?heads?$|^n_local_kv_heads$", re.IGNORECASE)
@@ -35,6 +35,8 @@ INNER = re.compile(
     re.IGNORECASE,
 )
 KV_INNER = re.compile(r"^(inner_kv|kv_inner|kv)_(dim|size|width)$", re.IGNORECASE)
+# What a module says of its input's width, and may mean that of its heads.
+OUTER = re.compile(r"^(hidden|embed|model|d)?_?(dim|size|width|model|embed|features|channels)$")
 # Of a block whose one projection holds all of this: the width of the block, read as that of heads.
 PARALLEL_INNER = re.compile(r"^hidden_(dim|size)$", re.IGNORECASE)
 NEURONS = re.compile(
@@ -47,6 +49,10 @@ SIZES = re.compile(r"^(\w+_)?(split_(sizes?|dims?)|sizes)$", re.IGNORECASE)
 _WORDS = {"query": "q", "key": "k", "value": "v"}
 
 
+# What tells the streams of a joint attention apart: qkv_x, to_q_t, q_proj_cam.
+_STREAM = re.compile(r"_(x|y|t|a|b|img|txt|cam)$")
+
+
 def leaf_of(path: str) -> str:
     """The last part of a path that is no number."""
     return next((part for part in reversed(path.split(".")) if not part.isdecimal()), "")
@@ -57,7 +63,7 @@ def projects(path: str) -> str:
     leaf = leaf_of(path)
     if PARALLEL.match(leaf) or leaf.lower() in ("query_key_value", "c_attn"):
         return "qkv"
-    match = exceptions.ATTENTION_LINEAR.match(leaf)
+    match = exceptions.ATTENTION_LINEAR.match(_STREAM.sub("", leaf))
     if match is None:
         return ""
     word, suffix = match.group(3).lower(), (match.group(4) or "").lower()
@@ -67,7 +73,9 @@ def projects(path: str) -> str:
 def is_output(path: str) -> bool:
     """Whether a layer seems to project what heads give."""
     leaf = leaf_of(path)
-    return not projects(path) and not _GATE.search(leaf) and bool(_OUTPUT.match(leaf))
+    return (
+        not projects(path) and not _GATE.search(leaf) and bool(_OUTPUT.match(_STREAM.sub("", leaf)))
+    )
 
 
 def is_gate(path: str) -> bool:

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
+from ditprune.shrinking import names
+from ditprune.shrinking.layers import numbers_like
 from ditprune.shrinking.units import HEADS, UnitGroup, UnitPart
 from ditprune.targets.lists import join
 
 
-def interleaved(group: UnitGroup) -> UnitGroup | None:
+def variants_of(group: UnitGroup, module: nn.Module) -> Iterator[UnitGroup]:
+    """The other forms that a group can have.
+
+    Args:
+        module: that of the group.
+    """
+    wider, apart = _saying_width(group, module), _side_by_side(group)
+    yield from (other for other in (wider, apart) if other is not None)
+    if wider is not None and (both := _side_by_side(wider)) is not None:
+        yield both
+
+
+def _saying_width(group: UnitGroup, module: nn.Module) -> UnitGroup | None:
+    """The group of an attention that says the width of its heads by the name of its input's."""
+    places = group.consumers[0].columns
+    known = [(names.OUTER, places.numel(), places.shape[1])] if group.kind == HEADS else []
+    more = numbers_like(module, module_path(group), known)
+    return replace(group, numbers=(*group.numbers, *more)) if more else None
+
+
+def module_path(group: UnitGroup) -> str:
+    """The path of the module of a group."""
+    return group.name.removesuffix(f".{group.kind}")
+
+
+def _side_by_side(group: UnitGroup) -> UnitGroup | None:
     """The group with each unit's rows of a fused layer side by side: query, key and value of a
     head, or a neuron and its gate; None where no layer holds several rows of a unit apart.
     """
-    parts = [_side_by_side(part) for part in group.parts]
+    parts = [_in_a_row(part) for part in group.parts]
     is_other = any(a is not b for a, b in zip(parts, group.parts, strict=True))
     return replace(group, parts=tuple(parts)) if is_other else None
 
@@ -34,7 +62,7 @@ def attending_together(groups: Sequence[UnitGroup]) -> UnitGroup | None:
     )  # fmt: skip
 
 
-def _side_by_side(part: UnitPart) -> UnitPart:
+def _in_a_row(part: UnitPart) -> UnitPart:
     """A part whose units have several runs in it, with one run for each, as long."""
     num_units, width = part.places.shape
     is_apart = bool((part.places.diff(dim=1) > 1).any())
