@@ -1,0 +1,124 @@
+"""How is a denoiser in memory shrunk?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ditprune.calls import Call
+from ditprune.checkpoints.shrunk.form import Form, mark_, shrunk_form
+from ditprune.method.low_rank import LowRankFit
+from ditprune.progress import Progress
+from ditprune.shrinking.choice import pools
+from ditprune.shrinking.in_place import cut_
+from ditprune.shrinking.modulation import ModulationFitter, shrink_modulation_
+from ditprune.shrinking.moments import Followed, collect, output_square
+from ditprune.shrinking.outcome import ShrinkOutcome, outcome_of
+from ditprune.shrinking.prices import Prices
+from ditprune.shrinking.readers import Fitted, fitted, put_
+from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.survey import fitter_of, make_plan, numbers_after, trunk, units_of
+from ditprune.shrinking.units import UnitGroup
+
+MAX_MOMENT_BYTES = 4_000_000_000
+_FLOAT = 4
+
+
+def shrink_denoiser_(
+    denoiser: nn.Module, calls: Sequence[Call], recipe: ShrinkRecipe, progress: Progress,
+    max_bytes: int = MAX_MOMENT_BYTES,
+) -> ShrinkOutcome:  # fmt: skip
+    """Shrink a denoiser in place.
+
+    Raises DitpruneError with the denoiser as it was.
+    """
+    with torch.inference_mode(False):
+        blocks = trunk(denoiser, recipe)
+        groups, whole = units_of(denoiser, blocks, calls[0], recipe)
+        prices = Prices.of(denoiser, calls[0])
+        stream = _Stream(denoiser, groups, calls, max_bytes, progress)
+        scale = output_square(denoiser, calls)
+        plan = make_plan(denoiser, groups, stream, prices, scale, recipe)
+        counts = plan.counts(recipe)
+        cut = plan.cut(counts)
+        new: dict[str, Fitted] = {}
+        for followed in stream():
+            new |= fitted(denoiser, cut, followed)
+        fits, notes = _modulation_fits(denoiser, blocks, calls, recipe, progress)
+    numbers = numbers_after(denoiser, cut)
+    put_(denoiser, new)
+    cut_(denoiser, cut)
+    shrink_modulation_(denoiser, fits)
+    form = Form(numbers, {}, {name: fit.rank for name, fit in fits.items()})
+    mark_(denoiser, shrunk_form(denoiser).then(form))
+    after = Prices.of(denoiser, calls[0]).size()
+    return outcome_of(plan, counts, cut, recipe, after, whole, fits, notes)
+
+
+class _Stream:
+    """What is known of layers that read units, whole pools together, as many as memory holds.
+
+    What one stage holds is kept, so that it is not worked out twice.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, groups: Mapping[str, UnitGroup], calls: Sequence[Call],
+        max_bytes: int, progress: Progress,
+    ) -> None:  # fmt: skip
+        self._denoiser, self._calls, self._progress = denoiser, calls, progress
+        self._stages = _stages(denoiser, groups, max_bytes)
+        self._only: dict[str, Followed] | None = None
+
+    def __call__(self) -> Iterator[Mapping[str, Followed]]:
+        if self._only is not None:
+            yield self._only
+            return
+        for number, names in enumerate(self._stages, start=1):
+            what = f"following the output {number}/{len(self._stages)}"
+            followed = collect(self._denoiser, names, self._counted(what))
+            if len(self._stages) == 1:
+                self._only = followed
+            yield followed
+
+    def _counted(self, what: str) -> Iterator[Call]:
+        for number, call in enumerate(self._calls, start=1):
+            yield call
+            self._progress(what, number, len(self._calls))
+
+
+def _stages(
+    denoiser: nn.Module, groups: Mapping[str, UnitGroup], max_bytes: int
+) -> list[list[str]]:
+    """The layers that read units, in parts whose moments fit; one pool at least in each."""
+    stages: list[list[str]] = []
+    left = 0
+    for pool in pools(groups):
+        layers = sorted({c.layer for name in pool for c in groups[name].consumers})
+        widths = [denoiser.get_parameter(f"{name}.weight").shape[1] for name in layers]
+        size = sum(_FLOAT * (width + 1) ** 2 for width in widths)
+        if not stages or size > left:
+            stages.append([])
+            left = max_bytes
+        stages[-1] += layers
+        left -= size
+    return stages
+
+
+def _modulation_fits(
+    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], recipe: ShrinkRecipe,
+    progress: Progress,
+) -> tuple[dict[str, LowRankFit], tuple[str, ...]]:  # fmt: skip
+    """Two matrices for each modulation layer whose rank is lowered, and what else to know."""
+    fitter = fitter_of(denoiser, blocks, calls, recipe)
+    if not isinstance(fitter, ModulationFitter):
+        return {}, () if fitter is None else (fitter,)
+    fits: dict[str, LowRankFit] = {}
+    notes: list[str] = []
+    for number, path in enumerate(blocks, start=1):
+        done = fitter.fit(path)
+        fits |= done.fits
+        notes += [f"{name} keeps its rank: {reason}" for name, reason in done.whole.items()]
+        progress("lowering the rank of modulation", number, len(blocks))
+    return fits, tuple(notes)

@@ -1,0 +1,129 @@
+"""What became of a denoiser that was shrunk?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ditprune.denoisers import DENOISER, qualified
+from ditprune.method.low_rank import LowRankFit
+from ditprune.shrinking.plan import ShrinkPlan
+from ditprune.shrinking.prices import Size
+from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.units import Cut, Whole
+
+
+@dataclass(frozen=True)
+class ShrunkPart:
+    """An attention or MLP.
+
+    Args:
+        kind: `heads` or `neurons`.
+        num_units: before.
+        kept: the units that stay, ascending.
+        error: expected relative error of the predicted noise that their removal adds.
+    """
+
+    kind: str
+    num_units: int
+    kept: tuple[int, ...]
+    error: float
+
+
+@dataclass(frozen=True)
+class ShrunkRank:
+    """A modulation layer that became two Linears.
+
+    Args:
+        error: of its own output, relative, on conditions and timesteps aside.
+    """
+
+    rank: int
+    num_weights: int
+    num_weights_before: int
+    error: float
+
+
+@dataclass(frozen=True)
+class ShrinkOutcome:
+    """What `shrink_` did; of one denoiser, or of several together.
+
+    Args:
+        before, after: sizes of the denoiser.
+        ratio: the share of the price of the layers named by the recipe's parts that went.
+        error: expected relative error of the predicted noise, without the rank of modulation.
+        parts: by attention or MLP, those that lost units or could have.
+        whole: by attention or MLP, why all of its units stay.
+        ranks: by modulation layer.
+        notes: what else a user should know.
+        denoisers: by component.
+    """
+
+    recipe: ShrinkRecipe
+    before: Size
+    after: Size
+    ratio: float
+    error: float
+    parts: Mapping[str, ShrunkPart]
+    whole: Mapping[str, str]
+    ranks: Mapping[str, ShrunkRank]
+    notes: tuple[str, ...] = ()
+    component: str = DENOISER
+    members: Mapping[str, ShrinkOutcome] = field(default_factory=dict)
+
+    @property
+    def denoisers(self) -> Mapping[str, ShrinkOutcome]:
+        """The outcome of each denoiser by its component, also where there is only one."""
+        return self.members or {self.component: self}
+
+    @classmethod
+    def joined(cls, outcomes: Mapping[str, ShrinkOutcome]) -> ShrinkOutcome:
+        """One for all denoisers of a pipeline."""
+        first = next(iter(outcomes.values()))
+        if len(outcomes) == 1:
+            return first
+
+        def of_all(word: str) -> dict[str, Any]:
+            return qualified({name: getattr(part, word) for name, part in outcomes.items()})
+
+        def sizes(word: str) -> Size:
+            each = [getattr(part, word) for part in outcomes.values()]
+            return Size(
+                sum(size.num_macs for size in each),
+                sum(size.num_parameters for size in each),
+                sum(size.num_bytes for size in each),
+            )
+
+        count = len(outcomes)
+        return cls(
+            first.recipe, sizes("before"), sizes("after"),
+            sum(part.ratio for part in outcomes.values()) / count,
+            sum(part.error for part in outcomes.values()) / count,
+            of_all("parts"), of_all("whole"), of_all("ranks"),
+            tuple(f"{name}: {note}" for name, part in outcomes.items() for note in part.notes),
+            first.component, dict(outcomes),
+        )  # fmt: skip
+
+
+def outcome_of(
+    plan: ShrinkPlan, counts: Mapping[str, int], cut: Cut, recipe: ShrinkRecipe, after: Size,
+    whole: Sequence[Whole], fits: Mapping[str, LowRankFit], notes: tuple[str, ...],
+) -> ShrinkOutcome:  # fmt: skip
+    """Of one denoiser."""
+    nothing = dict.fromkeys(counts, 0)
+    parts = {
+        name: ShrunkPart(
+            plan.groups[name].kind, plan.groups[name].num_units, tuple(cut.kept[name]),
+            plan.error({**nothing, name: count}),
+        )
+        for name, count in counts.items()
+    }  # fmt: skip
+    ranks = {
+        name: ShrunkRank(fit.rank, fit.num_weights, fit.num_before, fit.error)
+        for name, fit in fits.items()
+    }
+    return ShrinkOutcome(
+        recipe, plan.prices.size(), after, plan.ratio(counts), plan.error(counts), parts,
+        {part.name: part.reason for part in whole}, ranks, notes,
+    )  # fmt: skip

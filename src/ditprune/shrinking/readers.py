@@ -1,0 +1,69 @@
+"""What becomes of the projections that read units, so that they make up for those that go?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ditprune.method.columns import least_squares
+from ditprune.pruning.update.layers import check_fits
+from ditprune.shrinking.moments import Followed
+from ditprune.shrinking.units import Cut
+from ditprune.targets.matrix import as_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A layer's weight and bias, as large as before, and zero in columns that go.
+
+    Args:
+        bias: None where it has none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@torch.no_grad()
+def fitted(denoiser: nn.Module, cut: Cut, followed: Mapping[str, Followed]) -> dict[str, Fitted]:
+    """The layers that read units which go, by least squares on the columns that stay.
+
+    Raises ModelError for a weight that its dtype cannot represent.
+    """
+    layers = {c.layer for name in cut.kept for c in cut.groups[name].consumers}
+    new: dict[str, Fitted] = {}
+    for name in sorted(layers & followed.keys()):
+        layer: Any = denoiser.get_submodule(name)
+        weight = as_matrix(layer.weight).detach()
+        stay = cut.stay(f"{name}.weight", layer.weight.shape).get(1)
+        if stay is not None:
+            new[name] = _fit(name, weight, layer.bias, stay.to(weight.device), followed[name])
+    return new
+
+
+def _fit(
+    name: str, weight: Tensor, bias: Tensor | None, stay: Tensor, followed: Followed
+) -> Fitted:
+    moments = followed.moments
+    update = torch.zeros_like(weight)
+    part = least_squares(weight, moments.matrix(bias is not None), stay)
+    check_fits(name, part, weight.dtype)
+    update[:, stay] = part.to(weight.dtype)
+    if bias is None:
+        return Fitted(update, None)
+    shift = (weight.float() - update.float()) @ moments.mean
+    return Fitted(update, (bias.float() + shift).to(bias.dtype))
+
+
+@torch.no_grad()
+def put_(denoiser: nn.Module, new: Mapping[str, Fitted]) -> None:
+    """Give layers their new weights and biases, in place."""
+    for name, values in new.items():
+        layer: Any = denoiser.get_submodule(name)
+        as_matrix(layer.weight).copy_(values.weight)
+        if values.bias is not None:
+            layer.bias.copy_(values.bias)

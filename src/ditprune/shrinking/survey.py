@@ -1,0 +1,118 @@
+"""What is there to shrink, and what would it cost? Before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ditprune.calls import Call
+from ditprune.checkpoints.shrunk.resize import number_of
+from ditprune.denoiser.layout import RowLayout
+from ditprune.errors import ModelError
+from ditprune.method.columns import Removal
+from ditprune.pruning.update.gradients import no_gradients
+from ditprune.shrinking.checks import check_groups
+from ditprune.shrinking.choice import pools
+from ditprune.shrinking.find import find_groups
+from ditprune.shrinking.modulation import (
+    NONE,
+    ModulationFitter,
+    modulation_layers,
+    why_none,
+)
+from ditprune.shrinking.moments import Followed
+from ditprune.shrinking.plan import ShrinkPlan, pool_orders, select_groups
+from ditprune.shrinking.prices import Prices
+from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.units import Cut, UnitGroup, Whole
+from ditprune.targets.blocks import find_blocks
+from ditprune.targets.matrix import as_matrix
+
+# Gives what is known of the layers that read units, some layers at a time; whole pools together.
+Stream = Callable[[], Iterable[Mapping[str, Followed]]]
+
+
+def trunk(denoiser: nn.Module, recipe: ShrinkRecipe) -> list[str]:
+    """The paths of the blocks. Raises ModelError where there is none."""
+    blocks = find_blocks(denoiser, recipe.blocks)
+    paths = [block.path for block in blocks if not block.auxiliary]
+    if not paths:
+        raise ModelError(
+            f"{type(denoiser).__name__}: no transformer blocks found; say where they are "
+            "(--blocks 'layers.*')"
+        )
+    return paths
+
+
+def units_of(
+    denoiser: nn.Module, blocks: Sequence[str], call: Call, recipe: ShrinkRecipe
+) -> tuple[dict[str, UnitGroup], list[Whole]]:
+    """The attentions and MLPs that can lose units, tried on a call, and the others."""
+    groups, whole = find_groups(denoiser, blocks)
+    good, failed = check_groups(denoiser, call, select_groups(groups, recipe))
+    return good, [part for part in (*whole, *failed) if part.kind in recipe.parts]
+
+
+def make_plan(
+    denoiser: nn.Module, groups: Mapping[str, UnitGroup], stream: Stream, prices: Prices,
+    scale: float, recipe: ShrinkRecipe,
+) -> ShrinkPlan:  # fmt: skip
+    """What can go, and at which cost.
+
+    Args:
+        scale: the sum of squares of what the denoiser predicts for the same calls.
+
+    Raises ModelError where gradients reach nothing.
+    """
+    orders: dict[str, Sequence[Removal]] = {}
+    by_layer = _pools_by_layer(groups)
+    reached = False
+    for followed in stream():
+        reached = reached or bool(followed)
+        names = {id(by_layer[layer]): by_layer[layer] for layer in by_layer if layer in followed}
+        for pool in names.values():
+            weights = {c.layer: _weight(denoiser, c.layer) for g in pool for c in g.consumers}
+            orders |= pool_orders(pool, weights, followed, prices, recipe)
+    if groups and not reached:
+        raise no_gradients(denoiser, "no gradient reaches a layer that reads units")
+    reachable = {name: groups[name] for name in groups if name in orders}
+    most = prices.of_groups(groups.values(), recipe.price)
+    return ShrinkPlan(reachable, orders, prices, scale, most)
+
+
+def _pools_by_layer(groups: Mapping[str, UnitGroup]) -> dict[str, list[UnitGroup]]:
+    by_layer: dict[str, list[UnitGroup]] = {}
+    for names in pools(groups):
+        pool = [groups[name] for name in names]
+        by_layer |= {consumer.layer: pool for group in pool for consumer in group.consumers}
+    return by_layer
+
+
+def _weight(denoiser: nn.Module, name: str) -> tuple[Tensor, bool]:
+    layer = denoiser.get_submodule(name)
+    weight = as_matrix(layer.get_parameter("weight")).detach()
+    return weight, getattr(layer, "bias", None) is not None
+
+
+def numbers_after(denoiser: nn.Module, cut: Cut) -> dict[str, dict[str, int]]:
+    """By module, the numbers that change, and what they become."""
+    numbers: dict[str, dict[str, int]] = {}
+    for (path, name), less in cut.numbers().items():
+        before = number_of(denoiser.get_submodule(path), name)
+        assert before is not None, f"{path}: no number {name}"
+        numbers.setdefault(path, {})[name] = before - less
+    return numbers
+
+
+def fitter_of(
+    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], recipe: ShrinkRecipe
+) -> ModulationFitter | str | None:
+    """What lowers the rank of modulation; why there is none to lower; None if it stays."""
+    if recipe.modulation == NONE:
+        return None
+    reason = why_none(denoiser, modulation_layers(denoiser, blocks))
+    if reason is not None:
+        return reason
+    layout = RowLayout(denoiser, calls)
+    return ModulationFitter(denoiser, blocks, calls, recipe.modulation, None, layout)
