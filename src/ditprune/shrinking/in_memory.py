@@ -14,12 +14,18 @@ from ditprune.progress import Progress
 from ditprune.shrinking.choice import pools
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.modulation import ModulationFitter, shrink_modulation_
-from ditprune.shrinking.moments import Followed, collect, output_square
-from ditprune.shrinking.outcome import ShrinkOutcome, outcome_of
+from ditprune.shrinking.moments import Demand, collect, output_square
+from ditprune.shrinking.outcome import ShrinkOutcome, shrink_outcome
 from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.readers import Fitted, fitted, put_
 from ditprune.shrinking.recipe import ShrinkRecipe
-from ditprune.shrinking.survey import fitter_of, make_plan, numbers_after, trunk, units_of
+from ditprune.shrinking.survey import (
+    block_paths,
+    fitter_of,
+    numbers_after,
+    survey_denoiser,
+    units_of,
+)
 from ditprune.shrinking.units import UnitGroup
 
 MAX_MOMENT_BYTES = 4_000_000_000
@@ -35,12 +41,12 @@ def shrink_denoiser_(
     Raises DitpruneError with the denoiser as it was.
     """
     with torch.inference_mode(False):
-        blocks = trunk(denoiser, recipe)
+        blocks = block_paths(denoiser, recipe)
         groups, whole = units_of(denoiser, blocks, calls[0], recipe)
         prices = Prices.of(denoiser, calls[0])
         stream = _Stream(denoiser, groups, calls, max_bytes, progress)
         scale = output_square(denoiser, calls)
-        plan = make_plan(denoiser, groups, stream, prices, scale, recipe)
+        plan = survey_denoiser(denoiser, groups, stream, prices, scale, recipe)
         counts = plan.counts(recipe)
         cut = plan.cut(counts)
         new: dict[str, Fitted] = {}
@@ -54,7 +60,7 @@ def shrink_denoiser_(
     form = Form(numbers, {}, {name: fit.rank for name, fit in fits.items()})
     mark_(denoiser, shrunk_form(denoiser).then(form))
     after = Prices.of(denoiser, calls[0]).size()
-    return outcome_of(plan, counts, cut, recipe, after, whole, fits, notes)
+    return shrink_outcome(plan, counts, cut, recipe, after, whole, fits, notes)
 
 
 class _Stream:
@@ -69,9 +75,9 @@ class _Stream:
     ) -> None:  # fmt: skip
         self._denoiser, self._calls, self._progress = denoiser, calls, progress
         self._stages = _stages(denoiser, groups, max_bytes)
-        self._only: dict[str, Followed] | None = None
+        self._only: dict[str, Demand] | None = None
 
-    def __call__(self) -> Iterator[Mapping[str, Followed]]:
+    def __call__(self) -> Iterator[Mapping[str, Demand]]:
         if self._only is not None:
             yield self._only
             return

@@ -34,7 +34,7 @@ _SMALLEST_ROW = 1e-8  # of the mean
 
 
 @dataclass(frozen=True, eq=False)
-class Followed:
+class Demand:
     """What is known of a layer that reads units.
 
     Args:
@@ -48,7 +48,7 @@ class Followed:
 
 def collect(
     denoiser: nn.Module, names: Sequence[str], calls: Iterable[Call]
-) -> dict[str, Followed]:  # fmt: skip
+) -> dict[str, Demand]:  # fmt: skip
     """Of these layers, by a forward and a backward pass for each call; those that no gradient
     reaches are left out.
 
@@ -63,7 +63,7 @@ def collect(
     return _finished(grams)
 
 
-def _finished(grams: OutputGrams) -> dict[str, Followed]:
+def _finished(grams: OutputGrams) -> dict[str, Demand]:
     grams.check_finite()
     return {
         name: followed(state.gram.sum_products, state.sum_squares)
@@ -87,7 +87,7 @@ class Road:
 
 
 @dataclass(frozen=True, eq=False)
-class BlockFollowed:
+class BlockDemand:
     """What is known of a block.
 
     Args:
@@ -95,14 +95,14 @@ class BlockFollowed:
         gains: how much the output follows what the block gives; None where no gradient comes.
     """
 
-    layers: Mapping[str, Followed]
+    layers: Mapping[str, Demand]
     gains: BlockGains | None
 
 
 def collect_by_block(
     road: Road, names_of: Mapping[str, Sequence[str]], calls: Sequence[Call],
     told: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[str, BlockFollowed]]:  # fmt: skip
+) -> Iterator[tuple[str, BlockDemand]]:  # fmt: skip
     """Of every block, from the last to the first, with its path: once forwards, once back.
 
     Args:
@@ -121,10 +121,10 @@ def collect_by_block(
             layers = _of_block(step, names_of.get(step.path, ()))
             num_done += 1
             told(num_done)
-            yield step.path, BlockFollowed(layers, gains)
+            yield step.path, BlockDemand(layers, gains)
 
 
-def _of_block(step: BackwardStep, names: Sequence[str]) -> dict[str, Followed]:
+def _of_block(step: BackwardStep, names: Sequence[str]) -> dict[str, Demand]:
     grams, current = OutputGrams(lambda _: 1.0), list[Call]()
 
     def at(call: Call) -> None:
@@ -155,9 +155,9 @@ def with_ones(tokens_TI: Tensor) -> Tensor:
     return torch.cat([tokens_TI, tokens_TI.new_ones(len(tokens_TI), 1)], 1)
 
 
-def followed(products: Tensor, sum_squares: Tensor) -> Followed:
+def followed(products: Tensor, sum_squares: Tensor) -> Demand:
     """From the products of tokens with a one behind them, and the squares of gradients by row."""
     products = (products + products.T) / 2
     moments = Moments(products[:-1, :-1], products[:-1, -1], float(products[-1, -1]))
     rows = sum_squares / sum_squares.mean()
-    return Followed(moments, rows.clamp_min(_SMALLEST_ROW).float())
+    return Demand(moments, rows.clamp_min(_SMALLEST_ROW).float())

@@ -106,7 +106,7 @@ class ShrinkOutcome:
         )  # fmt: skip
 
 
-def outcome_of(
+def shrink_outcome(
     plan: ShrinkPlan, counts: Mapping[str, int], cut: Cut, recipe: ShrinkRecipe, after: Size,
     whole: Sequence[Whole], fits: Mapping[str, LowRankFit], notes: tuple[str, ...],
 ) -> ShrinkOutcome:  # fmt: skip

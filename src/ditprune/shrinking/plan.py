@@ -11,7 +11,7 @@ from torch import Tensor
 from ditprune.errors import RecipeError, TargetError, did_you_mean
 from ditprune.method.columns import Reader, Supply
 from ditprune.shrinking.choice import Orders, cost_of, counts_for, kept_units, orders_of, price_of
-from ditprune.shrinking.moments import Followed
+from ditprune.shrinking.moments import Demand
 from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.shrinking.units import NEURONS, Cut, UnitGroup
@@ -54,7 +54,7 @@ def supply_of(group: UnitGroup, prices: Prices, recipe: ShrinkRecipe) -> Supply:
 
 def readers_of(
     pool: Sequence[UnitGroup], weights: Mapping[str, tuple[Tensor, bool]],
-    followed: Mapping[str, Followed],
+    followed: Mapping[str, Demand],
 ) -> dict[str, Reader]:  # fmt: skip
     """What reads the units of a pool, by layer; without those that the output does not follow.
 
@@ -79,7 +79,7 @@ def readers_of(
 
 def pool_orders(
     pool: Sequence[UnitGroup], weights: Mapping[str, tuple[Tensor, bool]],
-    followed: Mapping[str, Followed], prices: Prices, recipe: ShrinkRecipe,
+    followed: Mapping[str, Demand], prices: Prices, recipe: ShrinkRecipe,
 ) -> Orders:  # fmt: skip
     """In which order the units of a pool go."""
     supplies = {group.name: supply_of(group, prices, recipe) for group in pool}

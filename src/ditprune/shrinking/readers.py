@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ditprune.method.columns import least_squares
 from ditprune.pruning.update.layers import check_fits
-from ditprune.shrinking.moments import Followed
+from ditprune.shrinking.moments import Demand
 from ditprune.shrinking.units import Cut
 from ditprune.targets.matrix import as_matrix
 
@@ -29,7 +29,7 @@ class Fitted:
 
 
 @torch.no_grad()
-def fitted(denoiser: nn.Module, cut: Cut, followed: Mapping[str, Followed]) -> dict[str, Fitted]:
+def fitted(denoiser: nn.Module, cut: Cut, followed: Mapping[str, Demand]) -> dict[str, Fitted]:
     """The layers that read units which go, by least squares on the columns that stay.
 
     Raises ModelError for a weight that its dtype cannot represent.
@@ -45,9 +45,7 @@ def fitted(denoiser: nn.Module, cut: Cut, followed: Mapping[str, Followed]) -> d
     return new
 
 
-def _fit(
-    name: str, weight: Tensor, bias: Tensor | None, stay: Tensor, followed: Followed
-) -> Fitted:
+def _fit(name: str, weight: Tensor, bias: Tensor | None, stay: Tensor, followed: Demand) -> Fitted:
     moments = followed.moments
     update = torch.zeros_like(weight)
     part = least_squares(weight, moments.matrix(bias is not None), stay)

@@ -21,7 +21,7 @@ from ditprune.shrinking.modulation import (
     modulation_layers,
     why_none,
 )
-from ditprune.shrinking.moments import Followed
+from ditprune.shrinking.moments import Demand
 from ditprune.shrinking.plan import ShrinkPlan, pool_orders, select_groups
 from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.recipe import ShrinkRecipe
@@ -30,10 +30,10 @@ from ditprune.targets.blocks import find_blocks
 from ditprune.targets.matrix import as_matrix
 
 # Gives what is known of the layers that read units, some layers at a time; whole pools together.
-Stream = Callable[[], Iterable[Mapping[str, Followed]]]
+Stream = Callable[[], Iterable[Mapping[str, Demand]]]
 
 
-def trunk(denoiser: nn.Module, recipe: ShrinkRecipe) -> list[str]:
+def block_paths(denoiser: nn.Module, recipe: ShrinkRecipe) -> list[str]:
     """The paths of the blocks. Raises ModelError where there is none."""
     blocks = find_blocks(denoiser, recipe.blocks)
     paths = [block.path for block in blocks if not block.auxiliary]
@@ -54,7 +54,7 @@ def units_of(
     return good, [part for part in (*whole, *failed) if part.kind in recipe.parts]
 
 
-def make_plan(
+def survey_denoiser(
     denoiser: nn.Module, groups: Mapping[str, UnitGroup], stream: Stream, prices: Prices,
     scale: float, recipe: ShrinkRecipe,
 ) -> ShrinkPlan:  # fmt: skip
