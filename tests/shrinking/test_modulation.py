@@ -209,12 +209,15 @@ def test_sampling_runs_no_attention_and_leaves_nothing_behind() -> None:
     denoiser, calls = tiny_denoisers.FAMILIES[FLUX].make(), calls_of(FLUX)
     chain = chained(denoiser, calls)
     runs: list[str] = []
-    attentions = {n: m for n, m in denoiser.named_modules() if n.endswith(".to_q")}
+    watched = {n: m for n, m in denoiser.named_modules() if n.endswith(("x_embedder", ".to_q"))}
     before = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in denoiser.modules()]
     denoiser.train()
-    with hooked(attentions, lambda name, *_: runs.append(name)):
+    with hooked(watched, lambda name, *_: runs.append(name)):
         fitted(denoiser, calls, 0.5, chain, num_pairs=512)
-    assert len(runs) == 2  # once in the first block of each class, to see which layers it calls
+    num_forwards = runs.count("x_embedder")
+    assert num_forwards == 2 * 4 + 512 // 2  # two to try each block, and all pairs once
+    # Once in the first block of each class, to see which layers it calls.
+    assert len(runs) - num_forwards == 2
     after = [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in denoiser.modules()]
     assert (after, denoiser.training) == (before, True)
     assert not any("forward" in vars(module) for module in denoiser.modules())
@@ -403,4 +406,6 @@ def test_conditions_that_come_rarely_are_on_one_side_and_labels_on_both() -> Non
     assert all(isinstance(t, int) for _, t, _ in seen)
     by_side = [{c for side, _, c in seen if side == part} for part in (FIT, ASIDE)]
     assert by_side[FIT] == by_side[ASIDE] == {(0,), (1,), (2,)}
+    fit, aside = ({(t, c) for side, t, c in seen if side == part} for part in (FIT, ASIDE))
+    assert not fit & aside
     assert 0.15 < sum(side == ASIDE for side, _, _ in seen) / len(seen) < 0.35
