@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ditprune.checkpoints.copy_folder import beside
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.shrunk.build import drop_blocks_
-from ditprune.checkpoints.shrunk.form import Form, mark_, renamed
+from ditprune.checkpoints.shrunk.form import MARK, Form, mark_, renamed
 from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
 from ditprune.checkpoints.shrunk.resize import resize_
 from ditprune.checkpoints.weights import Weights, sha256
@@ -147,9 +147,18 @@ def carry_out_(denoiser: nn.Module, went: Went) -> None:
     mark_(denoiser, form)
 
 
+def with_fewer_blocks(denoiser: nn.Module) -> nn.Module:
+    """The ordinary DiT that has these weights."""
+    config = {key: value for key, value in denoiser.config.items() if key != MARK}
+    config["num_layers"] = len(denoiser.transformer_blocks)
+    ordinary = type(denoiser).from_config(config)
+    ordinary.load_state_dict(denoiser.state_dict())
+    return ordinary
+
+
 def described(
     denoiser: nn.Module, went: Went, folder: Path,
-    save: Callable[[nn.Module, Path], Path] = save_denoiser,
+    save: Callable[[nn.Module, Path], Path] = save_denoiser, layout: str = "free",
 ) -> Path:  # fmt: skip
     """Shrink a denoiser, and write its folder or its pipeline's with a manifest.
 
@@ -157,9 +166,11 @@ def described(
     """
     model = locate(str(save(denoiser, folder.with_name(f"{folder.name}-before"))))
     before, weights = model.denoiser, Weights(model.denoiser)
-    base = base_before(base_of(model, before, weights, "print"), denoiser, weights, went)
+    shapes = {entry.name: entry.shape for entry in weights.in_order()}
+    base = base_before(base_of(model, before, weights, "print"), denoiser, shapes, went)
     counts = counts_of(before, weights, 900)
     carry_out_(denoiser, went)
+    denoiser = denoiser if layout == "free" else with_fewer_blocks(denoiser)
     here = locate(str(save(denoiser, folder)))
     smaller = Weights(here.denoiser)
     hashes = {entry.name: sha256(smaller.raw(entry)) for entry in smaller.in_order()}
@@ -168,6 +179,7 @@ def described(
         smaller.header_hashes(), beside(here, dict.fromkeys(here.denoisers, smaller))[
             next(iter(here.denoisers))
         ],
+        layout,
     )  # fmt: skip
     write_manifest(here.denoiser, claims)
     return folder

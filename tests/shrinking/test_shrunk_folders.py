@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 import ditprune  # noqa: F401  (diffusers learns of shrunk folders by it)
-from ditprune.checkpoints.shrunk.form import Form, shrunk_form
+from ditprune.checkpoints.shrunk.form import Form, mark_, shrunk_form
+from ditprune.checkpoints.shrunk.resize import resize_
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.errors import ModelError
 from folders import STEM, edit_json, edit_tensors, save_denoiser, save_pipeline
-from shrunk_by_hand import CUTS, shrunk_tiny
+from shrunk_by_hand import CUTS, dense_tiny, shrunk_tiny
 from tiny_denoisers import FAMILIES, Draw
 
 NAMES = tuple(CUTS)
@@ -144,6 +145,31 @@ def test_the_module_tree_is_that_of_the_model(saved) -> None:
     }
     assert all(parameter.is_meta for parameter in tree.parameters())
     assert shrunk_form(tree) == shrunk_form(denoiser)
+
+
+def test_neurons_alone_need_no_more_than_a_mark(tmp_path) -> None:
+    denoiser = dense_tiny(DIT)
+    ff = denoiser.transformer_blocks[1].ff.net
+    fc1, fc2 = ff[0].proj, ff[2]
+    tensors = {"0.proj.weight": fc1.weight[:16], "0.proj.bias": fc1.bias[:16]}
+    resize_(ff, tensors | {"2.weight": fc2.weight[:, :16].clone()}, {})
+    mark_(denoiser, Form())
+    same_model(load(save_denoiser(denoiser, tmp_path / "small")), denoiser)
+
+
+def test_a_dense_model_from_the_config_of_a_shrunk_one_is_saved_as_it_is(saved, tmp_path) -> None:
+    denoiser, _ = saved
+    dense = type(denoiser).from_config(denoiser.config).eval()
+    folder = save_denoiser(dense, tmp_path / "dense")
+    assert "quantization_config" not in (folder / "config.json").read_text()
+    same_model(load(folder), dense)
+
+
+def test_a_model_that_was_changed_since_is_not_saved(tmp_path) -> None:
+    denoiser = shrunk_tiny(DIT)
+    denoiser.transformer_blocks[0].attn1.heads = 2
+    with pytest.raises(ModelError, match="no longer those that its config says"):
+        denoiser.save_pretrained(tmp_path / "small")
 
 
 # --- Other quantisers, while loading and in memory ---

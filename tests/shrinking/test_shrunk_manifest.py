@@ -16,6 +16,7 @@ from ditprune.checkpoints.shrunk.form import shrunk_form
 from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.manifest import Lowered, Went
 from ditprune.shrinking.units import Cut
+from ditprune.targets.blocks import find_blocks
 from ditprune.writing.replaceable import check_replaceable, listed_files
 from folders import STEM, edit_json, edit_tensors
 from shrunk_by_hand import DIT, FLUX, dense_tiny, described, what_goes
@@ -78,7 +79,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no form": (
         lambda folder: edit_json(folder / "config.json", lambda c: c.pop("quantization_config")),
-        "config.json: blocks of .* are None",
+        "config.json: is not that of a folder of layout free",
     ),
     "another form": (_form(lambda form: form.update(format=7)), "format 7"),
     "a unit more": (
@@ -124,6 +125,17 @@ def test_one_that_is_shrunk_again_holds_what_its_manifest_says(tmp_path) -> None
     assert ditprune.verify(folder) == []
     assert shrunk_form(denoiser).blocks == {"transformer_blocks": (2,)}
     assert shrunk_form(denoiser).ranks == {"transformer_blocks.0.norm1.linear": 2}
+
+
+def test_an_ordinary_folder_with_fewer_blocks_holds_what_its_manifest_says(tmp_path) -> None:
+    denoiser = dense_tiny(DIT)
+    groups, whole = find_groups(denoiser, [block.path for block in find_blocks(denoiser)])
+    went = Went(Cut(groups, {}), {}, whole, {"transformer_blocks": [0, 2]})
+    folder = described(denoiser, went, tmp_path / "stock", layout="stock")
+    assert "quantization_config" not in (folder / "config.json").read_text()
+    assert ditprune.verify(folder) == []
+    edit_json(folder / "config.json", lambda config: config.update(attention_head_dim=8))
+    assert any("config.json makes" in line for line in ditprune.verify(folder))
 
 
 def test_the_folder_is_ours_and_its_shards_are_listed(shrunk) -> None:

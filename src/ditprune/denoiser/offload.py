@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ditprune.checkpoints.compact.compact_folder import open_weights
 from ditprune.checkpoints.shrunk.build import reshape_
-from ditprune.checkpoints.shrunk.form import shrunk_form
+from ditprune.checkpoints.shrunk.form import marked_form
 from ditprune.checkpoints.skeleton import skeleton
 from ditprune.checkpoints.weights import Weights
 from ditprune.denoiser.placement import Placement
@@ -57,7 +57,8 @@ def without_weights(folder: Path, weights: Weights, placement: Placement) -> nn.
     tree = skeleton(folder, takes_compact=True)
     with init_empty_weights(include_buffers=False), _default_dtype(placement.dtype):
         denoiser = type(tree).from_config(tree.config)  # type: ignore[attr-defined]
-        reshape_(denoiser, shrunk_form(tree), {n: p.shape for n, p in tree.named_parameters()})
+        if (form := marked_form(tree)) is not None:
+            reshape_(denoiser, form, {n: p.shape for n, p in tree.named_parameters()})
     missing = sorted(dict(denoiser.named_parameters()).keys() - weights.entries.keys())
     if missing:
         raise ModelError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.checkpoints.shrunk.form import Form, shrunk_form
+from ditprune.checkpoints.shrunk.form import marked_form
 from ditprune.checkpoints.shrunk.record import before_pruning, is_record
 from ditprune.denoiser.pipeline import check_denoiser
 from ditprune.errors import ModelError
@@ -125,7 +125,7 @@ def _read(model: AnyModel, denoiser: str, source: Path | nn.Module, dense: nn.Mo
 def _was_shrunk(tree: nn.Module, content: Mapping[str, Any] | None) -> bool:
     """Whether the model or its manifest says why it has fewer weights than its dense one."""
     is_told = content is not None and (is_record(content) or before_pruning(content) is not None)
-    return is_told or shrunk_form(tree) != Form()
+    return is_told or marked_form(tree) is not None
 
 
 def _from_manifest(

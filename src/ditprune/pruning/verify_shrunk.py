@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ditprune.checkpoints.shrunk.form import shrunk_form
-from ditprune.checkpoints.shrunk.record import false_groups, implied_form, implied_shapes
+from ditprune.checkpoints.shrunk.form import marked_form, shrunk_form
+from ditprune.checkpoints.shrunk.record import FREE, false_groups, implied_form, implied_shapes
 from ditprune.checkpoints.skeleton import num_parameters, skeleton
 from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.errors import ModelError
@@ -27,7 +27,7 @@ def false_shrunk(claims: Mapping[str, Any], folder: Path, weights: Weights) -> I
         yield f"format {claims['format']}, this version reads {MANIFEST_FORMAT}"
     yield from false_groups(claims)
     yield from _false_tensors(claims, weights)
-    yield from _false_form(claims, folder)
+    yield from _false_model(claims, folder, weights)
     yield from _false_totals(claims["totals"], folder, weights)
 
 
@@ -52,7 +52,7 @@ def _false_tensors(claims: Mapping[str, Any], weights: Weights) -> Iterator[str]
 def false_shapes(record: Mapping[str, Any], folder: Path, weights: Weights) -> Iterator[str]:
     """The same of a pruned copy, whose values are others: shapes and the form alone."""
     yield from false_groups(record)
-    yield from _false_form(record, folder)
+    yield from _false_model(record, folder, weights)
     shapes = {entry.name: tuple(entry.shape) for entry in weights.in_order()}
     for name, shape in implied_shapes(record).items():
         if shapes.get(name) != shape:
@@ -66,12 +66,20 @@ def _hash(weights: Weights, entry: Any) -> str:
         return str(error)
 
 
-def _false_form(claims: Mapping[str, Any], folder: Path) -> Iterator[str]:
+def _false_model(claims: Mapping[str, Any], folder: Path, weights: Weights) -> Iterator[str]:
+    """Of the model that config.json makes: its form, and the shapes of its parameters."""
     try:
-        form = shrunk_form(skeleton(folder, takes_compact=True))
+        tree = skeleton(folder, takes_compact=True)
     except ModelError as error:
         yield str(error)
         return
+    for name, parameter in tree.named_parameters():
+        entry = weights.entries.get(name)
+        if entry is not None and tuple(entry.shape) != tuple(parameter.shape):
+            yield f"{name}: {list(entry.shape)} on disk, config.json makes {list(parameter.shape)}"
+    form = shrunk_form(tree)
+    if (marked_form(tree) is None) == (claims["layout"] == FREE):
+        yield f"config.json: is not that of a folder of layout {claims['layout']}"
     expected = implied_form(claims)
     for what in ("blocks", "ranks", "numbers"):
         mine, theirs = (_plain(getattr(each, what)) for each in (form, expected))

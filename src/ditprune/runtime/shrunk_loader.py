@@ -19,7 +19,15 @@ import torch
 from torch import nn
 
 from ditprune.checkpoints.shrunk.build import reshape_as_stored_
-from ditprune.checkpoints.shrunk.form import KEY, MARK, METHOD, QUANT_METHOD, Form, is_form
+from ditprune.checkpoints.shrunk.form import (
+    KEY,
+    MARK,
+    METHOD,
+    QUANT_METHOD,
+    Form,
+    is_form,
+    marked_form,
+)
 from ditprune.checkpoints.weights import Entry, read_header
 from ditprune.errors import ModelError
 
@@ -62,15 +70,16 @@ def _let_save() -> None:
     to_json_file = ConfigMixin.to_json_file
 
     def with_form(self: Any, json_file_path: Any) -> None:
-        form = getattr(self, "_internal_dict", {}).get(MARK)
-        if not isinstance(form, Form):
+        if MARK not in getattr(self, "_internal_dict", {}):
             to_json_file(self, json_file_path)
             return
-        content = json.loads(self.to_json_string())
-        if content.get(KEY) is not None:
-            raise _not_saved()
+        form, content = marked_form(self), json.loads(self.to_json_string())
         del content[MARK]
-        text = json.dumps({**content, KEY: form.to_dict()}, indent=2, sort_keys=True)
+        if form is not None:
+            if content.get(KEY) is not None:
+                raise _not_saved()
+            content[KEY] = form.to_dict()
+        text = json.dumps(content, indent=2, sort_keys=True)
         Path(json_file_path).write_text(f"{text}\n", encoding="utf-8")
 
     ConfigMixin.to_json_file = with_form  # type: ignore[method-assign]

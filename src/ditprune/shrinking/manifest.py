@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.checkpoints.shrunk.form import Form, renamed, shrunk_form
-from ditprune.checkpoints.shrunk.record import KIND
+from ditprune.checkpoints.shrunk.form import Form, marked_form, renamed, shrunk_form
+from ditprune.checkpoints.shrunk.record import FREE, KIND
 from ditprune.checkpoints.shrunk.resize import number_of
 from ditprune.checkpoints.skeleton import num_parameters
 from ditprune.checkpoints.weights import Weights
@@ -84,32 +84,33 @@ class Went:
 
 
 def base_before(
-    base: Mapping[str, Any], denoiser: nn.Module, weights: Weights, went: Went
+    base: Mapping[str, Any], denoiser: nn.Module, shapes: Mapping[str, Sequence[int]], went: Went
 ) -> dict[str, Any]:
     """What identifies a denoiser before it is shrunk, with its shapes, numbers and form.
 
     Args:
         base: from `base_of`.
         denoiser: before, on the meta device or with values.
+        shapes: of its tensors as they are stored.
     """
     numbers: dict[str, dict[str, int | None]] = {}
     for group in went.cut.groups.values():
         for number in group.numbers:
             value = number_of(denoiser.get_submodule(number.module), number.name)
             numbers.setdefault(number.module, {})[number.name] = value
-    form = shrunk_form(denoiser)
+    form = marked_form(denoiser)
     return {
         **base,
-        "form": None if form == Form() else form.to_dict(),
+        "form": None if form is None else form.to_dict(),
         "numbers": numbers,
-        "shapes": {entry.name: list(entry.shape) for entry in weights.in_order()},
+        "shapes": {name: list(shape) for name, shape in shapes.items()},
     }
 
 
 def shrunk_claims(
     went: Went, recipe: Mapping[str, Any], base: Mapping[str, Any], before: Counts, after: Counts,
     hashes: Mapping[str, str], headers: Mapping[str, str], beside: Mapping[str, str],
-    **more: Any,
+    layout: str = FREE, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The manifest of a shrunk denoiser, as plain values.
 
@@ -119,11 +120,13 @@ def shrunk_claims(
         hashes: the sha256 of every tensor that was written.
         headers: that of the header of every shard that was written.
         beside: that of every file that is no denoiser's, by its path from the denoiser's folder.
+        layout: `free`, or `stock` for a folder whose config.json says all, without a form.
         more: other facts, as JSON.
     """
     cut = went.cut
     return {
         "kind": KIND,
+        "layout": layout,
         "recipe": dict(recipe),
         "base": dict(base),
         "totals": {"before": asdict(before), "after": asdict(after)},

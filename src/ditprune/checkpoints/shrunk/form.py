@@ -9,12 +9,13 @@ loaded. In memory it lies under a key of its own: quantisers refuse a model with
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from ditprune.checkpoints.shrunk.resize import number_of
 from ditprune.errors import ModelError
 
 FORMAT = 1
@@ -127,25 +128,52 @@ def form_in(config: Mapping[str, Any], where: str = "config.json") -> Form | Non
     return Form.from_config(content, where) if is_form(content) else None
 
 
-def shrunk_form(denoiser: nn.Module) -> Form:
-    """The form of a denoiser in memory; an empty one if it is as its class makes it."""
+def marked_form(denoiser: nn.Module) -> Form | None:
+    """The form of a denoiser in memory; None if it is as its class makes it.
+
+    One that was made anew from the config of a shrunk one is. Raises ModelError for one that is
+    neither: somebody has changed it since.
+    """
     form = (getattr(denoiser, "config", None) or {}).get(MARK)
-    return form if isinstance(form, Form) else Form()
+    if not isinstance(form, Form):
+        return None
+    fits = list(_fits(denoiser, form))
+    if any(fits) and not all(fits):
+        raise ModelError(
+            f"{type(denoiser).__name__}: its layers are no longer those that its config says; "
+            "load the shrunk folder again"
+        )
+    return form if all(fits) else None
+
+
+def shrunk_form(denoiser: nn.Module) -> Form:
+    """The same; an empty form for one that is as its class makes it."""
+    return marked_form(denoiser) or Form()
 
 
 def mark_(denoiser: nn.Module, form: Form) -> None:
     """Note a form in the config of a denoiser, so that what `save_pretrained` writes loads again.
 
     One that was shrunk before has the form `shrunk_form(denoiser).then(form)` after a form that
-    says what became of it. A denoiser without a config of diffusers stays as it is.
+    says what became of it. An empty form says that tensors alone are smaller. A denoiser without
+    a config of diffusers stays as it is.
     """
     config = getattr(denoiser, "_internal_dict", None)
-    if config is None:
-        return
-    content = {key: value for key, value in config.items() if key != MARK}
-    if form != Form():
-        content[MARK] = form
-    denoiser._internal_dict = type(config)(content)
+    if config is not None:
+        denoiser._internal_dict = type(config)({**config, MARK: form})
+
+
+def _fits(denoiser: nn.Module, form: Form) -> Iterator[bool]:
+    """Whether a denoiser is as each part of a form says."""
+    modules = dict(denoiser.named_modules())
+    for path, stay in form.blocks.items():
+        items = modules.get(path)
+        yield isinstance(items, (nn.ModuleList, nn.Sequential)) and len(items) == len(stay)
+    for path in form.ranks:
+        yield path in modules and not isinstance(modules[path], nn.Linear)
+    for path, values in form.numbers.items():
+        for name, value in values.items():
+            yield path in modules and number_of(modules[path], name) == value
 
 
 def _items(content: object) -> Sequence[tuple[str, Any]]:

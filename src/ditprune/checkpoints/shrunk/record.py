@@ -14,7 +14,8 @@ from ditprune.writing.files import MANIFEST
 
 KIND = "shrunk"  # the value of `kind` in a manifest; those of pruned folders have none
 
-_OF_SHRINKING = ("kind", "recipe", "base", "totals", "groups", "whole", "blocks", "ranks")
+FREE, STOCK = "free", "stock"  # the values of `layout`
+_OF_SHRINKING = ("kind", "layout", "recipe", "base", "totals", "groups", "whole", "blocks", "ranks")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,10 +62,12 @@ def implied_shapes(claims: Mapping[str, Any]) -> Shapes:
 
 
 def implied_form(claims: Mapping[str, Any]) -> Form:
-    """The form of the denoiser that follows from a manifest.
+    """The form of the denoiser that follows from a manifest; empty for a stock folder.
 
     Raises one of `MALFORMED`, or ModelError, where it cannot be read.
     """
+    if claims["layout"] == STOCK:
+        return Form()
     before: Mapping[str, Mapping[str, int]] = claims["base"]["numbers"]
     numbers: dict[str, dict[str, int]] = {}
     for group in claims["groups"].values():
