@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,11 +13,15 @@ from torch import Tensor
 
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.errors import RecipeError, TargetError
+from ditprune.method.magnitudes import Cutoffs, bits_of
 from ditprune.method.recipe import Recipe
 from ditprune.method.reconstruction import Reconstruction
 from ditprune.method.saliency import Saliency
 from ditprune.method.statistics.column_norm import ColumnNorm, timestep_weights
+from ditprune.method.thresholds import Threshold
 from ditprune.targets.discover import Target
+
+Array = np.ndarray[Any, Any]
 
 _CHUNK_WEIGHTS = 1 << 19  # scores of 2 MiB
 
@@ -47,10 +53,22 @@ class Computed:
     def rows(self, rows: slice) -> Tensor:
         return self.saliency(self.weight[rows], **self.norms)
 
-    def at(self, row: Tensor, column: Tensor) -> Tensor:
+    def at(self, row: Array, column: Array) -> Tensor:
         """Of single weights, as if the weights were a row of their own."""
-        norms = {name: norm[column] for name, norm in self.norms.items()}
-        return self.saliency(self.weight[row, column][None], **norms)[0]
+        bits = bits_of(self.weight).numpy()[row, column]  # torch takes three times as long
+        norms = {name: norm[torch.from_numpy(column)] for name, norm in self.norms.items()}
+        weight = torch.from_numpy(bits).view(self.weight.dtype)
+        return self.saliency(weight[None], **norms)[0]
+
+    def keep_of(self, threshold: Threshold) -> Callable[[slice], Tensor]:
+        """The mask of some rows, where all weights are one group."""
+        weight, num_in = self.weight, self.weight.shape[1]
+        is_monotone = getattr(self.saliency, "is_monotone", False)
+        if is_monotone and weight.dtype != torch.float64:  # whose powers may err in the last bit
+            score = partial(self.saliency, **self.norms)
+            cutoffs = Cutoffs.of(threshold, score, weight.dtype, num_in)
+            return lambda rows: cutoffs.keep(weight[rows], rows.start * num_in)
+        return lambda rows: threshold.keep(self.rows(rows), rows.start * num_in)
 
     def are_told_apart(self, rows: slice, scores: Tensor) -> bool:
         """Whether their dtype holds these rows' scores, and the sum of all if others are no larger,

@@ -7,9 +7,10 @@ The next pass compares. So no more scores are in memory than a few rows have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +26,8 @@ from ditprune.pruning.scoring import Computed, row_chunks, scores_of
 from ditprune.targets.discover import Target
 
 _NUM_WORKERS = 2
-_SAMPLE = 1 << 17  # scores in a sample at most; a bracket then holds 1 % of all
+_SAMPLE = 1 << 16  # scores in a sample at most; a bracket then holds 1.6 % of all
+_BUFFER = 1 << 10  # numbers; for longer rows numpy then broadcasts without copies
 _ONE_IN = 64  # scores are in the sample of a smaller weight
 
 Piece = TypeVar("Piece")
@@ -89,11 +91,31 @@ def _sample(computed: Computed) -> np.ndarray[Any, Any]:
     num_weights, num_in = computed.weight.numel(), computed.weight.shape[1]
     size = min(_SAMPLE, -(-num_weights // _ONE_IN))
     places = np.random.Generator(np.random.PCG64(0)).integers(0, num_weights, size)
-    row, column = np.divmod(places, num_in)
-    return computed.at(torch.from_numpy(row), torch.from_numpy(column)).numpy()
+    return computed.at(*np.divmod(places, num_in)).numpy()
 
 
-def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+def side_by_side(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
     """The results in order, of two threads; the same as of one."""
+    rest, results = enumerate(list(pieces)), dict[int, Result]()
+
+    @torch.no_grad()  # each thread has a grad mode
+    def take_part() -> None:
+        np.setbufsize(_BUFFER)  # which each thread has too
+        for number, piece in rest:
+            results[number] = work(piece)
+
+    _keep_freed_memory()
     with one_torch_thread(), ThreadPoolExecutor(_NUM_WORKERS) as workers:
-        yield from workers.map(torch.no_grad()(work), pieces)  # each thread has a grad mode
+        for part in [workers.submit(take_part) for _ in range(_NUM_WORKERS)]:
+            part.result()
+    return [results[number] for number in range(len(results))]
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep the memory of one piece for the next.
+
+    The system clears new memory, which takes longer than what is done in it. glibc keeps what is
+    freed once something larger was, of up to 32 MiB.
+    """
+    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)

@@ -9,15 +9,13 @@ from torch import Tensor
 
 from ditprune.checkpoints.statistics_file import Statistics
 from ditprune.method.granularity import CAG, PerLayer, heterogeneity
+from ditprune.method.magnitudes import bits_of, without_sign
 from ditprune.method.masks import keep_best, num_nonzero
 from ditprune.method.recipe import Recipe
 from ditprune.pruning.job import TargetOutcome
 from ditprune.pruning.scoring import Computed, row_chunks, scores_of
 from ditprune.pruning.survey import side_by_side, survey
 from ditprune.targets.discover import Target
-
-# A float as the integer of its bytes: times 0 or 1 it becomes 0 or keeps every bit.
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 KeepOf = Callable[[slice], Tensor]  # the mask of some rows
 
@@ -44,7 +42,7 @@ def prune_weight_(
     def zero_(rows: slice) -> tuple[int, int]:
         return _zero_(weight[rows], keep_of(rows))
 
-    counts = list(side_by_side(zero_, row_chunks(weight)))
+    counts = side_by_side(zero_, row_chunks(weight))
     num_kept, num_left = (sum(count) for count in zip(*counts, strict=True))
     num_pruned, num_zero = weight.numel() - num_kept, weight.numel() - num_left
     groups = recipe.groups(g_out)
@@ -76,7 +74,7 @@ def _choose_by_rows(
     _, group_size = groups.group_shape(num_out, num_in)
     threshold = seen.threshold
     if isinstance(groups, PerLayer) and threshold is not None:
-        return seen.g_out, lambda rows: threshold.keep(computed.rows(rows), rows.start * num_in)
+        return seen.g_out, computed.keep_of(threshold)
     if num_in % group_size:
         return None
     num_keep = groups.num_keep(group_size, sparsity)
@@ -85,7 +83,6 @@ def _choose_by_rows(
 
 def _zero_(weight: Tensor, keep: Tensor) -> tuple[int, int]:
     """Zero what does not stay of some rows; how many stay, and how many are not zero then."""
-    bits = weight.view(_BITS[weight.element_size()])
+    bits = bits_of(weight)
     bits.mul_(keep.reshape(weight.shape))
-    without_sign = torch.iinfo(bits.dtype).max  # -0.0 is zero
-    return num_nonzero(keep), num_nonzero(bits & without_sign)
+    return num_nonzero(keep), num_nonzero(without_sign(bits))

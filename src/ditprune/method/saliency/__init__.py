@@ -5,8 +5,10 @@ A saliency is a frozen dataclass of its constants with a `name`, the statistics 
 not need `ColumnNorm` is called without `norm`.
 A saliency whose scores of a row depend on that row alone may set `is_rowwise = True`; it is then
 called with a few rows at a time. One whose scores are 0 only where a weight or a norm is 0 may set
-`is_product = True`; other zeros are then rounding. Scores are float32; where float32 does not tell
-them apart, the saliency is called again with `weight` and `norm` in float64.
+`is_product = True`; other zeros are then rounding. One whose score never falls where the magnitude
+of its weight grows, to the last bit, may set `is_monotone = True`: weights are then compared by
+magnitude, column by column, which says the same in less time. Scores are float32; where float32
+does not tell them apart, the saliency is called again with `weight` and `norm` in float64.
 A new saliency needs its own file and a line in the dict below.
 """
 

@@ -27,6 +27,7 @@ class Power:
     name: ClassVar[str] = "power"
     is_rowwise: ClassVar[bool] = True
     is_product: ClassVar[bool] = True
+    is_monotone: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_powers(weight_power=self.weight_power, activation_power=self.activation_power)
@@ -96,6 +97,7 @@ class Magnitude:
     name: ClassVar[str] = "magnitude"
     is_rowwise: ClassVar[bool] = True
     is_product: ClassVar[bool] = True
+    is_monotone: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset()
 
     def __call__(
@@ -111,6 +113,7 @@ class Wanda:
     name: ClassVar[str] = "wanda"
     is_rowwise: ClassVar[bool] = True
     is_product: ClassVar[bool] = True
+    is_monotone: ClassVar[bool] = True
     needs: ClassVar[frozenset[type]] = frozenset({ColumnNorm})
 
     def __call__(
