@@ -10,7 +10,7 @@ import torch
 
 from ditprune.checkpoints.copy_folder import copied_bytes, copy_other_files, other_files
 from ditprune.checkpoints.locate import locate
-from ditprune.checkpoints.rewrite_tensors import ShardWriter
+from ditprune.checkpoints.shard_writer import ShardWriter
 from ditprune.checkpoints.weights import Weights, layout_of, sha256
 from folders import STEM, Payload, files_of, save_denoiser, save_pipeline
 

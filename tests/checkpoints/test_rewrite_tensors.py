@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ditprune.checkpoints import rewrite_tensors
+from ditprune.checkpoints import read_ahead, rewrite_tensors
+from ditprune.checkpoints.shard_writer import ShardWriter
 from ditprune.checkpoints.weights import Weights, layout_of
 from ditprune.writing.staging import Journal
 
@@ -32,7 +33,7 @@ def test_an_error_of_the_sync_that_the_last_write_began_is_raised(tmp_path, monk
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(rewrite_tensors, "_SYNC_BYTES", NUM_TENSORS * SIZE_BYTES)
-    monkeypatch.setattr(rewrite_tensors.ShardWriter, "sync", fail)
+    monkeypatch.setattr(ShardWriter, "sync", fail)
     with closing(journal), pytest.raises(OSError, match="Input/output error"):
         rewrite_all(weights, tmp_path / "out", journal)
 
@@ -47,7 +48,7 @@ def rewrite_all(weights: Weights, out: Path, journal: Journal) -> None:
 
 
 def test_memory_is_used_again_once_nothing_refers_to_it() -> None:
-    rooms, size = rewrite_tensors._Rooms(), rewrite_tensors._SMALL_BYTES
+    rooms, size = read_ahead._Rooms(), read_ahead._SMALL_BYTES
     first, second = rooms.of(2 * size), rooms.of(3 * size)
     places = {np.asarray(part).ctypes.data for part in (first, second)}
     assert len(places) == 2

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ditprune.calibration import collect, observe_set
-from ditprune.checkpoints import rewrite_tensors
+from ditprune.checkpoints.shard_writer import ShardWriter
 from folders import STEM, Payload, edit_json, edit_tensors, files_of, save_denoiser, save_pipeline
 
 
@@ -248,7 +248,7 @@ def test_space_that_runs_out_midway(refused, tiny_pipeline, tmp_path, monkeypatc
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rewrite_tensors.ShardWriter, "write", full)
+    monkeypatch.setattr(ShardWriter, "write", full)
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     assert "no space left" in refused(*command, midway=True)
 
@@ -263,7 +263,7 @@ TOO_MUCH: dict[str, Callable[..., object]] = {
 def test_memory_that_runs_out_midway(
     library, refused, tiny_pipeline, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(rewrite_tensors.ShardWriter, "write", TOO_MUCH[library])
+    monkeypatch.setattr(ShardWriter, "write", TOO_MUCH[library])
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     assert re.search(r"out of memory \(.*allocate.*\); pass", refused(*command, midway=True))
 
@@ -282,7 +282,7 @@ def test_what_other_systems_say_of_it(said, refused, tiny_pipeline, tmp_path, mo
     def fail(*_args: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(rewrite_tensors.ShardWriter, "write", fail)
+    monkeypatch.setattr(ShardWriter, "write", fail)
     command = ["prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude"]
     assert f"out of memory ({said}); pass" in refused(*command, midway=True)
 
@@ -313,9 +313,7 @@ def test_memory_that_runs_out_in_calibration(
 def test_other_faults_of_a_library_are_not_called_so(
     ditprune, tiny_pipeline, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(
-        rewrite_tensors.ShardWriter, "write", lambda *_: torch.ones(2) @ torch.ones(3)
-    )
+    monkeypatch.setattr(ShardWriter, "write", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         ditprune("prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude")
 

@@ -60,6 +60,15 @@ def test_an_unknown_verb_is_refused_without_torch() -> None:
     assert set(modules) & HEAVY == set()
 
 
+def test_no_garbage_is_looked_for_at_the_end() -> None:
+    last = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count()))\n"
+    ran = subprocess.run(
+        [sys.executable, "-c", last + CODE, "--version"], capture_output=True, text=True,
+        check=True, timeout=900,
+    )  # fmt: skip
+    assert int(ran.stdout.splitlines()[-1]) > 1000
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_line_of_a_verb_is_its_own_help(verb) -> None:
     context = app.make_context("ditprune", [verb])

@@ -11,36 +11,31 @@ at most three tensors are in memory.
 
 from __future__ import annotations
 
-import os
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 
+from ditprune.checkpoints.past_cache import is_too_large
+from ditprune.checkpoints.read_ahead import read_ahead
+from ditprune.checkpoints.shard_writer import ShardWriter
 from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha256
 from ditprune.errors import ModelError
 from ditprune.progress import Progress
-from ditprune.writing.own import no_follow
 from ditprune.writing.staging import Journal
 
 __all__ = [
     "Record",
-    "ShardWriter",
     "TensorRewriter",
     "one_torch_thread",
-    "read_ahead",
     "written_tensors",
 ]
 
 Record = Mapping[str, Any]
 
-_SMALL_BYTES = 1 << 20  # memory of this size is not asked of the system each time
-_PIECE_BYTES = 1 << 16  # written at once: for more the system looks for pages that lie together
 _SYNC_BYTES = 512_000_000  # written between two syncs; a power cut undoes at most twice as much
 
 
@@ -70,6 +65,7 @@ class TensorRewriter:
     ) -> None:
         self._denoiser, self._source, self._layout = denoiser, source, layout
         self._folder, self._journal, self._progress = folder, journal, progress
+        self._past_cache = is_too_large(2 * layout.size_bytes)
         self._behind: Future[None] | None = None  # the tensor being written
         self._syncing: Future[None] | None = None
         self._num_unsynced_bytes = 0
@@ -87,7 +83,8 @@ class TensorRewriter:
     def __enter__(self) -> TensorRewriter:
         with ExitStack() as stack:
             stack.enter_context(one_torch_thread())
-            self._shards = stack.enter_context(ShardWriter(self._layout, self._folder))
+            writer = ShardWriter(self._layout, self._folder, self._past_cache)
+            self._shards = stack.enter_context(writer)
             self._syncer = stack.enter_context(ThreadPoolExecutor(1))
             self._writer = stack.enter_context(ThreadPoolExecutor(1))
             self.look()
@@ -104,7 +101,8 @@ class TensorRewriter:
 
     def __iter__(self) -> Iterator[tuple[Entry, memoryview]]:
         done = set(self.written)
-        return read_ahead(entry for entry in self._source.in_order() if entry.name not in done)
+        entries = (entry for entry in self._source.in_order() if entry.name not in done)
+        return read_ahead(entries, self._past_cache)
 
     def write(
         self,
@@ -196,54 +194,6 @@ def written_tensors(journal: Journal, denoiser: str) -> dict[str, Record]:
     }
 
 
-def read_ahead(entries: Iterable[Entry]) -> Iterator[tuple[Entry, memoryview]]:
-    """Each tensor's bytes, while the next tensor is read in a thread of its own."""
-    queue, rooms = iter(entries), _Rooms()
-    entry = next(queue, None)
-
-    def read(entry: Entry) -> memoryview:
-        room = rooms.of(entry.size_bytes)
-        return read_range(entry.file, entry.offset, entry.size_bytes, room)
-
-    with ThreadPoolExecutor(1) as reader:
-        ahead = None if entry is None else reader.submit(read, entry)
-        while entry is not None and ahead is not None:
-            raw = ahead.result()
-            following = next(queue, None)
-            ahead = None if following is None else reader.submit(read, following)
-            yield entry, raw
-            del raw  # or it would stay in memory while the one after the next is read
-            entry = following
-
-
-class _Rooms:
-    """Memory to read tensors into, used again once nothing refers to what was read there.
-
-    The system clears new memory before it hands it out, which takes as long as reading. There are
-    as many rooms as tensors in memory, each of the largest tensor so far at most.
-    """
-
-    def __init__(self) -> None:
-        self._idle: list[Any] = []  # any thread adds, one takes
-
-    def of(self, size_bytes: int) -> memoryview:
-        """So many bytes, with anything in them."""
-        if size_bytes < _SMALL_BYTES:
-            return np.empty(size_bytes, np.uint8).data
-        idle = [self._idle.pop() for _ in range(len(self._idle))]
-        idle.sort(key=lambda room: room.nbytes)
-        fitting = next((i for i, room in enumerate(idle) if room.nbytes >= size_bytes), None)
-        if fitting is None:
-            del idle[-1:]
-            room = np.empty(size_bytes, np.uint8)  # numpy asks the system for huge pages
-        else:
-            room = idle.pop(fitting)
-        self._idle.extend(idle)
-        lease = room[:size_bytes]  # a new object, which lives as long as what refers to it
-        weakref.finalize(lease, self._idle.append, room).atexit = False
-        return lease.data
-
-
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """More would wait for each other in every operation while other threads read and write."""
@@ -253,45 +203,3 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class ShardWriter:
-    """Writes tensors, in any order, into shards that have the headers of a layout.
-
-    Shards that are there already keep the tensors that lie in them.
-    """
-
-    def __init__(self, layout: Layout, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._files: dict[str, BinaryIO] = {}
-        for shard, header in layout.headers.items():
-            target = folder / shard
-            target.touch()
-            with open(target, "r+b", opener=no_follow) as file:
-                file.write(header)
-                file.truncate(layout.size_bytes_of(shard))
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def write(self, entry: Entry, raw: bytes | memoryview) -> None:
-        """Put one tensor's bytes at its place; a kill later does not undo it."""
-        name = entry.file.name
-        if name not in self._files:
-            place = self._folder / name
-            self._files[name] = open(place, "r+b", buffering=0, opener=no_follow)  # noqa: SIM115
-        file = self._files[name]
-        file.seek(entry.offset)
-        rest = memoryview(raw)
-        while rest.nbytes:
-            rest = rest[file.write(rest[:_PIECE_BYTES]) :]
-
-    def sync(self) -> None:
-        """Bring to the disk what was written; a power cut later does not undo it."""
-        for file in list(self._files.values()):
-            os.fsync(file.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from importlib import import_module
@@ -83,6 +85,7 @@ def app() -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 for success, 1 for a false claim, 2 for bad input."""
     share_processors()
+    atexit.register(gc.freeze)  # or Python would look for garbage in all of torch for a second
     write_what_fits()
     with console.plain_warnings():
         code = run(args)

@@ -21,7 +21,8 @@ import psutil
 
 from ditprune.calibration.observe import stages
 from ditprune.checkpoints.locate import ModelFolder
-from ditprune.checkpoints.rewrite_tensors import one_torch_thread, read_ahead
+from ditprune.checkpoints.read_ahead import read_ahead
+from ditprune.checkpoints.rewrite_tensors import one_torch_thread
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
 from ditprune.method.allocation import MEASURED
 from ditprune.method.recipe import Recipe
