@@ -9,6 +9,7 @@ from torch import nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.shrunk.form import Form, mark_, shrunk_form
+from ditprune.method.columns import Removal
 from ditprune.method.low_rank import LowRankFit
 from ditprune.progress import Progress
 from ditprune.shrinking.choice import pools
@@ -17,13 +18,14 @@ from ditprune.shrinking.modulation import ModulationFitter, shrink_modulation_
 from ditprune.shrinking.moments import Demand, collect, output_square
 from ditprune.shrinking.outcome import ShrinkOutcome, shrink_outcome
 from ditprune.shrinking.prices import Prices
-from ditprune.shrinking.readers import Fitted, fitted, put_
+from ditprune.shrinking.readers import Fitted, fitted, put_, read_layer
 from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.shrinking.survey import (
     block_paths,
     fitter_of,
     numbers_after,
-    survey_denoiser,
+    orders_in,
+    plan_of,
     units_of,
 )
 from ditprune.shrinking.units import UnitGroup
@@ -44,14 +46,17 @@ def shrink_denoiser_(
         blocks = block_paths(denoiser, recipe)
         groups, whole = units_of(denoiser, blocks, calls[0], recipe)
         prices = Prices.of(denoiser, calls[0])
-        stream = _Stream(denoiser, groups, calls, max_bytes, progress)
+        stream = DemandStream(denoiser, groups, calls, max_bytes, progress)
         scale = output_square(denoiser, calls)
-        plan = survey_denoiser(denoiser, groups, stream, prices, scale, recipe)
+        orders: dict[str, Sequence[Removal]] = {}
+        for demands in stream():
+            orders |= orders_in(denoiser, groups, demands, prices, recipe)
+        plan = plan_of(denoiser, groups, orders, prices, scale, recipe)
         counts = plan.counts(recipe)
         cut = plan.cut(counts)
         new: dict[str, Fitted] = {}
-        for followed in stream():
-            new |= fitted(denoiser, cut, followed)
+        for demands in stream():
+            new |= fitted(read_layer(denoiser), cut, demands)
         fits, notes = _modulation_fits(denoiser, blocks, calls, recipe, progress)
     numbers = numbers_after(denoiser, cut)
     put_(denoiser, new)
@@ -63,7 +68,7 @@ def shrink_denoiser_(
     return shrink_outcome(plan, counts, cut, recipe, after, whole, fits, notes)
 
 
-class _Stream:
+class DemandStream:
     """What is known of layers that read units, whole pools together, as many as memory holds.
 
     What one stage holds is kept, so that it is not worked out twice.

@@ -7,9 +7,10 @@ weigh each token by a_t, and errors of its rows count b_o.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,16 +103,23 @@ class BlockDemand:
 def collect_by_block(
     road: Road, names_of: Mapping[str, Sequence[str]], calls: Sequence[Call],
     told: Callable[[int], None] = lambda _: None,
-) -> Iterator[tuple[str, BlockDemand]]:  # fmt: skip
+    output: Callable[[float], None] = lambda _: None,
+) -> Generator[tuple[str, BlockDemand], None, None]:  # fmt: skip
     """Of every block, from the last to the first, with its path: once forwards, once back.
 
     Args:
         names_of: by block, its layers that read units.
         told: is told how many blocks have run; each counts twice.
+        output: is told the sum of squares of what the denoiser predicts, call by call.
 
     Raises StatisticsError for NaN and Inf.
     """
-    calls, signed = outside_inference(calls), signed_sum()
+    calls, sign = outside_inference(calls), signed_sum()
+
+    def signed(given: Any, call: Call) -> Tensor:
+        output(_square(given, call))
+        return sign(given, call)
+
     seen = trace(road.chain, calls, road.residence, road.make, lambda n: told(n + 1), road.every)
     steps = backwards(road.chain, calls, road.residence, seen, signed)
     num_done = len(road.chain.blocks)
@@ -143,11 +151,11 @@ def _of_block(step: BackwardStep, names: Sequence[str]) -> dict[str, Demand]:
 
 def output_square(denoiser: nn.Module, calls: Iterable[Call]) -> float:
     """The sum of squares of what the denoiser predicts for all calls."""
-    total = 0.0
-    for call in calls:
-        given = predicted(run_call(denoiser, call), call)
-        total += sum(float(tensor.double().square().sum()) for _, tensor in given)
-    return total
+    return sum(_square(run_call(denoiser, call), call) for call in calls)
+
+
+def _square(output: Any, call: Call) -> float:
+    return sum(float(t.detach().double().square().sum()) for _, t in predicted(output, call))
 
 
 def with_ones(tokens_TI: Tensor) -> Tensor:

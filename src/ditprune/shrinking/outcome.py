@@ -127,3 +127,38 @@ def shrink_outcome(
         recipe, plan.prices.size(), after, plan.ratio(counts), plan.error(counts), parts,
         {part.name: part.reason for part in whole}, ranks, notes,
     )  # fmt: skip
+
+
+def outcome_from(claims: Mapping[str, Any], recipe: ShrinkRecipe, component: str) -> ShrinkOutcome:
+    """What a denoiser's manifest says."""
+    before, after = (Size(**claims["totals"][when]) for when in ("before", "after"))
+    shapes = claims["base"]["shapes"]
+    return ShrinkOutcome(
+        recipe, before, after, claims["ratio"], claims["error"],
+        {
+            name: ShrunkPart(
+                group["kind"], group["num_units"], tuple(group["kept"]), group["error"] or 0.0
+            )
+            for name, group in claims["groups"].items()
+        },
+        {part["name"]: part["reason"] for part in claims["whole"]},
+        {
+            layer: _rank(record["rank"], _shape_of(shapes, layer), record["error"] or 0.0)
+            for layer, record in claims["ranks"].items()
+        },
+        tuple(claims["notes"]), component,
+    )  # fmt: skip
+
+
+def _shape_of(shapes: Mapping[str, Sequence[int]], layer: str) -> tuple[int, int, int]:
+    """A modulation layer's outputs, inputs and weights before it lost rank."""
+    if f"{layer}.weight" in shapes:
+        num_out, num_in = shapes[f"{layer}.weight"]
+        return num_out, num_in, num_out * num_in
+    (num_out, rank), (_, num_in) = shapes[f"{layer}.up.weight"], shapes[f"{layer}.down.weight"]
+    return num_out, num_in, rank * (num_out + num_in)
+
+
+def _rank(rank: int, shape: tuple[int, int, int], error: float) -> ShrunkRank:
+    num_out, num_in, num_before = shape
+    return ShrunkRank(rank, rank * (num_out + num_in), num_before, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +28,32 @@ class Fitted:
     bias: Tensor | None
 
 
+Read = Callable[[str], tuple[Tensor, Tensor | None]]  # by layer, its weight as stored, and bias
+
+
+def read_layer(denoiser: nn.Module) -> Read:
+    """Of a loaded denoiser."""
+
+    def read(name: str) -> tuple[Tensor, Tensor | None]:
+        layer: Any = denoiser.get_submodule(name)
+        return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+
+    return read
+
+
 @torch.no_grad()
-def fitted(denoiser: nn.Module, cut: Cut, followed: Mapping[str, Demand]) -> dict[str, Fitted]:
+def fitted(read: Read, cut: Cut, demands: Mapping[str, Demand]) -> dict[str, Fitted]:
     """The layers that read units which go, by least squares on the columns that stay.
 
     Raises ModelError for a weight that its dtype cannot represent.
     """
     layers = {c.layer for name in cut.kept for c in cut.groups[name].consumers}
     new: dict[str, Fitted] = {}
-    for name in sorted(layers & followed.keys()):
-        layer: Any = denoiser.get_submodule(name)
-        weight = as_matrix(layer.weight).detach()
-        stay = cut.stay(f"{name}.weight", layer.weight.shape).get(1)
+    for name in sorted(layers & demands.keys()):
+        weight, bias = read(name)
+        stay = cut.stay(f"{name}.weight", weight.shape).get(1)
         if stay is not None:
-            new[name] = _fit(name, weight, layer.bias, stay.to(weight.device), followed[name])
+            new[name] = _fit(name, as_matrix(weight), bias, stay.to(weight.device), demands[name])
     return new
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.shrunk.resize import number_of
+from ditprune.denoiser.blockwise.chain import Chain
 from ditprune.denoiser.layout import RowLayout
 from ditprune.errors import ModelError
 from ditprune.method.columns import Removal
@@ -28,9 +29,6 @@ from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
 from ditprune.targets.blocks import find_blocks
 from ditprune.targets.matrix import as_matrix
-
-# Gives what is known of the layers that read units, some layers at a time; whole pools together.
-Stream = Callable[[], Iterable[Mapping[str, Demand]]]
 
 
 def block_paths(denoiser: nn.Module, recipe: ShrinkRecipe) -> list[str]:
@@ -54,9 +52,28 @@ def units_of(
     return good, [part for part in (*whole, *failed) if part.kind in recipe.parts]
 
 
-def survey_denoiser(
-    denoiser: nn.Module, groups: Mapping[str, UnitGroup], stream: Stream, prices: Prices,
-    scale: float, recipe: ShrinkRecipe,
+def orders_in(
+    denoiser: nn.Module, groups: Mapping[str, UnitGroup], demands: Mapping[str, Demand],
+    prices: Prices, recipe: ShrinkRecipe,
+) -> dict[str, Sequence[Removal]]:  # fmt: skip
+    """In which order the units go of the groups whose readers are known; their weights are there.
+
+    Args:
+        demands: by layer that reads units, those of whole pools.
+    """
+    orders: dict[str, Sequence[Removal]] = {}
+    for names in pools(groups):
+        pool = [groups[name] for name in names]
+        layers = {consumer.layer for group in pool for consumer in group.consumers}
+        if layers & demands.keys():
+            weights = {layer: _weight(denoiser, layer) for layer in layers}
+            orders |= pool_orders(pool, weights, demands, prices, recipe)
+    return orders
+
+
+def plan_of(
+    denoiser: nn.Module, groups: Mapping[str, UnitGroup], orders: Mapping[str, Sequence[Removal]],
+    prices: Prices, scale: float, recipe: ShrinkRecipe,
 ) -> ShrinkPlan:  # fmt: skip
     """What can go, and at which cost.
 
@@ -65,28 +82,11 @@ def survey_denoiser(
 
     Raises ModelError where gradients reach nothing.
     """
-    orders: dict[str, Sequence[Removal]] = {}
-    by_layer = _pools_by_layer(groups)
-    reached = False
-    for followed in stream():
-        reached = reached or bool(followed)
-        names = {id(by_layer[layer]): by_layer[layer] for layer in by_layer if layer in followed}
-        for pool in names.values():
-            weights = {c.layer: _weight(denoiser, c.layer) for g in pool for c in g.consumers}
-            orders |= pool_orders(pool, weights, followed, prices, recipe)
-    if groups and not reached:
+    if groups and not orders:
         raise no_gradients(denoiser, "no gradient reaches a layer that reads units")
-    reachable = {name: groups[name] for name in groups if name in orders}
+    reached = {name: groups[name] for name in groups if name in orders}
     most = prices.of_groups(groups.values(), recipe.price)
-    return ShrinkPlan(reachable, orders, prices, scale, most)
-
-
-def _pools_by_layer(groups: Mapping[str, UnitGroup]) -> dict[str, list[UnitGroup]]:
-    by_layer: dict[str, list[UnitGroup]] = {}
-    for names in pools(groups):
-        pool = [groups[name] for name in names]
-        by_layer |= {consumer.layer: pool for group in pool for consumer in group.consumers}
-    return by_layer
+    return ShrinkPlan(reached, orders, prices, scale, most)
 
 
 def _weight(denoiser: nn.Module, name: str) -> tuple[Tensor, bool]:
@@ -106,8 +106,9 @@ def numbers_after(denoiser: nn.Module, cut: Cut) -> dict[str, dict[str, int]]:
 
 
 def fitter_of(
-    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], recipe: ShrinkRecipe
-) -> ModulationFitter | str | None:
+    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], recipe: ShrinkRecipe,
+    chain: Chain | None = None,
+) -> ModulationFitter | str | None:  # fmt: skip
     """What lowers the rank of modulation; why there is none to lower; None if it stays."""
     if recipe.modulation == NONE:
         return None
@@ -115,4 +116,4 @@ def fitter_of(
     if reason is not None:
         return reason
     layout = RowLayout(denoiser, calls)
-    return ModulationFitter(denoiser, blocks, calls, recipe.modulation, None, layout)
+    return ModulationFitter(denoiser, blocks, calls, recipe.modulation, chain, layout)

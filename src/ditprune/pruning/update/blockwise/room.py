@@ -21,7 +21,6 @@ from ditprune.denoiser.layout import form_of
 from ditprune.denoiser.replay import run_call
 from ditprune.denoiser.rows import num_rows
 from ditprune.errors import RecipeError
-from ditprune.method.recipe import Recipe
 from ditprune.reporting import formats
 from ditprune.targets.discover import Target
 
@@ -84,27 +83,29 @@ def state_bytes(chain: Chain, calls: Sequence[Call], residence: Residence) -> in
 
 
 def place_states(
-    chain: Chain, calls: Sequence[Call], residence: Residence, recipe: Recipe, folder: Path,
-    device: str | torch.device, left_bytes: int | None, refine_calls: Sequence[Call] = (),
+    chain: Chain, calls: Sequence[Call], residence: Residence, folder: Path,
+    device: str | torch.device, left_bytes: int | None, goes_back: bool,
+    refine_calls: Sequence[Call] = (),
 ) -> tuple[Make, int]:  # fmt: skip
     """Places for hidden states: in memory where they fit, else in files of `folder`; and of how
     many blocks those of one are kept for the way back: of all where there is room.
 
     Args:
         left_bytes: what they and gradients may take in memory; None is half of what is free.
+        goes_back: whether gradients are taken, for which those of all blocks are kept.
 
     Raises RecipeError where there is no room, in memory for gradients or on the disk for states.
     """
-    one_bytes, sees_output = state_bytes(chain, calls, residence), recipe.objective == "output"
+    one_bytes = state_bytes(chain, calls, residence)
     live = [len(chain.live(number)) for number in range(len(chain.blocks))]
-    states_bytes = one_bytes * (sum(live) + 1 if sees_output else 2 * max(live))
+    states_bytes = one_bytes * (sum(live) + 1 if goes_back else 2 * max(live))
     refined_bytes = 0
     if refine_calls:  # of dense and of pruned blocks, before and after a block, beside the Grams'
         refined_bytes = 4 * max(live) * state_bytes(chain, refine_calls, residence)
         refined_bytes += 2 * max(live) * one_bytes
     states_bytes = max(states_bytes, refined_bytes)
     every, fewest_bytes = 1, states_bytes
-    gradient_bytes = one_bytes * max(live) if sees_output else 0
+    gradient_bytes = one_bytes * max(live) if goes_back else 0
     left = psutil.virtual_memory().available // 2 if left_bytes is None else left_bytes
     if left_bytes is not None and gradient_bytes > left:
         raise RecipeError(
@@ -116,7 +117,7 @@ def place_states(
     if states_bytes + gradient_bytes <= left:
         return partial(States, device=device), every
     free = shutil.disk_usage(folder).free
-    while sees_output and fewest_bytes > free and every**2 < len(live):
+    while goes_back and fewest_bytes > free and every**2 < len(live):
         every += 1
         traced_bytes = one_bytes * max(live) * (ceil(len(live) / every) + every + 1)
         fewest_bytes = max(traced_bytes, refined_bytes)

@@ -104,8 +104,8 @@ def run_on(
     if chain is None:
         return None
     make, every = place_states(
-        chain, calls, residence, recipe, ground.folder, ground.device, ground.left_bytes,
-        refine_calls,
+        chain, calls, residence, ground.folder, ground.device, ground.left_bytes,
+        recipe.objective == "output", refine_calls,
     )  # fmt: skip
     weights = timestep_weights(recipe.timestep_weighting, num_bins(stats))
     layers = prepare_layers(targets, ground.read, stats, recipe)

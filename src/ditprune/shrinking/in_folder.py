@@ -1,0 +1,171 @@
+"""How is a model folder shrunk into another, with one block of a denoiser in memory?
+
+Two passes go back through the blocks. The first tells what every unit costs; then it is known which
+go. The second fits the layers behind them, and the block's new tensors are kept. What is done of
+either is found again by the run that goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditprune.calls import Call
+from ditprune.checkpoints.copy_folder import (
+    beside,
+    check_unchanged,
+    copied_bytes,
+    copy_identity,
+    copy_other_files,
+)
+from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints, skeleton
+from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.placement import Placement
+from ditprune.errors import RecipeError
+from ditprune.progress import Progress
+from ditprune.pruning.job import base_of
+from ditprune.reporting import card
+from ditprune.shrinking.manifest import (
+    Lowered,
+    Went,
+    base_before,
+    counts_of,
+    shrunk_claims,
+)
+from ditprune.shrinking.one_denoiser import FolderRun
+from ditprune.shrinking.outcome import ShrinkOutcome, outcome_from
+from ditprune.shrinking.plan import ShrinkPlan
+from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.write_folder import smaller_layout, write_form, write_tensors
+from ditprune.writing.files import read_manifest, write_manifest
+from ditprune.writing.staging import resumable_folder
+
+CallsOf = Callable[[str], Sequence[Call]]  # those of a denoiser, by its component
+
+
+def shrink_folder(
+    model: ModelFolder, out: Path, calls_of: CallsOf, recipes: Mapping[str, ShrinkRecipe],
+    placement: Placement, overwrite: bool, progress: Progress,
+) -> dict[str, ShrinkOutcome]:  # fmt: skip
+    """Shrink every denoiser of a folder into another.
+
+    `out` appears whole at the end or not at all. A killed run leaves its work beside `out`; the
+    same call goes on with it.
+
+    Raises DitpruneError: before any work where it can be known, else with `out` as it was.
+    """
+    weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
+    calls = {name: _calls_for(name, calls_of) for name in model.denoisers}
+    identity = copy_identity(model, weights, _settings(calls, recipes, placement))
+    size_bytes = copied_bytes(model, weights)
+    with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
+        if not staging.is_written:
+            copy_other_files(model, weights, staging.part)
+            copied = beside(model, weights, staging.part)
+            for name, folder in model.denoisers.items():
+                work = staging.part / f".shrink-{name}"
+                run = FolderRun(folder, calls[name], recipes[name], placement, work, progress)
+                part = staging.part / folder.relative_to(model.root)
+                _shrink_one(model, name, run, recipes[name], part, copied.get(name, {}), progress)
+                shutil.rmtree(work)
+            card.write(staging.part, base_model=model.hub_id)
+        check_unchanged(model, weights, identity)
+        parts = {n: staging.part / f.relative_to(model.root) for n, f in model.denoisers.items()}
+        return {
+            name: outcome_from(read_manifest(part), recipes[name], name)
+            for name, part in parts.items()
+        }
+
+
+def plan_folder(
+    model: ModelFolder, calls_of: CallsOf, recipes: Mapping[str, ShrinkRecipe],
+    placement: Placement, progress: Progress,
+) -> dict[str, ShrinkPlan]:  # fmt: skip
+    """What could go from every denoiser, and at which cost; nothing is written."""
+    plans: dict[str, ShrinkPlan] = {}
+    for name, folder in model.denoisers.items():
+        with TemporaryDirectory() as work:
+            calls = _calls_for(name, calls_of)
+            run = FolderRun(folder, calls, recipes[name], placement, Path(work), progress)
+            plans[name] = run.plan
+    return plans
+
+
+def _calls_for(name: str, calls_of: CallsOf) -> list[Call]:
+    calls = list(calls_of(name))
+    if not calls:
+        raise RecipeError(
+            f"{name}: no calibration calls of it; sample them from this model (--calibration-set)"
+        )
+    return calls
+
+
+def _settings(
+    calls: Mapping[str, Sequence[Call]], recipes: Mapping[str, ShrinkRecipe], placement: Placement
+) -> dict[str, Any]:
+    """What makes a run this one, beside the model's files."""
+    digest = hashlib.sha256()
+    for name, given in calls.items():
+        digest.update(name.encode())
+        for call in given:
+            for leaf in call.leaves():
+                is_tensor = isinstance(leaf, Tensor)
+                digest.update(_raw(leaf) if is_tensor else repr(leaf).encode())
+    return {
+        "shrink": {name: recipe.to_json() for name, recipe in recipes.items()},
+        "calls": digest.hexdigest(),
+        "device": placement.device,
+        "dtype": str(placement.dtype),
+    }
+
+
+def _raw(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _shrink_one(
+    model: ModelFolder, name: str, run: FolderRun, recipe: ShrinkRecipe, part: Path,
+    copied: Mapping[str, str], progress: Progress,
+) -> None:  # fmt: skip
+    """Write a denoiser's smaller tensors, its config and its manifest."""
+    folder = model.denoisers[name]
+    plan, weights = run.plan, Weights(folder)
+    counts = plan.counts(recipe)
+    cut = plan.cut(counts)
+    run.fit(cut)
+    works = list(run.works())
+    ranks = {layer: values for work in works for layer, values in work.ranks.items()}
+    errors = {group: plan.error({**dict.fromkeys(counts, 0), group: counts[group]})
+              for group in counts}  # fmt: skip
+    lowered = {layer: Lowered(int(values[0]), values[3]) for layer, values in ranks.items()}
+    went = Went(cut, errors, run.found.whole, {}, lowered)
+    new = run.kept.entries(len(works))
+    layout = smaller_layout(weights, new, {n for work in works for n in work.gone})
+    hashes = write_tensors(weights, new, layout, part, progress)
+    tree = skeleton(folder)
+    write_form(part, went.form(tree))
+    print_of = combined_fingerprint(folder_fingerprints(folder, recipe.blocks))
+    base = base_before(base_of(model, folder, weights, print_of), tree, weights, went)
+    smaller, after = Weights(part), plan.prices.size(cut).num_macs
+    after += sum(_macs_of_rank(plan, layer, values) for layer, values in ranks.items())
+    claims = shrunk_claims(
+        went, recipe.to_json(), base, counts_of(folder, weights, plan.prices.size().num_macs),
+        counts_of(part, smaller, after), hashes, smaller.header_hashes(), copied,
+        ratio=plan.ratio(counts), error=plan.error(counts),
+        notes=[note for work in works for note in work.notes],
+    )  # fmt: skip
+    write_manifest(part, claims)
+
+
+def _macs_of_rank(plan: ShrinkPlan, layer: str, values: Sequence[float]) -> int:
+    """How many multiplications more a layer takes as two; fewer are below zero."""
+    uses = plan.prices.uses.get(f"{layer}.weight", 0)
+    return uses * int(values[1] - values[2])
