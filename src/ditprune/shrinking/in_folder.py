@@ -146,7 +146,7 @@ def _shrink_one(
     errors = {group: plan.error({**dict.fromkeys(counts, 0), group: counts[group]})
               for group in counts}  # fmt: skip
     lowered = {layer: Lowered(int(values[0]), values[3]) for layer, values in ranks.items()}
-    went = Went(cut, errors, run.found.whole, {}, lowered)
+    went = Went(cut, errors, run.surveyed.whole, {}, lowered)
     new = run.kept.entries(len(works))
     layout = smaller_layout(weights, new, {n for work in works for n in work.gone})
     hashes = write_tensors(weights, new, layout, part, progress)

@@ -37,7 +37,7 @@ from ditprune.shrinking.units import Cut, UnitGroup, Whole
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Surveyed:
     """What a denoiser has that can go.
 
     Args:
@@ -102,13 +102,13 @@ class FolderRun:
         return limit - rest - _COPIES_OF_BLOCK * max(sizes.values())
 
     @cached_property
-    def found(self) -> Found:
+    def surveyed(self) -> Surveyed:
         """The units, tried on a call, and what they cost."""
         call = self._calls[0]
         with self._residence.running():
             blocks = block_paths(self.denoiser, self._recipe)
             groups, whole = units_of(self.denoiser, blocks, call, self._recipe)
-            return Found(blocks, groups, whole, Prices.of(self.denoiser, call))
+            return Surveyed(blocks, groups, whole, Prices.of(self.denoiser, call))
 
     @cached_property
     def plan(self) -> ShrinkPlan:
@@ -119,15 +119,15 @@ class FolderRun:
             squares: list[float] = []
             for _, demand in self._demands("measuring blocks", squares):
                 orders |= orders_in(
-                    self.denoiser, self.found.groups, demand.layers, self.found.prices,
+                    self.denoiser, self.surveyed.groups, demand.layers, self.surveyed.prices,
                     self._recipe,
                 )  # fmt: skip
             self.kept.keep_survey(orders, sum(squares))
             survey = self.kept.survey()
             assert survey is not None
-        found = self.found
+        surveyed = self.surveyed
         return plan_of(
-            self.denoiser, found.groups, orders_from(survey), found.prices, survey["scale"],
+            self.denoiser, surveyed.groups, orders_from(survey), surveyed.prices, survey["scale"],
             self._recipe,
         )  # fmt: skip
 
@@ -156,7 +156,7 @@ class FolderRun:
     def _demands(
         self, what: str, squares: list[float] | None = None
     ) -> Iterator[tuple[str, BlockDemand]]:
-        groups = self.found.groups
+        groups = self.surveyed.groups
         if self._road is None:
             if squares is not None:
                 squares.append(output_square(self.denoiser, self._calls))
@@ -184,7 +184,7 @@ class FolderRun:
     def _fitter(self) -> ModulationFitter | str | None:
         chain = None if self._road is None else self._road.chain
         with self._residence.running():
-            return fitter_of(self.denoiser, self.found.blocks, self._calls, self._recipe, chain)
+            return fitter_of(self.denoiser, self.surveyed.blocks, self._calls, self._recipe, chain)
 
     def _block_work(
         self, path: str, demand: BlockDemand, cut: Cut, fitter: ModulationFitter | str | None
@@ -211,7 +211,7 @@ class FolderRun:
         gone: list[str] = []
         ranks: dict[str, Sequence[float]] = {}
         notes: list[str] = []
-        for block in [path] if path else self.found.blocks:
+        for block in [path] if path else self.surveyed.blocks:
             done = fitter.fit(block)
             notes += [f"{name} keeps its rank: {reason}" for name, reason in done.whole.items()]
             for name, fit in done.fits.items():

@@ -22,7 +22,7 @@ class Size:
 
     Args:
         num_macs: multiplications of one call with weights of Linears and convolutions.
-        num_bytes: of its parameters and buffers in the dtypes that they have.
+        num_bytes: of its parameters and stored buffers in the dtypes that they have.
     """
 
     num_macs: int
@@ -50,7 +50,7 @@ class Prices:
     def of(cls, denoiser: nn.Module, call: Call) -> Prices:
         """From a run of a call."""
         parameters = dict(denoiser.named_parameters())
-        tensors: dict[str, Tensor] = {**dict(denoiser.named_buffers()), **parameters}
+        tensors: dict[str, Tensor] = denoiser.state_dict()  # without buffers that are not stored
         return cls(
             _uses(denoiser, call),
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
