@@ -50,7 +50,7 @@ class Chain:
 
         stand_ins = {**self._before(number, outputs), self.blocks[number]: keep}
         try:
-            with _standing_in(self.denoiser, stand_ins):
+            with standing_in(self.denoiser, stand_ins):
                 self.denoiser(*call.args, **call.kwargs)
         except _EnteredError:
             return entered[0]
@@ -60,11 +60,11 @@ class Chain:
         """The denoiser reaches block `number` without those before it, which give their inputs back
         while the `with` block runs. What does not depend on hidden states is what it always is.
         """
-        return _standing_in(self.denoiser, self._passing(number))
+        return standing_in(self.denoiser, self._passing(number))
 
     def leave(self, call: Call, outputs: Any) -> Any:
         """The denoiser's output in a call, from what goes on after the last block."""
-        with _standing_in(self.denoiser, self._before(len(self.blocks), outputs)):
+        with standing_in(self.denoiser, self._before(len(self.blocks), outputs)):
             return self.denoiser(*call.args, **call.kwargs)
 
     def carries(self, number: int) -> bool:
@@ -97,7 +97,7 @@ class Chain:
 
     def _passing(self, number: int) -> dict[str, Callable[[Call], Any]]:
         blocks = zip(self.blocks[:number], self.shapes, strict=False)
-        return {path: partial(_passed, shape) for path, shape in blocks}
+        return {path: partial(passed, shape) for path, shape in blocks}
 
 
 class _EnteredError(BaseException):
@@ -108,13 +108,13 @@ def _given(output: Any, _got: Call) -> Any:
     return output
 
 
-def _passed(shape: Any, got: Call) -> Any:
+def passed(shape: Any, got: Call) -> Any:
     inputs = got.leaves()
     return Call((shape,)).map(lambda leaf: None if leaf is None else inputs[leaf]).args[0]
 
 
 @contextmanager
-def _standing_in(
+def standing_in(
     denoiser: nn.Module, stand_ins: Mapping[str, Callable[[Call], Any]]
 ) -> Iterator[None]:
     """While the block runs, these functions take the place of the forwards of these modules."""

@@ -79,7 +79,7 @@ def _of_runs(denoiser: nn.Module, runs: Sequence[_Run], residence: Residence) ->
     shapes = []
     for path, *those in zip(runs[0].order, *(run.shapes for run in runs), strict=True):
         shape = _in_common(those)
-        if isinstance(shape, _Unlike):
+        if isinstance(shape, Unlike):
             return f"{path} {shape}"
         shapes.append(shape)
     plain = Chain(denoiser, runs[0].order, tuple(shapes))
@@ -105,7 +105,7 @@ def _run_whole(
     if missing := [path for path in blocks if path not in order]:
         return f"a call does not reach {missing[0]}"
     for path, shape in seen:
-        if isinstance(shape, _Unlike):
+        if isinstance(shape, Unlike):
             return f"{path} {shape}"
     return _Run(call, whole, order, tuple(shape for _, shape in seen))
 
@@ -176,7 +176,7 @@ def _is_close(first: Tensor, second: Tensor) -> bool:
     return bool(((first - second).abs() <= _CLOSE * scale).all())
 
 
-class _Unlike(str):
+class Unlike(str):
     """Why a block's output cannot be stood in for."""
 
 
@@ -193,7 +193,7 @@ def _seeing(
     def leave(path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             call, is_same = entered.pop(path)
-            shape = _shape_of(output, call) if is_same() else _Unlike("writes into its inputs")
+            shape = shape_of(output, call) if is_same() else Unlike("writes into its inputs")
             seen.append((path, shape))
 
         return hook
@@ -213,7 +213,7 @@ def _unchanged(call: Call) -> Callable[[], bool]:
     return lambda: all(map(torch.equal, leaves, copies))
 
 
-def _shape_of(output: Any, call: Call) -> Any:
+def shape_of(output: Any, call: Call) -> Any:
     """The output with the numbers of the inputs of its shape in place of each tensor."""
     inputs = call.leaves()
     unlike: list[str] = []
@@ -234,16 +234,16 @@ def _shape_of(output: Any, call: Call) -> Any:
         return numbers
 
     shape = Call((output,)).map(like).args[0]
-    return _Unlike(unlike[0]) if unlike else shape
+    return Unlike(unlike[0]) if unlike else shape
 
 
 def _in_common(shapes: Sequence[Any]) -> Any:
     """The number of an input that is like the output in every call, in place of each tensor."""
     by_call = [Call((shape,)).leaves() for shape in shapes]
     if len({tuple(leaf is None for leaf in leaves) for leaves in by_call}) > 1:
-        return _Unlike("gives another number of tensors from call to call")
+        return Unlike("gives another number of tensors from call to call")
     common = [None if a is None else a.intersection(*b) for a, *b in zip(*by_call, strict=True)]
     if frozenset() in common:
-        return _Unlike("gives tensors that are like other inputs from call to call")
+        return Unlike("gives tensors that are like other inputs from call to call")
     numbers = iter([numbers and min(numbers) for numbers in common])
     return Call((shapes[0],)).map(lambda _: next(numbers)).args[0]
