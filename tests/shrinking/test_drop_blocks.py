@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints.shrunk.form import Form, mark_, shrunk_form
+from ditprune.checkpoints.shrunk.form import Form, mark_, marked_form, shrunk_form
 from ditprune.denoiser.replay import run_call, tensors_in
 from ditprune.shrinking.block_config import config_without
 from ditprune.shrinking.drop import (
@@ -114,7 +114,7 @@ def test_every_block_of_a_class_may_go_or_says_why_not(name: str) -> None:
     config = config_without(type(denoiser), denoiser.config, left)
     assert (config is not None) == in_config
     drop_(denoiser, left)
-    assert bool(shrunk_form(denoiser).blocks) != in_config
+    assert (marked_form(denoiser) is None) == in_config  # else it is no ordinary one
     if config is not None:
         again = rebuilt(denoiser, config)
         for a, b in zip(outputs(denoiser, call), outputs(again, call), strict=True):
@@ -162,15 +162,13 @@ def test_a_denoiser_is_as_before_after_it_was_without_blocks() -> None:
 
 def test_a_form_follows_the_blocks_that_a_config_says() -> None:
     denoiser, _ = deeper("WanTransformer3DModel")
-    numbers = {f"blocks.{i}.ffn": {"width": 8 + i} for i in range(4)}
-    mark_(denoiser, Form(numbers, ranks={"blocks.1.attn1.to_q": 4, "blocks.3.attn1.to_q": 5}))
+    smaller = {f"blocks.{i}.attn1": {"heads": 1} for i in range(4)}
+    for path, values in smaller.items():
+        vars(denoiser.get_submodule(path)).update(values)
+    mark_(denoiser, Form({path: smaller[path] for path in ("blocks.1.attn1", "blocks.3.attn1")}))
     drop_(denoiser, {"blocks": (0, 2, 3)})
     assert denoiser.config.num_layers == 3
-    form = shrunk_form(denoiser)
-    assert form.numbers == {
-        "blocks.0.ffn": {"width": 8}, "blocks.1.ffn": {"width": 10}, "blocks.2.ffn": {"width": 11},
-    }  # fmt: skip
-    assert (form.blocks, form.ranks) == ({}, {"blocks.2.attn1.to_q": 5})
+    assert shrunk_form(denoiser) == Form({"blocks.2.attn1": {"heads": 1}})
 
 
 class Deep(Denoiser):

@@ -143,7 +143,7 @@ def test_blocks_that_no_config_can_leave_out_are_refused() -> None:
 
 def test_a_denoiser_with_a_form_has_no_width_in_its_config() -> None:
     denoiser = FAMILIES["WanTransformer3DModel"].make()
-    mark_(denoiser, Form(ranks={"blocks.0.attn1.to_q": 4}))
+    mark_(denoiser, Form())  # its tensors alone are smaller
     assert find_width(denoiser) is None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.shrunk.build import drop_blocks_
-from ditprune.checkpoints.shrunk.form import Form, mark_, renamed, shrunk_form
+from ditprune.checkpoints.shrunk.form import Form, mark_, marked_form, renamed
 from ditprune.denoiser.blockwise.find import Unlike
 from ditprune.denoiser.replay import run_call, tensors_in
 from ditprune.errors import is_out_of_memory, reason_of
@@ -120,12 +120,14 @@ def why_not(denoiser: nn.Module, call: Call, gone: Sequence[str]) -> str:
 def drop_(denoiser: nn.Module, stay: Mapping[str, Sequence[int]]) -> None:
     """Take blocks out of a denoiser in memory, with its config and what it says of its blocks.
 
-    Where a config can say which blocks stay, its config does; else the form in it does.
+    Where a config can say which blocks stay, its config does, and a denoiser as its class makes it
+    stays one; else the form in it does.
 
     Args:
         stay: by the path of a list, the blocks that stay, ascending.
     """
-    form, config = shrunk_form(denoiser), getattr(denoiser, "_internal_dict", None)
+    marked, config = marked_form(denoiser), getattr(denoiser, "_internal_dict", None)
+    form = marked or Form()
     fewer = None if config is None or form.blocks else find_fewer(type(denoiser), config, stay)
     drop_blocks_(denoiser, stay)
     if config is None or fewer is None:
@@ -133,7 +135,8 @@ def drop_(denoiser: nn.Module, stay: Mapping[str, Sequence[int]]) -> None:
         return
     denoiser._internal_dict = type(config)(with_changes(config, fewer.changes))
     vars(denoiser).update(fewer.attributes)
-    mark_(denoiser, form_without(form, stay))
+    if marked is not None:
+        mark_(denoiser, form_without(form, stay))
 
 
 def form_without(form: Form, stay: Mapping[str, Sequence[int]]) -> Form:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.checkpoints.shrunk.form import Form, renamed, shrunk_form
+from ditprune.checkpoints.shrunk.form import Form, marked_form, renamed
 from ditprune.errors import ModelError, RecipeError
 from ditprune.shrinking.block_config import Stay, built, config_without, shapes_of, with_changes
 from ditprune.shrinking.find import find_groups
@@ -79,7 +79,7 @@ def find_width(denoiser: nn.Module, blocks: Sequence[str] | None = None) -> Stoc
         blocks: those that are found, unless given.
     """
     key, config = width_key(type(denoiser).__name__), getattr(denoiser, "config", None)
-    if key is None or config is None or shrunk_form(denoiser) != Form():
+    if key is None or config is None or marked_form(denoiser) is not None:
         return None
     before = built(type(denoiser), config)
     groups = _mlps(before, blocks)
