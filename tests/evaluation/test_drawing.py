@@ -156,7 +156,7 @@ def run(dense: Path, pruned: Path, out: Path, stop_at: str = "", **options: Any)
 def results_of(out: Path) -> str:
     results = json.loads((out / "results.json").read_text())
     for row in results["models"]:
-        del row["accounting"]["seconds_per_image"]
+        del row["accounting"]["seconds_per_image"], row["accounting"]["peak_memory_bytes"]
     del results["command"]
     return json.dumps(results)
 

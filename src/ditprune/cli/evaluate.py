@@ -170,6 +170,8 @@ def _show_costs(rows: Sequence[dict[str, Any]]) -> None:
             )
         if costs["seconds_per_image"] is not None:
             texts.append(f"{formats.seconds(costs['seconds_per_image'])} an image, measured")
+        if costs["peak_memory_bytes"] is not None:
+            texts.append(f"{formats.size(costs['peak_memory_bytes'])} of memory at most")
         console.show([f"{row['name']}: {', '.join(texts)}"])
 
 

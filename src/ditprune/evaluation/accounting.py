@@ -178,7 +178,10 @@ def work_of(
     return Work(num_steps, calls)
 
 
-def account(stock: Stock, work: Work | None, seconds_per_image: float | None) -> dict[str, Any]:
+def account(
+    stock: Stock, work: Work | None, seconds_per_image: float | None,
+    peak_memory_bytes: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The `accounting` of results.json; None for what was not counted."""
     macs: list[int | None] = [None] * 4
     if work is not None:
@@ -192,4 +195,5 @@ def account(stock: Stock, work: Work | None, seconds_per_image: float | None) ->
         "size_bytes": stock.size_bytes,
         **dict(zip((*names, "macs_per_image_effective"), macs, strict=True)),
         "seconds_per_image": seconds_per_image,
+        "peak_memory_bytes": peak_memory_bytes,
     }

@@ -83,7 +83,11 @@ class _Run:
         key = images_key(self.dense, model, self.protocol, self.placement, drawn)
         num_images = self.protocol.num_images if self.drawn in DRAWN else 0
         images = Images(folder / key, num_images, self.protocol.batch_size)
-        draw_missing(pipeline, asked, self.protocol, images, name, self.progress, self.worker)
+        models = (self.dense, *(model for _, model in self.pruned))
+        is_alone = not any(isinstance(each, ModelInMemory) for each in models)
+        draw_missing(
+            pipeline, asked, self.protocol, images, name, self.progress, self.worker, is_alone
+        )
         return images
 
 

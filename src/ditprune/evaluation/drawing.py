@@ -31,6 +31,7 @@ from ditprune.denoiser.components import check_components
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import RecipeError
 from ditprune.evaluation.in_memory import AnyModel, ModelInMemory
+from ditprune.evaluation.peak import peak_bytes, reset_peak
 from ditprune.evaluation.protocol import Protocol
 from ditprune.progress import Progress, silent
 from ditprune.writing.files import ensure_folder
@@ -66,10 +67,12 @@ class Timing:
         seconds_per_image: the median over full batches, without the first, which warms up; None
             where nothing was drawn.
         loads: the different loads under which batches were drawn, as text.
+        peak_memory_bytes: the most that a batch took; None where it was not watched.
     """
 
     seconds_per_image: float | None
     loads: tuple[str, ...]
+    peak_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,16 @@ class Images:
 
     def write(
         self, items: range, images: Tensor, seconds: float, num_spoiled: int = 0,
-        num_processes: int = 1,
+        num_processes: int = 1, peak: int | None = None,
     ) -> None:  # fmt: skip
-        """Write a batch, with the seconds it took, the load, and how many images are not finite.
+        """Write a batch, with the seconds and the memory it took, the load, and how many images
+        are not finite.
 
         Raises OutputError.
         """
         ensure_folder(self.folder)
         words = {"seconds": repr(seconds), "num_spoiled": str(num_spoiled)}
+        words |= {} if peak is None else {"peak_memory_bytes": str(peak)}
         save_tensors({"images": images}, words | load_now(num_processes), self._file(items))
 
     def read(self, items: range) -> UInt8[Tensor, "n c h w"]:
@@ -140,7 +145,9 @@ class Images:
         times = [float(words[items]["seconds"]) / num_images for items in full]
         load = "processes: {num_processes}, threads: {num_threads} ({machine})"
         loads = dict.fromkeys(load.format_map(each) for each in words.values())
-        return Timing(median(times[1:] or times), tuple(loads))
+        peaks = [batch.get("peak_memory_bytes") for batch in words.values()]
+        peak = None if None in peaks else max(map(int, filter(None, peaks)))
+        return Timing(median(times[1:] or times), tuple(loads), peak)
 
     def num_spoiled(self) -> int:
         """How many images were not finite when they were drawn."""
@@ -252,17 +259,24 @@ def draw_batch(
 
 def draw_missing(
     pipeline: Any, asked: Sequence[Any], protocol: Protocol, images: Images, name: str,
-    progress: Progress = silent, worker: Worker | None = None,
+    progress: Progress = silent, worker: Worker | None = None, watches: bool = True,
 ) -> None:  # fmt: skip
-    """Draw the batches that are not on disk; workers take them in turn and wait for each other."""
+    """Draw the batches that are not on disk; workers take them in turn and wait for each other.
+
+    Args:
+        watches: whether the memory is watched: that of this model, if no other is in it.
+    """
     worker = worker or Worker()
     missing = [items for items in images.ranges if not images.has(items)]
     worker.wait()  # every worker has looked before one of them writes
     for number, items in enumerate(missing):
         if worker.owns(number):
+            reset_peak(pipeline.device)
             start_s = time.monotonic()
             batch, num_spoiled = draw_batch(pipeline, asked, protocol, items)
-            images.write(items, batch, time.monotonic() - start_s, num_spoiled, worker.world)
+            seconds = time.monotonic() - start_s
+            peak = peak_bytes(pipeline.device) if watches else None
+            images.write(items, batch, seconds, num_spoiled, worker.world, peak)
             progress(f"images: {name}", items.stop, images.num_images)
     worker.wait()
 

@@ -132,7 +132,9 @@ def _row(model: MeasuredModel, tools: Tools, dense: str, seconds: float | None) 
         },
         "num_spoiled": model.measured.images.num_spoiled(),
         "error_by_timestep": error_by_timestep(model.rows),
-        "accounting": account(model.stock, model.work, seconds),
+        "accounting": account(
+            model.stock, model.work, seconds, model.measured.images.timing().peak_memory_bytes
+        ),
         "targets": [] if is_dense else target_rows(claims, model.stock),
     }
 
