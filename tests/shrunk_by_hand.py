@@ -17,6 +17,7 @@ from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
 from ditprune.checkpoints.shrunk.resize import resize_
 from ditprune.checkpoints.weights import Weights, sha256
 from ditprune.pruning.job import base_of
+from ditprune.shrinking.drop import drop_
 from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.manifest import Lowered, Went, base_before, counts_of, shrunk_claims
@@ -143,7 +144,7 @@ def carry_out_(denoiser: nn.Module, went: Went) -> None:
         u, s, v = torch.linalg.svd(denoiser.get_submodule(layer).weight, full_matrices=False)
         rank, bias = lowered.rank, denoiser.get_submodule(layer).bias
         set_low_rank_(denoiser, {layer: Factors(s[:rank, None] * v[:rank], u[:, :rank], bias)})
-    drop_blocks_(denoiser, went.blocks)
+    (drop_ if went.blocks_in_config else drop_blocks_)(denoiser, went.blocks)
     mark_(denoiser, form)
 
 

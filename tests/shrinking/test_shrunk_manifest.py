@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -125,6 +126,22 @@ def test_one_that_is_shrunk_again_holds_what_its_manifest_says(tmp_path) -> None
     assert ditprune.verify(folder) == []
     assert shrunk_form(denoiser).blocks == {"transformer_blocks": (2,)}
     assert shrunk_form(denoiser).ranks == {"transformer_blocks.0.norm1.linear": 2}
+
+
+def test_a_config_says_which_blocks_stay_and_a_form_the_rest(tmp_path) -> None:
+    denoiser = dense_tiny(DIT)
+    groups, whole = find_groups(denoiser, [f"transformer_blocks.{i}" for i in range(3)])
+    kept = {name: range(1) for name in groups if name.startswith("transformer_blocks.2.")}
+    ranks = {"transformer_blocks.2.norm1.linear": Lowered(2)}
+    went = Went(Cut(groups, kept), {}, whole, {"transformer_blocks": [0, 2]}, ranks, True)
+    folder = described(denoiser, went, tmp_path / "in the config")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_layers"] == 2
+    assert config["quantization_config"]["blocks"] == {}
+    assert config["quantization_config"]["ranks"] == {"transformer_blocks.1.norm1.linear": 2}
+    assert ditprune.verify(folder) == []
+    edit_json(folder / "ditprune.json", lambda claims: claims.update(blocks_in_config=False))
+    assert any("blocks of transformer_blocks" in line for line in ditprune.verify(folder))
 
 
 def test_an_ordinary_folder_with_fewer_blocks_holds_what_its_manifest_says(tmp_path) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.shrunk.build import drop_blocks_
-from ditprune.checkpoints.shrunk.form import Form, mark_, marked_form, renamed
+from ditprune.checkpoints.shrunk.form import Form, mark_, marked_form
 from ditprune.denoiser.blockwise.find import Unlike
 from ditprune.denoiser.replay import run_call, tensors_in
 from ditprune.errors import is_out_of_memory, reason_of
-from ditprune.shrinking.block_config import find_fewer, taken_alone, with_changes
+from ditprune.shrinking.block_config import Fewer, find_fewer, taken_alone, with_changes
 from ditprune.shrinking.checks import TOLERANCE, UNREACHED
 from ditprune.shrinking.identity import adding_nothing, passes_on, watching
 from ditprune.shrinking.twins import exactly
@@ -126,23 +126,28 @@ def drop_(denoiser: nn.Module, stay: Mapping[str, Sequence[int]]) -> None:
     Args:
         stay: by the path of a list, the blocks that stay, ascending.
     """
-    marked, config = marked_form(denoiser), getattr(denoiser, "_internal_dict", None)
-    form = marked or Form()
-    fewer = None if config is None or form.blocks else find_fewer(type(denoiser), config, stay)
+    marked, fewer = marked_form(denoiser), _fewer(denoiser, stay)
     drop_blocks_(denoiser, stay)
-    if config is None or fewer is None:
-        mark_(denoiser, form.then(Form(blocks=stay)))
+    if fewer is None:
+        mark_(denoiser, (marked or Form()).then(Form(blocks=stay)))
         return
+    config: Any = denoiser._internal_dict
     denoiser._internal_dict = type(config)(with_changes(config, fewer.changes))
     vars(denoiser).update(fewer.attributes)
     if marked is not None:
-        mark_(denoiser, form_without(form, stay))
+        mark_(denoiser, marked.without(stay))
 
 
-def form_without(form: Form, stay: Mapping[str, Sequence[int]]) -> Form:
-    """The form of a denoiser without blocks whose config says which stay."""
-    gone = Form(blocks=stay)
-    return Form(renamed(form.numbers, gone), form.blocks, renamed(form.ranks, gone))
+def config_after(denoiser: nn.Module, stay: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+    """The config of a denoiser without blocks; None where its form has to say which stay.
+
+    Args:
+        denoiser: before, on the meta device or with values.
+        stay: by the path of a list, the blocks that stay, ascending.
+    """
+    fewer = _fewer(denoiser, stay)
+    config: Any = getattr(denoiser, "_internal_dict", None)
+    return None if fewer is None else with_changes(config, fewer.changes)
 
 
 @contextmanager
@@ -157,6 +162,13 @@ def without_blocks(denoiser: nn.Module, stay: Mapping[str, Sequence[int]]) -> It
         for path, items in lists.items():
             denoiser.get_submodule(path)._modules = items
         vars(denoiser).update(said)
+
+
+def _fewer(denoiser: nn.Module, stay: Mapping[str, Sequence[int]]) -> Fewer | None:
+    config, marked = getattr(denoiser, "_internal_dict", None), marked_form(denoiser)
+    if config is None or (marked is not None and marked.blocks):  # places of another list
+        return None
+    return find_fewer(type(denoiser), config, stay)
 
 
 def _why_it_stays(denoiser: nn.Module, path: str, alone: Mapping[str, str]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ditprune.checkpoints.shrunk.form import Form, marked_form, renamed, shrunk_form
-from ditprune.checkpoints.shrunk.record import FREE, KIND
+from ditprune.checkpoints.shrunk.form import Form, marked_form, shrunk_form
+from ditprune.checkpoints.shrunk.record import FREE, KIND, form_after
 from ditprune.checkpoints.shrunk.resize import number_of
 from ditprune.checkpoints.skeleton import num_parameters
 from ditprune.checkpoints.weights import Weights
@@ -59,6 +59,8 @@ class Went:
         whole: what could have gone and stays, and why.
         blocks: by list, which of its blocks stay; a list that is not named stays whole.
         ranks: by layer.
+        blocks_in_config: whether the config of what is left says which blocks stay, as
+            `config_without` finds it; else the form does.
     """
 
     cut: Cut
@@ -66,6 +68,7 @@ class Went:
     whole: Sequence[Whole] = ()
     blocks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     ranks: Mapping[str, Lowered] = field(default_factory=dict)
+    blocks_in_config: bool = False
 
     def form(self, denoiser: nn.Module) -> Form:
         """The form of a denoiser from which this goes, as it will be.
@@ -77,10 +80,9 @@ class Went:
         for (path, name), less in self.cut.numbers().items():
             value = number_of(denoiser.get_submodule(path), name) or 0
             numbers.setdefault(path, {})[name] = value - less
-        blocks = Form(blocks=self.blocks)
         ranks = {layer: lowered.rank for layer, lowered in self.ranks.items()}
-        here = Form(renamed(numbers, blocks), self.blocks, renamed(ranks, blocks))
-        return shrunk_form(denoiser).then(here)
+        went = Form(numbers, self.blocks, ranks)
+        return form_after(shrunk_form(denoiser), went, self.blocks_in_config)
 
 
 def base_before(
@@ -136,6 +138,7 @@ def shrunk_claims(
         },
         "whole": [asdict(whole) for whole in went.whole],
         "blocks": {path: list(stay) for path, stay in went.blocks.items()},
+        "blocks_in_config": went.blocks_in_config,
         "ranks": {layer: asdict(lowered) for layer, lowered in went.ranks.items()},
         **more,
         "headers_sha256": dict(headers),

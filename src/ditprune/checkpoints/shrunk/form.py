@@ -95,6 +95,11 @@ class Form:
             {**renamed(self.ranks, later), **later.ranks},
         )
 
+    def without(self, stay: Mapping[str, Sequence[int]]) -> Form:
+        """The form of a denoiser of this form with fewer blocks, where its config says which."""
+        gone = Form(blocks=stay)
+        return Form(renamed(self.numbers, gone), self.blocks, renamed(self.ranks, gone))
+
 
 def renamed(by_name: Mapping[str, Any], form: Form) -> dict[str, Any]:
     """A mapping by modules or tensors, by their names after blocks have gone, without these."""

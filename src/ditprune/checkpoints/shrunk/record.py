@@ -7,6 +7,7 @@ along which dimensions of which tensors, and how wide. So the shape of every ten
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ditprune.checkpoints.shrunk.form import Form, new_name, renamed
@@ -15,7 +16,10 @@ from ditprune.writing.files import MANIFEST
 KIND = "shrunk"  # the value of `kind` in a manifest; those of pruned folders have none
 
 FREE, STOCK = "free", "stock"  # the values of `layout`
-_OF_SHRINKING = ("kind", "layout", "recipe", "base", "totals", "groups", "whole", "blocks", "ranks")
+_OF_SHRINKING = (
+    "kind", "layout", "recipe", "base", "totals", "groups", "whole", "blocks", "blocks_in_config",
+    "ranks",
+)  # fmt: skip
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -78,9 +82,24 @@ def implied_form(claims: Mapping[str, Any]) -> Form:
                 here[name] = here.get(name, before[path][name]) - per_unit * num_removed
     blocks = {path: tuple(stay) for path, stay in claims["blocks"].items()}
     ranks = {layer: record["rank"] for layer, record in claims["ranks"].items()}
-    gone = Form(blocks=blocks)
-    form = Form(renamed(numbers, gone), blocks, renamed(ranks, gone))
-    return stored_form(claims["base"]["form"]).then(form)
+    return form_after(
+        stored_form(claims["base"]["form"]), Form(numbers, blocks, ranks),
+        in_config=claims["blocks_in_config"] is True,
+    )  # fmt: skip
+
+
+def form_after(form: Form, went: Form, in_config: bool) -> Form:
+    """The form of a denoiser of a form, once more has gone.
+
+    Args:
+        went: numbers, blocks and ranks, by the names from before blocks went.
+        in_config: whether the config says which blocks stay, and not the form.
+    """
+    gone = Form(blocks=went.blocks)
+    here = Form(renamed(went.numbers, gone), went.blocks, renamed(went.ranks, gone))
+    if in_config:
+        return form.without(went.blocks).then(replace(here, blocks={}))
+    return form.then(here)
 
 
 def false_groups(claims: Mapping[str, Any]) -> Iterator[str]:
