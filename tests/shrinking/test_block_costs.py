@@ -9,9 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.find import find_chain
+from ditprune.denoiser.blockwise.residence import InMemory
+from ditprune.denoiser.blockwise.sweep import backwards, trace
 from ditprune.denoiser.replay import predicted, relative_error, run_call
-from ditprune.shrinking.block_costs import added_cost, block_costs, measured_block_costs
+from ditprune.pruning.update.output_grams import signed_sum
+from ditprune.shrinking.block_costs import (
+    added_cost,
+    block_costs,
+    costing,
+    measured_block_costs,
+)
 from ditprune.shrinking.drop import without_blocks
+from ditprune.shrinking.moments import output_square
 from foreign_builds import WIDTH, Denoiser
 from foreign_builds import calls as foreign_calls
 from tiny_denoisers import FAMILIES, Draw
@@ -46,6 +57,28 @@ def test_a_forecast_is_what_is_measured_where_nothing_bends() -> None:
     assert list(forecast) == blocks
     for path in blocks:
         assert forecast[path] == pytest.approx(measured[path], rel=0.25)
+
+
+class Bent(Denoiser):
+    depth = 3
+
+
+def test_a_walk_back_through_the_blocks_gives_the_same_forecast() -> None:
+    torch.manual_seed(0)
+    denoiser = Bent().eval()
+    given = [Call.of(call) for call in foreign_calls()]
+    blocks = [f"blocks.{i}" for i in range(3)]
+    residence = InMemory(denoiser)
+    chain = find_chain(denoiser, blocks, given, residence)
+    assert isinstance(chain, Chain)
+    sums = {}
+    seen = trace(chain, given, residence)
+    for step in backwards(chain, given, residence, seen, signed_sum()):
+        with costing(step) as costs:
+            step.run()
+        assert len(costs) == len(given)
+        sums[step.path] = sum(costs) / output_square(denoiser, given)
+    assert sums == pytest.approx(block_costs(denoiser, given, blocks))
 
 
 def test_costs_are_of_rows() -> None:

@@ -7,7 +7,8 @@ pass forecasts what every block costs; running the denoiser without a block meas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.blockwise.gradients import floating, frozen
+from ditprune.denoiser.blockwise.sweep import BackwardStep
 from ditprune.denoiser.replay import predicted, relative_error, run_call
 from ditprune.denoiser.rows import num_rows
 from ditprune.pruning.update.gradients import outside_inference
@@ -51,7 +53,7 @@ def block_costs(
 
     def see(path: str, got: Call, output: Any) -> None:
         added = added_by(output, got)
-        outputs = floating(output) if added else []
+        outputs = floating(output)
         for leaf in outputs:
             (leaf if leaf.requires_grad else leaf.requires_grad_()).retain_grad()
         current.append((path, outputs, added))
@@ -70,16 +72,34 @@ def block_costs(
     return {path: cost / square for path, cost in costs.items()}
 
 
+@contextmanager
+def costing(step: BackwardStep) -> Iterator[list[float]]:
+    """While the `with` block runs, `step.run` also gives the block's cost in each call.
+
+    Over the sum of squares of what the denoiser predicts, the sum of these is a forecast as that of
+    `block_costs`.
+    """
+    gradients, costs = step.given_gradients(), list[float]()
+
+    def see(_path: str, got: Call, output: Any) -> None:
+        number = len(costs)
+        count = num_rows(step.calls[number])
+        costs.append(added_cost(added_by(output, got), gradients[number], count))
+
+    with watching(step.chain.denoiser, [step.path], see):
+        yield costs
+
+
 def added_cost(added: Sequence[Tensor], gradients: Sequence[Tensor | None], count: int) -> float:
     """The sum of (g·Δ)² over the rows of a call.
 
     Args:
-        added: Δ, what a block adds to each of its outputs.
+        added: Δ, what a block adds to each of its outputs; none where nothing goes on.
         gradients: g of the same outputs; None where none comes back.
         count: of rows.
     """
     rows = torch.zeros(count, dtype=torch.float64)
-    for delta, gradient in zip(added, gradients, strict=True):
+    for delta, gradient in zip(added, gradients if added else (), strict=True):
         if gradient is None:
             continue
         products = gradient.double() * delta.detach().double()
