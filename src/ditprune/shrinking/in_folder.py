@@ -153,7 +153,8 @@ def _shrink_one(
     tree = skeleton(folder)
     write_form(part, went.form(tree))
     print_of = combined_fingerprint(folder_fingerprints(folder, recipe.blocks))
-    base = base_before(base_of(model, folder, weights, print_of), tree, weights, went)
+    shapes = {entry.name: entry.shape for entry in weights.in_order()}
+    base = base_before(base_of(model, folder, weights, print_of), tree, shapes, went)
     smaller, after = Weights(part), plan.prices.size(cut).num_macs
     after += sum(_macs_of_rank(plan, layer, values) for layer, values in ranks.items())
     claims = shrunk_claims(
