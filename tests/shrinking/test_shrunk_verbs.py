@@ -13,12 +13,16 @@ import ditprune
 from ditprune.checkpoints.hub import push_folder
 from ditprune.checkpoints.locate import locate
 from ditprune.checkpoints.mask_file import MaskFile
+from ditprune.checkpoints.shrunk.form import shrunk_form
 from ditprune.denoiser.offload import offloaded
 from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError
+from ditprune.progress import silent
 from ditprune.pruning.mask_transfer import apply_masks
 from ditprune.reporting import card
 from ditprune.reporting.told import facts_of_denoisers
+from ditprune.shrinking.in_folder import shrink_folder
+from ditprune.shrinking.recipe import ShrinkRecipe
 from fake_hub import TOKEN, fake_hub
 from folders import edit_json, files_of, save_pipeline, tensors_on_disk
 from shrunk_by_hand import DIT, dense_tiny, described, what_goes
@@ -112,6 +116,27 @@ def test_it_is_evaluated_beside_its_dense_and_its_pruned_model(small, pruned, tm
     page = ditprune.report(tmp_path / "eval").read_text()
     assert "fewer parameters" in page
     assert "fewer MACs a step" in page
+
+
+def test_it_is_shrunk_again(small, tmp_path) -> None:
+    calls = ditprune.sample(
+        DiTPipeline.from_pretrained(small), num_inference_steps=2, num_samples=4
+    )
+    recipe = ShrinkRecipe(ratio=0.3, multiple=4, modulation=0.5)
+    shrink_folder(
+        locate(str(small)), tmp_path / "again", lambda _: list(calls), {"transformer": recipe},
+        Placement(), False, silent,
+    )  # fmt: skip
+    assert ditprune.verify(tmp_path / "again") == []
+    first, second = (
+        shrunk_form(DiTPipeline.from_pretrained(folder).transformer)
+        for folder in (small, tmp_path / "again")
+    )
+    assert second.blocks == first.blocks
+    assert second.ranks.keys() > first.ranks.keys()
+    sizes = [sum(t.numel() for t in tensors_on_disk(f / "transformer").values())
+             for f in (small, tmp_path / "again")]  # fmt: skip
+    assert sizes[1] < sizes[0]
 
 
 def test_its_card_says_what_went(small) -> None:
