@@ -20,7 +20,7 @@ from ditprune.pruning.job import base_of
 from ditprune.shrinking.drop import drop_
 from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.in_place import cut_
-from ditprune.shrinking.manifest import Lowered, Went, base_before, counts_of, shrunk_claims
+from ditprune.shrinking.manifest import Lowered, Went, base_before, shrunk_claims, size_of
 from ditprune.shrinking.units import Cut
 from ditprune.targets.blocks import find_blocks
 from ditprune.writing.files import write_manifest
@@ -169,14 +169,14 @@ def described(
     before, weights = model.denoiser, Weights(model.denoiser)
     shapes = {entry.name: entry.shape for entry in weights.in_order()}
     base = base_before(base_of(model, before, weights, "print"), denoiser, shapes, went)
-    counts = counts_of(before, weights, 900)
+    counts = size_of(before, weights, 900)
     carry_out_(denoiser, went)
     denoiser = denoiser if layout == "free" else with_fewer_blocks(denoiser)
     here = locate(str(save(denoiser, folder)))
     smaller = Weights(here.denoiser)
     hashes = {entry.name: sha256(smaller.raw(entry)) for entry in smaller.in_order()}
     claims = shrunk_claims(
-        went, {"ratio": 0.3}, base, counts, counts_of(here.denoiser, smaller, 600), hashes,
+        went, {"ratio": 0.3}, base, counts, size_of(here.denoiser, smaller, 600), hashes,
         smaller.header_hashes(), beside(here, dict.fromkeys(here.denoisers, smaller))[
             next(iter(here.denoisers))
         ],

@@ -37,8 +37,8 @@ from ditprune.shrinking.manifest import (
     Lowered,
     Went,
     base_before,
-    counts_of,
     shrunk_claims,
+    size_of,
 )
 from ditprune.shrinking.one_denoiser import FolderRun
 from ditprune.shrinking.outcome import ShrinkOutcome, outcome_from
@@ -158,8 +158,8 @@ def _shrink_one(
     smaller, after = Weights(part), plan.prices.size(cut).num_macs
     after += sum(_macs_of_rank(plan, layer, values) for layer, values in ranks.items())
     claims = shrunk_claims(
-        went, recipe.to_json(), base, counts_of(folder, weights, plan.prices.size().num_macs),
-        counts_of(part, smaller, after), hashes, smaller.header_hashes(), copied,
+        went, recipe.to_json(), base, size_of(folder, weights, plan.prices.size().num_macs),
+        size_of(part, smaller, after), hashes, smaller.header_hashes(), copied,
         ratio=plan.ratio(counts), error=plan.error(counts),
         notes=[note for work in works for note in work.notes],
     )  # fmt: skip

@@ -14,28 +14,15 @@ from ditprune.checkpoints.shrunk.record import FREE, KIND, form_after
 from ditprune.checkpoints.shrunk.resize import number_of
 from ditprune.checkpoints.skeleton import num_parameters
 from ditprune.checkpoints.weights import Weights
+from ditprune.shrinking.prices import Size
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
 from ditprune.writing.replaceable import BESIDE
 
 
-@dataclass(frozen=True)
-class Counts:
-    """What a denoiser is and takes.
-
-    Args:
-        num_macs: of its first calibration call; None where none was run.
-        num_bytes: of its tensors, in the dtype written.
-    """
-
-    num_macs: int | None
-    num_parameters: int
-    num_bytes: int
-
-
-def counts_of(folder: Path, weights: Weights, num_macs: int | None) -> Counts:
-    """The counts of a denoiser's folder."""
+def size_of(folder: Path, weights: Weights, num_macs: int) -> Size:
+    """The size of a denoiser's folder."""
     num_bytes = sum(entry.size_bytes for entry in weights.entries.values())
-    return Counts(num_macs, num_parameters(folder, weights), num_bytes)
+    return Size(num_macs, num_parameters(folder, weights), num_bytes)
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,7 @@ def base_before(
 
 
 def shrunk_claims(
-    went: Went, recipe: Mapping[str, Any], base: Mapping[str, Any], before: Counts, after: Counts,
+    went: Went, recipe: Mapping[str, Any], base: Mapping[str, Any], before: Size, after: Size,
     hashes: Mapping[str, str], headers: Mapping[str, str], beside: Mapping[str, str],
     layout: str = FREE, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
