@@ -61,6 +61,10 @@ DEEPER: dict[str, tuple[dict[str, Any], int, bool, dict[str, str]]] = {
     "NucleusMoEImageTransformer2DModel": (
         {"num_layers": 6, "capacity_factors": [1.0, 1.0, 1.0, 2.0, 4.0, 1.0]}, 4, False, {},
     ),
+    "HiDreamImageTransformer2DModel": (
+        {"num_layers": 3, "num_single_layers": 4, "llama_layers": [3, 2, 1, 0, 1, 2, 3]}, 3, True,
+        {},
+    ),
     "HunyuanDiT2DModel": ({}, 0, True, {"blocks.1": "does not run", "blocks.2": "does not run"}),
     "ChromaTransformer2DModel": (
         {"num_layers": 3, "num_single_layers": 2}, 0, True, {"transformer_blocks.1": ELSE},
@@ -136,6 +140,12 @@ def test_lists_in_the_config_are_counted_anew() -> None:
     assert ids == (1,)
     kinds = without("AceStepTransformer1DModel", "layers", (0, 2, 3), "layer_types")
     assert kinds == ["sliding_attention", "sliding_attention", "full_attention"]
+    denoiser, _ = deeper("HiDreamImageTransformer2DModel")
+    stay = staying(denoiser, ["single_stream_blocks.1"])
+    assert stay["caption_projection"] == (0, 1, 2, 3, 5, 6, 7)
+    fewer = config_without(type(denoiser), denoiser.config, stay)
+    assert fewer is not None
+    assert fewer["llama_layers"] == [3, 2, 1, 0, 2, 3]
     assert without("EasyAnimateTransformer3DModel", blocks, (0, 1, 4), "mmdit_layers") == 2
     single = "single_transformer_blocks"
     assert without("MotifVideoTransformer3DModel", single, (0, 1, 5), "num_decoder_layers") == 1

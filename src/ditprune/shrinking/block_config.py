@@ -73,6 +73,21 @@ def _kinds(kinds: Any, stay: Sequence[int], count: int) -> Any:
     return _items(turns if kinds is None else kinds, stay, count)
 
 
+def _of_text(layers: Any, stay: Sequence[int], count: int) -> Any:
+    """Of the layers of a text encoder that blocks take, by the projections of each; the last of
+    these is that of another encoder.
+    """
+    is_one_each = isinstance(layers, (list, tuple)) and len(layers) == count - 1
+    return type(layers)(layers[p] for p in stay if p < len(layers)) if is_one_each else layers
+
+
+# Lists with an item for each block of some lists, in their order, that goes with the block.
+_BESIDE: dict[str, dict[str, tuple[str, ...]]] = {
+    "HiDreamImageTransformer2DModel": {
+        "caption_projection": ("double_stream_blocks", "single_stream_blocks"),
+    },
+}
+
 # Of diffusers 0.42.1. ControlNets and face adapters count blocks in steps of a fixed length, which
 # are not here: they cannot follow.
 _PLACES: dict[str, tuple[_Places, ...]] = {
@@ -85,6 +100,7 @@ _PLACES: dict[str, tuple[_Places, ...]] = {
     ),
     "EasyAnimateTransformer3DModel": (_Places("mmdit_layers", "transformer_blocks", _first),),
     "SanaWMTransformer3DModel": (_Places("chunk_plucker_post_attn_blocks", "blocks", _first),),
+    "HiDreamImageTransformer2DModel": (_Places("llama_layers", "caption_projection", _of_text),),
     "MotifVideoTransformer3DModel": (
         _Places("num_decoder_layers", "single_transformer_blocks", _last),
     ),
@@ -147,6 +163,20 @@ def find_fewer(
         if not name.startswith("_") and _is_plain(value) and old.get(name) != value
     }
     return Fewer({k: v for k, v in changed.items() if v != plain[k]}, attributes)
+
+
+def staying_beside(denoiser: nn.Module, stay: Stay) -> dict[str, tuple[int, ...]]:
+    """Which items of other lists stay where these blocks do: those that belong to blocks go."""
+    beside: dict[str, tuple[int, ...]] = {}
+    for path, lists in _BESIDE.get(type(denoiser).__name__, {}).items():
+        places: list[int] = []
+        start = 0
+        for blocks in lists:
+            count = len(_list(denoiser, blocks))
+            places += [start + place for place in stay.get(blocks, range(count))]
+            start += count
+        beside[path] = (*places, *range(start, len(_list(denoiser, path))))
+    return beside
 
 
 def taken_alone(denoiser: nn.Module) -> dict[str, str]:

@@ -19,7 +19,13 @@ from ditprune.checkpoints.shrunk.form import Form, mark_, marked_form
 from ditprune.denoiser.blockwise.find import Unlike
 from ditprune.denoiser.replay import run_call, tensors_in
 from ditprune.errors import is_out_of_memory, reason_of
-from ditprune.shrinking.block_config import Fewer, find_fewer, taken_alone, with_changes
+from ditprune.shrinking.block_config import (
+    Fewer,
+    find_fewer,
+    staying_beside,
+    taken_alone,
+    with_changes,
+)
 from ditprune.shrinking.checks import TOLERANCE, UNREACHED
 from ditprune.shrinking.identity import adding_nothing, passes_on, watching
 from ditprune.shrinking.twins import exactly
@@ -41,12 +47,12 @@ def droppable(denoiser: nn.Module, blocks: Sequence[str]) -> tuple[list[str], Re
 
 
 def staying(denoiser: nn.Module, gone: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """By list, the places of the blocks that stay where these go."""
+    """By list, the places of the blocks that stay where these go, and of what belongs to blocks."""
     stay: dict[str, tuple[int, ...]] = {}
     for path in dict.fromkeys(path.rpartition(".")[0] for path in gone):
         count = len(list(denoiser.get_submodule(path).children()))
         stay[path] = tuple(place for place in range(count) if f"{path}.{place}" not in gone)
-    return stay
+    return {**stay, **staying_beside(denoiser, stay)}
 
 
 def check_drops(
