@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ditprune.checkpoints.shrunk.form import Form, mark_
 from ditprune.errors import ModelError, RecipeError
+from ditprune.shrinking import width_keys
 from ditprune.shrinking.block_config import built, shapes_of
 from ditprune.shrinking.drop import drop_
 from ditprune.shrinking.find import find_groups
@@ -97,11 +98,11 @@ def test_a_class_has_one_width_in_its_config_or_none(name: str) -> None:
     assert width in widths
 
 
-@pytest.mark.parametrize("channels", [3072, 2240, 1536])
+@pytest.mark.parametrize("channels", [1408, 2240, 3840])
 def test_a_ratio_gives_every_width_exactly(channels: int) -> None:
     key = width_key("Flux2Transformer2DModel")
     assert key is not None
-    for width in range(1, 4 * channels, 7):
+    for width in range(1, 4 * channels):
         assert int(channels * key.value(width, channels)) == width
 
 
@@ -110,6 +111,13 @@ def test_what_else_has_the_width_of_mlps_stays() -> None:
     assert known is not None
     assert known.groups == ("transformer_blocks.0.ff", "transformer_blocks.1.ff")  # not the embed
     assert (known.width, known.step, known.channels) == (64, 1, 32)
+
+
+def test_a_key_that_makes_something_else_narrower_gives_no_width(monkeypatch) -> None:
+    denoiser = FAMILIES["MiniMaxH3Transformer3DModel"].make()  # its refiner of text has it, too
+    key = width_key("WanTransformer3DModel")
+    monkeypatch.setitem(width_keys._KEYS, "MiniMaxH3Transformer3DModel", key)
+    assert find_width(denoiser) is None
 
 
 def test_an_audio_stream_of_the_same_width_becomes_as_narrow() -> None:
