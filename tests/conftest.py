@@ -58,14 +58,14 @@ def _same_draws() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_dit() -> Callable[..., nn.Module]:
-    """Makes a three-block diffusers DiT; the same seed gives the same bits."""
+    """Makes a diffusers DiT, of three blocks; the same seed gives the same bits."""
     from diffusers import DiTTransformer2DModel
 
-    def make(seed: int = 0) -> nn.Module:
+    def make(seed: int = 0, num_layers: int = 3) -> nn.Module:
         denoiser = DiTTransformer2DModel(
             num_attention_heads=2,
             attention_head_dim=16,
-            num_layers=3,
+            num_layers=num_layers,
             in_channels=4,
             out_channels=4,
             sample_size=8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import cycle
 from typing import Any, ClassVar
 
 import pytest
@@ -204,9 +205,14 @@ def test_updates_of_weights_of_any_size_are_those_of_ordinary_ones(name, scale) 
 # --- half precision ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", RECIPES)
+HALF = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [(name, dtype) for name, dtype in zip(RECIPES, cycle(HALF))]
+)
 def test_every_recipe_prunes_half_precision(name, dtype) -> None:
+    """By turns in either."""
     denoiser, calls = make(dtype), calls_of(dtype)
     outcome = prune(denoiser, RECIPES[name], calls, ditprune.calibrate(denoiser, calls))
     assert outcome.num_pruned == sum(target.num_asked for target in outcome.targets.values())

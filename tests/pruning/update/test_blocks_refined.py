@@ -153,7 +153,7 @@ def test_a_refinement_that_is_stopped_goes_on_to_the_same_bytes(
         prune_checkpoint(model, out, {"any": tiny_stats}, recipe, False, stop, source)
 
     prune(tmp_path / "whole", "")
-    for word in ("updating blocks 1/3", "updating blocks 2/3", "refining 1/2"):
+    for word in ("updating blocks 2/3", "refining 1/2"):
         with pytest.raises(KeyboardInterrupt):
             prune(tmp_path / "out", word)
     prune(tmp_path / "out", "")
@@ -190,7 +190,7 @@ def test_a_block_that_adds_nothing_is_left(tiny_dit, tiny_stats, calls) -> None:
         for path in ("attn1.to_out.0", "ff.net.2"):
             layer = dense.transformer_blocks[1].get_submodule(path)
             layer.weight.zero_(), layer.bias.zero_()
-    recipe = words(num_steps=120, inputs="dense")
+    recipe = words(inputs="dense")
     stats = ditprune.calibrate(dense, calls)
     _, outcome = pruned(dense, stats, calls, sparsity=0.6, **recipe)
     assert "transformer_blocks.1" in outcome.refined["left_blocks"]
