@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,20 +41,17 @@ def pruned(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def test_prune_pushes_what_it_wrote(tiny_pipeline: Path, tmp_path: Path) -> None:
-    """As from a shell, with the hub's address in the environment."""
-    with fake_hub() as hub:
-        result = subprocess.run(
-            [sys.executable, "-m", "ditprune", "prune", tiny_pipeline, "-o", tmp_path / "out",
-             "--saliency", "magnitude", "--push-to-hub", "me/pruned"],
-            capture_output=True, text=True, check=False,
-            env={**os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN,
-                 "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"},
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        assert f"pushed: {hub.address}/me/pruned" in result.stdout
-        assert TOKEN not in result.stdout + result.stderr
-        there = hub.repos["me/pruned"]
+def test_prune_pushes_what_it_wrote(
+    tiny_pipeline: Path, hub: FakeHub, ditprune: Run, tmp_path: Path
+) -> None:
+    code, out, err = ditprune(
+        "prune", tiny_pipeline, "-o", tmp_path / "out", "--saliency", "magnitude",
+        "--push-to-hub", "me/pruned",
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"pushed: {hub.address}/me/pruned" in out
+    assert TOKEN not in out + err
+    there = dict(hub.repos["me/pruned"])
     assert there.pop(".gitattributes") == b""
     assert there == files_of(tmp_path / "out")
     assert hub.cards

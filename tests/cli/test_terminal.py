@@ -78,11 +78,11 @@ def test_verbs_write_through_the_console_only() -> None:
             assert "Console(" not in line, f"{file.name}: {line}"
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_a_terminal_that_lacks_characters_ends_nothing(encoding: str, tmp_path: Path) -> None:
     """Names that are not UTF-8 reach Python as halves of characters."""
     missing = os.fsdecode(str(tmp_path).encode() + b"/caf\xe9 \xe2\x86\x92")
-    for words in (["--help"], ["demo", "--help"], ["verify", missing]):
+    for words in (["demo", "--help"], ["verify", missing]):
         done = subprocess.run(
             [sys.executable, "-m", "ditprune", *words],
             env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False,

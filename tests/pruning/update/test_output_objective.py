@@ -117,7 +117,7 @@ def test_it_lowers_the_error_of_a_trained_model() -> None:
     dense = pipeline.transformer
     calls, unseen = (
         sample_calls(pipeline, Sampling(n, "uniform", 6, 1.5, seed=seed))
-        for n, seed in ((48, 0), (16, 1))
+        for n, seed in ((40, 0), (12, 1))
     )
     stats, expected = ditprune.calibrate(dense, calls), predictions(dense, unseen)
 
