@@ -115,6 +115,7 @@ def _metric_json(key: str, tools: Tools, num_frames: int) -> dict[str, Any]:
 
 def _row(model: MeasuredModel, tools: Tools, dense: str, seconds: float | None) -> dict[str, Any]:
     claims, is_dense = model.claims, model.name == "dense"
+    has_no_zeros = claims.is_shrunk and claims.recipe is None
     manifest_says = {
         "recipe": claims.recipe, "statistics": claims.statistics, "mask": claims.has_mask,
     }  # fmt: skip
@@ -135,7 +136,7 @@ def _row(model: MeasuredModel, tools: Tools, dense: str, seconds: float | None) 
         "accounting": account(
             model.stock, model.work, seconds, model.measured.images.timing().peak_memory_bytes
         ),
-        "targets": [] if is_dense else target_rows(claims, model.stock),
+        "targets": [] if is_dense or has_no_zeros else target_rows(claims, model.stock),
     }
 
 
