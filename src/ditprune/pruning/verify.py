@@ -39,6 +39,8 @@ def false_claims(model: ModelFolder) -> Iterator[str]:
     that were packed. Lines name the denoiser where there are several. All other parts of a
     pipeline have the bytes that were copied, and no other file is there that may run.
 
+    Of a shrunk folder: what went leads to the shapes on disk and to the form in config.json.
+
     Raises ModelError where there is no manifest at all.
     """
     if not any(map(_has_manifest, model.denoisers.values())):
