@@ -22,6 +22,7 @@ from ditprune.errors import ModelError
 from ditprune.pruning.convert import to_compact
 from folders import STEM, add_denoiser, edit_json, edit_tensors, save_denoiser, save_pipeline
 from nearly_fresh import Run, nearly_fresh
+from shrunk_by_hand import shrunk_tiny
 
 NAME = "transformer_blocks.1.attn1.to_q.weight"
 
@@ -158,16 +159,19 @@ def test_a_loaded_model_is_pickled_and_copied(folders, tmp_path) -> None:
 
 
 def test_another_process_takes_a_pickled_model(folders, fresh, tmp_path) -> None:
-    """As processes that are spawned do, which have imported nothing."""
+    """As processes that are spawned do, which have imported nothing; a shrunk one too."""
     dense, small = folders()
-    torch.save(load(small), tmp_path / "model.pt")
+    shrunk = shrunk_tiny("DiTTransformer2DModel")
+    torch.save([load(small), shrunk], tmp_path / "models.pt")
     code = f"""
 import torch
-model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+model, shrunk = torch.load({str(tmp_path / "models.pt")!r}, weights_only=False)
 model.save_pretrained({str(tmp_path / "saved")!r})
+shrunk.save_pretrained({str(tmp_path / "shrunk")!r})
 """
     assert fresh(code)[0] == 0
     same_model(load(tmp_path / "saved"), load(dense))
+    same_model(load(tmp_path / "shrunk"), shrunk)
 
 
 def test_the_classes_that_diffusers_knows_have_names() -> None:
@@ -214,8 +218,11 @@ assert "ditprune" in auto.AUTO_QUANTIZER_MAPPING
     assert fresh(code)[0] == 0
 
 
-def test_without_the_import_the_error_says_what_to_do(folders, fresh) -> None:
+@pytest.mark.parametrize("kind", ["compact", "shrunk"])
+def test_without_the_import_the_error_says_what_to_do(folders, fresh, kind, tmp_path) -> None:
     _, small = folders()
+    if kind == "shrunk":
+        small = save_denoiser(shrunk_tiny("DiTTransformer2DModel"), tmp_path / "shrunk")
     code = f"""
 from diffusers import DiTTransformer2DModel
 DiTTransformer2DModel.from_pretrained({str(small)!r})

@@ -6,8 +6,6 @@ import copy
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,28 +111,6 @@ def test_a_pipeline_just_works(tmp_path) -> None:
     same_model(pipeline.transformer, denoiser)
     pipeline.save_pretrained(tmp_path / "again")
     same_model(load(tmp_path / "again" / "transformer"), denoiser)
-
-
-def test_other_processes_save_what_they_unpickle_and_refuse_what_they_do_not_know(tmp_path) -> None:
-    """One process that knows of ditprune by a pickle alone, after a folder that it cannot load."""
-    denoiser = shrunk_tiny(DIT)
-    folder = save_denoiser(denoiser, tmp_path / "small")
-    torch.save(denoiser, tmp_path / "model.pt")
-    code = f"""
-import sys, torch, diffusers
-assert "ditprune" not in sys.modules
-try:
-    diffusers.{DIT}.from_pretrained({str(folder)!r})
-except ValueError as error:
-    print(error)
-model = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
-model.save_pretrained({str(tmp_path / "again")!r})
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=900, check=True
-    )
-    assert "do `pip install ditprune` and `import ditprune` before loading" in ran.stdout
-    same_model(load(tmp_path / "again"), denoiser)
 
 
 def test_the_module_tree_is_that_of_the_model(saved) -> None:
