@@ -135,11 +135,7 @@ def shrunk_claims(
 
 
 def _group(group: UnitGroup, stay: Sequence[int], error: float | None) -> dict[str, Any]:
-    """A group's record; by tensor and dimension, how many places a unit has there."""
-    parts: dict[str, dict[str, int]] = {}
-    for part in group.parts:
-        dims = parts.setdefault(part.tensor, {})
-        dims[str(part.dim)] = dims.get(str(part.dim), 0) + part.places.shape[1]
+    """A group's record."""
     numbers: dict[str, dict[str, int]] = {}
     for number in group.numbers:
         values = numbers.setdefault(number.module, {})
@@ -150,6 +146,14 @@ def _group(group: UnitGroup, stay: Sequence[int], error: float | None) -> dict[s
         "num_units": group.num_units,
         "kept": list(stay),
         "error": error,
-        "parts": parts,
+        "parts": recorded_parts(group),
         "numbers": numbers,
     }
+
+
+def recorded_parts(group: UnitGroup) -> dict[str, dict[str, list[list[int]]]]:
+    """By tensor and dimension, the runs of places that a unit has there."""
+    parts: dict[str, dict[str, list[list[int]]]] = {}
+    for part in group.parts:
+        parts.setdefault(part.tensor, {}).setdefault(str(part.dim), []).extend(part.runs())
+    return parts

@@ -30,6 +30,27 @@ class UnitPart:
     dim: int
     places: Tensor
 
+    def runs(self) -> list[list[int]]:
+        """The places as [start, length, step]: unit u has a run from start + u × step on."""
+        first = self.places[0].tolist()
+        steps = (self.places[min(1, len(self.places) - 1)] - self.places[0]).tolist()
+        runs: list[list[int]] = []
+        for place, step in zip(first, steps, strict=True):
+            if runs and place == sum(runs[-1][:2]) and step == runs[-1][2]:
+                runs[-1][1] += 1
+            else:
+                runs.append([place, 1, step])
+        assert torch.equal(self.places, places_of(runs, len(self.places))), self.tensor
+        return runs
+
+
+def places_of(runs: Sequence[Sequence[int]], num_units: int) -> Tensor:
+    """The places of units that have these runs, [num_units, width]."""
+    units = torch.arange(num_units)[:, None]
+    return torch.cat(
+        [torch.arange(start, start + length) + units * step for start, length, step in runs], dim=1
+    )
+
 
 @dataclass(frozen=True, eq=False)
 class Consumer:

@@ -1,7 +1,8 @@
 """What does the manifest of a shrunk folder say, and which tensors and which form follow from it?
 
 Layers are named as in the model that was shrunk. The record of a group says where its units lie:
-along which dimensions of which tensors, and how wide. So the shape of every tensor follows.
+along which dimensions of which tensors, and in which runs. In a run `[start, length, step]` unit u
+has `length` places from `start` + u × `step` on. So the shape of every tensor follows.
 """
 
 from __future__ import annotations
@@ -116,8 +117,8 @@ def _take_units(shapes: Shapes, group: Mapping[str, Any]) -> None:
     num_removed = _count(group["num_units"]) - len(group["kept"])
     for name, dims in group["parts"].items():
         shape = list(shapes[name])
-        for dim, width in dims.items():
-            shape[int(dim)] -= _count(width) * num_removed
+        for dim, runs in dims.items():
+            shape[int(dim)] -= sum(_count(length) for _, length, _ in runs) * num_removed
         shapes[name] = tuple(shape)
 
 
