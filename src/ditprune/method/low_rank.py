@@ -100,7 +100,11 @@ class RankProblem:
 
     def at_share(self, share: float) -> LowRankFit:
         """With this share of the weights gone."""
-        rank = rank_at(share, self.num_weights, len(self.weight), self.weight.shape[1])
+        return self.at_rank(
+            rank_at(share, self.num_weights, len(self.weight), self.weight.shape[1])
+        )
+
+    def at_rank(self, rank: int) -> LowRankFit:
         return self._measured(self._turned(rank)[0][:, :rank])
 
     def within(self, error: float = AUTO_ERROR) -> LowRankFit | int:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ from ditprune.errors import RecipeError
 from ditprune.progress import Progress
 from ditprune.pruning.job import base_of
 from ditprune.reporting import card
+from ditprune.shrinking.chosen import CutChoice, chosen_by
+from ditprune.shrinking.like import Like, likes_for
 from ditprune.shrinking.manifest import (
     Lowered,
     Went,
@@ -43,6 +46,7 @@ from ditprune.shrinking.manifest import (
 from ditprune.shrinking.one_denoiser import FolderRun
 from ditprune.shrinking.outcome import ShrinkOutcome, outcome_from
 from ditprune.shrinking.plan import ShrinkPlan
+from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.shrinking.write_folder import smaller_layout, write_form, write_tensors
 from ditprune.writing.files import read_manifest, write_manifest
@@ -54,17 +58,21 @@ CallsOf = Callable[[str], Sequence[Call]]  # those of a denoiser, by its compone
 def shrink_folder(
     model: ModelFolder, out: Path, calls_of: CallsOf, recipes: Mapping[str, ShrinkRecipe],
     placement: Placement, overwrite: bool, progress: Progress,
+    likes: Mapping[str, Like] = MappingProxyType({}),
 ) -> dict[str, ShrinkOutcome]:  # fmt: skip
     """Shrink every denoiser of a folder into another.
 
     `out` appears whole at the end or not at all. A killed run leaves its work beside `out`; the
     same call goes on with it.
 
+    Args:
+        likes: what goes, by component; what is not named is chosen by its cost.
+
     Raises DitpruneError: before any work where it can be known, else with `out` as it was.
     """
     weights = {name: Weights(folder) for name, folder in model.denoisers.items()}
     calls = {name: _calls_for(name, calls_of) for name in model.denoisers}
-    identity = copy_identity(model, weights, _settings(calls, recipes, placement))
+    identity = copy_identity(model, weights, _settings(calls, recipes, placement, likes))
     size_bytes = copied_bytes(model, weights)
     with resumable_folder(out, model.root, size_bytes, identity, overwrite) as staging:
         if not staging.is_written:
@@ -74,7 +82,13 @@ def shrink_folder(
                 work = staging.part / f".shrink-{name}"
                 run = FolderRun(folder, calls[name], recipes[name], placement, work, progress)
                 part = staging.part / folder.relative_to(model.root)
-                _shrink_one(model, name, run, recipes[name], part, copied.get(name, {}), progress)
+                like = likes.get(name)
+                chosen = (
+                    chosen_by(run.plan, recipes[name])
+                    if like is None
+                    else like.chosen(run.surveyed.groups)
+                )
+                _shrink_one(model, name, run, chosen, part, copied.get(name, {}), progress)
                 shutil.rmtree(work)
             card.write(staging.part, base_model=model.hub_id)
         check_unchanged(model, weights, identity)
@@ -83,6 +97,23 @@ def shrink_folder(
             name: outcome_from(read_manifest(part), recipes[name], name)
             for name, part in parts.items()
         }
+
+
+def shrink_like(
+    model: ModelFolder, out: Path, like: Path, calls_of: CallsOf, placement: Placement,
+    overwrite: bool, progress: Progress,
+) -> dict[str, ShrinkOutcome]:  # fmt: skip
+    """Shrink a fine-tune at the places at which a model of the same base was shrunk.
+
+    Args:
+        like: the folder that was shrunk.
+        calls_of: calls of the fine-tune or of the base.
+
+    Raises DitpruneError: before any work where it can be known, else with `out` as it was.
+    """
+    likes = likes_for(model, like)
+    recipes = {name: each.recipe() for name, each in likes.items()}
+    return shrink_folder(model, out, calls_of, recipes, placement, overwrite, progress, likes)
 
 
 def plan_folder(
@@ -109,8 +140,9 @@ def _calls_for(name: str, calls_of: CallsOf) -> list[Call]:
 
 
 def _settings(
-    calls: Mapping[str, Sequence[Call]], recipes: Mapping[str, ShrinkRecipe], placement: Placement
-) -> dict[str, Any]:
+    calls: Mapping[str, Sequence[Call]], recipes: Mapping[str, ShrinkRecipe], placement: Placement,
+    likes: Mapping[str, Like],
+) -> dict[str, Any]:  # fmt: skip
     """What makes a run this one, beside the model's files."""
     digest = hashlib.sha256()
     for name, given in calls.items():
@@ -124,6 +156,9 @@ def _settings(
         "calls": digest.hexdigest(),
         "device": placement.device,
         "dtype": str(placement.dtype),
+        "like": {
+            name: [like.record["groups"], like.record["ranks"]] for name, like in likes.items()
+        },
     }
 
 
@@ -132,41 +167,37 @@ def _raw(tensor: Tensor) -> bytes:
 
 
 def _shrink_one(
-    model: ModelFolder, name: str, run: FolderRun, recipe: ShrinkRecipe, part: Path,
+    model: ModelFolder, name: str, run: FolderRun, chosen: CutChoice, part: Path,
     copied: Mapping[str, str], progress: Progress,
 ) -> None:  # fmt: skip
     """Write a denoiser's smaller tensors, its config and its manifest."""
     folder = model.denoisers[name]
-    plan, weights = run.plan, Weights(folder)
-    counts = plan.counts(recipe)
-    cut = plan.cut(counts)
-    run.fit(cut)
+    weights, prices, cut = Weights(folder), run.surveyed.prices, chosen.cut
+    run.fit(cut, chosen.modulation)
     works = list(run.works())
     ranks = {layer: values for work in works for layer, values in work.ranks.items()}
-    errors = {group: plan.error({**dict.fromkeys(counts, 0), group: counts[group]})
-              for group in counts}  # fmt: skip
     lowered = {layer: Lowered(int(values[0]), values[3]) for layer, values in ranks.items()}
-    went = Went(cut, errors, run.surveyed.whole, {}, lowered)
+    went = Went(cut, chosen.errors, run.surveyed.whole, {}, lowered)
     new = run.kept.entries(len(works))
     layout = smaller_layout(weights, new, {n for work in works for n in work.gone})
     hashes = write_tensors(weights, new, layout, part, progress)
     tree = skeleton(folder)
     write_form(part, went.form(tree))
-    print_of = combined_fingerprint(folder_fingerprints(folder, recipe.blocks))
+    print_of = combined_fingerprint(folder_fingerprints(folder, run.recipe.blocks))
     shapes = {entry.name: entry.shape for entry in weights.in_order()}
     base = base_before(base_of(model, folder, weights, print_of), tree, shapes, went)
-    smaller, after = Weights(part), plan.prices.size(cut).num_macs
-    after += sum(_macs_of_rank(plan, layer, values) for layer, values in ranks.items())
+    smaller, after = Weights(part), prices.size(cut).num_macs
+    after += sum(_macs_of_rank(prices, layer, values) for layer, values in ranks.items())
     claims = shrunk_claims(
-        went, recipe.to_json(), base, size_of(folder, weights, plan.prices.size().num_macs),
+        went, run.recipe.to_json(), base, size_of(folder, weights, prices.size().num_macs),
         size_of(part, smaller, after), hashes, smaller.header_hashes(), copied,
-        ratio=plan.ratio(counts), error=plan.error(counts),
-        notes=[note for work in works for note in work.notes],
+        ratio=chosen.ratio, error=chosen.error,
+        notes=[*chosen.notes, *(note for work in works for note in work.notes)],
     )  # fmt: skip
     write_manifest(part, claims)
 
 
-def _macs_of_rank(plan: ShrinkPlan, layer: str, values: Sequence[float]) -> int:
+def _macs_of_rank(prices: Prices, layer: str, values: Sequence[float]) -> int:
     """How many multiplications more a layer takes as two; fewer are below zero."""
-    uses = plan.prices.uses.get(f"{layer}.weight", 0)
+    uses = prices.uses.get(f"{layer}.weight", 0)
     return uses * int(values[1] - values[2])

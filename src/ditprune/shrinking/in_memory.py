@@ -122,7 +122,7 @@ def _modulation_fits(
     progress: Progress,
 ) -> tuple[dict[str, LowRankFit], tuple[str, ...]]:  # fmt: skip
     """Two matrices for each modulation layer whose rank is lowered, and what else to know."""
-    fitter = fitter_of(denoiser, blocks, calls, recipe)
+    fitter = fitter_of(denoiser, blocks, calls, recipe.modulation)
     if not isinstance(fitter, ModulationFitter):
         return {}, () if fitter is None else (fitter,)
     fits: dict[str, LowRankFit] = {}

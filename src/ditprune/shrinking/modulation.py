@@ -27,10 +27,10 @@ from ditprune.targets.lists import join
 from ditprune.targets.writable import refuse_without_values, tied
 
 AUTO, NONE = "auto", "none"
-Wanted = float | str
+Wanted = float | str | Mapping[str, int]  # of each layer, its rank; the others stay
 
 
-def checked_modulation(value: Any) -> Wanted:
+def checked_modulation(value: Any) -> float | str:
     """`auto`, `none` or a share of the weights. Raises RecipeError."""
     if isinstance(value, str) and value in (AUTO, NONE):
         return value
@@ -108,7 +108,7 @@ class ModulationFitter:
 
     Args:
         blocks: their paths.
-        wanted: `auto` or a share.
+        wanted: `auto`, a share, or ranks.
         chain: of the blocks; without it the denoiser runs up to the block.
         layout: takes calls apart and puts them together; without it they are run as they are.
 
@@ -129,7 +129,7 @@ class ModulationFitter:
         """The Linears of a block. Raises ModelError where their weights are not there, TargetError
         for NaN or Inf.
         """
-        names = self.layers[block]
+        names = [name for name in self.layers[block] if self._may_go(name)]
         if not names:
             return BlockModulation({}, {})
         refuse_without_values(self._denoiser, names)
@@ -143,6 +143,9 @@ class ModulationFitter:
                 whole[name] = fit
         return BlockModulation(fits, whole)
 
+    def _may_go(self, name: str) -> bool:
+        return not isinstance(self._wanted, Mapping) or name in self._wanted
+
     def _fit(self, name: str, source: ModulationSource) -> LowRankFit | str:
         """Two matrices for a layer, or why it stays as it is."""
         layer: Any = self._denoiser.get_submodule(name)
@@ -152,6 +155,8 @@ class ModulationFitter:
             raise TargetError(f"{name}: NaN or Inf in its weight or bias; load a sound checkpoint")
         num_weights = _num_weights(layer)
         problem = RankProblem(weight, bias, source.spread, source.aside, num_weights, weight.dtype)
+        if isinstance(self._wanted, Mapping):
+            return problem.at_rank(self._wanted[name])
         if isinstance(self._wanted, float):
             if not rank_at(self._wanted, num_weights, len(weight), weight.shape[1]):
                 return f"{self._wanted:g} of its weights less leave no rank"

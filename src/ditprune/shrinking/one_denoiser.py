@@ -26,7 +26,7 @@ from ditprune.progress import Progress
 from ditprune.pruning.update.blockwise.room import place_states
 from ditprune.shrinking.in_memory import MAX_MOMENT_BYTES, DemandStream
 from ditprune.shrinking.kept_work import BlockWork, KeptWork, orders_from
-from ditprune.shrinking.modulation import ModulationFitter
+from ditprune.shrinking.modulation import ModulationFitter, Wanted
 from ditprune.shrinking.moments import BlockDemand, Road, collect_by_block, output_square
 from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.prices import Prices
@@ -66,14 +66,14 @@ class FolderRun:
         work: Path, progress: Progress,
     ) -> None:  # fmt: skip
         self.kept, self._work, self._progress = KeptWork(work), work, progress
-        self._folder, self._recipe, self._placement = folder, recipe, placement
+        self._folder, self.recipe, self._placement = folder, recipe, placement
         self._weights = Weights(folder)
         self._calls = [to_placement(call, placement.device, placement.dtype) for call in calls]
         self.denoiser, self._residence, self._road = self._ground()
 
     def _ground(self) -> tuple[nn.Module, Residence, Road | None]:
         placement, work = self._placement, self._work
-        blocks = block_paths(skeleton(self._folder), self._recipe)
+        blocks = block_paths(skeleton(self._folder), self.recipe)
         disk = OnDisk(self._folder, blocks, placement)
         chain = find_chain(disk.denoiser, blocks, self._calls, disk)
         if not isinstance(chain, Chain):
@@ -106,8 +106,8 @@ class FolderRun:
         """The units, tried on a call, and what they cost."""
         call = self._calls[0]
         with self._residence.running():
-            blocks = block_paths(self.denoiser, self._recipe)
-            groups, whole = units_of(self.denoiser, blocks, call, self._recipe)
+            blocks = block_paths(self.denoiser, self.recipe)
+            groups, whole = units_of(self.denoiser, blocks, call, self.recipe)
             return Surveyed(blocks, groups, whole, Prices.of(self.denoiser, call))
 
     @cached_property
@@ -120,7 +120,7 @@ class FolderRun:
             for _, demand in self._demands("measuring blocks", squares):
                 orders |= orders_in(
                     self.denoiser, self.surveyed.groups, demand.layers, self.surveyed.prices,
-                    self._recipe,
+                    self.recipe,
                 )  # fmt: skip
             self.kept.keep_survey(orders, sum(squares))
             survey = self.kept.survey()
@@ -128,16 +128,16 @@ class FolderRun:
         surveyed = self.surveyed
         return plan_of(
             self.denoiser, surveyed.groups, orders_from(survey), surveyed.prices, survey["scale"],
-            self._recipe,
+            self.recipe,
         )  # fmt: skip
 
-    def fit(self, cut: Cut) -> None:
+    def fit(self, cut: Cut, modulation: Wanted) -> None:
         """Work out the new tensors of every block that is not done, and keep them."""
         numbers = {path: number for number, path in enumerate(self._parts())}
         undone = [path for path, number in numbers.items() if not self.kept.is_done(number)]
         if not undone:
             return
-        fitter = self._fitter()
+        fitter = self._fitter(modulation)
         for path, demand in self._demands("fitting blocks"):
             if path in undone:
                 self.kept.keep(numbers[path], self._block_work(path, demand, cut, fitter))
@@ -181,10 +181,10 @@ class FolderRun:
         ):
             yield from steps
 
-    def _fitter(self) -> ModulationFitter | str | None:
+    def _fitter(self, wanted: Wanted) -> ModulationFitter | str | None:
         chain = None if self._road is None else self._road.chain
         with self._residence.running():
-            return fitter_of(self.denoiser, self.surveyed.blocks, self._calls, self._recipe, chain)
+            return fitter_of(self.denoiser, self.surveyed.blocks, self._calls, wanted, chain)
 
     def _block_work(
         self, path: str, demand: BlockDemand, cut: Cut, fitter: ModulationFitter | str | None

@@ -19,6 +19,7 @@ from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.modulation import (
     NONE,
     ModulationFitter,
+    Wanted,
     modulation_layers,
     why_none,
 )
@@ -106,14 +107,14 @@ def numbers_after(denoiser: nn.Module, cut: Cut) -> dict[str, dict[str, int]]:
 
 
 def fitter_of(
-    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], recipe: ShrinkRecipe,
+    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], wanted: Wanted,
     chain: Chain | None = None,
 ) -> ModulationFitter | str | None:  # fmt: skip
     """What lowers the rank of modulation; why there is none to lower; None if it stays."""
-    if recipe.modulation == NONE:
+    if wanted == NONE:
         return None
     reason = why_none(denoiser, modulation_layers(denoiser, blocks))
     if reason is not None:
         return reason
     layout = RowLayout(denoiser, calls)
-    return ModulationFitter(denoiser, blocks, calls, recipe.modulation, chain, layout)
+    return ModulationFitter(denoiser, blocks, calls, wanted, chain, layout)
