@@ -290,12 +290,13 @@ RECIPES: list[dict[str, Any]] = [
 def two(tiny_dit, batches, tmp_path_factory) -> tuple[Any, Any, Source]:
     """A pipeline of two denoisers, their statistics and their calls."""
     there = tmp_path_factory.mktemp("two")
-    model = save_pipeline(tiny_dit(0), there / "model")
-    add_denoiser(model, tiny_dit(1))
+    dense = [tiny_dit(seed, num_layers=1) for seed in range(2)]
+    model = save_pipeline(dense[0], there / "model")
+    add_denoiser(model, dense[1])
     calls, stats = [], {}
     for seed, name in enumerate(("transformer", "transformer_2")):
-        given = batches(tiny_dit(seed), n=3, seed=seed)
-        stats[name] = api.calibrate(tiny_dit(seed), given)
+        given = batches(dense[seed], n=3, seed=seed)
+        stats[name] = api.calibrate(dense[seed], given)
         calls += [Call((), batch, None, name) for batch in given]
     save_calibration_set(calls, {"seed": 0}, there / "set")
     return locate(str(model)), stats, Source(load_calibration_set(there / "set"), Placement())

@@ -357,8 +357,10 @@ def test_no_tensor_of_the_cpu_meets_one_of_the_denoisers_device(name, stats, mon
     """Such a tensor is a subclass, which the guard refuses to write into; all else is as it is."""
     monkeypatch.setattr(writable, "_memory_obstacle", lambda *_: "")
     denoiser, words = make(), dict(RECIPES[name])
-    if name in WITH_CALLS:  # one layer shows it
-        words["include"] = "*.0.attn1.to_q" if name != "packages" else "*.attn1.to_q"
+    # One layer shows it, or one block.
+    words["include"] = "*.0.attn1.to_q" if name in WITH_CALLS else "*.0.*"
+    if name == "packages":
+        words["include"] = "*.attn1.to_q"
     with ElsewhereMode():
         calls = [{key: Elsewhere(value) for key, value in call.items()} for call in calls_of()]
         move_(denoiser)
@@ -392,7 +394,7 @@ def lora_of_peft(denoiser: nn.Module) -> None:
 def test_a_layer_under_a_lora_is_pruned_as_if_it_were_bare(attach_) -> None:
     """The adapter begins as zero, as PEFT's do, so that inputs are the same; all recipes."""
     for name, recipe in RECIPES.items():
-        words = recipe | {"include": "*.attn1.*"}
+        words = recipe | {"include": "*.attn1.to_[qo]*"}
         bare, wrapped = make(), make()
         attach_(wrapped)
         adapters = {n: p.clone() for n, p in wrapped.state_dict().items() if "lora_" in n}
