@@ -17,10 +17,12 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 _NUM_SAMPLED = 96  # scores of each row
+_RUN = 8  # of them side by side
 _NUM_DEVIATIONS = 3  # of a rank in the sample
 _NUM_ROUNDS = 3  # of three questions; most often the first is enough
 _MARGIN = 3  # times the root of how many scores are near: six deviations at most
-_LARGEST_SHARE = 8  # this part of a row may be left to partition
+_LARGEST_SHARE = 16  # this part of a row may be left to partition
+_FEW = 0.1  # of the rows, for which no other round is worth its time
 _SHORTEST, _LONGEST = 1024, (1 << 16) - 1  # rows; 16 bits count no longer ones
 _INTEGERS = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
 
@@ -35,13 +37,14 @@ def kth_smallest(scores_GK: Array, k: int) -> Array:
     for _ in range(_NUM_ROUNDS):
         ends = ends.closer(scores_GK, k, ends.at(k - 0.5))
         ends = ends.closer(scores_GK, k, *ends.around(k))
-        is_found_G = (ends.num_high - ends.num_low)[:, 0] <= row_size // _LARGEST_SHARE
-        if is_found_G.all():
-            return _kth_inside(scores_GK, k, ends)
-    kth_G1 = np.empty((len(scores_GK), 1), scores_GK.dtype)
-    if is_found_G.any():
-        kth_G1[is_found_G] = _kth_inside(scores_GK[is_found_G], k, ends.rows(is_found_G))
-    kth_G1[~is_found_G] = _by_partition(scores_GK[~is_found_G], k)
+        is_open_G = (ends.num_high - ends.num_low)[:, 0] > row_size // _LARGEST_SHARE
+        if is_open_G.mean() < _FEW:
+            break
+    if is_open_G.all():
+        return _by_partition(scores_GK, k)
+    kth_G1 = _kth_inside(scores_GK, k, ends, ~is_open_G)
+    if is_open_G.any():
+        kth_G1[is_open_G] = _by_partition(scores_GK[is_open_G], k)
     return kth_G1
 
 
@@ -59,14 +62,16 @@ def _sampled(scores_GK: Array, k: int) -> tuple[Array, Array]:
     first = max(0, int(_NUM_SAMPLED * share - reach))
     last = min(_NUM_SAMPLED - 1, int(_NUM_SAMPLED * share + reach))
     sample = scores_GK.take(_columns(scores_GK.shape[1]), axis=1)
-    sample.partition((first, last), axis=1)
+    sample.sort(axis=1)  # so few are put in order sooner than divided
     return sample[:, first, None], sample[:, last, None]
 
 
 @cache
 def _columns(row_size: int) -> Array:
-    """Some at random, the same each time."""
-    return np.random.Generator(np.random.PCG64(0)).integers(0, row_size, _NUM_SAMPLED)
+    """Runs at random places, the same each time; a run lies in one or two lines of the cache."""
+    draw = np.random.Generator(np.random.PCG64(0))
+    begins = draw.integers(0, row_size - _RUN, _NUM_SAMPLED // _RUN)
+    return np.add.outer(begins, np.arange(_RUN)).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,16 @@ class _Ends:
         share = (num_below - self.num_low) / (self.num_high - self.num_low)
         return (low + (high - low) * share.clip(0, 1)).astype(bits).view(self.low.dtype)
 
-    def rows(self, is_in_G: Array) -> _Ends:
-        """Those of some rows."""
-        return _Ends(
-            self.low[is_in_G], self.num_low[is_in_G], self.high[is_in_G], self.num_high[is_in_G]
-        )
 
+def _kth_inside(scores_GK: Array, k: int, ends: _Ends, is_closed_G: Array) -> Array:
+    """The k-th smallest score of each row, found among those between the ends, [G, 1].
 
-def _kth_inside(scores_GK: Array, k: int, ends: _Ends) -> Array:
-    """The k-th smallest score of each row, found among those between the ends, [G, 1]."""
-    places = np.flatnonzero((scores_GK >= ends.low) & (scores_GK < ends.high))
-    num_inside_G, order_G = (ends.num_high - ends.num_low)[:, 0], (k - ends.num_low)[:, 0]
+    That of a row that is not closed is any number.
+    """
+    high_G1 = np.where(is_closed_G[:, None], ends.high, ends.low)
+    places = np.flatnonzero((scores_GK >= ends.low) & (scores_GK < high_G1))
+    num_inside_G = (ends.num_high - ends.num_low)[:, 0] * is_closed_G
+    order_G = (k - ends.num_low)[:, 0] * is_closed_G
     # Each row gets so many of -Inf before it that all orders are the same, and +Inf behind it.
     order = int(order_G.max())
     width = order + int((num_inside_G - order_G).max())

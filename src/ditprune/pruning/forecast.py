@@ -21,6 +21,7 @@ import psutil
 
 from ditprune.calibration.observe import stages
 from ditprune.checkpoints.locate import ModelFolder
+from ditprune.checkpoints.past_cache import is_too_large
 from ditprune.checkpoints.read_ahead import read_ahead
 from ditprune.checkpoints.rewrite_tensors import one_torch_thread
 from ditprune.checkpoints.weights import Entry, as_tensor, sha256
@@ -50,7 +51,7 @@ from ditprune.targets.matrix import as_matrix
 _SAMPLE_S = 2.0
 _SCORE = 4  # bytes of a float32
 _IN_PIECES = 32 << 20  # scores of a few rows, and what makes them, in two threads
-_REMEMBERED = 12  # bytes of a score and its position; of one weight in a hundred
+_REMEMBERED = 12  # bytes of a score and its position; of one weight in 64
 _NOT_ROWWISE = 4  # results in memory at once where a saliency looks at the whole tensor
 
 
@@ -92,7 +93,7 @@ def _select_bytes(target: Target, recipe: Recipe) -> int:
     """What scores take, or makes them, or finds the k best."""
     if not getattr(recipe.saliency, "is_rowwise", False):
         return _NOT_ROWWISE * _SCORE * target.num_weights
-    return _IN_PIECES + _REMEMBERED * target.num_weights // 100
+    return _IN_PIECES + _REMEMBERED * target.num_weights // 64
 
 
 def _seconds_per_byte(jobs: Sequence[Job], folder: Path) -> float:
@@ -131,7 +132,8 @@ def _sample(job: Job, file: BinaryIO, limit_s: float) -> int:
 
     with one_torch_thread(), ThreadPoolExecutor(1) as writer:
         behind: Future[None] | None = None
-        for entry, raw in read_ahead(entries()):
+        past_cache = is_too_large(2 * job.weights.size_bytes)
+        for entry, raw in read_ahead(entries(), past_cache):
             weight = as_matrix(as_tensor(raw, entry))
             prune_weight_(targets[entry.name], weight, stats, recipe)
             if behind is not None:

@@ -27,7 +27,7 @@ from ditprune.targets.discover import Target
 
 _NUM_WORKERS = 2
 _SAMPLE = 1 << 16  # scores in a sample at most; a bracket then holds 1.6 % of all
-_BUFFER = 1 << 10  # numbers; for longer rows numpy then broadcasts without copies
+_BUFFER = 1 << 11  # numbers; for longer rows numpy then broadcasts without copies
 _ONE_IN = 64  # scores are in the sample of a smaller weight
 
 Piece = TypeVar("Piece")
