@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,22 @@ import numpy as np
 from ditprune.checkpoints.past_cache import BLOCK, read_past_cache, shift_of
 from ditprune.checkpoints.weights import Entry, read_range
 
-_SMALL_BYTES = 1 << 20  # memory of this size is not asked of the system each time
+SMALL_BYTES = 1 << 20  # memory of this size is not asked of the system each time
 
 
 def read_ahead(
     entries: Iterable[Entry], past_cache: bool = False
 ) -> Iterator[tuple[Entry, memoryview]]:
-    """Each tensor's bytes, while the next tensor is read in a thread of its own.
+    """Each tensor's bytes, while the next large one is read in a thread of its own.
 
     Args:
         past_cache: large tensors are not read through the system's cache.
     """
     queue, rooms = iter(entries), _Rooms()
-    entry = next(queue, None)
+    ahead: deque[tuple[Entry, Future[memoryview]]] = deque()
 
     def read(entry: Entry) -> memoryview:
-        if not past_cache or entry.size_bytes < _SMALL_BYTES:
+        if not past_cache or entry.size_bytes < SMALL_BYTES:
             room = rooms.of(entry.size_bytes)
             return read_range(entry.file, entry.offset, entry.size_bytes, room)
         room = rooms.of(entry.size_bytes, entry.offset)
@@ -36,15 +37,22 @@ def read_ahead(
             read_range(entry.file, offset, size, room[rest])
         return room
 
+    def go_on() -> None:
+        """Up to a large tensor; reading only the bias behind a weight would leave a pause."""
+        while sum(entry.size_bytes for entry, _ in ahead) < SMALL_BYTES:
+            if (entry := next(queue, None)) is None:
+                return
+            ahead.append((entry, reader.submit(read, entry)))
+
     with ThreadPoolExecutor(1) as reader:
-        ahead = None if entry is None else reader.submit(read, entry)
-        while entry is not None and ahead is not None:
-            raw = ahead.result()
-            following = next(queue, None)
-            ahead = None if following is None else reader.submit(read, following)
+        go_on()
+        while ahead:
+            entry, reading = ahead.popleft()
+            raw = reading.result()
+            del reading
+            go_on()
             yield entry, raw
             del raw  # or it would stay in memory while the one after the next is read
-            entry = following
 
 
 class _Rooms:
@@ -63,7 +71,7 @@ class _Rooms:
         Args:
             offset: of a file, whose blocks are to be blocks of memory.
         """
-        if size_bytes < _SMALL_BYTES:
+        if size_bytes < SMALL_BYTES:
             return np.empty(size_bytes, np.uint8).data
         idle = [self._idle.pop() for _ in range(len(self._idle))]
         idle.sort(key=lambda room: room.nbytes)

@@ -5,12 +5,13 @@
             ...  # change the bytes of `raw` in place
             rewriter.write(entry, raw, note)
 
-The next tensor is read and the last one is written while the caller works on the current one, so
-at most three tensors are in memory.
+The next large tensor is read and the last one is written while the caller works on the current one,
+so at most three of them are in memory.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from ditprune.checkpoints.past_cache import is_too_large
-from ditprune.checkpoints.read_ahead import read_ahead
+from ditprune.checkpoints.read_ahead import SMALL_BYTES, read_ahead
 from ditprune.checkpoints.shard_writer import ShardWriter
 from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha256
 from ditprune.errors import ModelError
@@ -66,7 +67,8 @@ class TensorRewriter:
         self._denoiser, self._source, self._layout = denoiser, source, layout
         self._folder, self._journal, self._progress = folder, journal, progress
         self._past_cache = is_too_large(2 * layout.size_bytes)
-        self._behind: Future[None] | None = None  # the tensor being written
+        self._behind: deque[Future[None]] = deque()  # tensors being written, one of them large
+        self._num_small_bytes = 0
         self._syncing: Future[None] | None = None
         self._num_unsynced_bytes = 0
         self.written: dict[str, Record] = {}
@@ -94,8 +96,7 @@ class TensorRewriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._stack:  # waits for what is being written and synchronised
             if kind is None:
-                if self._behind is not None:
-                    self._behind.result()
+                self._finish_writing()
                 if self._syncing is not None:  # which the last write may have begun
                     self._syncing.result()
 
@@ -119,18 +120,31 @@ class TensorRewriter:
             source: the bytes that were read, if `content` may hold others.
             check: refuses the record by raising, before the bytes are written.
         """
-        if self._behind is not None:
-            self._behind.result()
-        self._behind = self._writer.submit(self._write, entry, content, note, source, check)
+        is_large = len(content) >= SMALL_BYTES
+        self._num_small_bytes += 0 if is_large else len(content)
+        if is_large or self._num_small_bytes >= SMALL_BYTES:
+            self._finish_writing()
+        before = self._behind[-1] if self._behind else None
+        writing = self._writer.submit(self._write, before, entry, content, note, source, check)
+        self._behind.append(writing)
+
+    def _finish_writing(self) -> None:
+        """Wait for all before; the bias behind a weight need not wait for it."""
+        self._num_small_bytes = 0
+        while self._behind:
+            self._behind.popleft().result()
 
     def _write(
         self,
+        before: Future[None] | None,
         entry: Entry,
         content: memoryview,
         note: Any,
         source: memoryview | None,
         check: Callable[[Record], None] | None,
     ) -> None:
+        if before is not None:
+            before.result()  # raises what went wrong there: nothing is written after it
         digest = sha256(content)
         record = {
             "denoiser": self._denoiser,

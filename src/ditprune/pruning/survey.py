@@ -116,6 +116,6 @@ def _keep_freed_memory() -> None:
     """Have the C library keep the memory of one piece for the next.
 
     The system clears new memory, which takes longer than what is done in it. glibc keeps what is
-    freed once something larger was, of up to 32 MiB.
+    freed once something larger was.
     """
-    torch.empty((32 << 20) - (1 << 16), dtype=torch.uint8)
+    torch.empty(16 << 20, dtype=torch.uint8)
