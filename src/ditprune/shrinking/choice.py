@@ -90,6 +90,28 @@ def _hull(name: str, order: Sequence[Removal]) -> list[_Run]:
     return [_Run(slope(start, end), name, end) for start, end in pairwise(corners)]
 
 
+def slope_of(orders: Orders, counts: Mapping[str, int]) -> float:
+    """What the dearest of these steps cost for their price; 0 where none goes."""
+    went = ((name, order[: counts[name]]) for name, order in orders.items() if counts[name])
+    return max((_hull(name, order)[-1].slope for name, order in went), default=0.0)
+
+
+def tied(orders: Orders, ties: Iterable[Sequence[str]]) -> Orders:
+    """One order for each tie, whose steps are those of its members together; the others stay.
+
+    Args:
+        ties: names of groups; the first of each names the order.
+    """
+    together: dict[str, Sequence[Removal]] = dict(orders)
+    for names in ties:
+        steps = zip(*(together.pop(name) for name in names), strict=True)
+        together[names[0]] = [
+            Removal(names[0], (), sum(s.cost for s in step), sum(s.price for s in step))
+            for step in steps
+        ]
+    return together
+
+
 def cost_of(orders: Orders, counts: Mapping[str, int]) -> float:
     """The error that so many steps of each order add."""
     return sum(step.cost for name, order in orders.items() for step in order[: counts[name]])

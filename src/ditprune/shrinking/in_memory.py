@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from ditprune.shrinking.outcome import ShrinkOutcome, shrink_outcome
 from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.readers import Fitted, fitted, put_, read_layer
 from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.shapes import clustered
 from ditprune.shrinking.survey import (
     block_paths,
     fitter_of,
@@ -51,13 +53,14 @@ def shrink_denoiser_(
         orders: dict[str, Sequence[Removal]] = {}
         for demands in stream():
             orders |= orders_in(denoiser, groups, demands, prices, recipe)
+        fits, notes = _modulation_fits(denoiser, blocks, calls, recipe, progress)
         plan = plan_of(denoiser, groups, orders, prices, scale, recipe)
-        counts = plan.counts(recipe)
+        plan = replace(plan, saved=prices.saved(fits))
+        counts = clustered(plan, plan.counts(recipe), recipe)
         cut = plan.cut(counts)
         new: dict[str, Fitted] = {}
         for demands in stream():
             new |= fitted(read_layer(denoiser), cut, demands)
-        fits, notes = _modulation_fits(denoiser, blocks, calls, recipe, progress)
     numbers = numbers_after(denoiser, cut)
     put_(denoiser, new)
     cut_(denoiser, cut)

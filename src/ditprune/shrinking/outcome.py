@@ -53,6 +53,7 @@ class ShrinkOutcome:
         before, after: sizes of the denoiser.
         ratio: the share of the price of the layers named by the recipe's parts that went.
         error: expected relative error of the predicted noise, without the rank of modulation.
+        error_of_free_choice: what it would be without a limit of shapes.
         parts: by attention or MLP, those that lost units or could have.
         whole: by attention or MLP, why all of its units stay.
         ranks: by modulation layer.
@@ -65,6 +66,7 @@ class ShrinkOutcome:
     after: Size
     ratio: float
     error: float
+    error_of_free_choice: float
     parts: Mapping[str, ShrunkPart]
     whole: Mapping[str, str]
     ranks: Mapping[str, ShrunkRank]
@@ -100,6 +102,7 @@ class ShrinkOutcome:
             first.recipe, sizes("before"), sizes("after"),
             sum(part.ratio for part in outcomes.values()) / count,
             sum(part.error for part in outcomes.values()) / count,
+            sum(part.error_of_free_choice for part in outcomes.values()) / count,
             of_all("parts"), of_all("whole"), of_all("ranks"),
             tuple(f"{name}: {note}" for name, part in outcomes.items() for note in part.notes),
             first.component, dict(outcomes),
@@ -124,8 +127,9 @@ def shrink_outcome(
         for name, fit in fits.items()
     }
     return ShrinkOutcome(
-        recipe, plan.prices.size(), after, plan.ratio(counts), plan.error(counts), parts,
-        {part.name: part.reason for part in whole}, ranks, notes,
+        recipe, plan.prices.size(), after, plan.ratio(counts), plan.error(counts),
+        plan.error(plan.counts(recipe)), parts, {part.name: part.reason for part in whole}, ranks,
+        notes,
     )  # fmt: skip
 
 

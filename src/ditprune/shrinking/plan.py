@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -10,14 +10,23 @@ from torch import Tensor
 
 from ditprune.errors import RecipeError, TargetError, did_you_mean
 from ditprune.method.columns import Reader, Supply
-from ditprune.shrinking.choice import Orders, cost_of, counts_for, kept_units, orders_of, price_of
+from ditprune.shrinking.choice import (
+    Orders,
+    cost_of,
+    counts_for,
+    kept_units,
+    orders_of,
+    price_of,
+    tied,
+)
 from ditprune.shrinking.moments import Demand
-from ditprune.shrinking.prices import Prices
+from ditprune.shrinking.prices import NOTHING, Prices, Size
 from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.shrinking.units import NEURONS, Cut, UnitGroup
 
 _MULTIPLES = ((4096, 128), (2048, 64), (1024, 32))
 _FEWEST = 16
+_HALVINGS = 40  # of a price
 
 
 def select_groups(groups: Mapping[str, UnitGroup], recipe: ShrinkRecipe) -> dict[str, UnitGroup]:
@@ -94,6 +103,7 @@ class ShrinkPlan:
         groups: those that the recipe takes.
         scale: the sum of squares of the output that costs are relative to.
         most: the price of all units together.
+        saved: what the lower rank of modulation saves besides.
     """
 
     groups: Mapping[str, UnitGroup]
@@ -101,36 +111,83 @@ class ShrinkPlan:
     prices: Prices
     scale: float
     most: float
+    saved: Size = NOTHING
 
-    def counts(self, recipe: ShrinkRecipe) -> dict[str, int]:
-        """How many steps of each group's order go. Raises RecipeError where that cannot be."""
+    def counts(self, recipe: ShrinkRecipe, ties: Sequence[Sequence[str]] = ()) -> dict[str, int]:
+        """How many steps of each group's order go.
+
+        Args:
+            ties: groups that lose as much as each other.
+
+        Raises RecipeError where that cannot be.
+        """
         if recipe.max_error is not None:
-            return self._within(recipe.max_error)
+            return self._within(recipe.max_error, ties)
+        if recipe.fit is not None:
+            return self._fitting(recipe.fit, ties)
         assert recipe.ratio is not None
         if not recipe.ratio:
-            return dict.fromkeys(self.orders, 0)
-        can = sum(step.price for order in self.orders.values() for step in order) / (
-            self.most or 1.0
-        )
+            return self._nothing
+        can = self._can / (self.most or 1.0)
         if can < recipe.ratio:
             raise RecipeError(
                 f"--ratio {recipe.ratio:g}: at most {can:.3f} of these parts can go, since a head "
                 "and one multiple of neurons stay in each; ask for less, or name more parts"
             )
-        return counts_for(self.orders, recipe.ratio * self.most)
+        return self.at_price(recipe.ratio * self.most, ties)
 
-    def _within(self, max_error: float) -> dict[str, int]:
+    def at_price(self, price: float, ties: Sequence[Sequence[str]] = ()) -> dict[str, int]:
+        """The least error for at least this price. Raises RecipeError where not as much can go."""
+        counts = counts_for(tied(self.orders, ties), price) if price else self._nothing
+        return counts | {name: counts[names[0]] for names in ties for name in names}
+
+    def _within(self, max_error: float, ties: Sequence[Sequence[str]]) -> dict[str, int]:
         """The most that goes at an expected error of at most this."""
-        low, high = 0.0, sum(step.price for order in self.orders.values() for step in order)
-        counts = dict.fromkeys(self.orders, 0)
-        for _ in range(40):
+        return self._turn(lambda counts: self.error(counts) > max_error, ties)[0]
+
+    def _fitting(self, num_bytes: int, ties: Sequence[Sequence[str]]) -> dict[str, int]:
+        """The least that goes with which the denoiser's weights take at most this."""
+
+        def fits(counts: Mapping[str, int]) -> bool:
+            return self.size(counts).num_bytes <= num_bytes
+
+        if fits(self._nothing):
+            return self._nothing
+        least = self.size(self.at_price(self._can)).num_bytes
+        if least > num_bytes:
+            raise RecipeError(
+                f"--fit {num_bytes:,}: the weights take {self.size(self._nothing).num_bytes:,} "
+                f"bytes, and {least:,} with all gone that can go; ask for more, or name more parts"
+            )
+        return self._turn(fits, ties)[1]
+
+    def _turn(
+        self, is_far: Callable[[Mapping[str, int]], bool], ties: Sequence[Sequence[str]]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """The most that goes before something holds, and the least with which it does."""
+        low, high = 0.0, self._can
+        near, far = self._nothing, self.at_price(self._can, ties)
+        for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            tried = counts_for(self.orders, middle) if middle else counts
-            if self.error(tried) <= max_error:
-                low, counts = middle, tried
+            tried = self.at_price(middle, ties)
+            if is_far(tried):
+                high, far = middle, tried
             else:
-                high = middle
-        return counts
+                low, near = middle, tried
+        return near, far
+
+    @property
+    def _nothing(self) -> dict[str, int]:
+        return dict.fromkeys(self.orders, 0)
+
+    @property
+    def _can(self) -> float:
+        """The price of all that can go."""
+        return sum(step.price for order in self.orders.values() for step in order)
+
+    def size(self, counts: Mapping[str, int]) -> Size:
+        """Of the denoiser then."""
+        return self.prices.size(self.cut(counts)).less(self.saved)
 
     def error(self, counts: Mapping[str, int]) -> float:
         """Expected relative error of the predicted noise."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ditprune.calls import Call
 from ditprune.denoiser.replay import run_call
+from ditprune.method.low_rank import LowRankFit
 from ditprune.shrinking.units import Cut, UnitGroup
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,6 +29,17 @@ class Size:
     num_macs: int
     num_parameters: int
     num_bytes: int
+
+    def less(self, other: Size) -> Size:
+        """Without as much as the other."""
+        return Size(
+            self.num_macs - other.num_macs,
+            self.num_parameters - other.num_parameters,
+            self.num_bytes - other.num_bytes,
+        )
+
+
+NOTHING = Size(0, 0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +81,19 @@ class Prices:
             sum(numbers[name] for name in self.parameters),
             sum(count * self.itemsizes[name] for name, count in numbers.items()),
         )
+
+    def saved(self, fits: Mapping[str, LowRankFit]) -> Size:
+        """What layers lose that become two each."""
+        macs = parameters = num_bytes = 0
+        for name, fit in fits.items():
+            before = {n: prod(self.shapes[n]) for n in self.shapes if n.startswith(f"{name}.")}
+            uses = max(self.uses.get(tensor, 0) for tensor in before)
+            size = fit.num_weights + fit.bias.numel()
+            macs += uses * (fit.num_before - fit.num_weights)
+            parameters += sum(before.values()) - size
+            num_bytes += sum(count * self.itemsizes[n] for n, count in before.items())
+            num_bytes -= size * fit.down.element_size()
+        return Size(macs, parameters, num_bytes)
 
     def of_unit(self, group: UnitGroup, price: str) -> float:
         """The price of one unit of a group, in `macs` or `parameters`."""

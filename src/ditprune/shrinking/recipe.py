@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ditprune.denoiser.placement import parse_size
 from ditprune.errors import RecipeError, did_you_mean
-from ditprune.method.choices import as_error, as_globs, check_name
+from ditprune.method.choices import as_error, as_globs, check_name, flag
 from ditprune.method.numbers import whole
 from ditprune.shrinking.modulation import AUTO, checked_modulation
 from ditprune.shrinking.units import HEADS, NEURONS
@@ -16,6 +17,7 @@ DEFAULT_RATIO = 0.3
 PARTS = (HEADS, NEURONS)
 PRICES = ("macs", "parameters")
 PRESETS = ("fast", "best")
+AMOUNTS = ("ratio", "max_error", "fit")
 _LARGEST_RATIO = 0.95
 _MOST_SHAPES = 1000
 
@@ -28,6 +30,8 @@ class ShrinkRecipe:
         ratio: share of the price of the layers that `parts` names, inside the blocks, that goes;
             0.3 by default, 0 removes no units.
         max_error: in place of `ratio`: the largest expected relative error of the predicted noise.
+        fit: in place of `ratio`: the memory that the denoiser's weights may take in the dtype that
+            they have, in bytes or as `"12GB"`.
         parts: what goes: `heads` of attentions (queries, keys, values, output), `neurons` of MLPs.
         modulation: share of the weights of modulation layers that goes by low rank; `auto` (the
             default) takes each layer's smallest rank whose error is at most 1e-5 of its output;
@@ -46,6 +50,7 @@ class ShrinkRecipe:
 
     ratio: float | None = None
     max_error: float | None = None
+    fit: int | str | None = None
     parts: tuple[str, ...] = PARTS
     modulation: float | str = AUTO
     price: str = PRICES[0]
@@ -73,14 +78,16 @@ class ShrinkRecipe:
         for word, value in changes.items():
             object.__setattr__(self, word, value)
 
-    def _amount(self) -> dict[str, float]:
+    def _amount(self) -> dict[str, float | None]:
+        """How much goes, in the one way that was asked for."""
+        given = {w: getattr(self, w) for w in AMOUNTS if getattr(self, w) is not None}
+        if len(given) > 1:
+            told = " and ".join(f"{flag(word)} {value}" for word, value in given.items())
+            raise RecipeError(f"{told} exclude each other: each says how much goes; pass one")
         if self.max_error is not None:
-            if self.ratio is not None:
-                raise RecipeError(
-                    f"--ratio {self.ratio} and --max-error {self.max_error} exclude each other: "
-                    "the error decides the ratio; pass one of them"
-                )
             return {"max_error": as_error(self.max_error)}
+        if self.fit is not None:
+            return {"fit": parse_size(self.fit, "--fit")}
         ratio = DEFAULT_RATIO if self.ratio is None else self.ratio
         is_number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
         if not (is_number and 0 <= ratio <= _LARGEST_RATIO):
