@@ -124,7 +124,7 @@ class ShrinkPlan:
         if recipe.max_error is not None:
             return self._within(recipe.max_error, ties)
         if recipe.fit is not None:
-            return self._fitting(recipe.fit, ties)
+            return self._fitting(int(recipe.fit), ties)
         assert recipe.ratio is not None
         if not recipe.ratio:
             return self._nothing
