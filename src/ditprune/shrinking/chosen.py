@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ditprune.shrinking.modulation import Wanted
 from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.shapes import clustered
 from ditprune.shrinking.units import Cut
 
 
@@ -20,6 +21,8 @@ class CutChoice:
         errors: by group, the relative error that is expected where only its units go.
         ratio: the share of the price of all units that goes.
         error: expected relative error of the predicted noise.
+        error_of_free_choice: what it would be without a limit of shapes; None where it is not known
+            what units cost.
     """
 
     cut: Cut
@@ -28,13 +31,16 @@ class CutChoice:
     ratio: float
     error: float
     notes: tuple[str, ...] = ()
+    error_of_free_choice: float | None = None
 
 
 def chosen_by(plan: ShrinkPlan, recipe: ShrinkRecipe) -> CutChoice:
     """By what units cost. Raises RecipeError where as much cannot go."""
-    counts = plan.counts(recipe)
+    free = plan.counts(recipe)
+    counts = clustered(plan, free, recipe)
     nothing = dict.fromkeys(counts, 0)
     errors = {name: plan.error({**nothing, name: count}) for name, count in counts.items()}
     return CutChoice(
-        plan.cut(counts), recipe.modulation, errors, plan.ratio(counts), plan.error(counts)
-    )
+        plan.cut(counts), recipe.modulation, errors, plan.ratio(counts), plan.error(counts),
+        error_of_free_choice=plan.error(free),
+    )  # fmt: skip

@@ -192,6 +192,7 @@ def _shrink_one(
         went, run.recipe.to_json(), base, size_of(folder, weights, prices.size().num_macs),
         size_of(part, smaller, after), hashes, smaller.header_hashes(), copied,
         ratio=chosen.ratio, error=chosen.error,
+        error_of_free_choice=chosen.error_of_free_choice,
         notes=[*chosen.notes, *(note for work in works for note in work.notes)],
     )  # fmt: skip
     write_manifest(part, claims)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from ditprune.shrinking.kept_work import BlockWork, KeptWork, orders_from
 from ditprune.shrinking.modulation import ModulationFitter, Wanted
 from ditprune.shrinking.moments import BlockDemand, Road, collect_by_block, output_square
 from ditprune.shrinking.plan import ShrinkPlan
-from ditprune.shrinking.prices import Prices
+from ditprune.shrinking.prices import NOTHING, Prices, Size
 from ditprune.shrinking.readers import fitted
 from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.shrinking.survey import block_paths, fitter_of, orders_in, plan_of, units_of
@@ -108,7 +109,17 @@ class FolderRun:
         with self._residence.running():
             blocks = block_paths(self.denoiser, self.recipe)
             groups, whole = units_of(self.denoiser, blocks, call, self.recipe)
-            return Surveyed(blocks, groups, whole, Prices.of(self.denoiser, call))
+            prices = Prices.of(self.denoiser, call)
+        return Surveyed(blocks, groups, whole, replace(prices, itemsizes=self._itemsizes(prices)))
+
+    def _itemsizes(self, prices: Prices) -> dict[str, int]:
+        """By tensor, the bytes of a number as it is written; none for what is in no file."""
+        numbers = {name: prod(shape) for name, shape in prices.shapes.items()}
+        entries = self._weights.entries
+        return {
+            name: entries[name].size_bytes // count if count and name in entries else 0
+            for name, count in numbers.items()
+        }
 
     @cached_property
     def plan(self) -> ShrinkPlan:
@@ -126,10 +137,21 @@ class FolderRun:
             survey = self.kept.survey()
             assert survey is not None
         surveyed = self.surveyed
-        return plan_of(
+        plan = plan_of(
             self.denoiser, surveyed.groups, orders_from(survey), surveyed.prices, survey["scale"],
             self.recipe,
         )  # fmt: skip
+        return plan if self.recipe.fit is None else replace(plan, saved=self._saved())
+
+    def _saved(self) -> Size:
+        """What the lower rank of modulation saves."""
+        fitter, saved = self._fitter(self.recipe.modulation), NOTHING
+        if isinstance(fitter, ModulationFitter):
+            for path in self.surveyed.blocks:
+                with self._residence.resident(path):
+                    fits = fitter.fit(path).fits
+                saved = saved.plus(self.surveyed.prices.saved(fits))
+        return saved
 
     def fit(self, cut: Cut, modulation: Wanted) -> None:
         """Work out the new tensors of every block that is not done, and keep them."""

@@ -139,6 +139,7 @@ def outcome_from(claims: Mapping[str, Any], recipe: ShrinkRecipe, component: str
     shapes = claims["base"]["shapes"]
     return ShrinkOutcome(
         recipe, before, after, claims["ratio"], claims["error"],
+        claims["error"] if (free := claims["error_of_free_choice"]) is None else free,
         {
             name: ShrunkPart(
                 group["kind"], group["num_units"], tuple(group["kept"]), group["error"] or 0.0

@@ -187,7 +187,7 @@ class ShrinkPlan:
 
     def size(self, counts: Mapping[str, int]) -> Size:
         """Of the denoiser then."""
-        return self.prices.size(self.cut(counts)).less(self.saved)
+        return self.prices.size(self.cut(counts)).plus(self.saved, -1)
 
     def error(self, counts: Mapping[str, int]) -> float:
         """Expected relative error of the predicted noise."""

@@ -30,12 +30,12 @@ class Size:
     num_parameters: int
     num_bytes: int
 
-    def less(self, other: Size) -> Size:
-        """Without as much as the other."""
+    def plus(self, other: Size, times: int = 1) -> Size:
+        """With so many times the other."""
         return Size(
-            self.num_macs - other.num_macs,
-            self.num_parameters - other.num_parameters,
-            self.num_bytes - other.num_bytes,
+            self.num_macs + times * other.num_macs,
+            self.num_parameters + times * other.num_parameters,
+            self.num_bytes + times * other.num_bytes,
         )
 
 
@@ -92,7 +92,7 @@ class Prices:
             macs += uses * (fit.num_before - fit.num_weights)
             parameters += sum(before.values()) - size
             num_bytes += sum(count * self.itemsizes[n] for n, count in before.items())
-            num_bytes -= size * fit.down.element_size()
+            num_bytes -= size * max(self.itemsizes[n] for n in before)
         return Size(macs, parameters, num_bytes)
 
     def of_unit(self, group: UnitGroup, price: str) -> float:
