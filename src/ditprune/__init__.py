@@ -31,6 +31,7 @@ _MODULES = {
     "Plan": "ditprune.pruning.plan",
     "Power": "ditprune.method.saliency.power",
     "Recipe": "ditprune.method.recipe",
+    "ShrinkRecipe": "ditprune.shrinking.recipe",
     "Statistics": "ditprune.checkpoints.statistics_file",
     "Wanda": "ditprune.method.saliency.power",
     "apply_mask_": "ditprune.api.memory",
@@ -46,6 +47,8 @@ _MODULES = {
     "recorded": "ditprune.denoiser.capture",
     "report": "ditprune.api.folders",
     "sample": "ditprune.api.calls",
+    "shrink": "ditprune.api.shrink",
+    "shrink_": "ditprune.api.shrink",
     "verify": "ditprune.api.folders",
 }
 # Modules that are attributes without an import of their own.

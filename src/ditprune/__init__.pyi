@@ -13,6 +13,8 @@ from ditprune.api.memory import apply_mask_ as apply_mask_
 from ditprune.api.memory import calibrate as calibrate
 from ditprune.api.memory import prune_ as prune_
 from ditprune.api.prune_folder import prune as prune
+from ditprune.api.shrink import shrink as shrink
+from ditprune.api.shrink import shrink_ as shrink_
 from ditprune.calls import Call as Call
 from ditprune.checkpoints.statistics_file import Statistics as Statistics
 from ditprune.denoiser.capture import recorded as recorded
@@ -31,5 +33,6 @@ from ditprune.method.saliency.power import Wanda as Wanda
 from ditprune.method.saliency.ria import RIA as RIA
 from ditprune.pruning.job import Outcome as Outcome
 from ditprune.pruning.plan import Plan as Plan
+from ditprune.shrinking.recipe import ShrinkRecipe as ShrinkRecipe
 
 __version__: str

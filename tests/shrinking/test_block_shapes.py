@@ -63,7 +63,7 @@ def test_free_choice_stays_where_its_shapes_are_few() -> None:
     recipe = ShrinkRecipe(ratio=0.6, max_shapes=3)
     free = plan.counts(recipe)
     assert clustered(plan, free, recipe) == free
-    assert clustered(plan, free, ShrinkRecipe(ratio=0.6, max_shapes=None)) == free
+    assert clustered(plan, free, ShrinkRecipe(ratio=0.6, max_shapes="none")) == free
 
 
 def test_blocks_that_lose_nothing_have_a_shape_too() -> None:
@@ -133,7 +133,7 @@ def test_two_shapes_for_eight_blocks(trained: Any) -> None:
     assert outcome.error_of_free_choice < outcome.error < 8 * outcome.error_of_free_choice
     with torch._dynamo.config.patch(recompile_limit=2):
         assert torch.equal(compiled(smaller, trained), noise(smaller, trained))
-    free, other = shrunk(trained, ratio=0.3, modulation="none", max_shapes=None)
+    free, other = shrunk(trained, ratio=0.3, modulation="none", max_shapes="none")
     assert other.error == other.error_of_free_choice == outcome.error_of_free_choice
     assert len(shapes_of(free)) > 2
     with torch._dynamo.config.patch(recompile_limit=2), pytest.raises(FailOnRecompileLimitHit):

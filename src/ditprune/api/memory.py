@@ -79,7 +79,7 @@ def calibrate(
             bins = num_bins if num_bins is not None else getattr(given, "num_bins", None)
             with fitting("batches"):
                 parts[name] = calibrate_denoiser(
-                denoiser, _counted(_on_device(denoiser, given or ()), given, name, tell),
+                denoiser, _counted(calls_on_device(denoiser, given or ()), given, name, tell),
                 protocol or getattr(given, "protocol", None), NUM_BINS if bins is None else bins,
                 globs_of(blocks, name),
             )  # fmt: skip
@@ -149,13 +149,13 @@ def prune_(
     checked = {
         name: check_denoiser_to_prune(
             denoiser, recipes[name], _statistics(all_stats, name, denoisers, recipes[name]),
-            _on_device(denoiser, batches_of[name] or ()), max_gram_bytes,
+            calls_on_device(denoiser, batches_of[name] or ()), max_gram_bytes,
         )
         for name, denoiser in denoisers.items()
     }  # fmt: skip
     with telling(progress) as tell:
         outcomes = {
-            name: prune_denoiser_(ready, _named(tell, name, denoisers))
+            name: prune_denoiser_(ready, told_by_name(tell, name, denoisers))
             for name, ready in checked.items()
         }
     joined: Outcome = Outcome.joined(outcomes)
@@ -195,7 +195,7 @@ def _statistics(
     return statistics_of(stats, name, denoisers, recipe, fingerprints)
 
 
-def _on_device(denoiser: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:
+def calls_on_device(denoiser: nn.Module, batches: Iterable[Any]) -> Iterator[Call]:
     """The calls, on the denoiser's device and in the dtype of most of its weights.
 
     A denoiser in half precision may hold some parameters in float32, and these may come first.
@@ -220,7 +220,8 @@ def _counted(calls: Iterable[Call], given: Any, name: str, progress: Progress) -
             progress(f"observing {name}", number, total)
 
 
-def _named(progress: Progress, name: str, among: Mapping[str, Any]) -> Progress:
+def told_by_name(progress: Progress, name: str, among: Mapping[str, Any]) -> Progress:
+    """Tells of one of several denoisers."""
     return progress if len(among) == 1 else partial(_tell_of, progress, name)
 
 

@@ -34,7 +34,7 @@ from ditprune.denoiser.placement import Placement
 from ditprune.errors import ModelError, OutputError
 from ditprune.progress import Progress, silent
 from ditprune.targets.blocks import Globs, check_named
-from ditprune.writing.files import check_file, check_folder
+from ditprune.writing.files import check_file, check_folder, ensure_folder
 from ditprune.writing.lock import locked
 from ditprune.writing.unfinished import (
     check_work,
@@ -88,6 +88,43 @@ def calibrate_folder(
                 check_file(out, overwrite)  # nobody else has made one meanwhile
             finish_work(out)
         worker.wait()
+
+
+def sample_folder(
+    model: ModelFolder, set_folder: Path, sampling: Sampling, placement: Placement,
+    progress: Progress = silent, blocks: Globs = (),
+) -> CalibrationSet:  # fmt: skip
+    """Sample the calls of a model into a folder, or go on with it; no statistics are made.
+
+    Raises:
+        OutputError: the folder holds calls that were sampled with other settings.
+        ModelError: the model is no pipeline, or the calibration set cannot be read.
+    """
+    run_identity = calibration_identity(model, sampling, placement, blocks)
+    ensure_folder(set_folder.parent)
+    with locked(set_folder):
+        call_set = _check_set(set_folder, model, run_identity)
+        if call_set is None:
+            protocol = sampling.protocol(*check_components(model))
+            call_set = start_calibration_set(set_folder, sampling.num_units, protocol, run_identity)
+        elif changed := differences(_of_calls(call_set.identity), _of_calls(run_identity)):
+            raise OutputError(
+                f"{set_folder}: its calls were sampled with other settings ({'; '.join(changed)}); "
+                "pass --calibration-set to take them all the same, or remove it"
+            )
+        run = CalibrationRun(model, call_set, set_folder, placement, Worker(), progress, blocks)
+        try:
+            _sample_missing(run, sampling)
+        except Exception:
+            if len(call_set.missing()) == call_set.num_units:
+                shutil.rmtree(set_folder, ignore_errors=True)
+            raise
+    return call_set
+
+
+def _of_calls(run_identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What calls depend on, whoever samples them."""
+    return {key: run_identity.get(key) for key in ("weights", "sampling", "placement")}
 
 
 def _collected(

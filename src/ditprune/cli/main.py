@@ -27,6 +27,7 @@ VERBS = {
     "inspect": "Show what would be pruned, and in which groups; changes nothing.",
     "calibrate": "Observe the inputs of every target over samples of MODEL.",
     "prune": "Prune MODEL into the folder OUT.",
+    "shrink": "Shrink MODEL into the folder OUT: whole heads and neurons go, a dense model stays.",
     "verify": "Read the folder OUT back from disk; exit 1 when any claim of its manifest is false.",
     "evaluate": "Draw the same seeds with DENSE and each PRUNED model, and measure the difference.",
     "report": "Make one self-contained HTML page of the results that `ditprune evaluate -o DIR` "

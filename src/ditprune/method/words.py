@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.choices import AXES, PRESETS, constant_words, flag, nested, preset_words
 from ditprune.method.recipe import Recipe, excluded_by_pattern
 
+Made = TypeVar("Made")
 # The words of grouping by share; a pattern replaces them.
 _BY_SHARE = {"sparsity", "granularity", "cag_threshold", "max_error"}
 
@@ -53,13 +54,20 @@ def build_each(
 
     Raises RecipeError for a mapping of other denoisers, and for all that `build` refuses.
     """
+    return each_of(build, denoisers, recipe, **words)
+
+
+def each_of(
+    make: Callable[..., Made], denoisers: Collection[str], recipe: Any = None, /, **words: Any
+) -> dict[str, Made]:
+    """As `build_each`, of recipes that `make` makes of a recipe or of words."""
     if isinstance(recipe, Mapping):
         _check_denoisers("recipe", recipe, denoisers)
     for word, value in words.items():
         if is_by_denoiser(word, value):
             _check_denoisers(word, value, denoisers)
     return {
-        name: build(
+        name: make(
             recipe[name] if isinstance(recipe, Mapping) else recipe,
             **{w: v[name] if is_by_denoiser(w, v) else v for w, v in words.items()},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ditprune.checkpoints.shrunk.form import new_name
@@ -19,7 +19,10 @@ def shrunk_lines(record: Mapping[str, Any]) -> list[str]:
         *_block_lines(record),
         *_unit_lines(record),
         *_rank_lines(record),
-        *_whole_lines(record["whole"]),
+        *whole_lines(
+            (str(stays["name"]), f"{stays['kind']} of {{}}: {stays['reason']}")
+            for stays in record["whole"]
+        ),
     ]
 
 
@@ -69,12 +72,15 @@ def _rank_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"two Linears in the place of one: {layers}, of rank {rank}"
 
 
-def _whole_lines(whole: list[Mapping[str, Any]]) -> Iterator[str]:
+def whole_lines(stays: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """What stays whole, a line for each reason.
+
+    Args:
+        stays: names with their reasons; `{}` in a reason stands for names.
+    """
     by_reason: dict[str, list[str]] = {}
-    for stays in whole:
-        by_reason.setdefault(f"{stays['kind']} of {{}}: {stays['reason']}", []).append(
-            str(stays["name"])
-        )
-    for text, names in by_reason.items():
+    for name, reason in stays:
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"stays whole: {text.replace('{}', names[0] + more)}"
+        yield f"stays whole: {reason.replace('{}', names[0] + more)}"

@@ -96,7 +96,7 @@ def slope_of(orders: Orders, counts: Mapping[str, int]) -> float:
     return max((_hull(name, order)[-1].slope for name, order in went), default=0.0)
 
 
-def tied(orders: Orders, ties: Iterable[Sequence[str]]) -> Orders:
+def orders_tied(orders: Orders, ties: Iterable[Sequence[str]]) -> Orders:
     """One order for each tie, whose steps are those of its members together; the others stay.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.modulation import ModulationFitter, shrink_modulation_
 from ditprune.shrinking.moments import Demand, collect, output_square
 from ditprune.shrinking.outcome import ShrinkOutcome, shrink_outcome
+from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.readers import Fitted, fitted, put_, read_layer
 from ditprune.shrinking.recipe import ShrinkRecipe
@@ -30,10 +31,26 @@ from ditprune.shrinking.survey import (
     plan_of,
     units_of,
 )
-from ditprune.shrinking.units import UnitGroup
+from ditprune.shrinking.units import Cut, UnitGroup, Whole
 
 MAX_MOMENT_BYTES = 4_000_000_000
 _FLOAT = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Smaller:
+    """What a denoiser will become; it is not changed yet."""
+
+    denoiser: nn.Module
+    call: Call
+    recipe: ShrinkRecipe
+    plan: ShrinkPlan
+    counts: Mapping[str, int]
+    cut: Cut
+    new: Mapping[str, Fitted]
+    whole: Sequence[Whole]
+    fits: Mapping[str, LowRankFit]
+    notes: tuple[str, ...]
 
 
 def shrink_denoiser_(
@@ -44,6 +61,14 @@ def shrink_denoiser_(
 
     Raises DitpruneError with the denoiser as it was.
     """
+    return make_smaller_(smaller_of(denoiser, calls, recipe, progress, max_bytes))
+
+
+def smaller_of(
+    denoiser: nn.Module, calls: Sequence[Call], recipe: ShrinkRecipe, progress: Progress,
+    max_bytes: int = MAX_MOMENT_BYTES,
+) -> Smaller:  # fmt: skip
+    """Work out what a denoiser becomes. Raises DitpruneError."""
     with torch.inference_mode(False):
         blocks = block_paths(denoiser, recipe)
         groups, whole = units_of(denoiser, blocks, calls[0], recipe)
@@ -61,14 +86,22 @@ def shrink_denoiser_(
         new: dict[str, Fitted] = {}
         for demands in stream():
             new |= fitted(read_layer(denoiser), cut, demands)
+    return Smaller(denoiser, calls[0], recipe, plan, counts, cut, new, whole, fits, notes)
+
+
+def make_smaller_(ready: Smaller) -> ShrinkOutcome:
+    """Make a denoiser what was worked out."""
+    denoiser, cut, fits = ready.denoiser, ready.cut, ready.fits
     numbers = numbers_after(denoiser, cut)
-    put_(denoiser, new)
+    put_(denoiser, ready.new)
     cut_(denoiser, cut)
     shrink_modulation_(denoiser, fits)
     form = Form(numbers, {}, {name: fit.rank for name, fit in fits.items()})
     mark_(denoiser, shrunk_form(denoiser).then(form))
-    after = Prices.of(denoiser, calls[0]).size()
-    return shrink_outcome(plan, counts, cut, recipe, after, whole, fits, notes)
+    after = Prices.of(denoiser, ready.call).size()
+    return shrink_outcome(
+        ready.plan, ready.counts, cut, ready.recipe, after, ready.whole, fits, ready.notes
+    )
 
 
 class DemandStream:

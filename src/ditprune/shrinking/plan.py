@@ -16,8 +16,8 @@ from ditprune.shrinking.choice import (
     counts_for,
     kept_units,
     orders_of,
+    orders_tied,
     price_of,
-    tied,
 )
 from ditprune.shrinking.moments import Demand
 from ditprune.shrinking.prices import NOTHING, Prices, Size
@@ -138,7 +138,7 @@ class ShrinkPlan:
 
     def at_price(self, price: float, ties: Sequence[Sequence[str]] = ()) -> dict[str, int]:
         """The least error for at least this price. Raises RecipeError where not as much can go."""
-        counts = counts_for(tied(self.orders, ties), price) if price else self._nothing
+        counts = counts_for(orders_tied(self.orders, ties), price) if price else self._nothing
         return counts | {name: counts[names[0]] for names in ties for name in names}
 
     def _within(self, max_error: float, ties: Sequence[Sequence[str]]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ditprune.denoiser.placement import parse_size
 from ditprune.errors import RecipeError, did_you_mean
 from ditprune.method.choices import as_error, as_globs, check_name, flag
 from ditprune.method.numbers import whole
-from ditprune.shrinking.modulation import AUTO, checked_modulation
+from ditprune.shrinking.modulation import AUTO, NONE, checked_modulation
 from ditprune.shrinking.units import HEADS, NEURONS
 
 DEFAULT_RATIO = 0.3
@@ -40,7 +40,8 @@ class ShrinkRecipe:
             or `parameters`.
         multiple: neurons stay in multiples of this; `auto` takes 128 from a width of 4,096 up, 64
             from 2,048, 32 from 1,024, else 16.
-        max_shapes: at most so many different shapes of blocks; None sets no limit.
+        max_shapes: at most so many different shapes of blocks, 8 by default, as compilers give up
+            beyond it; `none` sets no limit.
         preset: `fast` (default) takes no training; `best` trains each block for a moment.
         include, exclude: globs over the names of attentions and MLPs.
         blocks: globs over module paths that say where the transformer blocks are.
@@ -55,7 +56,7 @@ class ShrinkRecipe:
     modulation: float | str = AUTO
     price: str = PRICES[0]
     multiple: int | str = AUTO
-    max_shapes: int | None = 8
+    max_shapes: int | str = 8
     preset: str = PRESETS[0]
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -73,7 +74,7 @@ class ShrinkRecipe:
         }
         if self.multiple != AUTO:
             changes["multiple"] = whole("multiple", self.multiple)
-        if self.max_shapes is not None:
+        if self.max_shapes != NONE:
             changes["max_shapes"] = whole("max_shapes", self.max_shapes, _MOST_SHAPES)
         for word, value in changes.items():
             object.__setattr__(self, word, value)

@@ -39,7 +39,7 @@ def clustered(plan: ShrinkPlan, counts: Mapping[str, int], recipe: ShrinkRecipe)
 
     Raises RecipeError where what was asked for cannot be reached with tied blocks.
     """
-    if recipe.max_shapes is None:
+    if not isinstance(recipe.max_shapes, int):
         return dict(counts)
     blocks = _Blocks.of(plan, has_firsts=True)
     if blocks.num_families > recipe.max_shapes:

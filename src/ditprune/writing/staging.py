@@ -163,7 +163,9 @@ def check_before(out: Path, overwrite: bool, model: object) -> None:
 
     Raises OutputError.
     """
-    if not Path(str(model)).is_dir() and not (out.name and _journal_of(out).exists()):
+    if not isinstance(model, (str, Path)):
+        return  # no folder, which is refused before anything is written
+    if not Path(model).is_dir() and not (out.name and _journal_of(out).exists()):
         check_place(out, overwrite)
 
 
