@@ -17,8 +17,7 @@ import ditprune
 
 FUNCTIONS = [
     "sample", "load_calls", "calibrate", "load_statistics", "inspect", "prune_", "prune", "verify",
-    "extract_mask", "apply_mask_", "evaluate", "convert", "report",
-    "recorded",
+    "extract_mask", "apply_mask_", "evaluate", "convert", "report", "recorded", "shrink_", "shrink",
 ]  # fmt: skip
 OTHERS = [
     ditprune.Statistics.save, ditprune.Outcome.save, ditprune.Calls, ditprune.runtime.sparsify_,
@@ -29,6 +28,10 @@ OTHERS = [
 def _half_is_zero(scope: dict[str, Any]) -> bool:
     weight = scope["pipe"].transformer.transformer_blocks[0].attn1.to_q.weight
     return 0.4 < (weight == 0).float().mean() < 0.6
+
+
+def _is_smaller(outcome: Any) -> bool:
+    return outcome.ratio >= 0.3 and outcome.after.num_macs < outcome.before.num_macs
 
 
 # What is there, or is true, once an example has run.
@@ -49,6 +52,8 @@ LEAVES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "convert": lambda scope: not ditprune.verify("again"),
     "report": lambda scope: Path(scope["page"]).read_text().startswith("<!"),
     "recorded": lambda scope: scope["stats"].denoisers["transformer"].num_calls == 2,
+    "shrink_": lambda scope: len(scope["stay"]) <= 5 and _is_smaller(scope["outcome"]),
+    "shrink": lambda scope: not ditprune.verify("small") and _is_smaller(scope["outcome"]),
     "Statistics.save": lambda scope: len(scope["stats"].denoisers) == 1,
     "Outcome.save": lambda scope: not ditprune.verify("out"),
     "Calls": lambda scope: (Path("calls") / "calibration_set.json").is_file(),

@@ -56,9 +56,9 @@ def shrink_(
 ) -> ShrinkOutcome:
     """Make a pipeline's denoisers, or one denoiser, smaller in place: whole heads and neurons go.
 
-        outcome = ditprune.shrink_(pipe, ditprune.sample(pipe, num_samples=4), ratio=0.3)
-        print(outcome.before.num_macs, outcome.after.num_macs, outcome.error)
-        print(outcome.parts["transformer_blocks.3.attn1"].kept)
+        outcome = ditprune.shrink_(pipe, calls, ratio=0.3, modulation=0.75)
+        print(outcome.after.num_macs / outcome.before.num_macs, outcome.error)
+        stay = outcome.parts["transformer_blocks.3.attn1"].kept
 
     What stays is a dense model of ordinary layers. It can be saved, pruned, quantised and compiled.
 
@@ -121,8 +121,7 @@ def shrink(
 ) -> ShrinkOutcome:
     """Shrink a model folder into another, with one block of a denoiser in memory.
 
-        calls = ditprune.sample(pipe, num_samples=4)
-        outcome = ditprune.shrink("bundled", "small", calls, ratio=0.3)
+        outcome = ditprune.shrink("bundled", "small", "calls", ratio=0.3, modulation="none")
         print(outcome.after.num_parameters / outcome.before.num_parameters)
         pipe = diffusers.DiTPipeline.from_pretrained("small")
 
