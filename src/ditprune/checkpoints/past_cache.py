@@ -23,8 +23,8 @@ BLOCK = 4096
 
 
 def is_too_large(num_bytes: int) -> bool:
-    """Whether so many bytes of files would fill the cache."""
-    return hasattr(os, "O_DIRECT") and num_bytes > psutil.virtual_memory().total
+    """Whether the cache of so many bytes of files would be more than half of the memory."""
+    return hasattr(os, "O_DIRECT") and num_bytes > psutil.virtual_memory().total // 2
 
 
 def shift_of(room: np.ndarray[Any, Any], offset: int) -> int:
