@@ -17,7 +17,8 @@ from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import predicted, relative_error, run_call
 from ditprune.errors import DitpruneError
 from ditprune.progress import silent
-from ditprune.shrinking.in_folder import shrink_folder, shrink_like
+from ditprune.shrinking.in_folder import shrink_folder
+from ditprune.shrinking.like import likes_for
 from ditprune.shrinking.recipe import ShrinkRecipe
 from ditprune.writing.files import read_manifest
 from folders import edit_json, save_denoiser
@@ -62,9 +63,7 @@ def small(tmp_path_factory) -> Callable[[str], Path]:
 
 
 def shrink(folder: Path, out: Path, like: Path, name: str = DIT) -> Any:
-    model, calls = locate(str(folder)), calls_of(name)
-    outcomes = shrink_like(model, out, like, lambda _: calls, Placement(), False, silent)
-    return outcomes["transformer"]
+    return ditprune.shrink(folder, out, calls_of(name), like=like)
 
 
 def error(smaller: Path, dense: nn.Module, name: str) -> float:
@@ -100,15 +99,23 @@ def test_an_interrupted_run_does_not_go_on_like_another(small, tmp_path) -> None
         if what == "writing tensors":
             raise KeyboardInterrupt
 
+    model = locate(str(folder))
     with pytest.raises(KeyboardInterrupt):
-        shrink_like(
-            locate(str(folder)), out, small(DIT), lambda _: calls_of(DIT), Placement(), False, stop
-        )
+        shrink_folder(
+            model, out, lambda _: calls_of(DIT), {"transformer": RECIPE}, Placement(), False, stop,
+            likes_for(model, small(DIT)),
+        )  # fmt: skip
     with pytest.raises(DitpruneError, match="like"):
         shrink_folder(
             locate(str(folder)), out, lambda _: calls_of(DIT), {"transformer": RECIPE}, Placement(),
             False, silent,
         )  # fmt: skip
+
+
+def test_words_and_like_exclude_each_other(small, tmp_path) -> None:
+    folder = save_denoiser(fine_tune(DIT), tmp_path / "tuned")
+    with pytest.raises(DitpruneError, match="like and ratio exclude each other"):
+        ditprune.shrink(folder, tmp_path / "out", calls_of(DIT), 0.3, like=small(DIT))
 
 
 def _wider() -> nn.Module:

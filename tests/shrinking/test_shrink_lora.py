@@ -249,3 +249,15 @@ def test_a_manifest_is_not_trusted(case, small_dit, tmp_path) -> None:
     save_file(pair(FIRST), file)
     with pytest.raises(DitpruneError, match=r"ditprune\.json: "):
         shrink_lora(file, tmp_path / "o.safetensors", folder)
+
+
+def test_from_the_command_line(small_dit, ditprune, tmp_path) -> None:
+    file, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    save_file({**pair(FIRST), **pair(GONE)}, file)
+    code, printed, _ = ditprune("shrink", file, "-o", out, "--like", small_dit)
+    assert code == 0
+    assert "2 layers, 1 of them went with their blocks; 1 are smaller" in printed
+    assert load_file(out)[f"{FIRST}.lora_B.weight"].shape[0] < 32
+    more = ["--overwrite", "--ratio", 0.3]
+    code, _, err = ditprune("shrink", file, "-o", out, "--like", small_dit, *more)
+    assert (code, "error: --like and --ratio exclude each other" in err) == (2, True)

@@ -34,6 +34,7 @@ from ditprune.pruning.update.update import check_has_calls
 from ditprune.reporting.bars import ProgressArgument, telling
 from ditprune.shrinking.in_folder import plan_folder, shrink_folder
 from ditprune.shrinking.in_memory import make_smaller_, smaller_of
+from ditprune.shrinking.like import Like, likes_for
 from ditprune.shrinking.outcome import ShrinkOutcome
 from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.recipe import ShrinkRecipe
@@ -117,6 +118,7 @@ def shrink(
     overwrite: bool = False,
     progress: ProgressArgument = None,
     recipe: ShrinkRecipes = None,
+    like: str | Path | None = None,
     **words: Any,
 ) -> ShrinkOutcome:
     """Shrink a model folder into another, with one block of a denoiser in memory.
@@ -138,6 +140,8 @@ def shrink(
         max_memory: in bytes or as `"8GB"`; hidden states that do not fit are kept on the disk.
         overwrite: replace an `out` that ditprune wrote.
         progress, recipe, words: as for `shrink_`.
+        like: a folder that `shrink` wrote from the base of this fine-tune: the same goes, and what
+            stays makes up for it; excludes `ratio`, `recipe` and `words`.
 
     Returns:
         Which units stay in each attention and MLP, and the sizes before and after.
@@ -147,7 +151,7 @@ def shrink(
     """
     ready = check_shrink(
         model, out, batches, ratio, device=device, dtype=dtype, max_memory=max_memory,
-        overwrite=overwrite, recipe=recipe, **words,
+        overwrite=overwrite, recipe=recipe, like=like, **words,
     )  # fmt: skip
     with telling(progress) as tell:
         return ready.run(tell)
@@ -163,6 +167,7 @@ class ReadyToShrink:
     recipes: Mapping[str, ShrinkRecipe]
     placement: Placement
     overwrite: bool
+    likes: Mapping[str, Like]
 
     def run(self, progress: Progress) -> ShrinkOutcome:
         """Shrink it."""
@@ -171,12 +176,14 @@ class ReadyToShrink:
         return ShrinkOutcome.joined(
             shrink_folder(
                 self.model, self.out, calls.__getitem__, self.recipes, self.placement,
-                self.overwrite, progress,
+                self.overwrite, progress, self.likes,
             )
         )  # fmt: skip
 
     def plans(self, progress: Progress) -> dict[str, ShrinkPlan]:
         """What could go from each denoiser; of its calls, nothing else is written."""
+        if self.likes:
+            raise RecipeError("--dry-run and --like exclude each other: there is nothing to choose")
         check_early(self.out, self.model.root, self.overwrite)
         calls = self._calls(progress)
         return plan_folder(self.model, calls.__getitem__, self.recipes, self.placement, progress)
@@ -212,16 +219,33 @@ def check_shrink(
     model: str | Path, out: str | Path, batches: Any = None,
     ratio: float | Mapping[str, float] | None = None, *, device: str | None = None,
     dtype: str | torch.dtype | None = None, max_memory: str | int | None = None,
-    overwrite: bool = False, recipe: ShrinkRecipes = None, **words: Any,
+    overwrite: bool = False, recipe: ShrinkRecipes = None, like: str | Path | None = None,
+    **words: Any,
 ) -> ReadyToShrink:  # fmt: skip
     """The checks of `shrink`, with its arguments. Raises DitpruneError."""
     check_before(path_of(out), yes_or_no("overwrite", overwrite), model)
     placement = Placement.of(device, dtype, max_memory)
     folder = located(model)
-    recipes = each_of(ShrinkRecipe.of, folder.denoisers, recipe, ratio=ratio, **words)
+    likes: Mapping[str, Like] = {}
+    if like is None:
+        recipes = each_of(ShrinkRecipe.of, folder.denoisers, recipe, ratio=ratio, **words)
+    else:
+        check_no_words({"ratio": ratio, "recipe": recipe, **words})
+        likes = likes_for(folder, path_of(like))
+        recipes = {name: each.recipe() for name, each in likes.items()}
     if batches is None and not folder.is_pipeline:
         raise RecipeError(
             f"{folder.name}: a denoiser without its pipeline cannot be sampled; pass "
             "--calibration-set with calls of it"
         )
-    return ReadyToShrink(folder, path_of(out), batches, recipes, placement, overwrite)
+    return ReadyToShrink(folder, path_of(out), batches, recipes, placement, overwrite, likes)
+
+
+def check_no_words(words: Mapping[str, Any]) -> None:
+    """Refuse words of a recipe beside `like`. Raises RecipeError."""
+    given = [word for word, value in words.items() if value is not None]
+    if given:
+        raise RecipeError(
+            f"--like and --{given[0].replace('_', '-')} exclude each other: what goes is what went "
+            "there; pass one of them"
+        )

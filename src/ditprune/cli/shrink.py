@@ -9,13 +9,14 @@ from typing import Any
 
 import click
 
-from ditprune.api.shrink import check_shrink
+from ditprune.api.shrink import ReadyToShrink, check_no_words, check_shrink
 from ditprune.cli import console
 from ditprune.cli.globs import blocks_option, read_globs
 from ditprune.cli.groups import GroupedCommand, grouped
 from ditprune.cli.options import placement_options
 from ditprune.cli.path_type import PATH
 from ditprune.cli.shrink_tables import show_curve, show_shrunk
+from ditprune.shrinking.lora import SUFFIX, ShrunkLora, shrink_lora
 from ditprune.shrinking.recipe import DEFAULT_RATIO, PARTS, PRESETS, PRICES, ShrinkRecipe
 
 
@@ -79,12 +80,16 @@ def _recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--calibration-set", "set_folder", type=PATH, metavar="DIR",
     help="calls from ditprune calibrate [default: sampled, and kept beside OUT]",
 )  # fmt: skip
+@click.option(
+    "--like", type=PATH, metavar="SHRUNK",
+    help="cut MODEL, a fine-tune or a LoRA (*.safetensors) of the same base, as that folder was",
+)  # fmt: skip
 @placement_options
 @click.option("--dry-run", is_flag=True, help="show what each ratio would cost, write no OUT")
 @click.option("--overwrite", is_flag=True, help="replace an OUT that ditprune wrote")
 def shrink(
-    model: str, out: Path, set_folder: Path | None, device: str | None, dtype: str | None,
-    max_memory: str | None, dry_run: bool, overwrite: bool, **texts: Any,
+    model: str, out: Path, set_folder: Path | None, like: Path | None, device: str | None,
+    dtype: str | None, max_memory: str | None, dry_run: bool, overwrite: bool, **texts: Any,
 ) -> None:  # fmt: skip
     """Shrink MODEL into the folder OUT: whole heads and neurons go, a dense model stays.
 
@@ -93,17 +98,22 @@ def shrink(
 
     Without --calibration-set a pipeline is sampled first, with the defaults. The calls stay beside
     OUT and serve the next command; a command that was stopped goes on when it is given again.
+
+    With --like a fine-tune loses what its base lost in that folder; a LoRA of the base is cut so
+    that it fits the folder's model.
     """
+    words = read_words(texts)
+    if like is not None and model.endswith(SUFFIX):
+        given = {"calibration-set": set_folder, "device": device, "dtype": dtype}
+        check_no_words({**words, **given, "max-memory": max_memory, "dry-run": dry_run or None})
+        _show_lora(shrink_lora(Path(model), out, like, overwrite), out)
+        return
     ready = check_shrink(
         model, out, set_folder, device=device, dtype=dtype, max_memory=max_memory,
-        overwrite=overwrite, **read_words(texts),
+        overwrite=overwrite, like=like, **words,
     )  # fmt: skip
     if dry_run:
-        with console.progress() as progress:
-            plans = ready.plans(progress)
-        for name, plan in plans.items():
-            show_curve(plan, ready.recipes[name], console.prefix(name, plans))
-        console.show(["nothing was written but calls that had to be sampled"])
+        _show_curves(ready)
         return
     with console.progress() as progress, console.promise(out):
         outcome = ready.run(progress)
@@ -111,6 +121,20 @@ def shrink(
     for name, part in outcome.denoisers.items():
         show_shrunk(part, console.prefix(name, outcome.denoisers))
     console.show([f"shrunk model: {out}"])
+
+
+def _show_curves(ready: ReadyToShrink) -> None:
+    with console.progress() as progress:
+        plans = ready.plans(progress)
+    for name, plan in plans.items():
+        show_curve(plan, ready.recipes[name], console.prefix(name, plans))
+    console.show(["nothing was written but calls that had to be sampled"])
+
+
+def _show_lora(lora: ShrunkLora, out: Path) -> None:
+    went = f", {len(lora.left_out)} of them went with their blocks" if lora.left_out else ""
+    console.show([f"{lora.num_layers} layers{went}; {len(lora.cut)} are smaller"])
+    console.show([f"LoRA that fits: {out}"])
 
 
 def read_words(texts: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from ditprune.progress import Progress
 from ditprune.pruning.job import base_of
 from ditprune.reporting import card
 from ditprune.shrinking.chosen import CutChoice, chosen_by
-from ditprune.shrinking.like import Like, likes_for
+from ditprune.shrinking.like import Like
 from ditprune.shrinking.manifest import (
     Lowered,
     Went,
@@ -97,23 +97,6 @@ def shrink_folder(
             name: outcome_from(read_manifest(part), recipes[name], name)
             for name, part in parts.items()
         }
-
-
-def shrink_like(
-    model: ModelFolder, out: Path, like: Path, calls_of: CallsOf, placement: Placement,
-    overwrite: bool, progress: Progress,
-) -> dict[str, ShrinkOutcome]:  # fmt: skip
-    """Shrink a fine-tune at the places at which a model of the same base was shrunk.
-
-    Args:
-        like: the folder that was shrunk.
-        calls_of: calls of the fine-tune or of the base.
-
-    Raises DitpruneError: before any work where it can be known, else with `out` as it was.
-    """
-    likes = likes_for(model, like)
-    recipes = {name: each.recipe() for name, each in likes.items()}
-    return shrink_folder(model, out, calls_of, recipes, placement, overwrite, progress, likes)
 
 
 def plan_folder(
