@@ -11,6 +11,9 @@ import pytest
 
 import ditprune as package
 from ditprune.cli.shrink import read_words
+from ditprune.cli.shrink_tables import show_shrunk
+from ditprune.shrinking.outcome import ShrinkOutcome, ShrunkRank
+from ditprune.shrinking.prices import Size
 from ditprune.shrinking.recipe import ShrinkRecipe
 
 WORDS = ("--modulation", "none", "--ratio", 0.25)
@@ -75,6 +78,20 @@ def test_a_dry_run_shows_the_curve(tiny_pipeline, calls, tmp_path, ditprune) -> 
 def test_what_the_verb_refuses(given, told, tiny_pipeline, calls, tmp_path, refused) -> None:
     args = ("shrink", tiny_pipeline, "-o", tmp_path / "out", "--calibration-set", calls, *given)
     assert told in refused(*args, midway="--include" in given)
+
+
+def test_ranks_that_differ_are_told(capsys) -> None:
+    layers = {f"blocks.{n}.norm": ShrunkRank(8 + n, 100, 200, 1e-6) for n in range(2)}
+    size = Size(100, 100, 400)
+
+    def shown(ranks: dict[str, ShrunkRank], **words: Any) -> str:
+        recipe = ShrinkRecipe(**words)
+        show_shrunk(ShrinkOutcome(recipe, size, size, 0.3, 0.1, 0.1, {}, {}, ranks), "")
+        return capsys.readouterr().out
+
+    assert "ranks differ" in shown(layers)
+    assert "ranks differ" not in shown(layers, max_shapes="none")
+    assert "ranks differ" not in shown({"blocks.0.norm": layers["blocks.0.norm"]})
 
 
 def test_every_word_of_a_recipe_is_an_option(ditprune) -> None:

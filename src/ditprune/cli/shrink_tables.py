@@ -98,6 +98,11 @@ def _sums(outcome: ShrinkOutcome) -> Iterator[str]:
         ranks = outcome.ranks.values()
         weights = sum(r.num_weights_before for r in ranks), sum(r.num_weights for r in ranks)
         yield f"weights of {len(ranks)} modulation layers: {_change(*weights)}"
+        if len({r.rank for r in ranks}) > 1 and recipe.max_shapes != NONE:
+            yield (
+                "  their ranks differ, so blocks have more shapes than --max-shapes says; a share "
+                "(--modulation 0.75) gives them the same rank"
+            )
 
 
 def _change(before: int, after: int, unit: str = "") -> str:

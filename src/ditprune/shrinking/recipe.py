@@ -40,8 +40,9 @@ class ShrinkRecipe:
             or `parameters`.
         multiple: neurons stay in multiples of this; `auto` takes 128 from a width of 4,096 up, 64
             from 2,048, 32 from 1,024, else 16.
-        max_shapes: at most so many different shapes of blocks, 8 by default, as compilers give up
-            beyond it; `none` sets no limit.
+        max_shapes: at most so many different shapes of blocks by their heads and neurons, 8 by
+            default, as compilers give up beyond it; `none` sets no limit. Ranks that `auto` gives
+            are not limited; a share gives all layers of a size the same.
         preset: `fast` (default) takes no training; `best` trains each block for a moment.
         include, exclude: globs over the names of attentions and MLPs.
         blocks: globs over module paths that say where the transformer blocks are.
