@@ -15,7 +15,9 @@ from ditprune.checkpoints.locate import locate
 from ditprune.denoiser.placement import Placement
 from ditprune.denoiser.replay import predicted, relative_error, run_call
 from ditprune.errors import OutputError, RecipeError
+from ditprune.method.distill import Distill
 from ditprune.progress import silent
+from ditprune.shrinking import one_denoiser
 from ditprune.shrinking.in_folder import plan_folder, shrink_folder
 from ditprune.shrinking.in_memory import shrink_denoiser_
 from ditprune.shrinking.recipe import ShrinkRecipe
@@ -83,13 +85,17 @@ def test_a_folder_becomes_what_the_denoiser_becomes_in_memory(name, folders, tmp
     assert ditprune.verify(out) == []
 
 
-WORDS = ["measuring blocks", "fitting blocks", "writing tensors"]
+WORDS = ["measuring blocks", "fitting blocks", "training blocks", "writing tensors"]
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(word, folders, tmp_path) -> None:
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
+    word, folders, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(one_denoiser, "SETTINGS", Distill(num_steps=3))
+    recipe = ShrinkRecipe(ratio=0.25, modulation=0.5, preset="best")
     whole, out = tmp_path / "whole", tmp_path / "again"
-    run(folders(FLUX), FLUX, whole)
+    run(folders(FLUX), FLUX, whole, recipe)
     seen: list[str] = []
 
     def stop(what: str, done: int, total: int) -> None:
@@ -98,10 +104,10 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(word, folders, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(folders(FLUX), FLUX, out, told=stop)
+        run(folders(FLUX), FLUX, out, recipe, told=stop)
     assert not out.exists()
     seen.clear()
-    run(folders(FLUX), FLUX, out, told=lambda what, *_: seen.append(what))
+    run(folders(FLUX), FLUX, out, recipe, told=lambda what, *_: seen.append(what))
     earlier = WORDS[: WORDS.index(word)]
     assert not set(earlier) & set(seen)  # what was done is not done again
     for file in whole.iterdir():

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -29,12 +31,20 @@ from ditprune.checkpoints.copy_folder import (
 from ditprune.checkpoints.locate import ModelFolder
 from ditprune.checkpoints.skeleton import combined_fingerprint, folder_fingerprints, skeleton
 from ditprune.checkpoints.weights import Weights
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.find import find_chain
+from ditprune.denoiser.blockwise.residence import InMemory, OnDisk
+from ditprune.denoiser.pipeline import load_denoiser
 from ditprune.denoiser.placement import Placement
+from ditprune.denoiser.rows import to_placement
 from ditprune.errors import RecipeError
 from ditprune.progress import Progress
 from ditprune.pruning.job import base_of
+from ditprune.pruning.update.blockwise.room import place_states
 from ditprune.reporting import card
 from ditprune.shrinking.chosen import CutChoice, chosen_by
+from ditprune.shrinking.in_memory import MAX_MOMENT_BYTES
+from ditprune.shrinking.kept_work import WorkInFolder
 from ditprune.shrinking.like import Like
 from ditprune.shrinking.manifest import (
     Lowered,
@@ -43,15 +53,19 @@ from ditprune.shrinking.manifest import (
     shrunk_claims,
     size_of,
 )
-from ditprune.shrinking.one_denoiser import FolderRun
+from ditprune.shrinking.moments import Road
+from ditprune.shrinking.new_tensors import Terrain
+from ditprune.shrinking.one_denoiser import ShrinkRun
 from ditprune.shrinking.outcome import ShrinkOutcome, outcome_from
 from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.prices import Prices
 from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.survey import block_paths
 from ditprune.shrinking.write_folder import smaller_layout, write_form, write_tensors
 from ditprune.writing.files import read_manifest, write_manifest
 from ditprune.writing.staging import resumable_folder
 
+_COPIES_OF_BLOCK = 4  # its weights, its moments, and the work on them
 CallsOf = Callable[[str], Sequence[Call]]  # those of a denoiser, by its component
 
 
@@ -80,7 +94,7 @@ def shrink_folder(
             copied = beside(model, weights, staging.part)
             for name, folder in model.denoisers.items():
                 work = staging.part / f".shrink-{name}"
-                run = FolderRun(folder, calls[name], recipes[name], placement, work, progress)
+                run, saved = _run(folder, calls[name], recipes[name], placement, work, progress)
                 part = staging.part / folder.relative_to(model.root)
                 like = likes.get(name)
                 chosen = (
@@ -88,7 +102,8 @@ def shrink_folder(
                     if like is None
                     else like.chosen(run.surveyed.groups)
                 )
-                _shrink_one(model, name, run, chosen, part, copied.get(name, {}), progress)
+                write = partial(_write, model, name, run, saved, chosen, part)
+                write(copied.get(name, {}), progress)
                 shutil.rmtree(work)
             card.write(staging.part, base_model=model.hub_id)
         check_unchanged(model, weights, identity)
@@ -108,7 +123,7 @@ def plan_folder(
     for name, folder in model.denoisers.items():
         with TemporaryDirectory() as work:
             calls = _calls_for(name, calls_of)
-            run = FolderRun(folder, calls, recipes[name], placement, Path(work), progress)
+            run, _ = _run(folder, calls, recipes[name], placement, Path(work), progress)
             plans[name] = run.plan
     return plans
 
@@ -149,19 +164,63 @@ def _raw(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _shrink_one(
-    model: ModelFolder, name: str, run: FolderRun, chosen: CutChoice, part: Path,
-    copied: Mapping[str, str], progress: Progress,
+def _run(
+    folder: Path, calls: Sequence[Call], recipe: ShrinkRecipe, placement: Placement, work: Path,
+    progress: Progress,
+) -> tuple[ShrinkRun, WorkInFolder]:  # fmt: skip
+    """The work on one denoiser, and where it is saved."""
+    saved = WorkInFolder(work)
+    moved = [to_placement(call, placement.device, placement.dtype) for call in calls]
+    ground = _ground(folder, moved, recipe, placement, work)
+    return ShrinkRun(ground, moved, recipe, saved, progress), saved
+
+
+def _ground(
+    folder: Path, calls: Sequence[Call], recipe: ShrinkRecipe, placement: Placement, work: Path
+) -> Terrain:
+    """One block at a time where they chain; else the denoiser is loaded whole."""
+    weights = Weights(folder)
+    names = weights.entries.keys()
+    sizes = {n: e.size_bytes // max(1, prod(e.shape)) for n, e in weights.entries.items()}
+    blocks = block_paths(skeleton(folder), recipe)
+    disk = OnDisk(folder, blocks, placement)
+    chain = find_chain(disk.denoiser, blocks, calls, disk)
+    if not isinstance(chain, Chain):
+        denoiser = load_denoiser(folder, placement)
+        return Terrain(
+            denoiser, InMemory(denoiser), None, weights.read, names, sizes, MAX_MOMENT_BYTES
+        )
+    left = _left_bytes(weights, blocks, placement)
+    make, every = place_states(chain, calls, disk, work, placement.device, left, True)
+    road = Road(chain, disk, make, every)
+    return Terrain(disk.denoiser, disk, road, weights.read, names, sizes, MAX_MOMENT_BYTES)
+
+
+def _left_bytes(weights: Weights, blocks: Sequence[str], placement: Placement) -> int | None:
+    """Memory for hidden states and gradients; None without a limit."""
+    if placement.max_memory is None:
+        return None
+    sizes = dict.fromkeys(("", *blocks), 0)
+    for name, entry in weights.entries.items():
+        block = next((path for path in blocks if name.startswith(f"{path}.")), "")
+        sizes[block] += torch.Size(entry.shape).numel() * placement.dtype.itemsize
+    rest = sizes.pop("")
+    return placement.max_memory - rest - _COPIES_OF_BLOCK * max(sizes.values())
+
+
+def _write(
+    model: ModelFolder, name: str, run: ShrinkRun, saved: WorkInFolder, chosen: CutChoice,
+    part: Path, copied: Mapping[str, str], progress: Progress,
 ) -> None:  # fmt: skip
     """Write a denoiser's smaller tensors, its config and its manifest."""
     folder = model.denoisers[name]
     weights, prices, cut = Weights(folder), run.surveyed.prices, chosen.cut
-    run.fit(cut, chosen.modulation)
-    works = list(run.works())
+    run.carry_out(chosen)
+    works = run.works()
     ranks = {layer: values for work in works for layer, values in work.ranks.items()}
     lowered = {layer: Lowered(int(values[0]), values[3]) for layer, values in ranks.items()}
     went = Went(cut, chosen.errors, run.surveyed.whole, {}, lowered)
-    new = run.kept.entries(len(works))
+    new = saved.entries()
     layout = smaller_layout(weights, new, {n for work in works for n in work.gone})
     hashes = write_tensors(weights, new, layout, part, progress)
     tree = skeleton(folder)
@@ -176,7 +235,7 @@ def _shrink_one(
         size_of(part, smaller, after), hashes, smaller.header_hashes(), copied,
         ratio=chosen.ratio, error=chosen.error,
         error_of_free_choice=chosen.error_of_free_choice,
-        notes=[*chosen.notes, *(note for work in works for note in work.notes)],
+        notes=[*chosen.notes, *run.notes()],
     )  # fmt: skip
     write_manifest(part, claims)
 

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ditprune.calls import Call
 from ditprune.checkpoints.shrunk.form import Form, mark_, shrunk_form
-from ditprune.method.columns import Removal
-from ditprune.method.low_rank import LowRankFit
+from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
+from ditprune.checkpoints.shrunk.resize import resize_
+from ditprune.denoiser.blockwise.chain import Chain
+from ditprune.denoiser.blockwise.find import find_chain
+from ditprune.denoiser.blockwise.residence import InMemory
 from ditprune.progress import Progress
-from ditprune.shrinking.choice import pools
+from ditprune.pruning.update.blockwise.room import place_states
+from ditprune.shrinking.chosen import CutChoice, chosen_by
 from ditprune.shrinking.in_place import cut_
-from ditprune.shrinking.modulation import ModulationFitter, shrink_modulation_
-from ditprune.shrinking.moments import Demand, collect, output_square
+from ditprune.shrinking.kept_work import WorkInMemory
+from ditprune.shrinking.moments import Road
+from ditprune.shrinking.new_tensors import Terrain
+from ditprune.shrinking.one_denoiser import ShrinkRun
 from ditprune.shrinking.outcome import ShrinkOutcome, shrink_outcome
-from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.prices import Prices
-from ditprune.shrinking.readers import Fitted, fitted, put_, read_layer
 from ditprune.shrinking.recipe import ShrinkRecipe
-from ditprune.shrinking.shapes import clustered
-from ditprune.shrinking.survey import (
-    block_paths,
-    fitter_of,
-    numbers_after,
-    orders_in,
-    plan_of,
-    units_of,
-)
-from ditprune.shrinking.units import Cut, UnitGroup, Whole
+from ditprune.shrinking.survey import block_paths, numbers_after
+from ditprune.shrinking.units import Cut
 
 MAX_MOMENT_BYTES = 4_000_000_000
-_FLOAT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +40,9 @@ class Smaller:
 
     denoiser: nn.Module
     call: Call
-    recipe: ShrinkRecipe
-    plan: ShrinkPlan
-    counts: Mapping[str, int]
-    cut: Cut
-    new: Mapping[str, Fitted]
-    whole: Sequence[Whole]
-    fits: Mapping[str, LowRankFit]
-    notes: tuple[str, ...]
+    run: ShrinkRun
+    chosen: CutChoice
+    work: WorkInMemory
 
 
 def shrink_denoiser_(
@@ -69,103 +61,48 @@ def smaller_of(
     max_bytes: int = MAX_MOMENT_BYTES,
 ) -> Smaller:  # fmt: skip
     """Work out what a denoiser becomes. Raises DitpruneError."""
-    with torch.inference_mode(False):
-        blocks = block_paths(denoiser, recipe)
-        groups, whole = units_of(denoiser, blocks, calls[0], recipe)
-        prices = Prices.of(denoiser, calls[0])
-        stream = DemandStream(denoiser, groups, calls, max_bytes, progress)
-        scale = output_square(denoiser, calls)
-        orders: dict[str, Sequence[Removal]] = {}
-        for demands in stream():
-            orders |= orders_in(denoiser, groups, demands, prices, recipe)
-        fits, notes = _modulation_fits(denoiser, blocks, calls, recipe, progress)
-        plan = plan_of(denoiser, groups, orders, prices, scale, recipe)
-        plan = replace(plan, saved=prices.saved(fits))
-        counts = clustered(plan, plan.counts(recipe), recipe)
-        cut = plan.cut(counts)
-        new: dict[str, Fitted] = {}
-        for demands in stream():
-            new |= fitted(read_layer(denoiser), cut, demands)
-    return Smaller(denoiser, calls[0], recipe, plan, counts, cut, new, whole, fits, notes)
+    work = WorkInMemory()
+    with tempfile.TemporaryDirectory() as folder:
+        terrain = _terrain(denoiser, calls, recipe, Path(folder), max_bytes)
+        run = ShrinkRun(terrain, calls, recipe, work, progress)
+        chosen = chosen_by(run.plan, recipe)
+        run.carry_out(chosen)
+    return Smaller(denoiser, calls[0], run, chosen, work)
 
 
 def make_smaller_(ready: Smaller) -> ShrinkOutcome:
     """Make a denoiser what was worked out."""
-    denoiser, cut, fits = ready.denoiser, ready.cut, ready.fits
-    numbers = numbers_after(denoiser, cut)
-    put_(denoiser, ready.new)
-    cut_(denoiser, cut)
-    shrink_modulation_(denoiser, fits)
-    form = Form(numbers, {}, {name: fit.rank for name, fit in fits.items()})
-    mark_(denoiser, shrunk_form(denoiser).then(form))
+    denoiser, run, chosen = ready.denoiser, ready.run, ready.chosen
+    ranks = {layer: values for part in run.works() for layer, values in part.ranks.items()}
+    _apply_(denoiser, chosen.cut, ready.work, list(ranks))
     after = Prices.of(denoiser, ready.call).size()
-    return shrink_outcome(
-        ready.plan, ready.counts, cut, ready.recipe, after, ready.whole, fits, ready.notes
-    )
+    whole, notes = run.surveyed.whole, run.notes()
+    return shrink_outcome(run.plan, chosen, run.recipe, after, whole, ranks, notes)
 
 
-class DemandStream:
-    """What is known of layers that read units, whole pools together, as many as memory holds.
-
-    What one stage holds is kept, so that it is not worked out twice.
-    """
-
-    def __init__(
-        self, denoiser: nn.Module, groups: Mapping[str, UnitGroup], calls: Sequence[Call],
-        max_bytes: int, progress: Progress,
-    ) -> None:  # fmt: skip
-        self._denoiser, self._calls, self._progress = denoiser, calls, progress
-        self._stages = _stages(denoiser, groups, max_bytes)
-        self._only: dict[str, Demand] | None = None
-
-    def __call__(self) -> Iterator[Mapping[str, Demand]]:
-        if self._only is not None:
-            yield self._only
-            return
-        for number, names in enumerate(self._stages, start=1):
-            what = f"following the output {number}/{len(self._stages)}"
-            followed = collect(self._denoiser, names, self._counted(what))
-            if len(self._stages) == 1:
-                self._only = followed
-            yield followed
-
-    def _counted(self, what: str) -> Iterator[Call]:
-        for number, call in enumerate(self._calls, start=1):
-            yield call
-            self._progress(what, number, len(self._calls))
+def _terrain(
+    denoiser: nn.Module, calls: Sequence[Call], recipe: ShrinkRecipe, folder: Path, max_bytes: int
+) -> Terrain:
+    residence, stored = InMemory(denoiser), denoiser.state_dict()
+    blocks = block_paths(denoiser, recipe)
+    chain, road = find_chain(denoiser, blocks, calls, residence), None
+    if isinstance(chain, Chain):
+        device = next(denoiser.parameters()).device
+        make, every = place_states(chain, calls, residence, folder, device, None, True)
+        road = Road(chain, residence, make, every)
+    sizes = {name: tensor.element_size() for name, tensor in stored.items()}
+    return Terrain(denoiser, residence, road, stored.__getitem__, stored.keys(), sizes, max_bytes)
 
 
-def _stages(
-    denoiser: nn.Module, groups: Mapping[str, UnitGroup], max_bytes: int
-) -> list[list[str]]:
-    """The layers that read units, in parts whose moments fit; one pool at least in each."""
-    stages: list[list[str]] = []
-    left = 0
-    for pool in pools(groups):
-        layers = sorted({c.layer for name in pool for c in groups[name].consumers})
-        widths = [denoiser.get_parameter(f"{name}.weight").shape[1] for name in layers]
-        size = sum(_FLOAT * (width + 1) ** 2 for width in widths)
-        if not stages or size > left:
-            stages.append([])
-            left = max_bytes
-        stages[-1] += layers
-        left -= size
-    return stages
-
-
-def _modulation_fits(
-    denoiser: nn.Module, blocks: Sequence[str], calls: Sequence[Call], recipe: ShrinkRecipe,
-    progress: Progress,
-) -> tuple[dict[str, LowRankFit], tuple[str, ...]]:  # fmt: skip
-    """Two matrices for each modulation layer whose rank is lowered, and what else to know."""
-    fitter = fitter_of(denoiser, blocks, calls, recipe.modulation)
-    if not isinstance(fitter, ModulationFitter):
-        return {}, () if fitter is None else (fitter,)
-    fits: dict[str, LowRankFit] = {}
-    notes: list[str] = []
-    for number, path in enumerate(blocks, start=1):
-        done = fitter.fit(path)
-        fits |= done.fits
-        notes += [f"{name} keeps its rank: {reason}" for name, reason in done.whole.items()]
-        progress("lowering the rank of modulation", number, len(blocks))
-    return fits, tuple(notes)
+@torch.no_grad()
+def _apply_(denoiser: nn.Module, cut: Cut, work: WorkInMemory, ranks: Sequence[str]) -> None:
+    """Give a denoiser its new tensors, numbers and form."""
+    numbers, tensors = numbers_after(denoiser, cut), work.tensors()
+    parts = ("down.weight", "up.weight", "up.bias")
+    factors = {name: Factors(*(tensors.pop(f"{name}.{part}") for part in parts)) for name in ranks}
+    cut_(denoiser, cut)
+    device = next(denoiser.parameters()).device
+    resize_(denoiser, {name: tensor.to(device) for name, tensor in tensors.items()}, {})
+    set_low_rank_(denoiser, factors)
+    form = Form(numbers, {}, {name: len(factor.down) for name, factor in factors.items()})
+    mark_(denoiser, shrunk_form(denoiser).then(form))

@@ -1,40 +1,43 @@
-"""How is one denoiser of a folder shrunk: surveyed, decided, fitted, block by block?"""
+"""How is one denoiser shrunk: surveyed, decided, fitted and trained, block by block?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ditprune.calls import Call
-from ditprune.checkpoints.skeleton import skeleton
-from ditprune.checkpoints.weights import Weights
-from ditprune.denoiser.blockwise.chain import Chain
-from ditprune.denoiser.blockwise.find import find_chain
-from ditprune.denoiser.blockwise.residence import InMemory, OnDisk, Residence
-from ditprune.denoiser.pipeline import load_denoiser
-from ditprune.denoiser.placement import Placement
-from ditprune.denoiser.rows import to_placement
+from ditprune.checkpoints.shrunk.low_rank import Factors, set_low_rank_
+from ditprune.checkpoints.shrunk.resize import resize_
+from ditprune.denoiser.blockwise.sweep import Step
 from ditprune.method.columns import Removal
-from ditprune.method.low_rank import LowRankFit
 from ditprune.progress import Progress
-from ditprune.pruning.update.blockwise.room import place_states
-from ditprune.shrinking.in_memory import MAX_MOMENT_BYTES, DemandStream
-from ditprune.shrinking.kept_work import BlockWork, KeptWork, orders_from
+from ditprune.shrinking.chosen import CutChoice
+from ditprune.shrinking.in_place import cut_
+from ditprune.shrinking.kept_work import BlockWork, FirstPass, KeptWork
 from ditprune.shrinking.modulation import ModulationFitter, Wanted
-from ditprune.shrinking.moments import BlockDemand, Road, collect_by_block, output_square
+from ditprune.shrinking.moments import (
+    BlockDemand,
+    Demand,
+    collect_by_block,
+    output_square,
+)
+from ditprune.shrinking.new_tensors import Terrain, layer_as_stored, smaller_tensors, with_ranks
 from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.prices import NOTHING, Prices, Size
-from ditprune.shrinking.readers import fitted
+from ditprune.shrinking.readers import Fitted, fitted
 from ditprune.shrinking.recipe import ShrinkRecipe
+from ditprune.shrinking.stages import DemandStages
 from ditprune.shrinking.survey import block_paths, fitter_of, orders_in, plan_of, units_of
+from ditprune.shrinking.train import SETTINGS, TrainedBlock, trained_blocks, trained_names
+from ditprune.shrinking.twins import twin_of
 from ditprune.shrinking.units import Cut, UnitGroup, Whole
+
+UNTRAINED = "its blocks do not chain, so they were not trained"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,213 +54,215 @@ class Surveyed:
     prices: Prices
 
 
-class FolderRun:
-    """The work on one denoiser of a folder.
-
-    Where its blocks chain, one of them is in memory at a time; else all of it is loaded, and taken
-    as one block.
+class ShrinkRun:
+    """The work on one denoiser, which is left as it is.
 
     Args:
-        folder: of the denoiser.
-        work: a folder for what is done, and for hidden states that memory does not hold.
+        work: where what is done is kept.
     """
 
     def __init__(
-        self, folder: Path, calls: Sequence[Call], recipe: ShrinkRecipe, placement: Placement,
-        work: Path, progress: Progress,
+        self, terrain: Terrain, calls: Sequence[Call], recipe: ShrinkRecipe, work: KeptWork,
+        progress: Progress,
     ) -> None:  # fmt: skip
-        self.kept, self._work, self._progress = KeptWork(work), work, progress
-        self._folder, self.recipe, self._placement = folder, recipe, placement
-        self._weights = Weights(folder)
-        self._calls = [to_placement(call, placement.device, placement.dtype) for call in calls]
-        self.denoiser, self._residence, self._road = self._ground()
-
-    def _ground(self) -> tuple[nn.Module, Residence, Road | None]:
-        placement, work = self._placement, self._work
-        blocks = block_paths(skeleton(self._folder), self.recipe)
-        disk = OnDisk(self._folder, blocks, placement)
-        chain = find_chain(disk.denoiser, blocks, self._calls, disk)
-        if not isinstance(chain, Chain):
-            denoiser = load_denoiser(self._folder, placement)
-            return denoiser, InMemory(denoiser), None
-        make, every = place_states(
-            chain, self._calls, disk, work, placement.device, self._left_bytes(blocks), True
-        )
-        return disk.denoiser, disk, Road(chain, disk, make, every)
-
-    def _left_bytes(self, blocks: Sequence[str]) -> int | None:
-        """Memory for hidden states and gradients; None without a limit."""
-        limit = self._placement.max_memory
-        if limit is None:
-            return None
-        itemsize = self._placement.dtype.itemsize
-        sizes = dict.fromkeys(blocks, 0)
-        rest = 0
-        for name, entry in self._weights.entries.items():
-            size = torch.Size(entry.shape).numel() * itemsize
-            block = next((path for path in blocks if name.startswith(f"{path}.")), None)
-            if block is None:
-                rest += size
-            else:
-                sizes[block] += size
-        return limit - rest - _COPIES_OF_BLOCK * max(sizes.values())
+        self._terrain, self._calls, self.recipe = terrain, calls, recipe
+        self._work, self._progress = work, progress
+        self.denoiser = terrain.denoiser
 
     @cached_property
     def surveyed(self) -> Surveyed:
         """The units, tried on a call, and what they cost."""
         call = self._calls[0]
-        with self._residence.running():
+        with self._terrain.residence.running():
             blocks = block_paths(self.denoiser, self.recipe)
             groups, whole = units_of(self.denoiser, blocks, call, self.recipe)
             prices = Prices.of(self.denoiser, call)
-        return Surveyed(blocks, groups, whole, replace(prices, itemsizes=self._itemsizes(prices)))
-
-    def _itemsizes(self, prices: Prices) -> dict[str, int]:
-        """By tensor, the bytes of a number as it is written; none for what is in no file."""
-        numbers = {name: prod(shape) for name, shape in prices.shapes.items()}
-        entries = self._weights.entries
-        return {
-            name: entries[name].size_bytes // count if count and name in entries else 0
-            for name, count in numbers.items()
-        }
+        stored = {name: self._terrain.itemsizes.get(name, 0) for name in prices.shapes}
+        return Surveyed(blocks, groups, whole, replace(prices, itemsizes=stored))
 
     @cached_property
     def plan(self) -> ShrinkPlan:
         """What can go, and at which cost."""
-        survey = self.kept.survey()
+        surveyed = self.surveyed
+        survey = self._work.survey()
         if survey is None:
             orders: dict[str, Sequence[Removal]] = {}
             squares: list[float] = []
-            for _, demand in self._demands("measuring blocks", squares):
+            for demands in self._all_demands("measuring blocks", squares.append):
                 orders |= orders_in(
-                    self.denoiser, self.surveyed.groups, demand.layers, self.surveyed.prices,
-                    self.recipe,
-                )  # fmt: skip
-            self.kept.keep_survey(orders, sum(squares))
-            survey = self.kept.survey()
-            assert survey is not None
-        surveyed = self.surveyed
+                    self.denoiser, surveyed.groups, demands, surveyed.prices, self.recipe
+                )
+            survey = FirstPass(orders, sum(squares))
+            self._work.keep_survey(survey)
         plan = plan_of(
-            self.denoiser, surveyed.groups, orders_from(survey), surveyed.prices, survey["scale"],
+            self.denoiser, surveyed.groups, survey.orders, surveyed.prices, survey.scale,
             self.recipe,
         )  # fmt: skip
-        return plan if self.recipe.fit is None else replace(plan, saved=self._saved())
+        return plan if self.recipe.fit is None else replace(plan, saved=self._saved_by_ranks())
 
-    def _saved(self) -> Size:
+    def _saved_by_ranks(self) -> Size:
         """What the lower rank of modulation saves."""
         fitter, saved = self._fitter(self.recipe.modulation), NOTHING
         if isinstance(fitter, ModulationFitter):
             for path in self.surveyed.blocks:
-                with self._residence.resident(path):
+                with self._terrain.residence.resident(path):
                     fits = fitter.fit(path).fits
                 saved = saved.plus(self.surveyed.prices.saved(fits))
         return saved
 
-    def fit(self, cut: Cut, modulation: Wanted) -> None:
-        """Work out the new tensors of every block that is not done, and keep them."""
+    def carry_out(self, chosen: CutChoice) -> None:
+        """Work out the new tensors of every block."""
+        self._fit(chosen.cut, chosen.modulation)
+        if self.recipe.preset == "best":
+            self._train(chosen.cut)
+
+    def works(self) -> list[BlockWork]:
+        """What became of every block."""
+        works = (self._work.block(number) for number in range(len(self._parts())))
+        return [work for work in works if work is not None]
+
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know beside the units that went."""
+        notes = [note for work in self.works() for note in work.notes]
+        if self.recipe.preset == "best" and self._terrain.road is None:
+            notes.append(f"{type(self.denoiser).__name__}: {UNTRAINED}")
+        for number, path in enumerate(self._parts()):
+            trained = self._work.trained(number)
+            if trained is not None and not trained.refined.is_taken:
+                notes.append(f"{path}: training did not help on rows kept aside, and was dropped")
+        return tuple(notes)
+
+    def _fit(self, cut: Cut, modulation: Wanted) -> None:
         numbers = {path: number for number, path in enumerate(self._parts())}
-        undone = [path for path, number in numbers.items() if not self.kept.is_done(number)]
+        undone = {path for path, number in numbers.items() if self._work.block(number) is None}
         if not undone:
             return
         fitter = self._fitter(modulation)
-        for path, demand in self._demands("fitting blocks"):
-            if path in undone:
-                self.kept.keep(numbers[path], self._block_work(path, demand, cut, fitter))
-                undone.remove(path)
-            if not undone:
-                break
+        if self._terrain.road is None:
+            new: dict[str, Fitted] = {}
+            for demands in self._stages.collected("fitting layers"):
+                new |= fitted(self._layer, cut, demands)
+            self._work.keep(0, self._block_work("", new, cut, fitter), None)
+            return
+        with closing(self._by_block("fitting blocks")) as steps:
+            for path, demand in steps:
+                if path in undone:
+                    new = fitted(self._layer, cut, demand.layers)
+                    work = self._block_work(path, new, cut, fitter)
+                    self._work.keep(numbers[path], work, demand.gains)
+                    undone.remove(path)
+                if not undone:
+                    return
 
-    def works(self) -> Iterator[BlockWork]:
-        """What became of every block, without its tensors."""
-        return (self.kept.record(number) for number in range(len(self._parts())))
+    def _train(self, cut: Cut) -> None:
+        road, groups = self._terrain.road, self.surveyed.groups
+        paths = {group.block for group in groups.values()}
+        numbers = [number for number, path in enumerate(self._parts()) if path in paths]
+        if road is None or all(self._work.trained(number) for number in numbers):
+            return
+        with torch.inference_mode(False):
+            done = trained_blocks(
+                road, self._calls, self._work.gains, lambda step: self._smaller(step, cut),
+                lambda step: trained_names(groups, step.block, step.path), self._work.trained,
+                SETTINGS,
+            )  # fmt: skip
+            for number, trained in done:
+                if self._work.trained(number) is None:
+                    self._work.keep_trained(number, self._as_stored(trained))
+                self._progress("training blocks", number + 1, len(road.chain.blocks))
+
+    def _smaller(self, step: Step, cut: Cut) -> nn.Module:
+        """A block as it was fitted, with tensors of its own where these are trained."""
+        work = self._work.block(step.number)
+        assert work is not None
+        block, path = twin_of(step.block), step.path
+        cut_(block, cut, prefix=path)
+        new = dict(work.tensors)
+        factors = {
+            name.removeprefix(f"{path}."): Factors(
+                *(new.pop(f"{name}.{part}") for part in ("down.weight", "up.weight", "up.bias"))
+            )
+            for name in work.ranks
+        }
+        like = next(step.block.parameters())
+        for name in trained_names(self.surveyed.groups, step.block, path):
+            new.setdefault(name, block.get_parameter(name.removeprefix(f"{path}.")).detach())
+        below = {
+            name.removeprefix(f"{path}."): tensor.to(like.device, like.dtype, copy=True)
+            for name, tensor in new.items()
+        }
+        resize_(block, below, {})
+        set_low_rank_(block, factors)
+        return block
+
+    def _as_stored(self, trained: TrainedBlock) -> TrainedBlock:
+        tensors = {
+            name: tensor.to("cpu", self._terrain.read(name).dtype).contiguous()
+            for name, tensor in trained.tensors.items()
+        }
+        return TrainedBlock(tensors, trained.refined)
 
     def _parts(self) -> Sequence[str]:
         """The paths of blocks that are taken one by one; of the denoiser, where they are not."""
-        return [""] if self._road is None else self._road.chain.blocks
+        return [""] if self._terrain.road is None else self._terrain.road.chain.blocks
 
-    def _demands(
-        self, what: str, squares: list[float] | None = None
-    ) -> Iterator[tuple[str, BlockDemand]]:
-        groups = self.surveyed.groups
-        if self._road is None:
-            if squares is not None:
-                squares.append(output_square(self.denoiser, self._calls))
-            stream = DemandStream(
-                self.denoiser, groups, self._calls, MAX_MOMENT_BYTES, self._progress
-            )
-            layers = {name: demand for part in stream() for name, demand in part.items()}
-            yield "", BlockDemand(layers, None)
+    def _all_demands(
+        self, what: str, output: Callable[[float], None]
+    ) -> Iterator[Mapping[str, Demand]]:
+        if self._terrain.road is not None:
+            yield from (demand.layers for _, demand in self._by_block(what, output))
             return
+        output(output_square(self.denoiser, self._calls))
+        yield from self._stages.collected(what)
+
+    def _by_block(
+        self, what: str, output: Callable[[float], None] = lambda _: None
+    ) -> Generator[tuple[str, BlockDemand], None, None]:
+        """What is known of each block, on the way back."""
+        road = self._terrain.road
+        assert road is not None
         names: dict[str, list[str]] = {}
-        for group in groups.values():
+        for group in self.surveyed.groups.values():
             names.setdefault(group.block, []).extend(c.layer for c in group.consumers)
-        num_blocks = len(self._road.chain.blocks)
+        total = 2 * len(road.chain.blocks)
 
         def told(done: int) -> None:
-            self._progress(what, done, 2 * num_blocks)
+            self._progress(what, done, total)
 
-        keep = (lambda _: None) if squares is None else squares.append
         with (
             torch.inference_mode(False),
-            closing(collect_by_block(self._road, names, self._calls, told, keep)) as steps,
+            closing(collect_by_block(road, names, self._calls, told, output)) as steps,
         ):
             yield from steps
 
+    @cached_property
+    def _stages(self) -> DemandStages:
+        return DemandStages(
+            self.denoiser,
+            self.surveyed.groups,
+            self._calls,
+            self._terrain.max_bytes,
+            self._progress,
+        )
+
     def _fitter(self, wanted: Wanted) -> ModulationFitter | str | None:
-        chain = None if self._road is None else self._road.chain
-        with self._residence.running():
-            return fitter_of(self.denoiser, self.surveyed.blocks, self._calls, wanted, chain)
+        road, blocks = self._terrain.road, self.surveyed.blocks
+        chain = None if road is None else road.chain
+        with self._terrain.residence.running():
+            return fitter_of(self.denoiser, blocks, self._calls, wanted, chain)
 
     def _block_work(
-        self, path: str, demand: BlockDemand, cut: Cut, fitter: ModulationFitter | str | None
-    ) -> BlockWork:
+        self, path: str, new: Mapping[str, Fitted], cut: Cut,
+        fitter: ModulationFitter | str | None,
+    ) -> BlockWork:  # fmt: skip
         """The tensors of a block that change."""
-        new = fitted(self._read, cut, demand.layers)
-        tensors: dict[str, Tensor] = {}
-        for name, values in new.items():
-            shape = self._weights.entries[f"{name}.weight"].shape
-            tensors[f"{name}.weight"] = values.weight.reshape(shape)
-            if values.bias is not None:
-                tensors[f"{name}.bias"] = values.bias
-        inside = [name for name in cut.tensors if not path or name.startswith(f"{path}.")]
-        for name in inside:
-            whole = tensors[name] if name in tensors else self._weights.read(name)
-            tensors[name] = cut.tensor(name, whole).contiguous()
-        return self._with_ranks(path, tensors, fitter)
-
-    def _with_ranks(
-        self, path: str, tensors: dict[str, Tensor], fitter: ModulationFitter | str | None
-    ) -> BlockWork:
-        if not isinstance(fitter, ModulationFitter):
+        tensors = smaller_tensors(self._terrain, path, new, cut)
+        if isinstance(fitter, str):
+            return BlockWork(tensors, notes=(fitter,) if path == self._parts()[0] else ())
+        if fitter is None:
             return BlockWork(tensors)
-        gone: list[str] = []
-        ranks: dict[str, Sequence[float]] = {}
-        notes: list[str] = []
-        for block in [path] if path else self.surveyed.blocks:
-            done = fitter.fit(block)
-            notes += [f"{name} keeps its rank: {reason}" for name, reason in done.whole.items()]
-            for name, fit in done.fits.items():
-                tensors |= self._factors(name, fit)
-                gone += [
-                    n for n in (f"{name}.weight", f"{name}.bias") if n in self._weights.entries
-                ]
-                ranks[name] = (fit.rank, fit.num_weights, fit.num_before, fit.error)
-        return BlockWork(tensors, tuple(gone), ranks, tuple(notes))
+        blocks = [path] if path else self.surveyed.blocks
+        return with_ranks(self._terrain, blocks, tensors, fitter)
 
-    def _factors(self, name: str, fit: LowRankFit) -> dict[str, Tensor]:
-        """The two Linears in the place of a layer, in the dtype that it is stored in."""
-        dtype = self._read(name)[0].dtype
-        parts = {"down.weight": fit.down, "up.weight": fit.up, "up.bias": fit.bias}
-        return {f"{name}.{part}": tensor.to(dtype).contiguous() for part, tensor in parts.items()}
-
-    def _read(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """A layer's weight and bias as they are stored, on the device."""
-        entries, device = self._weights.entries, self._placement.device
-        names = [n for n in (f"{name}.weight", f"{name}.bias") if n in entries]
-        if not names:  # a modulation layer of low rank
-            names = [f"{name}.up.weight", f"{name}.up.bias"]
-        weight, *bias = (self._weights.read(n).to(device) for n in names)
-        return weight, bias[0] if bias else None
-
-
-_COPIES_OF_BLOCK = 4  # its weights, its moments, and the work on them
+    def _layer(self, name: str) -> tuple[Tensor, Tensor | None]:
+        return layer_as_stored(self._terrain, name)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ditprune.denoisers import DENOISER, qualified
-from ditprune.method.low_rank import LowRankFit
+from ditprune.shrinking.chosen import CutChoice
 from ditprune.shrinking.plan import ShrinkPlan
 from ditprune.shrinking.prices import Size
 from ditprune.shrinking.recipe import ShrinkRecipe
-from ditprune.shrinking.units import Cut, Whole
+from ditprune.shrinking.units import Whole
 
 
 @dataclass(frozen=True)
@@ -110,26 +110,28 @@ class ShrinkOutcome:
 
 
 def shrink_outcome(
-    plan: ShrinkPlan, counts: Mapping[str, int], cut: Cut, recipe: ShrinkRecipe, after: Size,
-    whole: Sequence[Whole], fits: Mapping[str, LowRankFit], notes: tuple[str, ...],
+    plan: ShrinkPlan, chosen: CutChoice, recipe: ShrinkRecipe, after: Size,
+    whole: Sequence[Whole], ranks: Mapping[str, Sequence[float]], notes: tuple[str, ...],
 ) -> ShrinkOutcome:  # fmt: skip
-    """Of one denoiser."""
-    nothing = dict.fromkeys(counts, 0)
+    """Of one denoiser.
+
+    Args:
+        ranks: by modulation layer, its rank, weights after and before, and error.
+    """
     parts = {
         name: ShrunkPart(
-            plan.groups[name].kind, plan.groups[name].num_units, tuple(cut.kept[name]),
-            plan.error({**nothing, name: count}),
+            plan.groups[name].kind, plan.groups[name].num_units, tuple(stay), chosen.errors[name]
         )
-        for name, count in counts.items()
-    }  # fmt: skip
-    ranks = {
-        name: ShrunkRank(fit.rank, fit.num_weights, fit.num_before, fit.error)
-        for name, fit in fits.items()
+        for name, stay in chosen.cut.kept.items()
     }
+    by_layer = {
+        name: ShrunkRank(int(rank), int(num_after), int(num_before), error)
+        for name, (rank, num_after, num_before, error) in ranks.items()
+    }
+    free = chosen.error if (known := chosen.error_of_free_choice) is None else known
     return ShrinkOutcome(
-        recipe, plan.prices.size(), after, plan.ratio(counts), plan.error(counts),
-        plan.error(plan.counts(recipe)), parts, {part.name: part.reason for part in whole}, ranks,
-        notes,
+        recipe, plan.prices.size(), after, chosen.ratio, chosen.error, free, parts,
+        {part.name: part.reason for part in whole}, by_layer, (*chosen.notes, *notes),
     )  # fmt: skip
 
 
