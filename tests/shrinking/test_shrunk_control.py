@@ -1,4 +1,4 @@
-"""A ControlNet of the dense denoiser goes on working with the shrunk one."""
+"""A ControlNet goes on working with the shrunk denoiser; an IP-Adapter is refused in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import ditprune
 import pipeline_parts as parts
+from ditprune.errors import ModelError
 from ditprune.shrinking.find import find_groups
 from ditprune.shrinking.in_place import cut_
 from ditprune.shrinking.units import Cut
@@ -65,3 +67,16 @@ def test_a_shrunk_denoiser_follows_its_controlnet(name: str) -> None:
     expected, got = (output(each, control, name, 1.0) for each in (dense, smaller))
     assert torch.allclose(got, expected, atol=1e-5 * expected.abs().max().item())
     assert not torch.allclose(got, output(smaller, control, name, 0.0), rtol=0.01)
+
+
+def test_a_denoiser_with_an_ip_adapter_stays_as_it_is() -> None:
+    from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+
+    denoiser = redraw_(parts.denoiser(SD3), 0).eval()
+    denoiser.transformer_blocks[0].attn.processor = SD3IPAdapterJointAttnProcessor2_0(32, 8, 16)
+    before = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+    calls = [FAMILIES[SD3].call(Draw(seed)) for seed in range(2)]
+    with pytest.raises(ModelError, match=r"IP-Adapter.*unload_ip_adapter") as caught:
+        ditprune.shrink_(denoiser, calls, ratio=0.3)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], t) for name, t in denoiser.state_dict().items())
