@@ -116,7 +116,7 @@ def line_of(verb: Verb, inputs: dict[str, Path], out: Path) -> list[object]:
 
 
 def result_of(out: Path) -> Any:
-    """The bytes of what was written; of results, which hold seconds, the numbers."""
+    """The bytes of what was written; of results, which hold seconds and peaks, the numbers."""
     if out.is_file():
         return out.read_bytes()
     results = sorted(out.rglob("results.json"))
@@ -125,6 +125,7 @@ def result_of(out: Path) -> Any:
     (content,) = (json.loads(file.read_text(encoding="utf-8")) for file in results)
     for model in content.get("models", []):
         model["accounting"].pop("seconds_per_image"), model.pop("warnings")
+        model["accounting"].pop("peak_memory_bytes")
     content.pop("command")
     return content
 
