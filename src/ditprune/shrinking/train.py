@@ -22,7 +22,7 @@ from ditprune.pruning.update.trained import Trained
 from ditprune.shrinking.moments import Road
 from ditprune.shrinking.units import UnitGroup
 
-SETTINGS = Distill(num_steps=400)
+SETTINGS = Distill(num_steps=800)
 
 
 @dataclass(frozen=True, eq=False)
