@@ -13,7 +13,10 @@ import ditprune
 from ditprune import bundled
 from ditprune.denoiser.replay import predicted_noise, relative_error, run_call
 from ditprune.errors import RecipeError, TargetError
+from ditprune.method.distill import Distill
 from ditprune.progress import silent
+from ditprune.pruning.update.blockwise import teacher
+from ditprune.shrinking import one_denoiser
 from ditprune.shrinking.in_memory import shrink_denoiser_
 from ditprune.shrinking.recipe import ShrinkRecipe
 
@@ -121,3 +124,29 @@ def test_a_ratio_that_cannot_be_reached_says_what_can(trained: Any) -> None:
     with pytest.raises(RecipeError, match=r"ratio=0.95: at most 0.9\d\d of these parts can go"):
         shrink_denoiser_(dense, calls, ShrinkRecipe(ratio=0.95), silent)
     assert all(torch.equal(before[name], tensor) for name, tensor in dense.state_dict().items())
+
+
+def test_training_lowers_the_error_on_what_it_saw(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged by the rows that it saw: on so few it does not help on others."""
+    monkeypatch.setattr(one_denoiser, "SETTINGS", Distill(num_steps=40))
+    monkeypatch.setattr(teacher, "split", lambda rows, _seed: (list(rows), []))
+    dense, calls, _ = trained
+    words: dict[str, Any] = {"ratio": 0.5, "modulation": "none", "parts": "neurons"}
+    best, outcome, _ = shrunk(trained, preset="best", **words)
+    fast, _, _ = shrunk(trained, **words)
+    assert not [note for note in outcome.notes if "was dropped" in note]
+    assert error(best, dense, calls) < 0.9 * error(fast, dense, calls)
+
+
+def test_training_that_does_not_help_is_dropped_out_loud(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one_denoiser, "SETTINGS", Distill(num_steps=4, learning_rate=0.1))
+    words: dict[str, Any] = {"ratio": 0.5, "modulation": "none", "parts": "neurons"}
+    best, outcome, _ = shrunk(trained, preset="best", **words)
+    fast, _, _ = shrunk(trained, **words)
+    assert len([note for note in outcome.notes if "was dropped" in note]) == 8
+    pairs = zip(best.parameters(), fast.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
