@@ -42,7 +42,7 @@ def test_denoisers_share_the_steps_as_their_calls_do() -> None:
     assert account(stock, work, 1.5) == {
         "num_parameters": 10, "num_nonzero": 5, "size_bytes": 40, "macs_per_step": 250,
         "macs_per_step_effective": 180, "macs_per_image": 2000, "macs_per_image_effective": 1440,
-        "seconds_per_image": 1.5,
+        "seconds_per_image": 1.5, "peak_memory_bytes": None,
     }  # fmt: skip
 
 

@@ -13,7 +13,9 @@ from ditprune.cli.options import PATH
 from ditprune.errors import DitpruneError, ModelError, OutputError
 from ditprune.writing.paths import path_of
 
-PLACES = {"out", "set_folder", "statistics", "prompts", "reference", "images", "file", "folder"}
+PLACES = {
+    "out", "set_folder", "statistics", "prompts", "reference", "images", "file", "folder", "like",
+}  # fmt: skip
 
 
 def test_the_home_is_put_in_its_place(tmp_path: Path, monkeypatch) -> None:

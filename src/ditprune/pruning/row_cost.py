@@ -65,7 +65,8 @@ def row_cost(skeleton: nn.Module, targets: Mapping[str, Target], call: Call) -> 
     rows, layers = num_rows(call), {name: skeleton.get_submodule(name) for name in targets}
     blocks = {target.block: skeleton.get_submodule(target.block) for target in targets.values()}
     counter = FlopCounterMode(display=False)
-    dtype = next(skeleton.parameters()).dtype  # calls may be in another, that of the placement
+    parameter = next(skeleton.parameters(), None)
+    dtype = None if parameter is None else parameter.dtype  # calls may be in another
     try:
         with (
             counting_tokens(layers) as counts,
@@ -112,7 +113,7 @@ def _counting_blocks(
         yield costs
 
 
-def _without_data(dtype: torch.dtype, leaf: Any) -> Any:
+def _without_data(dtype: torch.dtype | None, leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     return leaf.to("meta", dtype if leaf.is_floating_point() else None)

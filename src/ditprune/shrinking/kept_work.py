@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from ditprune.pruning.update.blockwise.run import BlockRefined
 from ditprune.shrinking.train import TrainedBlock
 from ditprune.writing.files import write_beside
 from ditprune.writing.json_file import parse_json, read_json
-from ditprune.writing.tensors_file import load_tensors, save_tensors
+from ditprune.writing.tensors_file import load_tensors, read_metadata, save_tensors
 
 _KEY = "work"
 
@@ -66,6 +66,9 @@ class KeptWork(Protocol):
     def block(self, number: int) -> BlockWork | None:
         """None of a block that is not done."""
 
+    def record(self, number: int) -> BlockWork | None:
+        """The same without tensors, where they are not in memory."""
+
     def keep(self, number: int, work: BlockWork, gains: BlockGains | None) -> None: ...
 
     def gains(self, number: int) -> BlockGains | None:
@@ -73,6 +76,9 @@ class KeptWork(Protocol):
 
     def trained(self, number: int) -> TrainedBlock | None:
         """None of a block that was not trained."""
+
+    def refined(self, number: int) -> BlockRefined | None:
+        """What its training gave; None of one that was not trained."""
 
     def keep_trained(self, number: int, trained: TrainedBlock) -> None: ...
 
@@ -95,6 +101,9 @@ class WorkInMemory:
     def block(self, number: int) -> BlockWork | None:
         return self._blocks.get(number)
 
+    def record(self, number: int) -> BlockWork | None:
+        return self._blocks.get(number)
+
     def keep(self, number: int, work: BlockWork, gains: BlockGains | None) -> None:
         self._blocks[number], self._gains[number] = work, gains
 
@@ -103,6 +112,10 @@ class WorkInMemory:
 
     def trained(self, number: int) -> TrainedBlock | None:
         return self._trained.get(number)
+
+    def refined(self, number: int) -> BlockRefined | None:
+        trained = self._trained.get(number)
+        return None if trained is None else trained.refined
 
     def keep_trained(self, number: int, trained: TrainedBlock) -> None:
         self._trained[number] = trained
@@ -134,12 +147,16 @@ class WorkInFolder:
             part.write_text(json.dumps({"scale": survey.scale, "orders": orders}), "utf-8")
 
     def block(self, number: int) -> BlockWork | None:
+        work = self.record(number)
+        tensors = {} if work is None else load_tensors(self._file("block", number))[0]
+        return work and replace(work, tensors=tensors)
+
+    def record(self, number: int) -> BlockWork | None:
         file = self._file("block", number)
         if not file.is_file():
             return None
-        tensors, metadata = load_tensors(file)
-        record = parse_json(metadata[_KEY])
-        return BlockWork(tensors, tuple(record["gone"]), record["ranks"], tuple(record["notes"]))
+        record = parse_json(read_metadata(file)[_KEY])
+        return BlockWork({}, tuple(record["gone"]), record["ranks"], tuple(record["notes"]))
 
     def keep(self, number: int, work: BlockWork, gains: BlockGains | None) -> None:
         if gains is not None:
@@ -155,13 +172,17 @@ class WorkInFolder:
         return BlockGains.from_tensors(load_tensors(file)[0]) if file.is_file() else None
 
     def trained(self, number: int) -> TrainedBlock | None:
+        refined = self.refined(number)
+        if refined is None:
+            return None
+        return TrainedBlock(load_tensors(self._file("trained", number))[0], refined)
+
+    def refined(self, number: int) -> BlockRefined | None:
         file = self._file("trained", number)
         if not file.is_file():
             return None
-        tensors, metadata = load_tensors(file)
-        record = parse_json(metadata[_KEY])
-        refined = BlockRefined(**{**record, "unreached": tuple(record["unreached"])})
-        return TrainedBlock(tensors, refined)
+        record = parse_json(read_metadata(file)[_KEY])
+        return BlockRefined(**{**record, "unreached": tuple(record["unreached"])})
 
     def keep_trained(self, number: int, trained: TrainedBlock) -> None:
         record = {_KEY: json.dumps(asdict(trained.refined))}

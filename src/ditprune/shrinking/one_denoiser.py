@@ -117,8 +117,8 @@ class ShrinkRun:
             self._train(chosen.cut)
 
     def works(self) -> list[BlockWork]:
-        """What became of every block."""
-        works = (self._work.block(number) for number in range(len(self._parts())))
+        """What became of every block; where it is kept on disk, without tensors."""
+        works = (self._work.record(number) for number in range(len(self._parts())))
         return [work for work in works if work is not None]
 
     def notes(self) -> tuple[str, ...]:
@@ -127,14 +127,14 @@ class ShrinkRun:
         if self.recipe.preset == "best" and self._terrain.road is None:
             notes.append(f"{type(self.denoiser).__name__}: {UNTRAINED}")
         for number, path in enumerate(self._parts()):
-            trained = self._work.trained(number)
-            if trained is not None and not trained.refined.is_taken:
+            refined = self._work.refined(number)
+            if refined is not None and not refined.is_taken:
                 notes.append(f"{path}: training did not help on rows kept aside, and was dropped")
         return tuple(notes)
 
     def _fit(self, cut: Cut, modulation: Wanted) -> None:
         numbers = {path: number for number, path in enumerate(self._parts())}
-        undone = {path for path, number in numbers.items() if self._work.block(number) is None}
+        undone = {path for path, number in numbers.items() if self._work.record(number) is None}
         if not undone:
             return
         fitter = self._fitter(modulation)
@@ -158,7 +158,7 @@ class ShrinkRun:
         road, groups = self._terrain.road, self.surveyed.groups
         paths = {group.block for group in groups.values()}
         numbers = [number for number, path in enumerate(self._parts()) if path in paths]
-        if road is None or all(self._work.trained(number) for number in numbers):
+        if road is None or all(self._work.refined(number) for number in numbers):
             return
         with torch.inference_mode(False):
             done = trained_blocks(
@@ -167,7 +167,7 @@ class ShrinkRun:
                 SETTINGS,
             )  # fmt: skip
             for number, trained in done:
-                if self._work.trained(number) is None:
+                if self._work.refined(number) is None:
                     self._work.keep_trained(number, self._as_stored(trained))
                 self._progress("training blocks", number + 1, len(road.chain.blocks))
 

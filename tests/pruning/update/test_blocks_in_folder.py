@@ -59,7 +59,9 @@ def test_a_folder_gets_what_memory_gets_with_a_block_at_a_time(
     words, max_gram_bytes, source, tiny_pipeline, tiny_stats, tmp_path, same_bits, monkeypatch
 ) -> None:
     """Hidden states on the disk change nothing."""
-    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: type("", (), {"available": 0})())
+    monkeypatch.setattr(
+        room.psutil, "virtual_memory", lambda: type("", (), {"available": 0, "total": 2**40})()
+    )
     model, out = locate(str(tiny_pipeline)), tmp_path / "out"
     given = replace(source, max_gram_bytes=max_gram_bytes)
     outcomes = prune_checkpoint(model, out, {"any": tiny_stats}, build(**words), source=given)
@@ -147,7 +149,9 @@ def test_a_disk_without_room_for_hidden_states_is_refused_before_work(
 ) -> None:
     model = locate(str(tiny_pipeline))
     monkeypatch.setattr(room, "state_bytes", lambda *_args: FREE)
-    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: type("", (), {"available": 0})())
+    monkeypatch.setattr(
+        room.psutil, "virtual_memory", lambda: type("", (), {"available": 0, "total": 2**40})()
+    )
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _place: type("", (), {"free": FREE})())
     with pytest.raises(RecipeError, match=r"the blocks give for the 6 rows .* 2 MB free; free som"):
         prune_checkpoint(model, tmp_path / "out", {"any": tiny_stats}, build(**FAST), source=source)
