@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ditprune.checkpoints.locate import check_inside
 from ditprune.errors import ModelError
 from ditprune.writing.json_file import parse_json, read_json
 from ditprune.writing.model_files import PICKLES
+from ditprune.writing.tensors_file import Stored, header
 
 _STEM = "diffusion_pytorch_model"
 DTYPES = {
@@ -271,3 +272,28 @@ def layout_of(weights: Weights) -> Layout:
     """The layout that a folder has."""
     headers = {shard.name: weights.header(shard) for shard in weights.shards}
     return Layout(headers, weights.entries)
+
+
+def laid_out(
+    weights: Weights, in_shard: Callable[[Path], Sequence[Entry]], note: str | None = None
+) -> Layout:
+    """A layout with the shards of a folder, and other tensors in them.
+
+    Args:
+        in_shard: the tensors of a shard, in their order; their offsets do not count.
+        note: goes into the metadata of every header, as `ditprune`.
+    """
+    headers: dict[str, bytes] = {}
+    entries: dict[str, Entry] = {}
+    for shard in weights.shards:
+        metadata = parse_json(weights.header(shard)[8:]).get("__metadata__") or {}
+        tensors = in_shard(shard)
+        stored = (Stored(e.name, e.dtype, e.shape, e.size_bytes) for e in tensors)
+        headers[shard.name] = header(
+            metadata if note is None else {**metadata, "ditprune": note}, stored
+        )
+        offset = len(headers[shard.name])
+        for entry in tensors:
+            entries[entry.name] = replace(entry, offset=offset)
+            offset += entry.size_bytes
+    return Layout(headers, entries)

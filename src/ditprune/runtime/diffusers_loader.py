@@ -24,7 +24,7 @@ from ditprune.checkpoints.compact.packing import unpack_weight
 from ditprune.checkpoints.shrunk.form import Form
 from ditprune.checkpoints.weights import DTYPES, Entry, read_header, read_range
 from ditprune.errors import ModelError
-from ditprune.runtime.shrunk_loader import resize_as_stored_
+from ditprune.runtime.shrunk_loader import derived_classes, resize_as_stored_
 
 _NAMES = ("DitpruneConfig", "DitpruneQuantizer")
 
@@ -62,15 +62,7 @@ def add_to(tables: ModuleType) -> None:
 @cache
 def _classes() -> tuple[type, type]:
     """The configuration and the quantizer, as subclasses of those of diffusers."""
-    from diffusers.quantizers.base import DiffusersQuantizer
-    from diffusers.quantizers.quantization_config import QuantizationConfigMixin
-
-    config, quantizer = _NAMES
-    here = {"__module__": __name__}
-    return (
-        type(config, (_Config, QuantizationConfigMixin), here),
-        type(quantizer, (_Unpacker, DiffusersQuantizer), here),
-    )
+    return derived_classes(__name__, _NAMES, _Config, _Unpacker)
 
 
 def __getattr__(name: str) -> type:

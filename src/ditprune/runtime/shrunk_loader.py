@@ -108,14 +108,20 @@ def _not_saved() -> ModelError:
 @cache
 def _classes() -> tuple[type, type]:
     """The configuration and the quantizer without another, as subclasses of those of diffusers."""
+    return derived_classes(__name__, _NAMES, _Config, _Plain)
+
+
+def derived_classes(
+    module: str, names: tuple[str, str], config: type, quantizer: type
+) -> tuple[type, type]:
+    """A configuration and a quantizer of these names in a module, as subclasses of diffusers'."""
     from diffusers.quantizers.base import DiffusersQuantizer
     from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-    config, quantizer = _NAMES
-    here = {"__module__": __name__}
+    here = {"__module__": module}
     return (
-        type(config, (_Config, QuantizationConfigMixin), here),
-        type(quantizer, (_Plain, DiffusersQuantizer), here),
+        type(names[0], (config, QuantizationConfigMixin), here),
+        type(names[1], (quantizer, DiffusersQuantizer), here),
     )
 
 

@@ -204,15 +204,22 @@ def _difference(expected: Outputs, got: Outputs) -> str:
     for (_, before), (_, after) in zip(expected, got, strict=True):
         if before.shape != after.shape:
             return "without some of its units its output has another shape"
-        if not before.numel():
-            continue
-        largest = before.abs().max()
-        if not largest.isfinite():
+        share = share_apart(before, after)
+        if share is None:
             return "its outputs are not finite in this call"
-        share = ((after - before).abs().max() / largest.clamp_min(1e-30)).item()
         if not share <= TOLERANCE:
             return (
                 "without some of its units it gives something else than with their outputs zeroed "
                 f"(by {share:.1e} of its largest output)"
             )
     return ""
+
+
+def share_apart(before: Tensor, after: Tensor) -> float | None:
+    """The largest difference over the largest number of `before`; None where that is not finite."""
+    if not before.numel():
+        return 0.0
+    largest = before.abs().max()
+    if not largest.isfinite():
+        return None
+    return ((after - before).abs().max() / largest.clamp_min(1e-30)).item()

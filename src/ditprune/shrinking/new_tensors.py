@@ -37,33 +37,33 @@ class Terrain:
     max_bytes: int
 
 
-def layer_as_stored(ground: Terrain, name: str) -> tuple[Tensor, Tensor | None]:
+def layer_as_stored(terrain: Terrain, name: str) -> tuple[Tensor, Tensor | None]:
     """A layer's weight and bias, on the device that the denoiser runs on."""
-    device = next(ground.denoiser.parameters()).device
+    device = next(terrain.denoiser.parameters()).device
     weight, bias = f"{name}.weight", f"{name}.bias"
-    has_bias = bias in ground.names
-    return ground.read(weight).to(device), ground.read(bias).to(device) if has_bias else None
+    has_bias = bias in terrain.names
+    return terrain.read(weight).to(device), terrain.read(bias).to(device) if has_bias else None
 
 
 def smaller_tensors(
-    ground: Terrain, path: str, new: Mapping[str, Fitted], cut: Cut
+    terrain: Terrain, path: str, new: Mapping[str, Fitted], cut: Cut
 ) -> dict[str, Tensor]:
     """The tensors of a block that change, by name; of the denoiser for no path."""
     tensors: dict[str, Tensor] = {}
     for name, values in new.items():
-        shape = ground.read(f"{name}.weight").shape
+        shape = terrain.read(f"{name}.weight").shape
         tensors[f"{name}.weight"] = values.weight.reshape(shape).cpu()
         if values.bias is not None:
             tensors[f"{name}.bias"] = values.bias.cpu()
     for name in cut.tensors:
-        if (not path or name.startswith(f"{path}.")) and name in ground.names:
-            whole = tensors[name] if name in tensors else ground.read(name)
+        if (not path or name.startswith(f"{path}.")) and name in terrain.names:
+            whole = tensors[name] if name in tensors else terrain.read(name)
             tensors[name] = cut.tensor(name, whole).contiguous()
     return tensors
 
 
 def with_ranks(
-    ground: Terrain, blocks: Sequence[str], tensors: Mapping[str, Tensor], fitter: ModulationFitter
+    terrain: Terrain, blocks: Sequence[str], tensors: Mapping[str, Tensor], fitter: ModulationFitter
 ) -> BlockWork:
     """These tensors, and two in the place of each modulation layer that loses rank."""
     every, gone, notes = dict(tensors), list[str](), list[str]()
@@ -72,17 +72,17 @@ def with_ranks(
         done = fitter.fit(block)
         notes += [f"{name} keeps its rank: {reason}" for name, reason in done.whole.items()]
         for name, fit in done.fits.items():
-            every |= _factors(ground, name, fit)
+            every |= _factors(terrain, name, fit)
             both = (f"{name}.weight", f"{name}.bias")
-            gone += [tensor for tensor in both if tensor in ground.names]
+            gone += [tensor for tensor in both if tensor in terrain.names]
             ranks[name] = (fit.rank, fit.num_weights, fit.num_before, fit.error)
     return BlockWork(every, tuple(gone), ranks, tuple(notes))
 
 
-def _factors(ground: Terrain, name: str, fit: LowRankFit) -> dict[str, Tensor]:
+def _factors(terrain: Terrain, name: str, fit: LowRankFit) -> dict[str, Tensor]:
     """The two Linears in the place of a layer, in the dtype that it is stored in."""
-    is_plain = f"{name}.weight" in ground.names
-    dtype = ground.read(f"{name}.weight" if is_plain else f"{name}.up.weight").dtype
+    is_plain = f"{name}.weight" in terrain.names
+    dtype = terrain.read(f"{name}.weight" if is_plain else f"{name}.up.weight").dtype
     parts = {"down.weight": fit.down, "up.weight": fit.up, "up.bias": fit.bias}
     return {
         f"{name}.{part}": tensor.to("cpu", dtype).contiguous() for part, tensor in parts.items()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ditprune.method.columns import least_squares
 from ditprune.pruning.update.layers import check_fits
@@ -29,16 +28,6 @@ class Fitted:
 
 
 Read = Callable[[str], tuple[Tensor, Tensor | None]]  # by layer, its weight as stored, and bias
-
-
-def read_layer(denoiser: nn.Module) -> Read:
-    """Of a loaded denoiser."""
-
-    def read(name: str) -> tuple[Tensor, Tensor | None]:
-        layer: Any = denoiser.get_submodule(name)
-        return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-
-    return read
 
 
 @torch.no_grad()
@@ -67,13 +56,3 @@ def _fit(name: str, weight: Tensor, bias: Tensor | None, stay: Tensor, followed:
         return Fitted(update, None)
     shift = (weight.float() - update.float()) @ moments.mean
     return Fitted(update, (bias.float() + shift).to(bias.dtype))
-
-
-@torch.no_grad()
-def put_(denoiser: nn.Module, new: Mapping[str, Fitted]) -> None:
-    """Give layers their new weights and biases, in place."""
-    for name, values in new.items():
-        layer: Any = denoiser.get_submodule(name)
-        as_matrix(layer.weight).copy_(values.weight)
-        if values.bias is not None:
-            layer.bias.copy_(values.bias)

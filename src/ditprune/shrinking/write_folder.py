@@ -9,11 +9,10 @@ from pathlib import Path
 
 from ditprune.checkpoints.rewrite_tensors import ShardWriter
 from ditprune.checkpoints.shrunk.form import KEY, Form
-from ditprune.checkpoints.weights import Entry, Layout, Weights, read_range, sha256
+from ditprune.checkpoints.weights import Entry, Layout, Weights, laid_out, read_range, sha256
 from ditprune.progress import Progress
 from ditprune.writing.files import write_beside
-from ditprune.writing.json_file import parse_json, read_json
-from ditprune.writing.tensors_file import Stored, header
+from ditprune.writing.json_file import read_json
 
 _CONFIG = "config.json"
 
@@ -25,22 +24,15 @@ def smaller_layout(weights: Weights, new: Mapping[str, Entry], gone: Collection[
         new: tensors by name, wherever they lie now.
         gone: names of tensors that are left out.
     """
-    headers: dict[str, bytes] = {}
-    entries: dict[str, Entry] = {}
-    for shard in weights.shards:
-        metadata = parse_json(weights.header(shard)[8:]).get("__metadata__") or {}
-        in_shard = [
+
+    def in_shard(shard: Path) -> list[Entry]:
+        return [
             replace(new.get(name, entry), file=shard)
             for entry in weights.in_shard(shard)
             for name, entry in _in_place_of(entry, new, gone)
         ]
-        stored = [Stored(e.name, e.dtype, e.shape, e.size_bytes) for e in in_shard]
-        headers[shard.name] = header(metadata, stored)
-        offset = len(headers[shard.name])
-        for entry in in_shard:
-            entries[entry.name] = replace(entry, offset=offset)
-            offset += entry.size_bytes
-    return Layout(headers, entries)
+
+    return laid_out(weights, in_shard)
 
 
 def _in_place_of(

@@ -17,11 +17,10 @@ from torch import Tensor
 from ditprune.checkpoints.compact.head import ITEM_BYTES, Head, read_head
 from ditprune.checkpoints.compact.packing import unpack_weight
 from ditprune.checkpoints.shrunk.form import IN_COMPACT, KEY, is_form
-from ditprune.checkpoints.weights import Entry, Layout, Weights, entries_of, sha256
+from ditprune.checkpoints.weights import Entry, Layout, Weights, entries_of, laid_out, sha256
 from ditprune.errors import ModelError
 from ditprune.writing.files import COMPACT_MANIFEST, installed_versions, is_compact
 from ditprune.writing.json_file import MALFORMED, parse_json, read_json
-from ditprune.writing.tensors_file import Stored, header
 
 FORMAT = 1
 METHOD = "ditprune"
@@ -160,18 +159,10 @@ def packed_layout(weights: Weights, heads: Mapping[str, Head]) -> Layout:
     def rank(entry: Entry) -> tuple[bool, int]:
         return entry.name not in heads, -(entry.size_bytes // max(1, math.prod(entry.shape)))
 
-    headers: dict[str, bytes] = {}
-    entries: dict[str, Entry] = {}
-    for shard in weights.shards:
-        in_shard = sorted(map(packed, weights.in_shard(shard)), key=rank)
-        metadata = parse_json(weights.header(shard)[8:]).get("__metadata__") or {}
-        stored = (Stored(e.name, e.dtype, e.shape, e.size_bytes) for e in in_shard)
-        headers[shard.name] = header({**metadata, "ditprune": _NOTE}, stored)
-        offset = len(headers[shard.name])
-        for entry in in_shard:
-            entries[entry.name] = replace(entry, offset=offset)
-            offset += entry.size_bytes
-    return Layout(headers, entries)
+    def in_shard(shard: Path) -> list[Entry]:
+        return sorted(map(packed, weights.in_shard(shard)), key=rank)
+
+    return laid_out(weights, in_shard, _NOTE)
 
 
 def write_compact_manifest(
